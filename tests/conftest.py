@@ -1,0 +1,117 @@
+"""A tiny random Whisper, tiny made speech, and the shared real ones where they are."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = ROOT / "whisper_peft" / "quickstart"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of the real checkpoint and the real speech."""
+    folder = Path(os.environ.get("WHISPER_PEFT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("no ../shared")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random multilingual Whisper of 1 + 1 layers with the quickstart's vocabulary and 3 s window."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def make_tiny_model(folder: Path, **changes) -> Path:
+    """Saves a tiny random Whisper in transformers' layout."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+    source = str(QUICKSTART / "model")
+    config = WhisperConfig.from_pretrained(source)
+    for key, value in {
+        "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **changes,
+    }.items():  # fmt: skip
+        setattr(config, key, value)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(source)
+    model.generation_config.alignment_heads = [[0, 0]]
+    model.save_pretrained(str(folder))
+    processor = WhisperProcessor.from_pretrained(source)
+    processor.save_pretrained(str(folder))
+    processor.feature_extractor.save_pretrained(str(folder))
+    return folder
+
+
+def make_wave(seconds: float, seed: int = 0) -> np.ndarray:
+    """A few wandering tones and noise at 16 kHz: not speech, but not silence."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(int(seconds * 16000)) / 16000
+    wave = sum(np.sin(2 * np.pi * f * time_s + rng.uniform(0, 6)) for f in rng.uniform(80, 2000, 4))
+    return (0.1 * wave + 0.01 * rng.standard_normal(len(time_s))).astype(np.float32)
+
+
+WORDS = "घर पानी किताब सड़क लाल नीला बड़ा छोटा आज कल रात दिन चलो रुको देखो सुनो".split()
+
+
+def make_speech(folder: Path, clips: int = 12, *, seconds: tuple[float, float] = (0.4, 1.2), seed: int = 0) -> Path:
+    """An AudioFolder of made clips: wav files, metadata.csv."""
+    import soundfile
+
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"])
+        for number in range(clips):
+            soundfile.write(folder / f"{number}.wav", make_wave(rng.uniform(*seconds), seed * 1000 + number), 16000)
+            writer.writerow([f"{number}.wav", f"{' '.join(rng.sample(WORDS, 3))} {seed} {number}"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory) -> Path:
+    """Three AudioFolders: train (12 clips), eval (4), test (4)."""
+    folder = tmp_path_factory.mktemp("speech")
+    for seed, (name, clips) in enumerate((("train", 12), ("eval", 4), ("test", 4))):
+        make_speech(folder / name, clips, seed=seed)
+    return folder
+
+
+@pytest.fixture
+def run_cli():
+    """Runs `whisper-peft` in a fresh process: (arguments) -> CompletedProcess with text output."""
+
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "whisper_peft", *map(str, arguments)],
+            capture_output=True, text=True, cwd=cwd, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    return run
+
+
+def tiny_recipe(model: Path, speech: Path, **changes):
+    """A recipe over the tiny model and the made speech."""
+    from whisper_peft import Recipe, override
+
+    settings = {
+        "model.name": str(model), "model.language": "hi", "data.train": [str(speech / "train")],
+        "data.eval": str(speech / "eval"), "data.test": str(speech / "test"), "train.steps": 4,
+        "train.batch_size": 4, "train.workers": 0, "lora.rank": 4, "evaluate.every_steps": 2, "train.logging_steps": 1,
+    }  # fmt: skip
+    return override(Recipe(), {**settings, **changes})

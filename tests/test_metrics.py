@@ -1,0 +1,222 @@
+"""Error rates against a hand-made edit distance, their intervals, and the offline `evaluate` metric."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from whisper_peft.errors import UserError
+from whisper_peft.evaluation.metrics import (
+    MEASURES,
+    ErrorRate,
+    bootstrap_interval,
+    character_errors,
+    paired_interval,
+    score,
+    speech_error_rate,
+    word_errors,
+)
+
+
+def edit_distance(reference: Sequence[str], prediction: Sequence[str]) -> int:
+    """The textbook table, row by row."""
+    row = list(range(len(prediction) + 1))
+    for i, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(prediction, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != found))
+    return row[-1]
+
+
+def random_sentences(seed: int, clips: int) -> list[str]:
+    rng = random.Random(seed)
+    words = ["घर", "में", "हिन्दी", "a", "b", "ab", "ba", "น้ำ", "é", "😀"]
+    return [" ".join(rng.choices(words, k=rng.randrange(0, 9))) for _ in range(clips)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("errors_of", "split"), [(word_errors, str.split), (character_errors, list)])
+def test_counts_equal_a_hand_made_edit_distance(
+    errors_of: Callable[[Sequence[str], Sequence[str]], ErrorRate], split: Callable[[str], list[str]], seed: int
+) -> None:
+    references, predictions = random_sentences(seed, 60), random_sentences(seed + 100, 60)
+    assert "" in references and "" in predictions
+    pairs = [(split(r), split(p)) for r, p in zip(references, predictions, strict=True)]
+    distance = sum(edit_distance(r, p) for r, p in pairs)
+    length = sum(len(r) for r, _ in pairs)
+
+    errors = errors_of(references, predictions)
+
+    assert errors.substitutions + errors.deletions + errors.insertions == distance
+    assert errors.reference_length == length == errors.hits + errors.substitutions + errors.deletions
+    assert errors.hits + errors.substitutions + errors.insertions == sum(len(p) for _, p in pairs)
+    assert errors.rate == pytest.approx(distance / length)
+    # Clip by clip, too: the sum above could hide two mistakes that cancel.
+    for reference, prediction in zip(references[:20], predictions[:20], strict=True):
+        one = errors_of([reference], [prediction])
+        assert one.substitutions + one.deletions + one.insertions == edit_distance(split(reference), split(prediction))
+
+
+def test_a_worked_example() -> None:
+    errors = word_errors(["मैं घर जा रहा हूँ", ""], ["मैं घर जाता हूँ", "you you"])
+    assert errors == ErrorRate(rate=4 / 5, substitutions=1, deletions=1, insertions=2, hits=3, reference_length=5)
+    assert errors.as_dict()["rate"] == 0.8
+    json.dumps(errors.as_dict())
+
+
+def test_empty_predictions_are_all_deletions() -> None:
+    errors = word_errors(["one two", "three"], ["", "  "])
+    assert (errors.rate, errors.deletions, errors.hits, errors.insertions) == (1.0, 3, 0, 0)
+
+
+def test_empty_references_count_insertions_and_stay_finite() -> None:
+    assert word_errors([""], ["thank you"]) == ErrorRate(2.0, 0, 0, 2, 0, 0)
+    assert word_errors(["", " "], ["", ""]).rate == 0.0
+    assert character_errors(["", "ab"], ["abc", "ab"]) == ErrorRate(1.5, 0, 0, 3, 2, 2)
+
+
+def test_storage_and_white_space_are_no_errors() -> None:
+    assert word_errors(["café au\tlait"], ["  cafe\u0301 au  lait\n"]).rate == 0.0
+    assert character_errors(["a b"], [" a  b "]) == ErrorRate(0.0, 0, 0, 0, 3, 3)  # one space counts as one character
+
+
+def test_score_is_flat_raw_and_normalised() -> None:
+    figures = score(["नमस्ते, दुनिया।", "Yes"], ["नमस्ते दुनिया", "yes"])
+    assert figures["clips"] == 2
+    assert figures["normalizer"] == "whisper-peft mark-preserving v1"
+    assert (figures["wer"], figures["wer_substitutions"], figures["wer_reference_length"]) == (1.0, 3, 3)
+    assert figures["wer_normalized"] == figures["cer_normalized"] == 0.0
+    assert figures["wer_normalized_hits"] == 3
+    assert figures["cer"] == pytest.approx(3 / 18)
+    counts = ("substitutions", "deletions", "insertions", "hits", "reference_length")
+    assert set(figures) == {
+        "clips", "normalizer", *MEASURES, *(f"{measure}_{count}" for measure in MEASURES for count in counts)
+    }  # fmt: skip
+    json.dumps(figures)
+
+
+def test_a_lost_vowel_sign_is_an_error_after_normalising() -> None:
+    assert score(["हिन्दी"], ["हनद"])["wer_normalized"] == 1.0  # Whisper's own normaliser calls these equal
+
+
+def test_interval_encloses_the_rate_narrows_with_clips_and_repeats() -> None:
+    references = random_sentences(1, 400)
+    predictions = [text if i % 3 else "" for i, text in enumerate(references)]
+    rate = word_errors(references, predictions).rate
+    lower, upper = bootstrap_interval(references, predictions, metric="wer")
+    assert lower < rate < upper
+    assert (lower, upper) == bootstrap_interval(references, predictions, metric="wer")
+    assert (lower, upper) != bootstrap_interval(references, predictions, metric="wer", seed=1)
+    few_lower, few_upper = bootstrap_interval(references[:24], predictions[:24], metric="wer")
+    assert few_upper - few_lower > 2 * (upper - lower)
+    narrow_lower, narrow_upper = bootstrap_interval(references, predictions, metric="wer", confidence=0.5)
+    assert lower < narrow_lower < narrow_upper < upper
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = random.Random(0)
+    covered = 0
+    for trial in range(200):
+        predictions = ["a" if rng.random() < 0.7 else "b" for _ in range(100)]
+        lower, upper = bootstrap_interval(["a"] * 100, predictions, metric="wer", samples=200, seed=trial)
+        covered += lower <= 0.3 <= upper
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_paired_interval_sees_what_two_intervals_cannot() -> None:
+    references = ["a b c d"] * 200
+    rng = random.Random(0)
+    predictions_a = ["" if rng.random() < 0.5 else "a b c d" for _ in references]
+    predictions_b = [text and "a b c x" for text in predictions_a]  # b is a with one more error in each clip it got
+    lower, upper = paired_interval(references, predictions_a, predictions_b, metric="wer")
+    assert 0 < lower < upper < 0.25  # b is worse
+    a = bootstrap_interval(references, predictions_a, metric="wer")
+    b = bootstrap_interval(references, predictions_b, metric="wer")
+    assert upper - lower < (a[1] - a[0]) / 2 and b[0] - a[1] < lower
+    assert paired_interval(references, predictions_a, predictions_a, metric="cer") == (0.0, 0.0)
+
+
+def test_intervals_of_normalised_rates() -> None:
+    assert bootstrap_interval(["A.", "B!"], ["a", "b"], metric="wer_normalized") == (0.0, 0.0)
+    assert bootstrap_interval(["A.", "B!"], ["a", "b"], metric="wer") == (1.0, 1.0)
+    assert bootstrap_interval(["", ""], ["x", "x"], metric="cer") == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("references", "predictions", "finding"),
+    [([], [], "no clips"), (["a"], ["a", "b"], "1 references but 2 predictions"), ("a", "b", "one string")],
+)
+def test_mistakes_are_named(references: Sequence[str], predictions: Sequence[str], finding: str) -> None:
+    for errors_of in (word_errors, character_errors, score):
+        with pytest.raises(UserError, match=finding):
+            errors_of(references, predictions)
+    with pytest.raises(UserError, match="no measure is called 'mer'"):
+        bootstrap_interval(["a"], ["a"], metric="mer")  # type: ignore[arg-type]
+
+
+def test_thousands_of_clips_take_seconds() -> None:
+    references, predictions = random_sentences(1, 3000), random_sentences(2, 3000)
+    start_s = time.perf_counter()
+    score(references, predictions)
+    bootstrap_interval(references, predictions, metric="wer")
+    assert time.perf_counter() - start_s < 15  # about 1 s on an idle machine
+
+
+def test_the_evaluate_metric_gives_the_same() -> None:
+    import evaluate
+
+    references, predictions = random_sentences(1, 50), random_sentences(2, 50)
+    metric = speech_error_rate()
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.name == "speech_error_rate"
+    expected = score(references, predictions)
+    assert metric.compute(references=references, predictions=predictions) == expected
+    metric.add_batch(references=references[:30], predictions=predictions[:30])
+    for reference, prediction in zip(references[30:], predictions[30:], strict=True):
+        metric.add(reference=reference, prediction=prediction)
+    assert metric.compute() == expected
+
+
+def test_the_evaluate_metric_needs_no_network_and_no_writable_cache(tmp_path: Path) -> None:
+    program = """
+import socket, json
+def forbidden(*arguments, **options):
+    raise AssertionError("the metric opened a connection")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = forbidden
+from whisper_peft.evaluation.metrics import speech_error_rate
+print(json.dumps(speech_error_rate().compute(references=["हिन्दी में", ""], predictions=["हिन्दी", "x"])))
+"""
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, so that no folder can be made below it, not even by root")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **kept,
+            "HOME": str(blocked / "home"),
+            "HF_HOME": str(blocked / "hf"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == score(["हिन्दी में", ""], ["हिन्दी", "x"])
+
+
+def test_importing_the_module_is_cheap() -> None:
+    program = (
+        "import sys, whisper_peft.evaluation.metrics; "
+        "print([name for name in ('jiwer', 'evaluate', 'datasets', 'torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,42 @@
+"""whisper-peft: parameter-efficient fine-tuning of Whisper.
+
+The public names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "errors": ("UserError",),
+    "recipe": ("Recipe", "load_recipe", "save_recipe", "override"),
+    "data.audio": ("load_audio",),
+    "data.sources": ("Row", "load_source"),
+    "data.features": ("Preparation", "Segment"),
+    "data.batching": ("Pick", "steps", "cut"),
+    "data.dataset": ("SpeechDataset", "Example", "LeftOut"),
+    "data.collator": ("SpeechCollator",),
+    "model.build": ("add_adapter", "build_model", "load_base", "load_model", "load_preparation", "locate"),
+    "evaluation.normalizers": ("normalize",),
+    "evaluation.metrics": ("score", "bootstrap_interval", "paired_interval", "speech_error_rate"),
+    "evaluation.transcribing": ("transcribe", "transcribe_rows"),
+    "evaluation.scoring": ("evaluate",),
+    "training.loss": ("token_loss_sum",),
+    "training.train": ("train", "TrainResult"),
+    "delivery.merging": ("merge",),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted(_ROOM_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'whisper_peft' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"whisper_peft.{_ROOM_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,6 @@
+"""`python -m whisper_peft` is `whisper-peft`."""
+
+from whisper_peft.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""SpeechCollator: pad and stack, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from whisper_peft.data.dataset import Example, LeftOut
+from whisper_peft.data.features import IGNORED, Preparation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(TypedDict):
+    """One optimizer step, or a micro-batch of it."""
+
+    input_features: Tensor  # float32 (batch, n_mels, window_frames)
+    decoder_input_ids: Tensor  # int64 (batch, longest)
+    labels: Tensor  # int64 (batch, longest), -100 where no loss is taken
+    rows: list[int]
+    seconds: float  # of speech in the batch
+    left_out: list[LeftOut]
+
+
+@dataclass
+class SpeechCollator:
+    """Examples of one optimizer step -> a padded batch; clips that could not be used are only passed on.
+
+    Log-mels are padded with each clip's own floor, tokens by length: end-of-text is a real label once and padding
+    never is, although both have the same id.
+    """
+
+    preparation: Preparation
+
+    def __call__(self, examples: Sequence[Example | LeftOut]) -> Batch:
+        """Pads and stacks."""
+        import torch
+
+        usable = [example for example in examples if isinstance(example, Example)]
+        usable.sort(key=lambda example: -example.seconds)  # the first micro-batch is the largest
+        longest = max((len(example.labels) for example in usable), default=1)
+        n_mels, frames = self.preparation.n_mels, self.preparation.window_frames
+        features = np.empty((len(usable), n_mels, frames), dtype=np.float32)
+        inputs = np.full((len(usable), longest), self.preparation.eot, dtype=np.int64)
+        labels = np.full((len(usable), longest), IGNORED, dtype=np.int64)
+        for i, example in enumerate(usable):
+            n_frames, n_tokens = example.input_features.shape[1], len(example.labels)
+            features[i, :, :n_frames] = example.input_features
+            features[i, :, n_frames:] = example.floor
+            inputs[i, :n_tokens] = example.decoder_input_ids
+            labels[i, :n_tokens] = example.labels
+        return Batch(
+            input_features=torch.from_numpy(features),
+            decoder_input_ids=torch.from_numpy(inputs),
+            labels=torch.from_numpy(labels),
+            rows=[example.row for example in usable],
+            seconds=sum(example.seconds for example in usable),
+            left_out=[example for example in examples if isinstance(example, LeftOut)],
+        )

@@ -1,0 +1,117 @@
+"""SpeechDataset: decode, augment, encode one row; what was left out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from whisper_peft.data.audio import AudioError, duration_s, load_audio
+from whisper_peft.data.batching import Pick
+from whisper_peft.data.features import Preparation, Segment
+from whisper_peft.data.sources import Row
+from whisper_peft.data.text import clean_text
+
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip ready for the collator."""
+
+    row: int
+    input_features: np.ndarray  # float32 (n_mels, n_frames of this clip)
+    floor: float  # the log-mel of silence beside this clip
+    decoder_input_ids: np.ndarray  # int64 (n_tokens,)
+    labels: np.ndarray  # int64 (n_tokens,), one step ahead, -100 over a prompt
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A clip that cannot be used, and why; it leaves its optimizer step and is never replaced."""
+
+    row: int
+    audio: str
+    place: str
+    reason: str
+
+
+class SpeechDataset:
+    """Rows as examples, made when they are asked for: nothing is cached.
+
+    Indexed with a row number, or with a `Pick` whose epoch seeds the augmentation; so the same pick gives the same
+    example in any worker, on any rank, and after a resume.
+
+    Args:
+        rows: as `load_source` gives them.
+        preparation: of the checkpoint that is trained.
+        language: code for rows that name none; English-only checkpoints ignore it.
+        task: transcribe or translate.
+        clean: text -> text, before tokens are made.
+        augment: (wave float32 (n_samples,) at 16 kHz, random generator) -> wave, or None.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        preparation: Preparation,
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        language_token: str | None = None,
+        clean: Callable[[str], str] = clean_text,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ):
+        self.rows, self.preparation, self.task, self.clean = rows, preparation, task, clean
+        self.language, self.language_token, self.augment, self.seed = language, language_token, augment, seed
+
+    def __len__(self) -> int:
+        """The number of rows, usable or not."""
+        return len(self.rows)
+
+    def __getitem__(self, pick: Pick | int) -> Example | LeftOut:
+        """The example of one row, or the reason why there is none."""
+        row_number, epoch = (pick.row, pick.epoch) if isinstance(pick, Pick) else (int(pick), 0)
+        row = self.rows[row_number]
+        try:
+            return self._encode(row_number, row, epoch)
+        except (AudioError, ValueError) as error:
+            return LeftOut(row_number, row.audio if isinstance(row.audio, str) else "bytes", row.place, str(error))
+
+    def duration_s(self, row_number: int) -> float:
+        """Seconds of a row from its header; 0 where it cannot be told (the row is then left out when it is read)."""
+        row = self.rows[row_number]
+        try:
+            end_s = row.end_s if row.end_s is not None else duration_s(row.audio)
+        except AudioError:
+            return 0.0
+        return max(0.0, end_s - row.start_s)
+
+    def text(self, row_number: int) -> str:
+        """The cleaned transcript of a row."""
+        return self.clean(self.rows[row_number].text)
+
+    def language_of(self, row_number: int) -> str | None:
+        """The language token's code for a row: a borrowed one, the row's own, or the default."""
+        return self.language_token or self.rows[row_number].language or self.language
+
+    def _encode(self, number: int, row: Row, epoch: int) -> Example:
+        wave = load_audio(row.audio, start_s=row.start_s, end_s=row.end_s)
+        text = "" if row.no_speech else self.clean(row.text)
+        if self.augment is not None and len(wave) <= self.preparation.window_samples:
+            changed = self.augment(wave.copy(), np.random.default_rng((self.seed, epoch, number)))
+            changed = np.asarray(changed, dtype=np.float32)
+            if changed.ndim != 1 or not len(changed) or not np.isfinite(changed).all():
+                raise ValueError(f"augment returned shape {changed.shape} or non-finite samples; expected a mono wave")
+            if len(changed) <= self.preparation.window_samples:  # else the original is kept
+                wave = changed
+        features, floor = self.preparation.encode_audio(wave)
+        seconds = len(wave) / self.preparation.sample_rate_hz
+        inputs, labels = self.preparation.encode_text(
+            [Segment(text, 0.0, seconds)], language=self.language_of(number), task=self.task, no_speech=row.no_speech
+        )
+        return Example(number, features, floor, inputs, labels, seconds)

@@ -1,0 +1,183 @@
+"""Waveform to log-mel, and segments to tokens: the two contracts every mode shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from whisper_peft.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, WhisperProcessor
+
+IGNORED = -100  # the label where no loss is taken
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech within an example: its text, and where it starts and ends in seconds."""
+
+    text: str
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+class TooLongError(ValueError):
+    """An example over a limit of the model; the message is the reason written to left_out.jsonl."""
+
+
+class Preparation:
+    """What a checkpoint asks of its input: mel bins, window, vocabulary and limits, all read from its files.
+
+    Args:
+        processor: the checkpoint's WhisperProcessor.
+        config: the checkpoint's WhisperConfig.
+        multilingual: whether prompts carry language and task tokens (`.en` checkpoints have none).
+    """
+
+    def __init__(self, processor: WhisperProcessor, config: PreTrainedConfig, *, multilingual: bool):
+        extractor = processor.feature_extractor
+        self.processor, self.tokenizer, self.multilingual = processor, processor.tokenizer, multilingual
+        self.sample_rate_hz: int = extractor.sampling_rate
+        self.n_fft: int = extractor.n_fft
+        self.hop_samples: int = extractor.hop_length
+        self.n_mels: int = config.num_mel_bins
+        self.window_frames: int = 2 * config.max_source_positions
+        self.window_samples: int = self.window_frames * self.hop_samples
+        self.window_s: float = self.window_samples / self.sample_rate_hz
+        self.max_label_tokens: int = config.max_target_positions
+        self.max_prompt_tokens: int = config.max_target_positions // 2 - 1
+        if extractor.feature_size != self.n_mels:
+            raise UserError(
+                f"{config.name_or_path}: the processor makes {extractor.feature_size} mel bins, the model takes "
+                f"{self.n_mels}; take processor and model from the same checkpoint."
+            )
+        self.mel_filters = np.asarray(extractor.mel_filters, dtype=np.float32)  # (n_fft // 2 + 1, n_mels)
+        self.eot = self.token_id("<|endoftext|>")
+        self.no_timestamps = self.token_id("<|notimestamps|>")
+        self.first_timestamp = self.no_timestamps + 1
+
+    def token_id(self, token: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            UserError: the checkpoint's vocabulary has no such token.
+        """
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or (found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: no token {token}; a language this checkpoint does not know can "
+                "borrow a related one's token with --language-token LANG."
+            )
+        return found
+
+    def prefix(self, language: str | None, task: str = "transcribe", *, timestamps: bool = False) -> list[int]:
+        """The tokens every transcript starts with.
+
+        Args:
+            language: Whisper language code; ignored by English-only checkpoints.
+            task: transcribe or translate; likewise.
+            timestamps: whether timestamp tokens follow.
+
+        Raises:
+            UserError: a language this checkpoint does not know, or none given.
+        """
+        tokens = [self.token_id("<|startoftranscript|>")]
+        if self.multilingual:
+            if language is None:
+                raise UserError("model.language: not set, and the row names none; add --language NAME.")
+            tokens += [self.token_id(f"<|{language}|>"), self.token_id(f"<|{task}|>")]
+        return tokens if timestamps else [*tokens, self.no_timestamps]
+
+    def encode_text(
+        self,
+        segments: Sequence[Segment],
+        *,
+        language: str | None,
+        task: str = "transcribe",
+        timestamps: bool = False,
+        prompt: str = "",
+        no_speech: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens in, and tokens out one step ahead.
+
+        The first text starts without a space, as Whisper's public fine-tunes have it (a lone space is suppressed at
+        the start of generation); later segments are joined by one.
+
+        Returns:
+            decoder_input_ids, int64 (n_tokens,): ``[<|startofprev|> prompt…] <|startoftranscript|> … text…``, and
+            labels, int64 (n_tokens,): the same one step ahead, ending in ``<|endoftext|>``; -100 over the prompt.
+
+        Raises:
+            TooLongError: prefix and text have more tokens than the model takes; nothing is ever cut but a prompt.
+            ValueError: empty text in a row that does not say `no_speech`.
+        """
+        body = []
+        for number, segment in enumerate(segments):
+            text = segment.text.strip()
+            words = self.tokenizer(f" {text}" if number and text else text, add_special_tokens=False).input_ids
+            if timestamps and words:
+                words = [self._timestamp(segment.start_s), *words, self._timestamp(segment.end_s)]
+            body += words
+        if not body and not no_speech:
+            raise ValueError("empty text")
+        prefix = self.prefix(language, task, timestamps=timestamps)
+        if len(prefix) + len(body) > self.max_label_tokens:
+            raise TooLongError(
+                f"{len(body)} text tokens; with the {len(prefix)} of the prefix the model takes {self.max_label_tokens}"
+            )
+        previous = []
+        if prompt.strip():
+            words = self.tokenizer(" " + prompt.strip(), add_special_tokens=False).input_ids
+            room = min(self.max_prompt_tokens, self.max_label_tokens - len(prefix) - len(body) - 1)
+            if room > 0:
+                previous = [self.token_id("<|startofprev|>"), *words[-room:]]
+        inputs = np.array(previous + prefix + body, dtype=np.int64)
+        labels = np.append(inputs[1:], self.eot)
+        labels[: len(previous)] = IGNORED  # up to the position that predicts <|startoftranscript|>
+        return inputs, labels
+
+    def _timestamp(self, seconds: float | None) -> int:
+        if seconds is None or not 0 <= seconds <= self.window_s:
+            raise ValueError(f"a segment time of {seconds} s; expected 0 to {self.window_s:g}")
+        return self.first_timestamp + round(seconds / 0.02)
+
+    def encode_audio(self, wave: np.ndarray) -> tuple[np.ndarray, float]:
+        """Log-mel of one clip, as WhisperFeatureExtractor computes it, without the padding to the window.
+
+        Args:
+            wave: float32 (n_samples,), mono, at `sample_rate_hz`.
+
+        Returns:
+            float32 (n_mels, n_frames of this clip) and its floor: the value that silence has beside this clip,
+            ``(max(log_max - 8, -10) + 4) / 4``, with which the collator pads.
+
+        Raises:
+            TooLongError: longer than the model's window.
+        """
+        import torch
+
+        if len(wave) > self.window_samples:
+            raise TooLongError(f"{len(wave) / self.sample_rate_hz:.1f} s of audio; the model takes {self.window_s:g} s")
+        # The clip's last frames must see the silence after it, not its mirror image; at the full window the
+        # extractor itself reflects.
+        padded = np.zeros(min(len(wave) + self.n_fft, self.window_samples), dtype=np.float32)
+        padded[: len(wave)] = wave
+        spectrum = torch.stft(
+            torch.from_numpy(padded), self.n_fft, self.hop_samples, window=torch.hann_window(self.n_fft),
+            return_complex=True,
+        )  # fmt: skip
+        power = spectrum[:, :-1].abs() ** 2  # (n_fft // 2 + 1, n_frames); the extractor drops the last frame, too
+        mel = torch.from_numpy(self.mel_filters).T @ power
+        log_mel = mel.clamp(min=1e-10).log10()
+        floor = max(log_mel.max().item() - 8.0, -10.0)
+        n_frames = min(self.window_frames, (len(wave) + self.n_fft // 2) // self.hop_samples + 1, log_mel.shape[1])
+        log_mel = (log_mel[:, :n_frames].clamp(min=floor) + 4.0) / 4.0
+        return log_mel.numpy(), (floor + 4.0) / 4.0
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated token ids, special tokens dropped."""
+        return self.tokenizer.decode([int(token) for token in tokens if token >= 0], skip_special_tokens=True).strip()

@@ -1,0 +1,237 @@
+"""merge: adapter + unquantised base -> a stand-alone model, checked against the adapter by logits and transcripts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from whisper_peft import runs
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import Example, SpeechDataset
+from whisper_peft.data.features import IGNORED, Preparation
+from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.text import clean_text, language_code
+from whisper_peft.errors import UserError
+from whisper_peft.evaluation.transcribing import full_limit, generate, resolve_language, to_device, whisper_of
+from whisper_peft.model.build import Located, check_base, load_adapter, load_base, load_model, load_preparation, locate
+from whisper_peft.recipe import PACKAGE, absolute, load_recipe
+from whisper_peft.training.train import save_processor
+
+DTYPES = ("float32", "float16", "bfloat16")
+CHECK_CLIPS = 8
+REPORT = "merge_report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What a model said to the check clips."""
+
+    logits: list  # float32 (n_tokens, vocab) a clip, at positions with a label
+    texts: list[str]
+
+
+def merge(
+    model: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    base: str | None = None,
+    check: str | Path | None = None,
+    language: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Folds an adapter into its unquantised base, and proves the result equal before it appears.
+
+    In float32 the largest logit difference must stay within 1e-5 × max(10, largest |logit|), and transcripts must be
+    equal; in float16 and bfloat16 the merged model may differ from the float32 adapter by at most twice what the
+    unmerged adapter itself differs between that type and float32.
+
+    Args:
+        model: a run or an adapter folder.
+        output: the new model folder; processor and generation config are written with the weights.
+        dtype: float32, float16 or bfloat16; None: the base's own.
+        base: the base model, if it has moved since training.
+        check: SRC to check on; None: the run's own evaluation clips, else the shipped ones. At most 8 clips are used.
+        language: of the check clips, where neither they nor the adapter say.
+        say: told one line at a time what happens.
+
+    Returns:
+        The report, also written to OUT/merge_report.json: gaps, limits, transcripts, and what was checked on.
+
+    Raises:
+        UserError: not an adapter, another base than it was trained on, or a gap over its limit (then no OUT).
+    """
+    import torch
+
+    output = Path(output)
+    runs.refuse_existing(output, "merge never overwrites; name another OUT")
+    located = locate(model)
+    if located.adapter is None:
+        raise UserError(f"{model}: no adapter to merge; it is a stand-alone model already.")
+    source = base or located.base
+    if base is not None:
+        base_located = locate(base)
+        if base_located.adapter:
+            raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
+        source = base_located.base
+    check_base(located, source)
+    own = load_base(source, dtype="auto").dtype
+    wanted = own if dtype is None else _dtype(dtype)
+    exact, preparation, _ = load_model(model, base=source)
+    exact = to_device(exact)
+    dataset, checked_on = _check_clips(located, preparation, check, language, exact)
+    say(f"Checking on {checked_on}.")
+
+    reference = listen(exact, dataset)
+    unmerged = reference if wanted == torch.float32 else listen(_in_dtype(exact, wanted), dataset)
+    del exact
+    with runs.new_folder(output, "merge never overwrites; name another OUT") as folder:
+        folded = load_adapter(load_base(source), located.adapter)  # float32: the fold itself must not round
+        _take_generation_config(folded, located)
+        whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
+        whisper.config.dtype = wanted
+        whisper.config.use_cache = True
+        whisper.save_pretrained(str(folder))
+        save_processor(preparation.processor, folder)
+        whisper.generation_config.save_pretrained(str(folder))
+        del folded, whisper
+        reloaded = to_device(load_base(str(folder), dtype="auto")).eval()
+        if reloaded.dtype != wanted:
+            raise AssertionError(f"merged weights came back as {reloaded.dtype}, not {wanted}")
+        merged = listen(reloaded, dataset, load_preparation(str(folder)))
+        report = {
+            "model": str(model), "base": source, "dtype": str(wanted).removeprefix("torch."),
+            "checked_on": checked_on, **compare(reference, unmerged, merged, exact=wanted == torch.float32),
+        }  # fmt: skip
+        runs.write_json(folder / REPORT, report)
+        if not report["passed"]:
+            raise UserError(
+                f"{output}: not written: merged and unmerged differ by {report['logit_gap']:.2e} in logits "
+                f"(limit {report['logit_limit']:.2e}) and in {report['transcripts_differing']} of {report['clips']} "
+                "transcripts. Try --dtype float32; if that fails too, the adapter is damaged."
+            )
+    return report
+
+
+def listen(model, dataset: SpeechDataset, preparation: Preparation | None = None) -> Heard:
+    """Logits at the label positions, and greedy transcripts, of every clip in a dataset."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    preparation, whisper = preparation or dataset.preparation, whisper_of(model)
+    heard = Heard([], [])
+    for number in range(len(dataset)):
+        example = dataset[number]
+        batch = SpeechCollator(preparation)([example])
+        with torch.no_grad():
+            features = batch["input_features"].to(whisper.device, whisper.dtype)
+            encoded = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
+            logits = whisper(
+                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(whisper.device),
+                use_cache=False,
+            ).logits[0]  # fmt: skip
+            heard.logits.append(logits[batch["labels"][0] != IGNORED].float().cpu())
+            tokens = generate(
+                whisper, preparation, encoded, language=dataset.language_of(number), task=dataset.task,
+                max_new_tokens=min(full_limit(preparation), 2 * len(example.labels) + 10),
+            )[0]  # fmt: skip
+        heard.texts.append(preparation.decode(tokens))
+    return heard
+
+
+def compare(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) -> dict:
+    """Holds the merged model against its limits.
+
+    Args:
+        reference: the unmerged adapter in float32.
+        unmerged: the unmerged adapter in the merged model's type.
+        merged: the merged model.
+        exact: whether that type is float32.
+    """
+    largest = max(one.abs().max().item() for one in reference.logits)
+    gap, own_gap = logit_gap(reference, merged), logit_gap(reference, unmerged)
+    limit = 1e-5 * max(10.0, largest) if exact else 2 * own_gap
+    differing = [
+        {"adapter": ours, "merged": theirs}
+        for ours, theirs in zip(reference.texts, merged.texts, strict=True)
+        if ours != theirs
+    ]
+    return {
+        "clips": len(reference.texts), "logit_gap": gap, "logit_limit": limit, "largest_logit": largest,
+        "unmerged_logit_gap": own_gap, "transcripts_differing": len(differing), "transcripts": differing,
+        "passed": gap <= limit and not (exact and differing),
+    }  # fmt: skip
+
+
+def logit_gap(a: Heard, b: Heard) -> float:
+    """The largest difference of a logit."""
+    return max((x - y).abs().max().item() for x, y in zip(a.logits, b.logits, strict=True))
+
+
+def _in_dtype(model, dtype):
+    """The unmerged adapter in reduced precision, adapter weights included."""
+    return model.to(dtype)
+
+
+def _dtype(name: str):
+    import torch
+
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name}: expected one of {', '.join(DTYPES)}.")
+    return getattr(torch, name)
+
+
+def _take_generation_config(model, located: Located) -> None:
+    from transformers import GenerationConfig
+
+    if (located.adapter / "generation_config.json").is_file():
+        whisper_of(model).generation_config = GenerationConfig.from_pretrained(located.adapter)
+
+
+def _check_clips(
+    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model
+) -> tuple[SpeechDataset, str]:
+    """At most 8 usable clips to compare on, and where they come from."""
+    clean, task, token = clean_text, "transcribe", None
+    code = language and language_code(language)
+    if check is not None:
+        rows, named = load_source(str(check)), f"{check} (--check)"
+    elif located.run and (rows := _run_clips(located.run)):
+        recipe = load_recipe(located.run / runs.RECIPE)
+        text, task = dataclasses.asdict(recipe.data.text), recipe.model.task
+        token, code = recipe.model.language_token, code or recipe.model.language
+
+        def clean(line: str) -> str:
+            return clean_text(line, **text)
+
+        named = "the run's own evaluation clips"
+    else:
+        rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
+        code = code or "hi"
+    if code is None and any(row.language is None for row in rows):
+        code = resolve_language(model, preparation, None)
+    dataset = SpeechDataset(rows, preparation, language=code, task=task, language_token=token, clean=clean)
+    usable: list[Row] = []
+    for number, row in enumerate(rows):
+        if isinstance(dataset[number], Example):
+            usable.append(row)
+        if len(usable) == CHECK_CLIPS:
+            break
+    if not usable:
+        raise UserError(f"{named}: no usable clip to check the merged model on; name some with --check SRC.")
+    kept = SpeechDataset(usable, preparation, language=code, task=task, language_token=token, clean=clean)
+    return kept, f"{len(usable)} clips of {named}"
+
+
+def _run_clips(run: Path) -> Sequence[Row]:
+    """The evaluation rows of a run, where they still are."""
+    recipe = absolute(load_recipe(run / runs.RECIPE), run)
+    columns = {"audio_column": recipe.data.audio_column, "text_column": recipe.data.text_column}
+    for source in (recipe.data.test, recipe.data.eval, *recipe.data.train):
+        if source:
+            try:
+                return load_source(source, **columns)
+            except UserError:
+                continue  # moved or gone since: the next one, at last the shipped clips
+    return []

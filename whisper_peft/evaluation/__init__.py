@@ -1,0 +1,1 @@
+"""From speech to figures: transcribing, normalising text for scoring, error rates and reports."""

@@ -1,0 +1,153 @@
+"""evaluate(MODEL, SRC): transcribe, score, write down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from whisper_peft import runs
+from whisper_peft.data.dataset import LeftOut, SpeechDataset
+from whisper_peft.data.sources import load_source
+from whisper_peft.data.text import clean_text, language_code
+from whisper_peft.errors import UserError
+from whisper_peft.evaluation.metrics import bootstrap_interval, score
+from whisper_peft.evaluation.normalizers import normalize
+from whisper_peft.evaluation.transcribing import (
+    Transcripts,
+    full_limit,
+    resolve_language,
+    to_device,
+    transcribe_rows,
+)
+from whisper_peft.model.build import load_model
+
+
+def figures(dataset: SpeechDataset, found: Transcripts) -> dict:
+    """Error rates, token loss and counts of one pass over a data set.
+
+    Rates are fractions: raw, and under the mark-preserving normaliser (`…_normalized`); `token_loss` is the mean over
+    all reference tokens, in nats.
+
+    Raises:
+        UserError: no clip could be read.
+    """
+    if not found.transcripts:
+        reasons = "; ".join(f"{one.place or one.audio}: {one.reason}" for one in found.left_out[:3])
+        raise UserError(f"no usable clip among {len(found.left_out)} ({reasons}).")
+    references = [dataset.text(one.row) for one in found.transcripts]
+    tokens = sum(one.loss_tokens for one in found.transcripts)
+    return {
+        **score(references, [one.text for one in found.transcripts]),
+        "token_loss": sum(one.loss_sum for one in found.transcripts) / tokens if tokens else None,
+        "reached_limit": sum(one.reached_limit for one in found.transcripts),
+        "left_out": len(found.left_out),
+    }
+
+
+def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
+    """One JSON-ready record a clip: audio, reference, prediction, both normalised, token loss."""
+    return [
+        {
+            "audio": dataset.rows[one.row].audio,
+            "reference": (reference := dataset.text(one.row)),
+            "prediction": one.text,
+            "reference_normalized": normalize(reference),
+            "prediction_normalized": normalize(one.text),
+            "token_loss": one.loss_sum / one.loss_tokens if one.loss_tokens else None,
+            "reached_limit": one.reached_limit,
+        }
+        for one in found.transcripts
+    ]
+
+
+def left_out_record(split: str, one: LeftOut) -> dict:
+    """A line of left_out.jsonl."""
+    return {"split": split, "row": one.row, "audio": one.audio, "place": one.place, "reason": one.reason}
+
+
+def evaluate(
+    model: str | Path,
+    source: str | Path,
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    output: str | Path | None = None,
+    batch_size: int = 8,
+    beams: int = 1,
+    max_new_tokens: int | None = None,
+    max_clips: int | None = None,
+    base: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    normal_form: str | None = "NFC",
+    lowercase: bool = False,
+    remove_punctuation: bool = False,
+    progress: Callable[[int, int], object] = lambda clips, total: None,
+) -> dict:
+    """Transcribes a labelled source and scores it.
+
+    Args:
+        model: any MODEL: Hub id, model, adapter or run folder.
+        source: any SRC with transcripts.
+        language: a name or code for rows that name none; None: what the model was trained for.
+        task: transcribe or translate.
+        output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
+        batch_size: clips at a time.
+        beams: 1 is greedy.
+        max_new_tokens: limit on generation; None: the model's own. Outputs that reach it are counted.
+        max_clips: only the first so many rows.
+        base: the adapter's base, if it has moved.
+        audio_column: where the manifest's columns have other than the usual names.
+        text_column: likewise.
+        normal_form: cleaning of the references; see `clean_text`.
+        lowercase: likewise.
+        remove_punctuation: likewise.
+        progress: told (clips of this batch, clips in all).
+
+    Returns:
+        `figures`, with 95 % bootstrap intervals (`wer_interval`, `cer_interval`, over clips), the model, the source
+        and the seconds it took.
+
+    Raises:
+        UserError: no such model or source, or no usable clip.
+    """
+    if output is not None:
+        runs.refuse_existing(Path(output), "name another --output")
+    rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
+    loaded, preparation, _ = load_model(model, base=base)
+    default = language
+    if any(row.language is None for row in rows) or language is not None:
+        default = resolve_language(loaded, preparation, language)
+    dataset = SpeechDataset(
+        rows, preparation, language=default, task=task,
+        clean=lambda text: clean_text(
+            text, normal_form=normal_form, lowercase=lowercase, remove_punctuation=remove_punctuation
+        ),
+    )  # fmt: skip
+    start = time.monotonic()
+    limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
+    found = transcribe_rows(
+        to_device(loaded), dataset, range(len(rows)), batch_size=batch_size, max_new_tokens=limit, beams=beams,
+        progress=lambda clips: progress(clips, len(rows)),
+    )  # fmt: skip
+    result = figures(dataset, found)
+    predictions = [one.text for one in found.transcripts]
+    references = [dataset.text(one.row) for one in found.transcripts]
+    result = {
+        "model": str(model),
+        "source": str(source),
+        "language": language_code(default) if default else None,
+        **result,
+        "wer_interval": bootstrap_interval(references, predictions, metric="wer"),
+        "cer_interval": bootstrap_interval(references, predictions, metric="cer"),
+        "max_new_tokens": limit,
+        "beams": beams,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    if output is not None:
+        with runs.new_folder(output, "name another --output") as folder:
+            runs.write_json(folder / "report.json", result)
+            runs.rewrite_jsonl(folder / "transcripts.jsonl", records(dataset, found))
+            runs.rewrite_jsonl(folder / runs.LEFT_OUT, [left_out_record("test", one) for one in found.left_out])
+    return result

@@ -1,0 +1,276 @@
+"""Model and clips to text: encode once, take the token loss, generate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_peft.data.audio import AudioError, duration_s
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import LeftOut, SpeechDataset
+from whisper_peft.data.features import IGNORED, Preparation
+from whisper_peft.data.sources import Row
+from whisper_peft.data.text import language_code
+from whisper_peft.errors import UserError
+from whisper_peft.model.build import load_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What the model made of one row."""
+
+    row: int
+    text: str
+    n_tokens: int  # generated, without prefix and end
+    reached_limit: bool  # the generation was stopped by the limit, not by the model
+    loss_sum: float = 0.0  # teacher-forced, over the reference's tokens
+    loss_tokens: int = 0
+
+
+@dataclass
+class Transcripts:
+    """The transcripts of a data set in the order of its rows, and the rows that could not be read."""
+
+    transcripts: list[Transcript] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def whisper_of(model):
+    """The Whisper inside: peft's layers sit in its modules, so it speaks with the adapter's voice."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def full_limit(preparation: Preparation) -> int:
+    """How many tokens the model can generate after its prefix."""
+    return preparation.max_label_tokens - (4 if preparation.multilingual else 2)
+
+
+def training_limit(dataset: SpeechDataset, preparation: Preparation) -> int:
+    """1.5 times the longest reference and 10 tokens: enough for every right answer, and short for a loop."""
+    tokenizer = preparation.tokenizer
+    texts = [dataset.text(number) for number in range(len(dataset))]
+    longest = max((len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids), default=0)
+    return min(full_limit(preparation), int(1.5 * longest) + 10)
+
+
+def transcribe_rows(
+    model,
+    dataset: SpeechDataset,
+    rows: Sequence[int],
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int,
+    beams: int = 1,
+    with_loss: bool = True,
+    workers: int = 0,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    progress: Callable[[int], object] = lambda clips: None,
+) -> Transcripts:
+    """Transcribes rows of a dataset, longest first.
+
+    Args:
+        model: Whisper, or an adapter on one; put into eval mode and back.
+        dataset: makes the examples.
+        rows: which of them.
+        batch_size: clips at a time.
+        max_new_tokens: limit on generation.
+        beams: 1 is greedy.
+        with_loss: also the teacher-forced loss of the references.
+        workers: processes that read audio.
+        autocast: gives the context of reduced precision.
+        progress: told after each batch how many clips it had.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    by_length = sorted(rows, key=lambda row: (-dataset.duration_s(row), row))
+    batches: list[list[int]] = []
+    for row in by_length:  # one language a batch: the prefix is the same for all
+        last = batches[-1] if batches else None
+        if last is None or len(last) == batch_size or dataset.language_of(last[0]) != dataset.language_of(row):
+            batches.append([])
+        batches[-1].append(row)
+    loader = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=SpeechCollator(dataset.preparation), num_workers=workers,
+        generator=torch.Generator(),  # else drawing its seed would move the training's random state
+    )  # fmt: skip
+    found = Transcripts()
+    was_training = model.training
+    model.eval()
+    try:
+        for picked, batch in zip(batches, loader, strict=True):
+            if batch["rows"]:
+                found.transcripts += _transcribe_batch(
+                    model, dataset.preparation, batch, language=dataset.language_of(picked[0]), task=dataset.task,
+                    max_new_tokens=max_new_tokens, beams=beams, with_loss=with_loss, autocast=autocast,
+                )  # fmt: skip
+            found.left_out += batch["left_out"]
+            progress(len(picked))
+    finally:
+        model.train(was_training)
+    found.transcripts.sort(key=lambda transcript: transcript.row)
+    found.left_out.sort(key=lambda left_out: left_out.row)
+    return found
+
+
+def _transcribe_batch(
+    model, preparation: Preparation, batch: dict, *, language: str | None, task: str, max_new_tokens: int, beams: int,
+    with_loss: bool, autocast: Callable,
+) -> list[Transcript]:  # fmt: skip
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    whisper = whisper_of(model)
+    device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
+    with torch.no_grad(), autocast():
+        features = batch["input_features"].to(device, dtype)
+        encoded = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
+        losses, counts = [0.0] * len(features), [0] * len(features)
+        if with_loss:
+            labels = batch["labels"].to(device)
+            logits = whisper(
+                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
+            ).logits
+            each = torch.nn.functional.cross_entropy(
+                logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+            )  # (batch, longest)
+            losses, counts = each.sum(1).tolist(), (labels != IGNORED).sum(1).tolist()
+            del logits, each
+        sequences = generate(
+            whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams
+        )
+    return [
+        Transcript(row, preparation.decode(ids), len(ids), len(ids) >= max_new_tokens, loss, count)
+        for row, ids, loss, count in zip(batch["rows"], sequences, losses, counts, strict=True)
+    ]
+
+
+def generate(
+    whisper,
+    preparation: Preparation,
+    encoded,
+    *,
+    language: str | None,
+    task: str,
+    max_new_tokens: int,
+    beams: int = 1,
+) -> list[list[int]]:
+    """Token ids of each clip, without prefix and end-of-text.
+
+    The encoder's output is passed in: `generate(input_features=…)` would encode again, and pad short input with
+    what sounds like loud noise.
+    """
+    words = {"language": language, "task": task} if preparation.multilingual else {}
+    with _errors_only():
+        output = whisper.generate(
+            encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
+            return_timestamps=False, **words,
+        )  # fmt: skip
+    prefix = preparation.prefix(language, task)
+    sequences = []
+    for ids in output.tolist():
+        if ids[: len(prefix)] == prefix:
+            ids = ids[len(prefix) :]
+        sequences.append(ids[: ids.index(preparation.eot)] if preparation.eot in ids else ids)
+    return sequences
+
+
+@contextlib.contextmanager
+def _errors_only():
+    """At every batch Whisper's generate warns of what it does itself: two limits, its own logits processors."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def transcribe(
+    model: str | Path,
+    audio: Iterable[str | Path],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    batch_size: int = 8,
+    beams: int = 1,
+    base: str | None = None,
+    progress: Callable[[int], object] = lambda clips: None,
+) -> list[dict]:
+    """Transcribes recordings of up to the model's window (30 s).
+
+    Args:
+        model: any MODEL: Hub id, model, adapter or run folder.
+        audio: files of any format.
+        language: a name or code; None: the one the model was trained for, as its generation config says.
+        task: transcribe or translate.
+        batch_size: clips at a time.
+        beams: 1 is greedy.
+        base: the adapter's base, if it has moved.
+        progress: told after each batch how many clips it had.
+
+    Returns:
+        One ``{"audio": path, "text": transcript, "reached_limit": …}`` each, in the order given.
+
+    Raises:
+        UserError: a recording that is missing, unreadable or longer than the window; none is transcribed then.
+    """
+    files = [str(Path(file).expanduser()) for file in audio]
+    loaded, preparation, _ = load_model(model, base=base)
+    for file in files:
+        try:
+            seconds = duration_s(file)
+        except AudioError as error:
+            raise UserError(f"{file}: {error}.") from None
+        if seconds > preparation.window_s:
+            raise UserError(
+                f"{file}: {seconds:.1f} s long; recordings over {preparation.window_s:g} s are not supported yet. "
+                "Cut it into shorter pieces."
+            )
+    code = resolve_language(loaded, preparation, language)
+    dataset = SpeechDataset([Row(file, "", code, no_speech=True) for file in files], preparation, task=task)
+    found = transcribe_rows(
+        to_device(loaded), dataset, range(len(files)), batch_size=batch_size, max_new_tokens=full_limit(preparation),
+        beams=beams, with_loss=False, progress=progress,
+    )  # fmt: skip
+    for left_out in found.left_out:
+        raise UserError(f"{left_out.audio}: {left_out.reason}.")
+    return [
+        {"audio": files[one.row], "text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts
+    ]
+
+
+def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:
+    """The language to transcribe in: the one named, else the one in the model's generation config.
+
+    Raises:
+        UserError: neither says.
+    """
+    if not preparation.multilingual:
+        return None
+    configured = getattr(whisper_of(model).generation_config, "language", None)
+    if language is None and configured is None:
+        raise UserError("--language: the model does not say which language it was trained for; name it.")
+    return language_code((language or configured).strip("<|>"))
+
+
+def best_device() -> torch.device:
+    """The first CUDA device, else MPS (untested), else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_device(model):
+    """The model on the best device there is."""
+    return model.to(best_device())

@@ -1,0 +1,1 @@
+"""Model: the Whisper that is trained."""

@@ -1,0 +1,343 @@
+"""From a name to a model: where MODEL leads, the processor, the base, the adapter. The only fork on mode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_peft import runs
+from whisper_peft.data.features import Preparation
+from whisper_peft.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+MLP = ("fc1", "fc2")
+TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
+HUB_PREFIX = "hf:"
+BASE_FACTS = "base.json"  # beside an adapter of ours: which weights it was trained on
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a MODEL argument leads to: a base, an adapter on one, or either one from a run."""
+
+    name: str  # as the user wrote it
+    base: str  # folder or Hub id of the full weights
+    adapter: Path | None = None
+    run: Path | None = None
+    from_hub: bool = False
+
+
+def locate(name: str | Path) -> Located:
+    """Finds what MODEL means: a local model, a run, an adapter folder, or a Hub id; an existing path wins.
+
+    Raises:
+        UserError: a folder that holds none of these, or an adapter whose base has gone.
+    """
+    text = str(name)
+    path = Path(text).expanduser()
+    if text.startswith(HUB_PREFIX):
+        return Located(text, text.removeprefix(HUB_PREFIX), from_hub=True)
+    if path.is_dir():
+        if runs.is_run(path):
+            return _locate_run(text, path.resolve())
+        if (path / "adapter_config.json").is_file():
+            return _locate_adapter(text, path.resolve(), run=None)
+        if (path / "config.json").is_file():
+            return Located(text, str(path.resolve()))
+        raise UserError(f"{path}: holds no model (config.json), adapter (adapter_config.json) or run (run.json).")
+    if path.exists():
+        raise UserError(f"{path}: a file; MODEL is a folder with a model, an adapter or a run, or a Hub id.")
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UserError(f"{text}: no such folder, and not a Hub id (owner/name) either.")
+    return Located(text, text, from_hub=True)
+
+
+def _locate_run(name: str, run: Path) -> Located:
+    if (run / runs.ADAPTER).is_dir():
+        return _locate_adapter(name, run / runs.ADAPTER, run)
+    if (run / runs.MODEL).is_dir():
+        return Located(name, str(run / runs.MODEL), run=run)
+    raise UserError(f"{run}: not finished yet, no model in it; whisper-peft train --resume {run} goes on.")
+
+
+def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
+    base = runs.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{adapter}/adapter_config.json: names no base model (base_model_name_or_path).")
+    return Located(name, base, adapter, run, from_hub=not Path(base).is_dir())
+
+
+def _load(load, source: str, what: str, **options: object):
+    """Calls a from_pretrained, and turns what a user can cause into one clear line."""
+    try:
+        return load(source, **options)
+    except (OSError, ValueError) as error:
+        first = " ".join(str(error).split())
+        if Path(source).is_dir():
+            raise UserError(f"{source}: {what} cannot be loaded ({first[:300]}).") from None
+        raise UserError(
+            f"{source}: {what} is neither a local folder nor reachable on the Hub ({first[:200]}). Check the name, "
+            "the network and, for a gated model, 'hf auth login'."
+        ) from None
+
+
+def load_config(source: str):
+    """The WhisperConfig of a base.
+
+    Raises:
+        UserError: not found, or not a Whisper.
+    """
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig.from_pretrained, source, "the model's config")
+    if config.model_type != "whisper":
+        raise UserError(f"{source}: a {config.model_type} model; this tool trains Whisper only.")
+    return config
+
+
+def load_processor(source: str) -> WhisperProcessor:
+    """The processor (feature extractor and tokenizer) that lies beside a model."""
+    from transformers import WhisperProcessor
+
+    return _load(WhisperProcessor.from_pretrained, source, "the processor")
+
+
+def load_preparation(source: str) -> Preparation:
+    """Processor and limits of a checkpoint as the data path needs them; reads no weights."""
+    from transformers import GenerationConfig
+
+    config, processor = load_config(source), load_processor(source)
+    try:
+        multilingual = getattr(GenerationConfig.from_pretrained(source), "is_multilingual", None)
+    except OSError:
+        multilingual = None
+    if multilingual is None:  # checkpoints without a generation config: openai's own rule
+        multilingual = config.vocab_size >= 51865
+    return Preparation(processor, config, multilingual=bool(multilingual))
+
+
+def load_base(
+    source: str, *, dtype: torch.dtype | str | None = None, revision: str | None = None
+) -> WhisperForConditionalGeneration:
+    """The full weights, from safetensors only.
+
+    Args:
+        source: local folder or Hub id.
+        dtype: of the weights; "auto" keeps the checkpoint's own; None is float32.
+        revision: commit on the Hub; None is the newest.
+
+    Raises:
+        UserError: not found, not a Whisper, or weights that come as pickle only.
+    """
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    load_config(source)
+    folder = Path(source)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]
+        found = f"only {pickles[0]}, and pickled weights can run code" if pickles else "no weights"
+        raise UserError(
+            f"{source}: {found}; needs model.safetensors. Convert on a machine where you trust the file: load it with "
+            "transformers and save_pretrained(OUT)."
+        )
+    model = _load(
+        WhisperForConditionalGeneration.from_pretrained, source, "the weights (safetensors)",
+        dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
+        revision=revision or "main",
+    )  # fmt: skip
+    repair_generation_config(model)
+    return model
+
+
+def repair_generation_config(model: WhisperForConditionalGeneration) -> None:
+    """Keeps Whisper's generation fields across save and load.
+
+    A config marked as derived from the model is rebuilt on reload and loses `lang_to_id` and the like, and
+    `forced_decoder_ids` left in it make saving fail (transformers 5).
+    """
+    config = model.generation_config
+    config._from_model_config = False
+    if getattr(config, "forced_decoder_ids", None) is not None:
+        config.forced_decoder_ids = None
+    if getattr(model.config, "forced_decoder_ids", None) is not None:
+        model.config.forced_decoder_ids = None
+
+
+def target_pattern(targets: str) -> str:
+    """Plain words to the regular expression of peft's `target_modules`.
+
+    Args:
+        targets: words joined by +: attention, mlp (which layers), encoder, decoder (which half); without a word of
+            one kind, all of that kind.
+
+    Raises:
+        UserError: an unknown word.
+    """
+    words = [word.strip() for word in targets.split("+")]
+    unknown = [word for word in words if word not in TARGET_WORDS]
+    if unknown:
+        raise UserError(f"lora.targets: unknown word '{unknown[0]}'; join with +: {', '.join(TARGET_WORDS)}.")
+    layers = (ATTENTION if "attention" in words else ()) + (MLP if "mlp" in words else ())
+    halves = [word for word in words if word in ("encoder", "decoder")]
+    return rf".*({'|'.join(halves or ('encoder', 'decoder'))})\.layers\..*\.({'|'.join(layers or ATTENTION + MLP)})"
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    rank: int = 32,
+    alpha: int | None = None,
+    dropout: float = 0.05,
+    targets: str = "attention+mlp",
+    rslora: bool = False,
+    dora: bool = False,
+    modules_to_save: Sequence[str] = (),
+) -> PeftModel:
+    """Puts a fresh LoRA adapter on a base; the base's weights are frozen.
+
+    Args:
+        model: the base.
+        rank: of the two factors.
+        alpha: the update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)); None: twice the rank.
+        dropout: on the adapter's input.
+        targets: see `target_pattern`.
+        rslora: rank-stabilised scaling (Kalajdzievski 2023).
+        dora: weight-decomposed adapters (Liu et al. 2024).
+        modules_to_save: further modules trained in full and stored with the adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    # No task_type: SEQ_2_SEQ_LM would pass input_ids, which Whisper does not know, here and to whoever loads it.
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout,
+        target_modules=target_pattern(targets), use_rslora=rslora, use_dora=dora,
+        modules_to_save=list(modules_to_save) or None,
+    )  # fmt: skip
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
+    """Puts a saved adapter on its base."""
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"{adapter}: no adapter_model.safetensors; adapters are read from safetensors only.")
+    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
+
+
+def build_model(
+    located: Located,
+    mode: str,
+    *,
+    lora: dict | None = None,
+    freeze: str | None = None,
+) -> WhisperForConditionalGeneration | PeftModel:
+    """The model that is trained; the one place where full and LoRA part.
+
+    Args:
+        located: see `locate`; an adapter is gone on with in LoRA mode.
+        mode: full or lora.
+        lora: arguments of `add_adapter`.
+        freeze: "encoder", or None.
+
+    Raises:
+        UserError: full fine-tuning of an adapter.
+    """
+    model = load_base(located.base)
+    model.config.use_cache = False  # no use in training; generation asks for it itself
+    if mode == "full":
+        if located.adapter:
+            raise UserError(
+                f"{located.name}: an adapter; full fine-tuning needs stand-alone weights: "
+                f"whisper-peft merge {located.name} OUT, then train --model OUT."
+            )
+        # Sinusoids, fixed in Whisper; transformers 5 loads them as trainable.
+        model.get_encoder().embed_positions.requires_grad_(False)
+        if freeze == "encoder":
+            model.get_encoder().requires_grad_(False)
+        return model
+    model = load_adapter(model, located.adapter, trainable=True) if located.adapter else add_adapter(
+        model, **(lora or {})
+    )  # fmt: skip
+    if freeze == "encoder":
+        model.get_base_model().get_encoder().requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("train.freeze: leaves nothing to train with these lora.targets.")
+    return model
+
+
+def load_model(name: str | Path, *, dtype: torch.dtype | str | None = None, base: str | None = None):
+    """Any MODEL ready to transcribe: (model in eval mode, preparation, located).
+
+    Raises:
+        UserError: see `locate` and `load_base`; or the base is not the one the adapter was trained on.
+    """
+    from transformers import GenerationConfig
+
+    located = locate(name)
+    if located.adapter:
+        source = base or located.base
+        check_base(located, source)
+        model = load_adapter(load_base(source, dtype=dtype, revision=known_commit(located, source)), located.adapter)
+        if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
+            model.get_base_model().generation_config = GenerationConfig.from_pretrained(located.adapter)
+        preparation = load_preparation(source)
+    else:
+        model, preparation = load_base(located.base, dtype=dtype), load_preparation(located.base)
+    return model.eval(), preparation, located
+
+
+def base_identity(source: str, config=None) -> dict:
+    """Which weights these are: a Hub id and commit, or a path and the SHA-256 of its safetensors."""
+    if Path(source).is_dir():
+        return {"path": str(Path(source).resolve()), "sha256": weights_sha256(Path(source))}
+    config = config or load_config(source)
+    return {"hub_id": source, "commit": getattr(config, "_commit_hash", None)}
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the safetensors of a folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            while chunk := handle.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def known_commit(located: Located, source: str) -> str | None:
+    """The commit of a Hub base that an adapter of ours was trained on."""
+    facts = located.adapter / BASE_FACTS if located.adapter else None
+    known = runs.read_json(facts) if facts and facts.is_file() else {}
+    return known.get("commit") if known.get("hub_id") == source.removeprefix(HUB_PREFIX) else None
+
+
+def check_base(located: Located, source: str) -> None:
+    """Refuses a base whose weights are not those the adapter was trained on.
+
+    Raises:
+        UserError: the folder has moved, or its weights have another hash.
+    """
+    facts = located.adapter / BASE_FACTS
+    if not Path(source).is_dir() and Path(source).is_absolute():
+        raise UserError(f"{source}: the adapter's base has moved; name it with --base MODEL.")
+    if not facts.is_file():
+        return  # an adapter of somebody else's: nothing is known about its base
+    known = runs.read_json(facts)
+    if Path(source).is_dir() and "sha256" in known and weights_sha256(Path(source)) != known["sha256"]:
+        raise UserError(
+            f"{source}: not the weights this adapter was trained on (another SHA-256); name the right base with "
+            "--base MODEL."
+        )

@@ -1,0 +1,340 @@
+"""Recipe: one page of settings, in the order of the data path; load, save, override, list, copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whisper_peft.errors import UserError
+
+PACKAGE = Path(__file__).parent
+PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which Whisper, and what it is asked to do."""
+
+    name: str = "openai/whisper-small"
+    language: str | None = None  # a name or a code; null only where every row names its own
+    task: str = "transcribe"
+    language_token: str | None = None  # borrow this language's token for one Whisper does not know
+
+
+@dataclass(frozen=True)
+class Text:
+    """How transcripts are cleaned before training and scoring."""
+
+    normal_form: str | None = "NFC"
+    lowercase: bool = False
+    remove_punctuation: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where speech comes from: train learns, eval selects, test is scored once before and once after."""
+
+    train: tuple[str, ...] = ()
+    eval: str | None = None
+    test: str | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
+    text: Text = field(default_factory=Text)
+    max_left_out: float = 0.1  # the share of unusable clips above which the run stops
+
+
+@dataclass(frozen=True)
+class Features:
+    """How a clip becomes input."""
+
+    window: str = "full"
+    timestamps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The low-rank adapter; null means the default for the model's size."""
+
+    rank: int = 32
+    alpha: int | None = None  # null: twice the rank
+    dropout: float = 0.05
+    targets: str = "attention+mlp"
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimisation; null means: chosen for mode, model size and hardware, and said before the first step."""
+
+    mode: str = "lora"
+    quantize: str | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8  # clips in one optimizer step
+    micro_batch_size: int | str = "auto"  # clips in memory at once; never changes the result
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+    schedule: str = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    freeze: str | None = None
+    keep_checkpoints: int = 2
+    early_stopping: int | None = None  # evaluations without improvement
+    logging_steps: int = 10
+    report_to: tuple[str, ...] = ()
+    workers: int | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Scoring by generation during training, and the comparison before and after."""
+
+    every_steps: int | None = None
+    best_metric: str | None = None  # wer, cer or loss; null: wer, or cer where the script has no spaces
+    max_clips: int | None = None  # of the eval set, for each evaluation during training
+    compare_clips: int = 200  # scored before and after; 0 leaves the comparison out
+    batch_size: int = 8
+    beams: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of one run."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    features: Features = field(default_factory=Features)
+    lora: Lora = field(default_factory=Lora)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+CHOICES: dict[str, tuple] = {
+    "model.task": ("transcribe", "translate"),
+    "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
+    "features.window": ("full",),
+    "train.mode": ("full", "lora"),
+    "train.quantize": (None,),
+    "train.schedule": ("linear", "cosine", "constant"),
+    "train.precision": ("auto", "fp32", "bf16", "fp16"),
+    "train.freeze": (None, "encoder"),
+    "evaluate.best_metric": (None, "wer", "cer", "loss"),
+}
+POSITIVE = {
+    "lora.rank", "lora.alpha", "train.steps", "train.epochs", "train.batch_size", "train.micro_batch_size",
+    "train.learning_rate", "train.keep_checkpoints", "train.early_stopping", "train.logging_steps",
+    "evaluate.every_steps", "evaluate.max_clips", "evaluate.batch_size", "evaluate.beams",
+}  # fmt: skip
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Reads a recipe by path, or by the name of a shipped one.
+
+    Relative paths of sources and of the model are resolved against the recipe's folder, ``package:`` ones against
+    the installed package.
+
+    Raises:
+        UserError: no such recipe, not YAML, or an unknown or impossible setting (named with the nearest known one).
+    """
+    import yaml
+
+    path = find_recipe(name)
+    try:
+        page = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a YAML page ({reason}).") from None
+    if page is None:
+        page = {}
+    if not isinstance(page, dict):
+        raise UserError(f"{path}: expected the parts {', '.join(_names(Recipe))}, found {type(page).__name__}.")
+    return absolute(_build(Recipe, page, place=f"{path}: "), path.parent)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one."""
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return (path / "recipe.yaml").resolve()
+    if path.is_file():
+        return path.resolve()
+    shipped = {file.stem: file for file in shipped_recipes()}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    raise UserError(f"{name}: no such recipe. {hint}Shipped ones: {', '.join(shipped)} (whisper-peft recipes list).")
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that ship with the package, by name."""
+    installed = PACKAGE / "recipes"  # in a wheel
+    folder = installed if installed.is_dir() else PACKAGE.parent / "recipes"
+    return sorted(folder.glob("*.yaml"))
+
+
+def copy_recipe(name: str, destination: str | Path) -> Path:
+    """Copies a shipped recipe to a file of the user's own; never over an existing one."""
+    source, destination = find_recipe(name), Path(destination)
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; choose another file name.")
+    destination.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return destination
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Writes a recipe as a YAML page that `load_recipe` reads back equal."""
+    import yaml
+
+    Path(path).write_text(
+        yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=False),
+        encoding="utf-8",
+    )
+
+
+def as_dict(recipe: Recipe) -> dict:
+    """The recipe as plain nested dicts and lists."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def parse_settings(recipe: Recipe, settings: typing.Iterable[str], *, place: str = "") -> dict[str, object]:
+    """``["train.steps=5"]`` as ``{"train.steps": 5}``; values are read as YAML.
+
+    Raises:
+        UserError: no = in it, or a key no recipe has.
+    """
+    import yaml
+
+    changes: dict[str, object] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{place}{setting}: expected key=value, for example train.steps=100.")
+        try:
+            changes[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            changes[key.strip()] = value
+    override(recipe, changes, place=place)  # an unknown key is named with the option it came from
+    return changes
+
+
+def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str = "") -> Recipe:
+    """A copy with some keys changed, as ``{"train.steps": 5}``.
+
+    Raises:
+        UserError: a key no recipe has, or a value of the wrong kind.
+    """
+    page = as_dict(recipe)
+    for key, value in changes.items():
+        part = page
+        *parents, last = key.split(".")
+        for name in parents:
+            if not isinstance(part.get(name), dict):
+                _unknown(key, _flat(page), place)
+            part = part[name]
+        if last not in part or isinstance(part[last], dict):
+            _unknown(key, _flat(page), place)
+        part[last] = value
+    return _build(Recipe, page, place=place)
+
+
+def absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """A copy whose sources and model, where they are existing relative paths, are absolute."""
+
+    def fix(name: str | None) -> str | None:
+        if not name:
+            return name
+        if name.startswith(PACKAGE_PREFIX):
+            return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
+        head, colon, split = name.rpartition(":")
+        for path, tail in ((name, ""), (head, colon + split)):
+            if path and not path.startswith("hf:") and (folder / Path(path).expanduser()).exists():
+                return str((folder / Path(path).expanduser()).resolve()) + tail
+        return name
+
+    data = dataclasses.replace(
+        recipe.data, train=tuple(map(fix, recipe.data.train)), eval=fix(recipe.data.eval), test=fix(recipe.data.test)
+    )
+    model = dataclasses.replace(recipe.model, name=fix(recipe.model.name))
+    return dataclasses.replace(recipe, data=data, model=model)
+
+
+def _names(part: type) -> list[str]:
+    return [item.name for item in dataclasses.fields(part)]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flat(page: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in page.items():
+        keys += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def _unknown(key: str, known: list[str], place: str) -> typing.NoReturn:
+    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.endswith("." + key.split(".")[-1])][:1]
+    parent, _, name = key.rpartition(".")
+    hint = near[0].removeprefix(parent + ".") if near and parent else (near[0] if near else None)
+    raise UserError(f"{place}{key}: unknown key." + (f" Did you mean '{hint}'?" if hint and hint != name else ""))
+
+
+def _build(part: type, page: dict, place: str, prefix: str = "") -> typing.Any:
+    known = _names(part)
+    kinds = typing.get_type_hints(part)
+    values = {}
+    for key, value in page.items():
+        if key not in known:
+            _unknown(f"{prefix}{key}", [prefix + name for name in known], place)
+        kind = kinds[key]
+        if dataclasses.is_dataclass(kind):
+            if value is not None and not isinstance(value, dict):
+                raise UserError(f"{place}{prefix}{key}: expected the keys {', '.join(_names(kind))}, found {value!r}.")
+            values[key] = _build(kind, value or {}, place, f"{prefix}{key}.")
+        else:
+            values[key] = _check(value, kind, f"{prefix}{key}", place)
+    return part(**values)
+
+
+def _check(value: object, kind: object, key: str, place: str) -> object:
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if typing.get_origin(allowed[0]) is tuple:
+        items = [value] if isinstance(value, str) else value or []
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise UserError(f"{place}{key}: expected a list of names, found {value!r}.")
+        return tuple(items)
+    if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-3 as a string
+        except ValueError:
+            value = str(value)
+    if int in allowed and isinstance(value, float) and value.is_integer() and float not in allowed:
+        value = int(value)
+    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, tuple(allowed)):
+        wanted = " or ".join("null" if item is type(None) else item.__name__ for item in allowed)
+        raise UserError(f"{place}{key}: expected {wanted}, found {value!r}.")
+    if key in CHOICES and value not in CHOICES[key]:
+        choices = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
+        raise UserError(f"{place}{key}: {value!r} is not among {choices}.")
+    if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
+        raise UserError(f"{place}{key}: expected more than 0, found {value}.")
+    if key == "train.micro_batch_size" and isinstance(value, str) and value != "auto":
+        raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
+    if key in ("data.max_left_out", "lora.dropout") and not 0 <= value <= 1:
+        raise UserError(f"{place}{key}: expected a share between 0 and 1, found {value}.")
+    if key == "features.timestamps" and value != 0:
+        raise UserError(f"{place}{key}: training on timestamp tokens is not built yet; leave it at 0.")
+    return value

@@ -1,0 +1,131 @@
+"""The run folder: its names, atomic creation, and what a resumed run reads.
+
+runs/x/  recipe.yaml · run.json · metrics.jsonl · left_out.jsonl · checkpoints/ · adapter/ or model/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from whisper_peft.errors import UserError
+
+RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
+CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
+COMPLETE = "complete.json"  # written into a checkpoint after everything else
+
+
+def refuse_existing(path: Path, remedy: str = "choose another place") -> None:
+    """Raises UserError where something is at `path` already: nothing of the user's is ever overwritten."""
+    if path.exists():
+        raise UserError(f"{path}: exists already; {remedy}.")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, remedy: str = "choose another place") -> Iterator[Path]:
+    """A folder that appears whole or not at all: yields a temporary one beside `path`, renamed on success."""
+    path = Path(path)
+    refuse_existing(path, remedy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        refuse_existing(path, remedy)
+        folder.rename(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_json(path: str | Path) -> dict:
+    """Reads a JSON file of ours.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
+
+
+def append_jsonl(path: str | Path, *records: dict) -> None:
+    """Appends records, one JSON object a line."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The records of a .jsonl file of ours; a last line that a kill cut short is dropped."""
+    records = []
+    if Path(path).exists():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def rewrite_jsonl(path: str | Path, records: list[dict]) -> None:
+    """Replaces a .jsonl file as a whole."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.part")
+    beside.unlink(missing_ok=True)
+    beside.touch()
+    append_jsonl(beside, *records)
+    os.replace(beside, path)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder is a run of ours."""
+    return (Path(path) / FACTS).is_file() and (Path(path) / RECIPE).is_file()
+
+
+def update_facts(run: Path, **facts: object) -> dict:
+    """Adds to run.json and returns the whole of it."""
+    path = run / FACTS
+    content = {**(read_json(path) if path.exists() else {}), **facts}
+    write_json(path, content)
+    return content
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step a checkpoint was written after, from its name (checkpoint-<step>)."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def complete_checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints that were written to the end, oldest first."""
+    found = [path.parent for path in Path(run, CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(found, key=checkpoint_step)
+
+
+def mark_complete(checkpoint: Path, **facts: object) -> None:
+    """Says that everything of this checkpoint is on disk; resuming takes only marked ones."""
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    write_json(checkpoint / COMPLETE, facts)
+
+
+def remove_old_checkpoints(run: Path, keep: int, best: Path | None) -> None:
+    """Removes all but the `keep` newest complete checkpoints and the best one."""
+    for checkpoint in complete_checkpoints(run)[:-keep]:
+        if best is None or checkpoint.name != best.name:
+            (checkpoint / COMPLETE).unlink()  # first the mark: half a checkpoint must not look whole
+            shutil.rmtree(checkpoint)

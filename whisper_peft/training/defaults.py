@@ -1,0 +1,106 @@
+"""What a recipe leaves open, decided from mode, model size, data and hardware, and said before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+from whisper_peft.data.batching import steps_per_epoch
+from whisper_peft.data.text import has_spaces, language_code
+from whisper_peft.errors import UserError
+from whisper_peft.recipe import Recipe
+
+# Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
+# pre-training (Radford et al. 2022, table 17), by the width of the model.
+FULL_LEARNING_RATES = {384: 3.75e-5, 512: 2.5e-5, 768: 1.25e-5, 1024: 6.25e-6, 1280: 4.375e-6}
+LORA_LEARNING_RATES = {768: 1e-3, 1024: 5e-4, 1280: 3e-4}
+EPOCHS = 3.0
+
+
+def learning_rate(mode: str, d_model: int) -> float:
+    """The default learning rate of a mode for a model of this width."""
+    table = FULL_LEARNING_RATES if mode == "full" else LORA_LEARNING_RATES
+    return next((rate for width, rate in table.items() if d_model <= width), min(table.values()))
+
+
+def precision() -> str:
+    """bf16 where a CUDA device has it, else fp16 on CUDA; fp32 on MPS (untested) and the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) -> tuple[Recipe, list[str]]:
+    """Fills what a recipe leaves null.
+
+    Args:
+        recipe: as the user wrote it.
+        n_rows: of the training set.
+        d_model: width of the model.
+        multilingual: whether the checkpoint has language tokens.
+
+    Returns:
+        The recipe without open ends, and remarks worth a user's eye before the first step.
+
+    Raises:
+        UserError: settings that contradict each other or this machine.
+    """
+    import torch
+
+    train, evaluate, model, remarks = recipe.train, recipe.evaluate, recipe.model, []
+    if train.steps and train.epochs:
+        raise UserError("train.steps and train.epochs: both are set; choose one.")
+    per_epoch = steps_per_epoch(n_rows, train.batch_size)
+    steps = train.steps or math.ceil((train.epochs or EPOCHS) * per_epoch)
+
+    usual = learning_rate(train.mode, d_model)
+    rate = usual if train.learning_rate is None else train.learning_rate
+    if not usual / 10 <= rate <= usual * 10:
+        other = "lora" if train.mode == "full" else "full"
+        remarks.append(
+            f"train.learning_rate {rate:g} is far from the {usual:g} that fits --mode {train.mode} on this model"
+            + (f"; it looks like one for --mode {other}." if (rate > usual) == (train.mode == "full") else ".")
+        )
+    warmup = train.warmup_steps
+    if warmup is None:
+        warmup = min(500 if train.mode == "full" else 50, steps // 10)
+    elif warmup >= steps:
+        remarks.append(
+            f"train.warmup_steps {warmup} is not below the run's {steps} steps: the learning rate will never reach "
+            f"{rate:g}. A tenth of the steps is usual."
+        )
+    wanted = precision() if train.precision == "auto" else train.precision
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision: fp16 needs a CUDA device; take auto or fp32.")
+    if train.mode == "full" and train.freeze is None and recipe.lora.modules_to_save:
+        remarks.append("lora.modules_to_save has no effect with --mode full.")
+    language = model.language and language_code(model.language)
+    borrowed = model.language_token and language_code(model.language_token)
+    if not multilingual and language not in (None, "en"):
+        raise UserError(f"{model.name}: an English-only checkpoint cannot be given the language '{language}'.")
+    best = evaluate.best_metric or ("wer" if language is None or has_spaces(language) else "cer")
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(model, language=language, language_token=borrowed),
+        lora=dataclasses.replace(recipe.lora, alpha=recipe.lora.alpha or 2 * recipe.lora.rank),
+        train=dataclasses.replace(
+            train, steps=steps, epochs=None, learning_rate=rate, warmup_steps=warmup, precision=wanted,
+            micro_batch_size=micro_batch_size(train.micro_batch_size, train.batch_size),
+            workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
+        ),
+        evaluate=dataclasses.replace(
+            evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
+        ),
+    ), remarks  # fmt: skip
+
+
+def micro_batch_size(wanted: int | str, batch_size: int) -> int:
+    """How many clips are in memory at once; "auto" is all of them on a GPU and at most 8 on a CPU."""
+    import torch
+
+    if wanted == "auto":
+        return batch_size if torch.cuda.is_available() else min(8, batch_size)
+    return min(int(wanted), batch_size)

@@ -1,0 +1,341 @@
+"""The one Seq2SeqTrainer subclass, and the callbacks of a run.
+
+Imported only when training starts: transformers' trainer takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+from whisper_peft import runs
+from whisper_peft.data.batching import Pick, cut, steps, steps_per_epoch
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.features import IGNORED
+from whisper_peft.errors import Interrupted
+from whisper_peft.training.loss import token_loss_sum
+
+
+class OneDeviceArguments(Seq2SeqTrainingArguments):
+    """Training arguments that never ask for DataParallel: several visible GPUs without a launcher mean the first."""
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one."""
+        return min(1, super().n_gpu)
+
+
+class StepSampler:
+    """The picks of each optimizer step from `start` on, this rank's share of them.
+
+    Not prepared by accelerate, which would hand each rank other whole batches; and it begins at `start` instead of
+    reading what was trained on already.
+    """
+
+    def __init__(self, dataset: SpeechDataset, batch_size: int, *, seed: int, start: int, rank: int, n_ranks: int):
+        self.dataset, self.batch_size, self.seed, self.start = dataset, batch_size, seed, start
+        self.rank, self.n_ranks = rank, n_ranks
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        """Endless."""
+        drawn = steps(
+            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s, start=self.start
+        )
+        return (picks[self.rank :: self.n_ranks] for picks in drawn)
+
+
+def leave_signals_to_main(worker_id: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one decides, after its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class SpeechTrainer(Seq2SeqTrainer):
+    """Whole optimizer steps, cut into micro-batches, with a token-mean loss; evaluation is passed in.
+
+    Args:
+        model: Whisper, or an adapter on one.
+        args: OneDeviceArguments.
+        dataset: the training rows.
+        batch_size: clips in an optimizer step.
+        micro_batch_size: clips in memory at once.
+        start: the step to begin with.
+        evaluate_model: () -> metrics (without prefix), or None.
+        loss: (logits, labels) -> summed loss over the micro-batch.
+        on_batch: told each step's batch before it is trained on.
+        callbacks: of transformers.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: OneDeviceArguments,
+        *,
+        dataset: SpeechDataset,
+        batch_size: int,
+        micro_batch_size: int,
+        start: int = 0,
+        evaluate_model: Callable[[], dict] | None = None,
+        loss: Callable = token_loss_sum,
+        on_batch: Callable[[dict], None] = lambda batch: None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
+        self.batch_size, self.micro_batch_size, self.start = batch_size, micro_batch_size, start
+        self.evaluate_model, self.loss, self.on_batch = evaluate_model, loss, on_batch
+        self.empty_steps = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Endless optimizer steps, one a batch."""
+        dataset, workers = self.train_dataset, self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            batch_sampler=StepSampler(
+                dataset, self.batch_size, seed=self.args.seed, start=self.start,
+                rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
+            ),
+            collate_fn=SpeechCollator(dataset.preparation),
+            num_workers=workers,
+            worker_init_fn=leave_signals_to_main if workers else None,
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),  # the loader draws a seed at its start; training's random state stays as it is
+        )  # fmt: skip
+
+    def training_step(self, model, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+        """One whole optimizer step: backward over its micro-batches; returns the token-mean loss."""
+        model.train()
+        self.on_batch(inputs)
+        labels, n_ranks = inputs["labels"], self.accelerator.num_processes
+        n_tokens = self.accelerator.reduce((labels != IGNORED).sum().to(self.args.device), "sum").item()
+        if n_tokens == 0:  # every clip of the step was left out: nothing to learn, and the optimizer finds no gradient
+            self.empty_steps += 1
+            return torch.zeros((), device=self.args.device)
+        pieces = cut(len(labels), self.micro_batch_size)
+        total = torch.zeros((), device=self.args.device)
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, {key: inputs[key][piece] for key in MODEL_INPUTS})
+                loss = loss * (n_ranks / n_tokens)  # data parallel takes the mean over ranks
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return self.accelerator.reduce(total, "mean")
+
+    def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
+        """The summed loss of a micro-batch."""
+        inputs = self._prepare_inputs(inputs)
+        outputs = model(
+            input_features=inputs["input_features"], decoder_input_ids=inputs["decoder_input_ids"], use_cache=False
+        )
+        loss = self.loss(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **generation) -> dict:
+        """Scores by generation, with the function that was passed in; keeps no logits."""
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.evaluate_model().items()}
+        self.log({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+MODEL_INPUTS = ("input_features", "decoder_input_ids", "labels")
+
+
+class GradientCheck(TrainerCallback):
+    """After the first step that the gradient scaler did not skip: everything that should learn has a gradient.
+
+    Encoder adapters that get none (gradient checkpointing in re-entrant mode) leave a loss that still falls.
+    """
+
+    done = False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        """Checks once."""
+        if self.done:
+            return
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if all(p.grad is None for _, p in trainable):
+            return  # a step without clips
+        broken = [name for name, p in trainable if p.grad is not None and not p.grad.isfinite().all()]
+        if broken and args.fp16:
+            return  # the scaler skips this step; look at the next
+        adapted = any("lora_B" in name for name, _ in trainable)
+        missing = [name for name, p in trainable if p.grad is None]
+        zero = [
+            name for name, p in trainable
+            if p.grad is not None and (not adapted or "lora_B" in name) and not p.grad.any()
+        ]  # fmt: skip
+        for names, what in ((missing, "no gradient"), (broken, "a non-finite gradient"), (zero, "a zero gradient")):
+            if names:
+                raise AssertionError(f"after the first step {len(names)} trainable tensors have {what}: {names[:3]}")
+        self.done = True
+
+
+class RunFiles(TrainerCallback):
+    """Writes metrics.jsonl, marks checkpoints complete, removes old ones, and calls the user's `on_checkpoint`."""
+
+    def __init__(self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]]):
+        self.run, self.keep, self.on_checkpoint = run, keep, on_checkpoint
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """One line of metrics.jsonl."""
+        if state.is_world_process_zero and logs:
+            runs.append_jsonl(self.run / runs.METRICS, {"step": state.global_step, "time": time.time(), **logs})
+
+    def on_save(self, args, state, control, **kwargs):
+        """Everything of the checkpoint is on disk now."""
+        if not state.is_world_process_zero:
+            return
+        folder = self.run / runs.CHECKPOINTS
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        runs.mark_complete(checkpoint, step=state.global_step)
+        best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
+        runs.remove_old_checkpoints(self.run, self.keep, best)
+        for function in self.on_checkpoint:
+            function(checkpoint)
+
+
+class LastStep(TrainerCallback):
+    """Evaluates and saves after the last step, wherever it falls."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks for both."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+class LeftOutRule(TrainerCallback):
+    """Names each unusable clip in left_out.jsonl, and stops the run when there are too many of them.
+
+    Judged at the end of the first epoch or after 200 rows, whichever is first, and from then on; never for fewer than
+    10 clips.
+    """
+
+    def __init__(self, run: Path, *, n_rows: int, batch_size: int, start: int, max_share: float, to_record: Callable):
+        self.path, self.n_rows, self.max_share, self.to_record = run / runs.LEFT_OUT, n_rows, max_share, to_record
+        self.batch_size = batch_size
+        self.known = {
+            (one["split"], one["row"]): one["reason"] for one in runs.read_jsonl(self.path)
+        }  # a resumed run meets some again
+        self.seen = min(n_rows, start * batch_size)
+        self.stopped: str | None = None
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why training clips were left out, so far."""
+        return [reason for (split, _), reason in self.known.items() if split == "train"]
+
+    def add(self, split: str, left_out: list) -> None:
+        """Writes down the clips that are not known yet."""
+        fresh = [one for one in left_out if (split, one.row) not in self.known]
+        runs.append_jsonl(self.path, *(self.to_record(split, one) for one in fresh))
+        self.known.update({(split, one.row): one.reason for one in fresh})
+
+    def on_batch(self, batch: dict) -> None:
+        """Looks at a step before it is trained on."""
+        self.add("train", batch["left_out"])
+        self.seen = min(self.n_rows, self.seen + len(batch["rows"]) + len(batch["left_out"]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stops after a checkpoint."""
+        n_out = len(self.reasons)
+        judged = self.seen >= min(200, self.n_rows)
+        if judged and n_out >= 10 and n_out > self.max_share * self.seen:
+            most = max(set(self.reasons), key=self.reasons.count)
+            self.stopped = (
+                f"{n_out} of the first {self.seen} training clips cannot be used (for example: {most}); all are named "
+                f"in {self.path}"
+            )
+            control.should_save = control.should_training_stop = True
+
+
+class Signals(TrainerCallback):
+    """Ctrl-C and SIGTERM: a checkpoint after the step in progress, then the end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.training = False
+
+    @contextlib.contextmanager
+    def caught(self):
+        """Handles both signals inside the block; elsewhere they do what they did."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame) -> None:
+        if not self.training or self.received:
+            raise Interrupted(number, "interrupted; nothing since the last checkpoint is kept.")
+        self.received = number
+        print("Stopping after this step, with a checkpoint; once more stops at once.", file=sys.stderr, flush=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """From now on there is a step to finish."""
+        self.training = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks for a checkpoint and the end."""
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """No step any more."""
+        self.training = False
+
+
+class Progress(TrainerCallback):
+    """A bar over the steps, with the loss, clips per second and the time left."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.bar, self.loss = batch_size, None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Opens the bar."""
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+        self.first, self.began = state.global_step, time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Remembers the loss."""
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Moves on."""
+        rate = (state.global_step - self.first) * self.batch_size / (time.monotonic() - self.began)
+        shown = {"clips/s": f"{rate:.2f}"} | ({"loss": f"{self.loss:.3f}"} if self.loss is not None else {})
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Closes the bar."""
+        self.bar.close()
+
+
+def first_batches(trainer: SpeechTrainer, count: int) -> list[dict]:
+    """The first optimizer steps as the trainer will see them; for tests and curious eyes."""
+    return list(itertools.islice(iter(trainer.get_train_dataloader()), count))
+
+
+__all__ = [
+    "GradientCheck", "LastStep", "LeftOutRule", "OneDeviceArguments", "Progress", "RunFiles", "Signals",
+    "SpeechTrainer", "first_batches", "steps_per_epoch",
+]  # fmt: skip
