@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from whisper_peft.data.dataset import Pick
+
 LOOK_AHEAD = 256  # rows whose headers are read at a time to put like lengths together
-
-
-@dataclass(frozen=True)
-class Pick:
-    """One row drawn for one optimizer step; hashable, so that the dataset can be indexed with it."""
-
-    row: int
-    epoch: int
 
 
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:

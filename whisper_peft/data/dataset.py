@@ -8,12 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.batching import Pick
 from whisper_peft.data.features import Preparation, Segment
 from whisper_peft.data.sources import Row
 from whisper_peft.data.text import clean_text
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One row drawn for one optimizer step; the epoch seeds its augmentation."""
+
+    row: int
+    epoch: int
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Preparation:
         body = []
         for number, segment in enumerate(segments):
             text = segment.text.strip()
-            words = self.tokenizer(f" {text}" if number and text else text, add_special_tokens=False).input_ids
+            words = self._words(f" {text}" if number and text else text)
             if timestamps and words:
                 words = [self._timestamp(segment.start_s), *words, self._timestamp(segment.end_s)]
             body += words
@@ -131,7 +131,7 @@ class Preparation:
             )
         previous = []
         if prompt.strip():
-            words = self.tokenizer(" " + prompt.strip(), add_special_tokens=False).input_ids
+            words = self._words(" " + prompt.strip())
             room = min(self.max_prompt_tokens, self.max_label_tokens - len(prefix) - len(body) - 1)
             if room > 0:
                 previous = [self.token_id("<|startofprev|>"), *words[-room:]]
@@ -139,6 +139,10 @@ class Preparation:
         labels = np.append(inputs[1:], self.eot)
         labels[: len(previous)] = IGNORED  # up to the position that predicts <|startoftranscript|>
         return inputs, labels
+
+    def _words(self, text: str) -> list[int]:
+        # "<|endoftext|>" in a transcript is thirteen characters, not the end of it.
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _timestamp(self, seconds: float | None) -> int:
         if seconds is None or not 0 <= seconds <= self.window_s:

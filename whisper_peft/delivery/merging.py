@@ -16,7 +16,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import full_limit, generate, resolve_language, to_device, whisper_of
 from whisper_peft.model.build import Located, check_base, load_adapter, load_base, load_model, load_preparation, locate
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
-from whisper_peft.training.train import save_processor
+from whisper_peft.training.train import Cleaning, save_processor
 
 DTYPES = ("float32", "float16", "bfloat16")
 CHECK_CLIPS = 8
@@ -199,12 +199,8 @@ def _check_clips(
         rows, named = load_source(str(check)), f"{check} (--check)"
     elif located.run and (rows := _run_clips(located.run)):
         recipe = load_recipe(located.run / runs.RECIPE)
-        text, task = dataclasses.asdict(recipe.data.text), recipe.model.task
+        clean, task = Cleaning(recipe.data.text), recipe.model.task
         token, code = recipe.model.language_token, code or recipe.model.language
-
-        def clean(line: str) -> str:
-            return clean_text(line, **text)
-
         named = "the run's own evaluation clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"

@@ -170,7 +170,9 @@ def generate(
     with _errors_only():
         output = whisper.generate(
             encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
-            return_timestamps=False, **words,
+            return_timestamps=False,
+            force_unique_generate_call=True,  # else a stray timestamp token makes it look for audio it was not given
+            **words,
         )  # fmt: skip
     prefix = preparation.prefix(language, task)
     sequences = []

@@ -107,7 +107,10 @@ def load_processor(source: str) -> WhisperProcessor:
     """The processor (feature extractor and tokenizer) that lies beside a model."""
     from transformers import WhisperProcessor
 
-    return _load(WhisperProcessor.from_pretrained, source, "the processor")
+    try:
+        return _load(WhisperProcessor.from_pretrained, source, "the processor")
+    except AttributeError:  # transformers 4 cannot read the list that 5 writes; the tokens are in tokenizer.json anyway
+        return _load(WhisperProcessor.from_pretrained, source, "the processor", extra_special_tokens={})
 
 
 def load_preparation(source: str) -> Preparation:

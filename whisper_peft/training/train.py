@@ -20,7 +20,7 @@ from whisper_peft.data import sources
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.sources import Row, load_source
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
 from whisper_peft.evaluation.transcribing import Transcripts, full_limit, training_limit, transcribe_rows, whisper_of
@@ -35,11 +35,32 @@ from whisper_peft.model.build import (
     load_processor,
     locate,
 )
-from whisper_peft.recipe import Recipe, absolute, load_recipe, override, save_recipe
+from whisper_peft.recipe import Recipe, Text, absolute, load_recipe, override, save_recipe
 from whisper_peft.training.defaults import resolve
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
 PACKAGES = ("whisper-peft", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Transcript cleaning as a recipe has it; a class, so that workers can be started by any method."""
+
+    text: Text
+
+    def __call__(self, line: str) -> str:
+        """The cleaned line."""
+        return clean_text(line, **dataclasses.asdict(self.text))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run; `held_out`: eval was held out of train."""
+
+    train: list[Row]
+    eval: list[Row]
+    test: list[Row] | None
+    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -119,18 +140,19 @@ def train(
         run = Path(output) if output is not None else Path("run")
         if not dry_run:
             runs.refuse_existing(run, f"whisper-peft train --resume {run} goes on with it, or name another --output")
+    for name in filter(None, (recipe.model.language, recipe.model.language_token)):
+        language_code(name)  # raises: before anything slow
+    rows = load_rows(recipe)
     located = locate(recipe.model.name)
     if located.adapter:
         check_base(located, located.base)
         if recipe.train.mode == "full":
             build_model(located, "full")  # raises: an adapter cannot be trained in full
     preparation = load_preparation(located.base)
-    speech = load_speech(recipe, preparation)
-    config = load_config(located.base)
     recipe, remarks = resolve(
-        recipe, n_rows=len(speech.train), d_model=config.d_model, multilingual=preparation.multilingual
+        recipe, n_rows=len(rows.train), d_model=load_config(located.base).d_model, multilingual=preparation.multilingual
     )
-    speech = load_speech(recipe, preparation, augment=augment, loaded=speech)
+    speech = make_speech(rows, recipe, preparation, augment=augment)
     _check_languages(speech, preparation)
     for remark in remarks:
         say(f"Note: {remark}")
@@ -153,46 +175,36 @@ def train(
     )  # fmt: skip
 
 
-def load_speech(
-    recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None, loaded: Speech | None = None
-) -> Speech:
-    """The three splits of a recipe as datasets; without an eval source a tenth of train is held out.
-
-    Args:
-        recipe: with its sources absolute.
-        preparation: of the checkpoint.
-        augment: of the training clips alone.
-        loaded: rows read before, so that no source is read twice.
+def load_rows(recipe: Recipe) -> Rows:
+    """The rows of the three splits; without an eval source a tenth of train is held out.
 
     Raises:
         UserError: no training source, or one that cannot be read.
     """
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     if not data.train:
         raise UserError("data.train: not set; name the training data with --train SRC or in a recipe.")
-
-    def dataset(rows: list[Row], augment: Augment | None = None) -> SpeechDataset:
-        def clean(text: str) -> str:
-            return clean_text(text, **dataclasses.asdict(data.text))
-
-        return SpeechDataset(
-            rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
-            clean=clean, augment=augment, seed=recipe.train.seed,
-        )  # fmt: skip
-
-    if loaded is not None:
-        test = None if loaded.test is None else dataset(loaded.test.rows)
-        return Speech(dataset(loaded.train.rows, augment), dataset(loaded.eval.rows), test, loaded.held_out)
     columns = {"audio_column": data.audio_column, "text_column": data.text_column}
     train_rows = [row for source in data.train for row in load_source(source, **columns)]
-    if not train_rows:
-        raise UserError(f"data.train: no rows in {', '.join(data.train)}.")
-    if data.eval is None:
-        train_rows, eval_rows = sources.hold_out(train_rows, seed=recipe.train.seed)
-    else:
-        eval_rows = load_source(data.eval, **columns)
-    test = None if data.test is None else dataset(load_source(data.test, **columns))
-    return Speech(dataset(train_rows, augment), dataset(eval_rows), test, data.eval is None)
+    test_rows = None if data.test is None else load_source(data.test, **columns)
+    if data.eval is not None:
+        return Rows(train_rows, load_source(data.eval, **columns), test_rows, held_out=False)
+    train_rows, eval_rows = sources.hold_out(train_rows, seed=recipe.train.seed)
+    return Rows(train_rows, eval_rows, test_rows, held_out=True)
+
+
+def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
+    """The three splits as datasets; only the training clips are augmented."""
+
+    def dataset(rows: list[Row], augment: Augment | None = None) -> SpeechDataset:
+        return SpeechDataset(
+            rows, preparation, language=recipe.model.language, task=recipe.model.task,
+            language_token=recipe.model.language_token, clean=Cleaning(recipe.data.text), augment=augment,
+            seed=recipe.train.seed,
+        )  # fmt: skip
+
+    test = None if rows.test is None else dataset(rows.test)
+    return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out)
 
 
 def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
