@@ -115,3 +115,21 @@ def tiny_recipe(model: Path, speech: Path, **changes):
         "train.batch_size": 4, "train.workers": 0, "lora.rank": 4, "evaluate.every_steps": 2, "train.logging_steps": 1,
     }  # fmt: skip
     return override(Recipe(), {**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def lora_run(tiny_model, speech, tmp_path_factory) -> Path:
+    """A finished LoRA run of 4 steps, at a rate that moves the adapter far from zero."""
+    from whisper_peft import train
+
+    recipe = tiny_recipe(tiny_model, speech, **{"train.learning_rate": 0.02, "train.report_to": ["tensorboard"]})
+    return train(recipe, output=tmp_path_factory.mktemp("runs") / "lora").run
+
+
+@pytest.fixture(scope="session")
+def full_run(tiny_model, speech, tmp_path_factory) -> Path:
+    """A finished full fine-tuning of 4 steps."""
+    from whisper_peft import train
+
+    recipe = tiny_recipe(tiny_model, speech, **{"train.mode": "full", "train.learning_rate": 0.005})
+    return train(recipe, output=tmp_path_factory.mktemp("runs") / "full").run

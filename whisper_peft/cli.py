@@ -211,7 +211,7 @@ def _train_lines(result) -> list[str]:
     lines.append(f"  whisper-peft evaluate {shown} {source}")
     if facts["mode"] == "lora":
         lines.append(f"  whisper-peft merge {shown} {shown}-merged")
-    lines.append(f"  whisper-peft transcribe {shown} {_first_clip(source)}")
+    lines.append(f"  whisper-peft transcribe {shown} {_first_clip(result.run)}")
     return lines
 
 
@@ -222,11 +222,11 @@ def _scored_source(run) -> str:
     return data.test or data.eval or data.train[0]
 
 
-def _first_clip(source: str) -> str:
-    from whisper_peft.data.sources import load_source
+def _first_clip(run) -> str:
+    from whisper_peft.runs import read_jsonl
 
-    rows = load_source(source)
-    return _shown_path(rows[0].audio) if isinstance(rows[0].audio, str) else "AUDIO"
+    scored = read_jsonl(run / "transcripts.jsonl")
+    return _shown_path(scored[0]["audio"]) if scored else "AUDIO"
 
 
 def _shown_path(path: object) -> str:
@@ -239,7 +239,7 @@ def _shown_path(path: object) -> str:
 @click.argument("model")
 @click.argument("source", metavar="SRC")
 @click.option("--language", help="Name or code, for clips that name none (default: what the model was trained for).")
-@click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
+@click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=int, default=8, show_default=True)
 @click.option("--beams", type=int, default=1, show_default=True, help="1 is greedy.")

@@ -1,0 +1,1 @@
+"""Speech in, batches out: sources, audio, text, features and what a step is made of."""

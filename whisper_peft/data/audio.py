@@ -248,7 +248,7 @@ def _refuse_short(clip: _Clip, structure: Structure, start_s: float, end_s: floa
         raise AudioError(f"starts at {start_s:g} s, but the recording has only {recording_s:.2f} s")
     if stated_s is not None and falls_short(clip.wave_s, min(end_s or stated_s, stated_s) - start_s):
         raise AudioError(f"decoded {clip.read_s:.2f} s of {stated_s:.2f} s: truncated")
-    if clip.failure:
+    if clip.failure and stated_s is None:  # else all that is stated is there, and only something behind it failed
         raise AudioError(f"breaks off after {clip.read_s:.2f} s: {clip.failure}")
     if structure.cut_off and (end_s is None or falls_short(clip.wave_s, end_s - start_s)):
         raise AudioError(f"decoded {clip.read_s:.2f} s, then the file breaks off: truncated")

@@ -154,8 +154,12 @@ def _mp3_structure(data: bytes) -> Structure:
     if data[:3] == b"ID3":
         position = 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(data[6:10]))
     kind, n_frames, n_stated, cut_off = None, 0, 0, False
-    while position < len(data):
+    sound_begins_before = position + (1 << 16)
+    while position < (len(data) if kind else min(len(data), sound_begins_before)):
         frame = _mp3_frame(data, position)
+        if kind and position + 4 > len(data) and data[position] == 0xFF:
+            cut_off = True  # within a header
+            break
         if frame is None or (kind and frame[1:] != kind):
             if data[position : position + 3] in (b"TAG", b"APE"):
                 break

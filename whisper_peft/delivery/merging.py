@@ -11,12 +11,12 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.sources import Row, load_source
-from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import full_limit, generate, resolve_language, to_device, whisper_of
+from whisper_peft.evaluation.scoring import labelled
+from whisper_peft.evaluation.transcribing import full_limit, generate, to_device, whisper_of
 from whisper_peft.model.build import Located, check_base, load_adapter, load_base, load_model, load_preparation, locate
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
-from whisper_peft.training.train import Cleaning, save_processor
+from whisper_peft.training.train import save_processor
 
 DTYPES = ("float32", "float16", "bfloat16")
 CHECK_CLIPS = 8
@@ -193,21 +193,14 @@ def _check_clips(
     located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model
 ) -> tuple[SpeechDataset, str]:
     """At most 8 usable clips to compare on, and where they come from."""
-    clean, task, token = clean_text, "transcribe", None
-    code = language and language_code(language)
     if check is not None:
         rows, named = load_source(str(check)), f"{check} (--check)"
     elif located.run and (rows := _run_clips(located.run)):
-        recipe = load_recipe(located.run / runs.RECIPE)
-        clean, task = Cleaning(recipe.data.text), recipe.model.task
-        token, code = recipe.model.language_token, code or recipe.model.language
         named = "the run's own evaluation clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
-        code = code or "hi"
-    if code is None and any(row.language is None for row in rows):
-        code = resolve_language(model, preparation, None)
-    dataset = SpeechDataset(rows, preparation, language=code, task=task, language_token=token, clean=clean)
+        language = language or "hindi"
+    dataset = labelled(model, located, preparation, rows, language=language, task=None)
     usable: list[Row] = []
     for number, row in enumerate(rows):
         if isinstance(dataset[number], Example):
@@ -216,8 +209,8 @@ def _check_clips(
             break
     if not usable:
         raise UserError(f"{named}: no usable clip to check the merged model on; name some with --check SRC.")
-    kept = SpeechDataset(usable, preparation, language=code, task=task, language_token=token, clean=clean)
-    return kept, f"{len(usable)} clips of {named}"
+    dataset.rows = usable
+    return dataset, f"{len(usable)} clips of {named}"
 
 
 def _run_clips(run: Path) -> Sequence[Row]:

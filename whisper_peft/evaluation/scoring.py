@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
-from whisper_peft.data.sources import load_source
-from whisper_peft.data.text import clean_text, language_code
+from whisper_peft.data.features import Preparation
+from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.text import clean_text
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
@@ -20,7 +23,8 @@ from whisper_peft.evaluation.transcribing import (
     to_device,
     transcribe_rows,
 )
-from whisper_peft.model.build import load_model
+from whisper_peft.model.build import Located, load_model
+from whisper_peft.recipe import Recipe, load_recipe
 
 
 def figures(dataset: SpeechDataset, found: Transcripts) -> dict:
@@ -66,12 +70,38 @@ def left_out_record(split: str, one: LeftOut) -> dict:
     return {"split": split, "row": one.row, "audio": one.audio, "place": one.place, "reason": one.reason}
 
 
+def labelled(
+    model, located: Located, preparation: Preparation, rows: Sequence[Row], *, language: str | None, task: str | None
+) -> SpeechDataset:
+    """Rows with transcripts as a dataset, cleaned and prompted as in the run that the model comes from.
+
+    Args:
+        model: as `load_model` gives it, with `located` and `preparation`.
+        located: where the model was found.
+        preparation: of the checkpoint.
+        rows: to be scored.
+        language: for rows that name none; None: what the model was trained for.
+        task: None: the run's, or transcribe.
+
+    Raises:
+        UserError: neither the rows, nor the model, nor `language` say which language it is.
+    """
+    trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
+    if language is not None or any(row.language is None for row in rows):
+        language = resolve_language(model, preparation, language)
+    return SpeechDataset(
+        rows, preparation, language=language, task=task or trained.model.task,
+        language_token=trained.model.language_token,
+        clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
+    )  # fmt: skip
+
+
 def evaluate(
     model: str | Path,
     source: str | Path,
     *,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     output: str | Path | None = None,
     batch_size: int = 8,
     beams: int = 1,
@@ -80,18 +110,15 @@ def evaluate(
     base: str | None = None,
     audio_column: str | None = None,
     text_column: str | None = None,
-    normal_form: str | None = "NFC",
-    lowercase: bool = False,
-    remove_punctuation: bool = False,
     progress: Callable[[int, int], object] = lambda clips, total: None,
 ) -> dict:
-    """Transcribes a labelled source and scores it.
+    """Transcribes a labelled source and scores it; references are cleaned as in the run the model comes from.
 
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         source: any SRC with transcripts.
         language: a name or code for rows that name none; None: what the model was trained for.
-        task: transcribe or translate.
+        task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
         batch_size: clips at a time.
         beams: 1 is greedy.
@@ -100,9 +127,6 @@ def evaluate(
         base: the adapter's base, if it has moved.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
-        normal_form: cleaning of the references; see `clean_text`.
-        lowercase: likewise.
-        remove_punctuation: likewise.
         progress: told (clips of this batch, clips in all).
 
     Returns:
@@ -115,16 +139,8 @@ def evaluate(
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
     rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
-    loaded, preparation, _ = load_model(model, base=base)
-    default = language
-    if any(row.language is None for row in rows) or language is not None:
-        default = resolve_language(loaded, preparation, language)
-    dataset = SpeechDataset(
-        rows, preparation, language=default, task=task,
-        clean=lambda text: clean_text(
-            text, normal_form=normal_form, lowercase=lowercase, remove_punctuation=remove_punctuation
-        ),
-    )  # fmt: skip
+    loaded, preparation, located = load_model(model, base=base)
+    dataset = labelled(loaded, located, preparation, rows, language=language, task=task)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
     found = transcribe_rows(
@@ -137,7 +153,7 @@ def evaluate(
     result = {
         "model": str(model),
         "source": str(source),
-        "language": language_code(default) if default else None,
+        "language": dataset.language,
         **result,
         "wer_interval": bootstrap_interval(references, predictions, metric="wer"),
         "cer_interval": bootstrap_interval(references, predictions, metric="cer"),

@@ -259,7 +259,6 @@ def build_model(
         UserError: full fine-tuning of an adapter.
     """
     model = load_base(located.base)
-    model.config.use_cache = False  # no use in training; generation asks for it itself
     if mode == "full":
         if located.adapter:
             raise UserError(

@@ -72,6 +72,12 @@ def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) ->
             f"train.warmup_steps {warmup} is not below the run's {steps} steps: the learning rate will never reach "
             f"{rate:g}. A tenth of the steps is usual."
         )
+    if torch.backends.mps.is_available() and not torch.cuda.is_available():
+        remarks.append("the MPS device is used, on which this package was never tested.")
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        remarks.append(
+            "several GPUs are visible; one is used; several at a time (accelerate launch) were never tested."
+        )
     wanted = precision() if train.precision == "auto" else train.precision
     if wanted == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision: fp16 needs a CUDA device; take auto or fp32.")

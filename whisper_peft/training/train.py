@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from whisper_peft import runs
+from whisper_peft import __version__, runs
 from whisper_peft.data import sources
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
@@ -23,7 +24,14 @@ from whisper_peft.data.sources import Row, load_source
 from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
-from whisper_peft.evaluation.transcribing import Transcripts, full_limit, training_limit, transcribe_rows, whisper_of
+from whisper_peft.evaluation.transcribing import (
+    Transcripts,
+    best_device,
+    full_limit,
+    training_limit,
+    transcribe_rows,
+    whisper_of,
+)
 from whisper_peft.model.build import (
     BASE_FACTS,
     Located,
@@ -35,22 +43,11 @@ from whisper_peft.model.build import (
     load_processor,
     locate,
 )
-from whisper_peft.recipe import Recipe, Text, absolute, load_recipe, override, save_recipe
+from whisper_peft.recipe import Recipe, absolute, load_recipe, override, save_recipe
 from whisper_peft.training.defaults import resolve
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
-PACKAGES = ("whisper-peft", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
-
-
-@dataclass(frozen=True)
-class Cleaning:
-    """Transcript cleaning as a recipe has it; a class, so that workers can be started by any method."""
-
-    text: Text
-
-    def __call__(self, line: str) -> str:
-        """The cleaned line."""
-        return clean_text(line, **dataclasses.asdict(self.text))
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
 
 
 @dataclass(frozen=True)
@@ -169,6 +166,7 @@ def train(
             (folder / runs.LEFT_OUT).touch()
     else:
         save_recipe(recipe, run / runs.RECIPE)
+        runs.update_facts(run, finished=None)
     return _fit(
         run.resolve(), recipe, speech, located, preparation, loss=loss, callbacks=callbacks,
         on_checkpoint=on_checkpoint, say=say, progress=progress, began=began,
@@ -196,11 +194,13 @@ def load_rows(recipe: Recipe) -> Rows:
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
     """The three splits as datasets; only the training clips are augmented."""
 
+    clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
+    model = recipe.model
+
     def dataset(rows: list[Row], augment: Augment | None = None) -> SpeechDataset:
         return SpeechDataset(
-            rows, preparation, language=recipe.model.language, task=recipe.model.task,
-            language_token=recipe.model.language_token, clean=Cleaning(recipe.data.text), augment=augment,
-            seed=recipe.train.seed,
+            rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
+            clean=clean, augment=augment, seed=recipe.train.seed,
         )  # fmt: skip
 
     test = None if rows.test is None else dataset(rows.test)
@@ -241,7 +241,7 @@ def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], 
             f"Steps raised from {recipe.train.steps} to {changed.train.steps}: the {recipe.train.schedule} schedule "
             "goes on as if it had been planned for that many from the start: the learning rate steps up at this point."
         )
-    elif "finished" in facts:
+    elif facts.get("finished"):
         raise UserError(f"{run}: finished already; raise --steps above {recipe.train.steps} to train further.")
     return changed
 
@@ -265,7 +265,7 @@ def _first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "mode": recipe.train.mode,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
         "base": base_identity(located.base),
         "data": {
@@ -282,7 +282,7 @@ def _fit(
     run: Path, recipe: Recipe, speech: Speech, located: Located, preparation: Preparation, *, loss: Callable | None,
     callbacks: Sequence, on_checkpoint: Sequence, say: Callable, progress: bool, began: float,
 ) -> TrainResult:  # fmt: skip
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
 
     from whisper_peft.training import trainer as parts
     from whisper_peft.training.loss import token_loss_sum
@@ -331,7 +331,7 @@ def _fit(
                 beams=recipe.evaluate.beams, workers=recipe.train.workers, progress=update,
                 autocast=trainer.accelerator.autocast,
             )  # fmt: skip
-        left_out.add(split, found.left_out)
+        left_out.add(split, found.left_out, step=trainer.state.global_step)
         return found
 
     selection = _fixed_rows(len(speech.eval), recipe.evaluate.max_clips)
@@ -350,7 +350,10 @@ def _fit(
             facts = runs.update_facts(run, before=before)
             say(f"Before: {_rates(before)} on {before['clips']} {split} clips.")
         tick = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if start >= recipe.train.steps:
+            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # killed while scoring
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - tick + facts.get("train_seconds", 0.0)
         step = trainer.state.global_step
         runs.update_facts(run, train_seconds=round(seconds, 1), steps=step, peak_memory_bytes=peak_memory_bytes())
@@ -424,6 +427,7 @@ def training_arguments(recipe: Recipe, run: Path):
         remove_unused_columns=False,  # peft hides the names of the model's arguments
         label_names=["labels"],
         seed=train.seed,
+        use_cpu=best_device().type == "cpu",  # said plainly, else bf16 is refused there
         disable_tqdm=True,  # a bar of our own, with clips per second
     )
 
@@ -459,6 +463,7 @@ def set_generation_language(model, speech: Speech) -> None:
 def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
     """Writes an adapter or a model that loads alone: weights, processor, generation config, and which base."""
     whisper = whisper_of(model)
+    whisper.config.use_cache = True  # the Trainer switches it off
     model.save_pretrained(str(folder))
     save_processor(load_processor(located.base), folder)
     whisper.generation_config.save_pretrained(str(folder))
@@ -514,8 +519,9 @@ def _replace_artefact(path: Path, model, located: Located, base: dict) -> None:
 
 def _forget_after(run: Path, step: int) -> None:
     """Drops what a killed run wrote after its last checkpoint: it will be written again."""
-    kept = [record for record in runs.read_jsonl(run / runs.METRICS) if record.get("step", 0) <= step]
-    runs.rewrite_jsonl(run / runs.METRICS, kept)
+    for name in (runs.METRICS, runs.LEFT_OUT):
+        kept = [record for record in runs.read_jsonl(run / name) if record.get("step", 0) <= step]
+        runs.rewrite_jsonl(run / name, kept)
     complete = {path.name for path in runs.complete_checkpoints(run)}
     for folder in (run / runs.CHECKPOINTS).glob("checkpoint-*"):
         if folder.name not in complete:

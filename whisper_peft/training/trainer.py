@@ -225,7 +225,7 @@ class LeftOutRule(TrainerCallback):
 
     def __init__(self, run: Path, *, n_rows: int, batch_size: int, start: int, max_share: float, to_record: Callable):
         self.path, self.n_rows, self.max_share, self.to_record = run / runs.LEFT_OUT, n_rows, max_share, to_record
-        self.batch_size = batch_size
+        self.batch_size, self.step = batch_size, start
         self.known = {
             (one["split"], one["row"]): one["reason"] for one in runs.read_jsonl(self.path)
         }  # a resumed run meets some again
@@ -237,19 +237,20 @@ class LeftOutRule(TrainerCallback):
         """Why training clips were left out, so far."""
         return [reason for (split, _), reason in self.known.items() if split == "train"]
 
-    def add(self, split: str, left_out: list) -> None:
-        """Writes down the clips that are not known yet."""
+    def add(self, split: str, left_out: list, *, step: int) -> None:
+        """Writes down the clips that are not known yet, and the steps made when they were met."""
         fresh = [one for one in left_out if (split, one.row) not in self.known]
-        runs.append_jsonl(self.path, *(self.to_record(split, one) for one in fresh))
+        runs.append_jsonl(self.path, *({**self.to_record(split, one), "step": step} for one in fresh))
         self.known.update({(split, one.row): one.reason for one in fresh})
 
     def on_batch(self, batch: dict) -> None:
         """Looks at a step before it is trained on."""
-        self.add("train", batch["left_out"])
+        self.add("train", batch["left_out"], step=self.step + 1)
         self.seen = min(self.n_rows, self.seen + len(batch["rows"]) + len(batch["left_out"]))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stops after a checkpoint."""
+        self.step = state.global_step
         n_out = len(self.reasons)
         judged = self.seen >= min(200, self.n_rows)
         if judged and n_out >= 10 and n_out > self.max_share * self.seen:

@@ -1,0 +1,129 @@
+"""The step contract: seeded, endless, each row once an epoch, and cheap to start anywhere."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import random
+import time
+
+import pytest
+
+from whisper_peft.data.batching import LOOK_AHEAD, cut, steps, steps_per_epoch
+from whisper_peft.data.dataset import Pick
+
+
+def no_length(row: int) -> float:
+    return 0.0
+
+
+def made_lengths(n_rows: int) -> list[float]:
+    rng = random.Random(1)
+    return [rng.uniform(0.5, 30.0) for _ in range(n_rows)]
+
+
+def take(count: int, *arguments, **options) -> list[list[Pick]]:
+    return list(itertools.islice(steps(*arguments, **options), count))
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(1, 1), (1, 8), (7, 8), (8, 8), (9, 8), (600, 7), (1000, 32)])
+def test_each_row_exactly_once_an_epoch(n_rows, batch_size):
+    lengths = made_lengths(n_rows)
+    per_epoch = steps_per_epoch(n_rows, batch_size)
+    drawn = take(3 * per_epoch, n_rows, batch_size, seed=0, duration_s=lengths.__getitem__)
+    orders = []
+    for epoch in range(3):
+        of_epoch = drawn[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(pick.row for step in of_epoch for pick in step) == list(range(n_rows))
+        assert {pick.epoch for step in of_epoch for pick in step} == {epoch}
+        sizes = sorted(map(len, of_epoch))
+        assert sizes[1:] == [batch_size] * (per_epoch - 1)  # at most one step an epoch is short
+        orders.append([[pick.row for pick in step] for step in of_epoch])
+    if n_rows > 100:
+        assert orders[0] != orders[1] != orders[2]  # the next epoch is another order
+
+
+def test_the_seed_alone_decides():
+    lengths = made_lengths(300)
+    first = take(100, 300, 8, seed=3, duration_s=lengths.__getitem__)
+    random.seed(99)
+    assert take(100, 300, 8, seed=3, duration_s=lengths.__getitem__) == first
+    assert take(100, 300, 8, seed=4, duration_s=lengths.__getitem__) != first
+
+
+def test_steps_know_nothing_of_memory_workers_or_ranks():
+    known = set(inspect.signature(steps).parameters)
+    assert known == {"n_rows", "batch_size", "seed", "duration_s", "start", "look_ahead"}
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 31, 32, 33, 37, 38, 39, 75, 76, 200])
+def test_a_later_start_is_the_same_as_skipping(start):
+    n_rows, batch_size = 300, 8  # two look-aheads and a rest: 32 + 6 steps an epoch
+    lengths = made_lengths(n_rows)
+    whole = take(start + 50, n_rows, batch_size, seed=5, duration_s=lengths.__getitem__)
+    assert take(50, n_rows, batch_size, seed=5, duration_s=lengths.__getitem__, start=start) == whole[start:]
+
+
+@pytest.mark.parametrize("start", [0, 123_457])
+def test_only_the_look_ahead_is_read_before_the_first_step(start):
+    read = []
+
+    def duration_s(row: int) -> float:
+        read.append(row)
+        return 1.0
+
+    began = time.process_time()
+    drawn = steps(800_000, 8, seed=0, duration_s=duration_s, start=start)
+    assert not read
+    first = next(drawn)
+    assert time.process_time() - began < 2.0
+    assert len(first) == 8
+    assert len(read) <= LOOK_AHEAD
+    for _ in range(LOOK_AHEAD // 8 - 1 - start % (LOOK_AHEAD // 8)):
+        next(drawn)
+    assert len(read) == LOOK_AHEAD  # and no more until its last step is taken
+    assert len(set(read)) == LOOK_AHEAD  # each header once
+    next(drawn)
+    assert len(read) == 2 * LOOK_AHEAD
+
+
+def test_like_lengths_stand_together():
+    lengths = made_lengths(2048)
+
+    def spread(drawn: list[list[Pick]]) -> float:
+        return sum(max(lengths[p.row] for p in step) - min(lengths[p.row] for p in step) for step in drawn) / len(drawn)
+
+    sorted_ones = take(256, 2048, 8, seed=0, duration_s=lengths.__getitem__)
+    shuffled = take(256, 2048, 8, seed=0, duration_s=no_length)
+    assert spread(sorted_ones) < 1.5 < 15 < spread(shuffled)
+    longest = [max(lengths[pick.row] for pick in step) for step in sorted_ones]
+    assert longest != sorted(longest)  # but steps do not come in order of length
+    rising = sum(a < b for a, b in zip(longest, longest[1:], strict=False))
+    assert 90 < rising < 165
+
+
+def test_rows_of_one_length_are_still_shuffled():
+    rows = [pick.row for step in take(8, 64, 8, seed=0, duration_s=no_length, look_ahead=16) for pick in step]
+    assert rows != list(range(64))
+
+
+@pytest.mark.parametrize(("look_ahead", "batch_size"), [(1, 8), (8, 8), (100, 8), (256, 1000)])
+def test_a_look_ahead_is_whole_steps(look_ahead, batch_size):
+    n_rows = 4 * batch_size
+    drawn = take(4, n_rows, batch_size, seed=0, duration_s=no_length, look_ahead=look_ahead)
+    assert [len(step) for step in drawn] == [batch_size] * 4
+
+
+@pytest.mark.parametrize("n_clips", [0, 1, 5, 8, 9])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 8, 100])
+def test_a_cut_covers_all_clips_once_in_order(n_clips, micro_batch_size):
+    clips = list(range(n_clips))
+    pieces = [clips[piece] for piece in cut(n_clips, micro_batch_size)]
+    assert [clip for piece in pieces for clip in piece] == clips
+    assert all(0 < len(piece) <= micro_batch_size for piece in pieces)
+    assert len(pieces) == -(-n_clips // micro_batch_size)
+
+
+def test_a_pick_is_a_key():
+    assert {Pick(3, 1): "a"}[Pick(3, 1)] == "a"
+    assert Pick(3, 1) != Pick(3, 2)

@@ -1,0 +1,217 @@
+"""The one-way room rule, and that nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import whisper_peft
+from conftest import ROOT
+
+PACKAGE = ROOT / "whisper_peft"
+
+# Each module may import those before it in its room, and every room before its own.
+ROOMS = {
+    "": ("errors", "recipe", "runs", "pages"),
+    "data": (
+        "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
+        "batching", "collator", "checking",
+    ),
+    "model": ("windows", "build", "planning"),
+    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
+    "training": ("loss", "trainer", "defaults", "train"),
+    "delivery": ("merging", "exporting", "publishing", "demo"),
+    "cli": ("cli", "__main__"),
+}  # fmt: skip
+HEAVY = (
+    "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
+    "accelerate", "bitsandbytes", "tokenizers", "safetensors",
+)  # fmt: skip
+LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
+IMPORTED_LAZILY = "whisper_peft.training.trainer"  # subclasses the Trainer, so it needs it at its top
+
+
+def position(module: str) -> tuple[int, int]:
+    """Where a module stands in the order; a room's own __init__ stands before its modules."""
+    parts = module.split(".")[1:]
+    if not parts:
+        return (-1, 0)  # the package itself
+    for number, (room, modules) in enumerate(ROOMS.items()):
+        if parts[0] == room:
+            return (number, 0) if len(parts) == 1 and room != "cli" else (number, 1 + modules.index(parts[-1 if room == "cli" else 1]))
+        if len(parts) == 1 and room in ("", "cli") and parts[0] in modules:
+            return (number, 1 + modules.index(parts[0]))
+    raise AssertionError(f"{module} has no place in the order of the rooms; give it one in DESIGN and here")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but the quickstart's."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] != "quickstart":
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(module: str, tree: ast.AST, path: Path) -> list[tuple[int, str]]:
+    """(line, module of ours) for every import anywhere in a file, those in functions included."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                base = package.split(".")[: len(package.split(".")) - node.level + 1]
+                origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{origin}.{alias.name}"
+                is_module = (ROOT / Path(*inner.split("."))).is_dir() or (ROOT / Path(*inner.split("."))).with_suffix(".py").is_file()
+                if origin == "whisper_peft" and not is_module:
+                    assert alias.name == "__version__", f"{path}:{node.lineno}: the package's lazy names are for users"
+                found.append((node.lineno, inner if is_module else origin))
+    return [(line, name) for line, name in found if name.split(".")[0] == "whisper_peft"]
+
+
+def top_level_imports(tree: ast.Module) -> list[tuple[int, str]]:
+    """(line, top-level package) for every import that runs when the module is imported."""
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.extend((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.append((node.lineno, node.module.split(".")[0]))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    here = position(module)
+    for line, name in imports_of(module, tree, path):
+        at = f"{path.relative_to(ROOT)}:{line}"
+        assert not name.startswith("whisper_peft.quickstart"), f"{at} imports the quickstart"
+        assert name != module
+        assert position(name) < here, f"{at}: {module} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_light_things_at_its_top(module):
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    allowed = LIGHT | ({"torch", "transformers"} if module == IMPORTED_LAZILY else set())
+    for line, name in top_level_imports(tree):
+        assert name in allowed, f"{path.relative_to(ROOT)}:{line} imports {name} at the top of the module"
+    if module != "whisper_peft":  # its __getattr__ loads the public names
+        named = {node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in ast.walk(tree)}
+        assert not named & {"import_module", "__import__"}, f"{path}: an import that this test cannot see"
+
+
+def test_the_lazy_trainer_is_never_imported_at_a_top():
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for node in ast.walk(function)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in inside:
+                names = [name for _, name in imports_of(module, node, path)]
+                assert IMPORTED_LAZILY not in names, f"{path}:{node.lineno}"
+
+
+def test_the_rule_sees_imports_wherever_they_hide():
+    page = "def f():\n    from ..training.train import train\n    import whisper_peft.cli\n    from whisper_peft import runs\n"
+    path = PACKAGE / "data" / "audio.py"
+    names = [name for _, name in imports_of("whisper_peft.data.audio", ast.parse(page), path)]
+    assert names == ["whisper_peft.training.train", "whisper_peft.cli", "whisper_peft.runs"]
+    at = position("whisper_peft.data.audio")
+    assert [position(name) < at for name in names] == [False, False, True]
+    assert position("whisper_peft.data.dataset") < position("whisper_peft.data.batching")
+    assert position("whisper_peft.data.collator") < position("whisper_peft.model.build")
+    assert position("whisper_peft.delivery.merging") < position("whisper_peft.cli") < position("whisper_peft.__main__")
+    with pytest.raises(AssertionError, match="lazy names"):
+        imports_of("whisper_peft.data.audio", ast.parse("from whisper_peft import train"), path)
+
+
+def in_fresh_process(code: str, *arguments: str) -> dict:
+    """Runs code that prints JSON, without any bytecode or module of this process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOADED = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+
+
+def test_importing_any_module_loads_nothing_heavy():
+    names = [name for name in MODULES if name not in (IMPORTED_LAZILY, "whisper_peft.__main__")]
+    loaded = in_fresh_process(f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n{LOADED}")
+    assert "whisper_peft" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['whisper-peft', '--help']\n"
+        "try: runpy.run_module('whisper_peft', run_name='__main__')\n"
+        f"except SystemExit as end: assert not end.code\n{LOADED}"
+    )
+    loaded = in_fresh_process(code)
+    assert "click" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_help_answers_fast(run_cli):
+    run_cli("--help")  # bytecode
+    walls, used = [], []
+    for _ in range(3):
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        done = run_cli("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        walls.append(time.monotonic() - began)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0, done.stderr
+        assert "train" in done.stdout
+    assert min(used) < 1.0, "seconds of CPU time; a heavy import costs several"
+    assert min(walls) < 5.0  # generous: the machine may be busy
+
+
+def test_public_names_resolve():
+    assert whisper_peft.__all__ == sorted(set(whisper_peft.__all__))
+    for name in whisper_peft.__all__:
+        assert callable(getattr(whisper_peft, name)), name
+        assert name in dir(whisper_peft)
+    assert whisper_peft.__version__
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = whisper_peft.trian
+    with pytest.raises(ImportError):
+        from whisper_peft import trian  # noqa: F401

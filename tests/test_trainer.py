@@ -1,0 +1,419 @@
+"""The step: its cut, its loss, its gradients, its schedule; and what a run writes down about them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, make_wave, tiny_recipe
+
+from whisper_peft import SpeechDataset, build_model, load_preparation, load_source, locate, runs, train
+from whisper_peft.training.defaults import resolve
+from whisper_peft.training.train import training_arguments
+from whisper_peft.training.trainer import GradientCheck, OneDeviceArguments, SpeechTrainer, first_batches
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> Path:
+    """8 clips whose texts have from 1 to 8 words."""
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("uneven") / "clips"
+    folder.mkdir()
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"])
+        for number in range(8):
+            soundfile.write(folder / f"{number}.wav", make_wave(0.3 + 0.2 * number, number), 16000)
+            writer.writerow([f"{number}.wav", " ".join(WORDS[: number + 1])])
+    return folder
+
+
+def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepare=lambda model: None, **changes):
+    """A SpeechTrainer as `train` makes it, without its run folder's comforts."""
+    from transformers import set_seed
+
+    workers = changes.pop("train.workers", 0)
+    recipe = tiny_recipe(
+        model, source, **{"train.batch_size": 8, "train.steps": 1, "lora.dropout": 0.0, "train.seed": 3, **changes}
+    )
+    dataset = SpeechDataset(load_source(str(source)), load_preparation(str(model)), language="hi")
+    recipe, _ = resolve(recipe, n_rows=len(dataset), d_model=16, multilingual=True)
+    recipe = resolved_with(recipe, workers)
+    set_seed(recipe.train.seed)
+    lora = {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "dropout": recipe.lora.dropout}
+    built = build_model(locate(model), recipe.train.mode, lora=lora)
+    prepare(built)
+    trainer = SpeechTrainer(
+        built, training_arguments(recipe, folder), dataset=dataset, batch_size=recipe.train.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size, evaluate_model=lambda: {"wer": 1.0}, callbacks=list(callbacks),
+    )  # fmt: skip
+    return trainer
+
+
+def resolved_with(recipe, workers: int):
+    from whisper_peft import override
+
+    return override(recipe, {"train.workers": workers})
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients_of(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_step_does_not_depend_on_its_cut(mode, tiny_model, uneven, tmp_path):
+    losses, gradients, after = [], [], []
+    for micro in (1, 2, 8):  # 8 x 1, 4 x 2, 1 x 8
+        changes = {"train.mode": mode, "train.micro_batch_size": micro}
+        trainer = make_trainer(tmp_path / str(micro), tiny_model, uneven, **changes)
+        (batch,) = first_batches(trainer, 1)
+        losses.append(trainer.training_step(trainer.model, batch).item())
+        gradients.append(gradients_of(trainer.model))
+        fresh = make_trainer(tmp_path / f"{micro}-run", tiny_model, uneven, **changes)
+        before = weights_of(fresh.model)
+        fresh.train()
+        after.append(weights_of(fresh.model))
+        moved = [name for name in before if not torch.equal(before[name], after[-1][name])]
+        assert moved and all("lora_B" in name for name in moved) == (mode == "lora")
+    assert max(losses) - min(losses) < 1e-5
+    for other, other_weights in zip(gradients[1:], after[1:], strict=True):
+        assert other.keys() == gradients[0].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+        for name, weight in after[0].items():
+            # Adam's first step is lr * sign(gradient): where a gradient is all rounding, so is its sign.
+            certain = gradients[0][name].abs() > 1e-5
+            torch.testing.assert_close(other_weights[name][certain], weight[certain], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_full_and_lora_see_byte_identical_batches(tiny_model, speech, tmp_path):
+    seen = []
+    for mode, workers in (("full", 0), ("lora", 0), ("lora", 2)):
+        changes = {"train.mode": mode, "train.batch_size": 4, "train.workers": workers}
+        trainer = make_trainer(tmp_path / f"{mode}{workers}", tiny_model, speech / "train", **changes)
+        seen.append(first_batches(trainer, 5))  # into the second epoch
+    for batches in seen[1:]:
+        for ours, theirs in zip(seen[0], batches, strict=True):
+            assert ours["rows"] == theirs["rows"]
+            for key in ("input_features", "decoder_input_ids", "labels"):
+                assert ours[key].numpy().tobytes() == theirs[key].numpy().tobytes()
+                assert ours[key].dtype == theirs[key].dtype and ours[key].shape == theirs[key].shape
+    assert seen[0][0]["rows"] != seen[0][3]["rows"]  # the second epoch is shuffled anew
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_exactly_one_start_of_transcript_reaches_the_decoder(mode, tiny_model, uneven, tmp_path):
+    trainer = make_trainer(tmp_path, tiny_model, uneven, **{"train.mode": mode, "train.micro_batch_size": 4})
+    reached = []
+    base = trainer.model if mode == "full" else trainer.model.get_base_model()
+    base.get_decoder().embed_tokens.register_forward_pre_hook(lambda module, inputs: reached.extend(inputs[0].tolist()))
+    trainer.train()
+    preparation = trainer.train_dataset.preparation
+    start, prefix = preparation.token_id("<|startoftranscript|>"), preparation.prefix("hi")
+    assert len(reached) == 8
+    for ids in reached:
+        assert ids.count(start) == 1
+        assert ids[: len(prefix)] == prefix
+
+
+def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_path):
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    trainer = make_trainer(tmp_path, tiny_model, uneven, **{"train.mode": "full", "train.micro_batch_size": 2})
+    (batch,) = first_batches(trainer, 1)
+    ours = trainer.training_step(trainer.model, batch).item()
+    # By hand, clip by clip, with transformers' own extractor, tokens and loss.
+    model = WhisperForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32).train()
+    processor = WhisperProcessor.from_pretrained(tiny_model, language="hi", task="transcribe")
+    means, counts = [], []
+    for row in load_source(str(uneven)):
+        import soundfile
+
+        features = processor.feature_extractor(soundfile.read(row.audio)[0], sampling_rate=16000, return_tensors="pt")
+        ids = processor.tokenizer(row.text).input_ids
+        labels = torch.tensor([ids[1:]])
+        with torch.no_grad():
+            output = model(
+                input_features=features.input_features, decoder_input_ids=torch.tensor([ids[:-1]]), labels=labels
+            )
+        means.append(output.loss.item())
+        counts.append(labels.numel())
+    assert max(counts) > 2 * min(counts)
+    assert ours == pytest.approx(np.average(means, weights=counts), abs=1e-4)
+    assert abs(ours - np.mean(means)) > 1e-3  # the mean of means is another number here
+
+
+def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, tmp_path):
+    rows = (speech / "train" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    manifest = speech / "train" / "gone.csv"
+    manifest.write_text("\n".join([rows[0], "gone-1.wav,a", "gone-2.wav,b", *rows[1:3]]), encoding="utf-8")
+    try:
+        # Clips whose header cannot be read sort first, so the two good ones make the other step of the epoch.
+        changes = {"train.batch_size": 2, "train.mode": "full", "train.weight_decay": 0.1}
+        trainer = make_trainer(tmp_path / "a", tiny_model, manifest, **{**changes, "train.steps": 2})
+        batches = first_batches(trainer, 2)
+        assert sorted(len(batch["rows"]) for batch in batches) == [0, 2]
+        snapshots = [weights_of(trainer.model)]
+
+        from transformers import TrainerCallback
+
+        class Look(TrainerCallback):
+            def on_step_end(self, args, state, control, model=None, **kwargs):
+                snapshots.append(weights_of(model))
+
+        trainer.add_callback(Look())
+        trainer.train()
+    finally:
+        manifest.unlink()
+    assert trainer.empty_steps == 1 and trainer.state.global_step == 2
+    for number, batch in enumerate(batches):
+        same = all(torch.equal(snapshots[number][name], snapshots[number + 1][name]) for name in snapshots[0])
+        assert same == (not batch["rows"])
+
+
+def test_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, uneven, tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        check = GradientCheck()
+        trainer = make_trainer(
+            tmp_path / str(checkpointing), tiny_model, uneven, callbacks=[check],
+            **{"train.gradient_checkpointing": checkpointing, "train.steps": 2},
+        )  # fmt: skip
+        reruns = []
+        layer = trainer.model.get_base_model().get_encoder().layers[0]
+        layer.fc1.register_forward_hook(lambda *_, reruns=reruns: reruns.append(1))
+        trainer.train()
+        assert check.done
+        assert len(reruns) == (4 if checkpointing else 2)  # run again in the backward pass, so it is really on
+        gradients.append(weights_of(trainer.model))
+    for name, weight in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def break_encoder(model) -> None:
+    """The encoder's output without its graph: as re-entrant checkpointing leaves it."""
+
+    def detach(module, inputs, output):
+        output.last_hidden_state = output.last_hidden_state.detach()
+        return output
+
+    model.get_base_model().get_encoder().register_forward_hook(detach)
+
+
+def reentrant(model) -> None:
+    """As transformers 4 has it: the decoder's embeddings are made to require a gradient, the encoder's input is not."""
+    embeddings = model.get_base_model().get_decoder().embed_tokens
+    embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+    model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+def silence_values(model) -> None:
+    """Zero weights after fc1 of the encoder: nothing flows back to it."""
+    torch.nn.init.zeros_(model.get_encoder().layers[0].fc2.weight)
+
+
+def explode(model) -> None:
+    parameter = next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fault", "finding"),
+    [
+        ("lora", break_encoder, "encoder.*no gradient|no gradient.*encoder"),
+        ("lora", reentrant, "no gradient.*encoder"),
+        ("full", silence_values, "zero gradient.*fc1"),
+        ("lora", explode, "non-finite gradient"),
+    ],
+)
+def test_gradient_check_raises(mode, fault, finding, tiny_model, uneven, tmp_path):
+    changes = {"train.mode": mode, "train.steps": 2, "train.max_grad_norm": 0.0}
+    trainer = make_trainer(tmp_path, tiny_model, uneven, callbacks=[GradientCheck()], prepare=fault, **changes)
+    with pytest.raises(AssertionError, match=finding):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_train_checks_gradients(tiny_model, speech, tmp_path, monkeypatch):
+    from whisper_peft.training import train as room
+
+    def broken(*arguments, **options):
+        model = build_model(*arguments, **options)
+        break_encoder(model)
+        return model
+
+    monkeypatch.setattr(room, "build_model", broken)
+    with pytest.raises(AssertionError, match="no gradient"):
+        train(tiny_recipe(tiny_model, speech, **{"evaluate.compare_clips": 0}), output=tmp_path / "run")
+
+
+def test_two_visible_gpus_never_mean_data_parallel(tiny_model, uneven, tmp_path, monkeypatch):
+    monkeypatch.setattr(OneDeviceArguments.__mro__[2], "n_gpu", property(lambda self: 2))
+    trainer = make_trainer(tmp_path, tiny_model, uneven)
+    assert super(OneDeviceArguments, trainer.args).n_gpu == 2  # the machine that is played
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 1
+    trainer.train()
+    assert not isinstance(trainer.model_wrapped, torch.nn.DataParallel)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules(schedule, tiny_model, uneven, tmp_path):
+    peak, warmup, steps = 1e-3, 2, 8
+    trainer = make_trainer(
+        tmp_path, tiny_model, uneven,
+        **{"train.schedule": schedule, "train.learning_rate": peak, "train.warmup_steps": warmup, "train.steps": steps},
+    )  # fmt: skip
+    optimizer = trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(steps, optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])  # of the step about to be made
+        optimizer.step()
+        scheduler.step()
+    shape = {
+        "linear": lambda share: 1 - share,
+        "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+        "constant": lambda share: 1.0,
+    }[schedule]
+    wanted = [peak * (k / warmup if k < warmup else shape((k - warmup) / (steps - warmup))) for k in range(steps)]
+    assert rates == pytest.approx(wanted, abs=1e-9)
+
+
+def test_early_stopping(tiny_model, speech, tmp_path):
+    changes = {
+        "train.learning_rate": 1e-9, "train.early_stopping": 2, "train.steps": 9, "evaluate.every_steps": 1,
+        "evaluate.best_metric": "cer", "evaluate.compare_clips": 0,
+    }  # fmt: skip
+    result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+    assert result.facts["steps"] == 3 and result.facts["best_step"] == 1  # one that set the mark, two no better
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, {2, 5}), (2, {2, 4, 5})])
+def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
+    keep, left, tiny_model, speech, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    from whisper_peft.training import train as room
+
+    plan = iter([0.9, 0.3, 0.5, 0.6, 0.4])
+    real = room.figures
+    monkeypatch.setattr(room, "figures", lambda *arguments: {**real(*arguments), "wer": next(plan)})
+    seen = []
+    changes = {
+        "train.steps": 5, "evaluate.every_steps": 1, "train.keep_checkpoints": keep, "evaluate.compare_clips": 0,
+        "train.learning_rate": 0.01,
+    }  # fmt: skip
+    result = train(
+        tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run",
+        on_checkpoint=[lambda folder: seen.append(load_file(folder / "adapter_model.safetensors"))],
+    )  # fmt: skip
+    assert {runs.checkpoint_step(path) for path in runs.complete_checkpoints(result.run)} == left
+    assert {int(path.name.split("-")[1]) for path in (result.run / "checkpoints").iterdir()} == left
+    assert result.facts["best_step"] == 2 and len(seen) == 5
+    final = load_file(result.model / "adapter_model.safetensors")
+    assert final.keys() == seen[1].keys()
+    assert all(torch.equal(final[name], seen[1][name]) for name in final)
+    assert not all(torch.equal(final[name], seen[4][name]) for name in final)
+
+
+def test_what_a_run_writes_down(lora_run, tiny_model):
+    facts = runs.read_json(lora_run / "run.json")
+    assert facts["mode"] == "lora" and facts["steps"] == 4 and facts["device"].startswith(("CPU", "NVIDIA"))
+    assert {"python", "whisper-peft", "torch", "transformers", "peft"} <= facts["versions"].keys()
+    assert facts["base"]["path"] == str(tiny_model) and len(facts["base"]["sha256"]) == 64
+    assert facts["data"]["train_clips"] == 12 and len(facts["data"]["fingerprint"]) == 64
+    assert facts["train_hours"] > 0 and facts["train_seconds"] > 0 and facts["peak_memory_bytes"] > 1e7
+    assert 0 < facts["trainable_parameters"] < facts["parameters"]
+    assert facts["before"]["split"] == facts["after"]["split"] == facts["final"]["split"] == "test"
+    assert facts["before"]["max_new_tokens"] == facts["after"]["max_new_tokens"]  # the same clips, the same limit
+    assert facts["before"]["clips"] == facts["after"]["clips"] == facts["final"]["clips"] == 4
+
+    records = runs.read_jsonl(lora_run / "metrics.jsonl")
+    losses = [record for record in records if "loss" in record]
+    assert [record["step"] for record in losses] == [1, 2, 3, 4]
+    assert all(math.isfinite(record["loss"]) and "learning_rate" in record for record in losses)
+    evaluations = [record for record in records if "eval_wer" in record]
+    assert [record["step"] for record in evaluations] == [2, 4]
+    assert {"eval_cer", "eval_loss", "eval_reached_limit", "eval_wer_insertions"} <= evaluations[0].keys()
+    assert not (lora_run / "left_out.jsonl").read_text()
+    assert {path.name for path in lora_run.iterdir()} == {
+        "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl", "checkpoints", "adapter", "transcripts.jsonl",
+        "tensorboard",
+    }  # fmt: skip
+
+
+def test_tensorboard_has_the_losses(lora_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(lora_run / "tensorboard")).Reload()
+    assert {"train/loss", "eval/wer"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_the_written_recipe_runs_again_to_the_same_weights(lora_run, tmp_path):
+    again = train(str(lora_run / "recipe.yaml"), output=tmp_path / "again", changes={"train.report_to": []})
+    ours = (lora_run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (again.model / "adapter_model.safetensors").read_bytes() == ours
+
+
+def test_own_loss_augmentation_callback_and_checkpoint_function(tiny_model, speech, tmp_path):
+    from transformers import TrainerCallback
+
+    from whisper_peft import token_loss_sum
+
+    heard, calls, folders, steps = [], [], [], []
+
+    def louder(wave, rng):
+        heard.append((len(wave), rng.random()))
+        return wave * 0.5
+
+    def double(logits, labels):
+        calls.append(tuple(logits.shape[:2]) == tuple(labels.shape))
+        return 2 * token_loss_sum(logits, labels)
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    recipe = tiny_recipe(tiny_model, speech, **{"evaluate.compare_clips": 0})
+    result = train(
+        recipe, output=tmp_path / "run", augment=louder, loss=double, callbacks=[Count()],
+        on_checkpoint=[lambda folder: folders.append((folder.name, (folder / runs.COMPLETE).is_file()))],
+    )  # fmt: skip
+    assert len(heard) == 4 * 4 and len({draw for _, draw in heard}) == 16  # train clips only, each draw its own
+    assert calls == [True] * 4
+    assert steps == [1, 2, 3, 4]
+    assert folders == [("checkpoint-2", True), ("checkpoint-4", True)]
+    plain = train(recipe, output=tmp_path / "plain")
+    doubled, single = (
+        next(one["loss"] for one in runs.read_jsonl(run.run / "metrics.jsonl") if "loss" in one)
+        for run in (result, plain)
+    )
+    assert doubled == pytest.approx(2 * single, rel=0.05)
+
+
+def test_bf16_trains_on_the_cpu(tiny_model, speech, tmp_path):
+    from transformers import TrainerCallback
+
+    types = set()
+
+    class Spy(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            layer = model.get_encoder().layers[0].fc1
+            layer.register_forward_hook(lambda module, inputs, output: types.add((output.dtype, module.weight.dtype)))
+
+    changes = {"train.precision": "bf16", "train.mode": "full", "train.steps": 2}
+    result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", callbacks=[Spy()])
+    losses = [one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one]
+    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
+    assert types == {(torch.bfloat16, torch.float32)}  # computed in bf16, in training and in evaluation; kept in fp32
