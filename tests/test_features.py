@@ -204,7 +204,7 @@ def test_tokens_are_openai_s_and_labels_one_step_ahead(preparations, kind, langu
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_s_name_in_a_transcript_is_text(preparations, kind):
     preparation, openai = preparations[kind], openai_tokenizer(kind, "en" if KINDS[kind].multilingual else None)
-    text = "<|startoftranscript|><|en|><|transcribe|> press enter<|endoftext|> <|0.00|>"
+    text = "<|startoftranscript|><|en|><|transcribe|> press enter<|endoftext|> now"
     inputs, labels = preparation.encode_text([Segment(text)], language="en")
     words = openai.encoding.encode(text, disallowed_special=())
     assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *words]

@@ -27,7 +27,7 @@ ROOMS = {
     ),
     "model": ("windows", "build", "planning"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
-    "training": ("loss", "trainer", "defaults", "train"),
+    "training": ("loss", "trainer", "defaults", "speech", "artefacts", "train"),
     "delivery": ("merging", "exporting", "publishing", "demo"),
     "cli": ("cli", "__main__"),
 }  # fmt: skip

@@ -16,10 +16,34 @@ from whisper_peft.errors import UserError
 
 TEXTS = ['नमस्ते, "दुनिया"', "It's 3,5 %; isn't it?", "tab-free\u2028line", "ആലിൻപഴം\u200d പഴുത്തു", "plain"]
 
-COMMON_VOICE_11 = "client_id path sentence up_votes down_votes age gender accents locale segment variant".split()
-COMMON_VOICE_13 = (
-    "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment"
-).split()
+COMMON_VOICE_11 = [
+    "client_id",
+    "path",
+    "sentence",
+    "up_votes",
+    "down_votes",
+    "age",
+    "gender",
+    "accents",
+    "locale",
+    "segment",
+    "variant",
+]
+COMMON_VOICE_13 = [
+    "client_id",
+    "path",
+    "sentence_id",
+    "sentence",
+    "sentence_domain",
+    "up_votes",
+    "down_votes",
+    "age",
+    "gender",
+    "accents",
+    "variant",
+    "locale",
+    "segment",
+]
 
 
 def write_csv(path: Path, rows: list[dict], *, encoding: str = "utf-8", delimiter: str = ",") -> Path:
@@ -313,9 +337,7 @@ def test_audio_folder_of_splits(tmp_path):
     assert all(f"{tmp_path}:{split}" in message for split in ("train", "validation", "test"))
     assert len(load_source(f"{tmp_path}:train")) == 5
     for synonym in ("validation", "valid", "val", "dev"):
-        assert [row.audio for row in load_source(f"{tmp_path}:{synonym}")][0] == str(
-            tmp_path / "validation/validation0.wav"
-        )
+        assert load_source(f"{tmp_path}:{synonym}")[0].audio == str(tmp_path / "validation/validation0.wav")
     assert len(load_source(f"{tmp_path}:train+dev+train")) == 8
     assert load_source(f"{tmp_path}/test") == load_source(f"{tmp_path}:test")
     assert "no split 'other'" in refusal(f"{tmp_path}:other") and "validation" in refusal(f"{tmp_path}:other")
@@ -541,7 +563,7 @@ def test_two_large_speakers_still_give_at_most_500():
 
 def test_few_shared_texts_are_left_out_of_the_held_out_speakers():
     rows = [Row(f"/{i}.wav", "same for all" if i % 10 == 0 else f"text {i}", speaker=f"s{i // 20}") for i in range(800)]
-    train, held_out = hold_out(rows, seed=3)
+    _, held_out = hold_out(rows, seed=3)
     assert len(held_out) == 72 and "same for all" not in {row.text for row in held_out}
     everybody = [Row(f"/{i}.wav", f"word {i % 20}", speaker=f"s{i // 20}") for i in range(800)]
     assert [len(side) for side in hold_out(everybody, seed=3)] == [720, 80]

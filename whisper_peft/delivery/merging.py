@@ -16,7 +16,7 @@ from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate, to_device, whisper_of
 from whisper_peft.model.build import Located, check_base, load_adapter, load_base, load_model, load_preparation, locate
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
-from whisper_peft.training.train import save_processor
+from whisper_peft.training.artefacts import save_processor
 
 DTYPES = ("float32", "float16", "bfloat16")
 CHECK_CLIPS = 8

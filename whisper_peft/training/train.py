@@ -13,15 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from whisper_peft import __version__, runs
 from whisper_peft.data import sources
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.sources import Row, load_source
-from whisper_peft.data.text import clean_text, language_code
+from whisper_peft.data.text import language_code
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
 from whisper_peft.evaluation.transcribing import (
@@ -30,49 +28,23 @@ from whisper_peft.evaluation.transcribing import (
     full_limit,
     training_limit,
     transcribe_rows,
-    whisper_of,
 )
 from whisper_peft.model.build import (
-    BASE_FACTS,
     Located,
     base_identity,
     build_model,
     check_base,
     load_config,
     load_preparation,
-    load_processor,
     locate,
 )
 from whisper_peft.recipe import Recipe, absolute, load_recipe, override, save_recipe
+from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import resolve
+from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a run; `held_out`: eval was held out of train."""
-
-    train: list[Row]
-    eval: list[Row]
-    test: list[Row] | None
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class Speech:
-    """The three splits of a run, and what its selection set is called."""
-
-    train: SpeechDataset
-    eval: SpeechDataset
-    test: SpeechDataset | None
-    held_out: bool  # eval was held out of train
-
-    @property
-    def scored(self) -> tuple[str, SpeechDataset]:
-        """The split whose error rate is reported before and after."""
-        return ("test", self.test) if self.test is not None else ("eval", self.eval)
 
 
 @dataclass(frozen=True)
@@ -150,7 +122,7 @@ def train(
         recipe, n_rows=len(rows.train), d_model=load_config(located.base).d_model, multilingual=preparation.multilingual
     )
     speech = make_speech(rows, recipe, preparation, augment=augment)
-    _check_languages(speech, preparation)
+    check_languages(speech, preparation)
     for remark in remarks:
         say(f"Note: {remark}")
     for line in summary(recipe, speech, located):
@@ -171,40 +143,6 @@ def train(
         run.resolve(), recipe, speech, located, preparation, loss=loss, callbacks=callbacks,
         on_checkpoint=on_checkpoint, say=say, progress=progress, began=began,
     )  # fmt: skip
-
-
-def load_rows(recipe: Recipe) -> Rows:
-    """The rows of the three splits; without an eval source a tenth of train is held out.
-
-    Raises:
-        UserError: no training source, or one that cannot be read.
-    """
-    data = recipe.data
-    if not data.train:
-        raise UserError("data.train: not set; name the training data with --train SRC or in a recipe.")
-    columns = {"audio_column": data.audio_column, "text_column": data.text_column}
-    train_rows = [row for source in data.train for row in load_source(source, **columns)]
-    test_rows = None if data.test is None else load_source(data.test, **columns)
-    if data.eval is not None:
-        return Rows(train_rows, load_source(data.eval, **columns), test_rows, held_out=False)
-    train_rows, eval_rows = sources.hold_out(train_rows, seed=recipe.train.seed)
-    return Rows(train_rows, eval_rows, test_rows, held_out=True)
-
-
-def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
-    """The three splits as datasets; only the training clips are augmented."""
-
-    clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
-    model = recipe.model
-
-    def dataset(rows: list[Row], augment: Augment | None = None) -> SpeechDataset:
-        return SpeechDataset(
-            rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
-            clean=clean, augment=augment, seed=recipe.train.seed,
-        )  # fmt: skip
-
-    test = None if rows.test is None else dataset(rows.test)
-    return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out)
 
 
 def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
@@ -244,14 +182,6 @@ def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], 
     elif facts.get("finished"):
         raise UserError(f"{run}: finished already; raise --steps above {recipe.train.steps} to train further.")
     return changed
-
-
-def _check_languages(speech: Speech, preparation: Preparation) -> None:
-    """Every row has a language the checkpoint knows, before any clip is read."""
-    for dataset in (speech.train, speech.eval, speech.test):
-        if dataset is not None and preparation.multilingual:
-            for number in {dataset.language_of(i): i for i in range(len(dataset))}.values():
-                preparation.prefix(dataset.language_of(number), dataset.task)
 
 
 def _first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
@@ -369,7 +299,7 @@ def _fit(
         best = trainer.state.best_global_step or step
         load_weights(trainer.model, run / runs.CHECKPOINTS / f"checkpoint-{best}")
         folder = runs.ADAPTER if recipe.train.mode == "lora" else runs.MODEL
-        _replace_artefact(run / folder, trainer.model, located, facts["base"])
+        replace_artefact(run / folder, trainer.model, located, facts["base"])
 
         after = final = None
         if recipe.evaluate.compare_clips:
@@ -449,53 +379,6 @@ def tensorboard_callback(run: Path):
     return TensorBoardCallback(SummaryWriter(log_dir=str(run / "tensorboard")))
 
 
-def set_generation_language(model, speech: Speech) -> None:
-    """Tells generation which language and task the model was trained for, where it is one."""
-    dataset = speech.train
-    if not dataset.preparation.multilingual:
-        return
-    languages = {dataset.language_of(number) for number in range(len(dataset))}
-    config = whisper_of(model).generation_config
-    config.language = languages.pop() if len(languages) == 1 else None
-    config.task = dataset.task
-
-
-def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
-    """Writes an adapter or a model that loads alone: weights, processor, generation config, and which base."""
-    whisper = whisper_of(model)
-    whisper.config.use_cache = True  # the Trainer switches it off
-    model.save_pretrained(str(folder))
-    save_processor(load_processor(located.base), folder)
-    whisper.generation_config.save_pretrained(str(folder))
-    if model is not whisper:
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
-        runs.write_json(folder / BASE_FACTS, base)
-
-
-def save_processor(processor, folder: Path) -> None:
-    """Writes the processor in the layouts of transformers 4 and 5."""
-    processor.save_pretrained(str(folder))
-    processor.feature_extractor.save_pretrained(str(folder))  # preprocessor_config.json
-    processor.tokenizer.save_pretrained(str(folder))
-
-
-def load_weights(model, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into the model they came from."""
-    from safetensors.torch import load_file
-
-    if (checkpoint / "adapter_model.safetensors").is_file():
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-        return
-    state = {}
-    for file in checkpoint.glob("*.safetensors"):
-        state.update(load_file(file))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or set(missing) - {"proj_out.weight"}:  # tied to the decoder's embedding, so not stored
-        raise AssertionError(f"{checkpoint}: weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
-
-
 def peak_memory_bytes() -> int:
     """Peak of the GPU's allocator, or of this process's resident memory on the CPU."""
     import torch
@@ -504,17 +387,6 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _replace_artefact(path: Path, model, located: Located, base: dict) -> None:
-    """Writes the artefact whole; a resumed run with more steps puts its new one in the old one's place."""
-    old = path.with_name(f".{path.name}.old")
-    if path.exists():
-        path.rename(old)
-    with runs.new_folder(path) as folder:
-        save_artefact(folder, model, located, base)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def _forget_after(run: Path, step: int) -> None:

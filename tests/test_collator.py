@@ -1,0 +1,143 @@
+"""Padding: log-mels by each clip's own floor, tokens by length, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_wave
+from whisper_peft.data.batching import cut
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import Example, LeftOut
+from whisper_peft.data.features import IGNORED, Segment
+from whisper_peft.model.build import load_model, load_preparation
+
+
+@pytest.fixture(scope="module")
+def preparation(tiny_model):
+    return load_preparation(str(tiny_model))
+
+
+def example(preparation, row: int, seconds: float, text: str, *, gain: float = 1.0, prompt: str = "") -> Example:
+    wave = gain * make_wave(seconds, seed=row)
+    features, floor = preparation.encode_audio(wave)
+    inputs, labels = preparation.encode_text([Segment(text)], language="hi", prompt=prompt)
+    return Example(row, features, floor, inputs, labels, seconds)
+
+
+@pytest.fixture(scope="module")
+def examples(preparation) -> list[Example]:
+    """Five clips of rising length, gains from faint to loud, texts and a prompt of different length."""
+    texts = ("घर", "घर पानी", "abc", "लाल नीला", "x")
+    return [
+        example(preparation, row, 0.5 + 0.4 * row, text, gain=2.0 ** (row - 4), prompt="abc" if row == 2 else "")
+        for row, text in enumerate(texts)
+    ]
+
+
+def test_shapes_and_kinds(preparation, examples):
+    batch = SpeechCollator(preparation)(examples)
+    longest = max(len(one.labels) for one in examples)
+    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "rows", "seconds", "left_out"}
+    assert batch["input_features"].shape == (5, 80, 300)
+    assert batch["input_features"].dtype == torch.float32
+    assert batch["decoder_input_ids"].shape == batch["labels"].shape == (5, longest)
+    assert batch["decoder_input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert sorted(batch["rows"]) == [0, 1, 2, 3, 4]
+    assert batch["seconds"] == pytest.approx(sum(one.seconds for one in examples))
+    assert batch["left_out"] == []
+
+
+def test_log_mels_are_padded_with_each_clip_s_own_floor(preparation, examples):
+    floors = {one.floor for one in examples}
+    assert len(floors) == 5
+    batch = SpeechCollator(preparation)(examples)
+    for features, row in zip(batch["input_features"].numpy(), batch["rows"], strict=True):
+        one = examples[row]
+        n_frames = one.input_features.shape[1]
+        assert n_frames < 300
+        assert np.array_equal(features[:, :n_frames], one.input_features)
+        assert np.unique(features[:, n_frames:]).tolist() == [np.float32(one.floor)]
+
+
+def test_tokens_are_padded_by_length_never_by_id(preparation, examples):
+    eot = preparation.eot
+    assert preparation.tokenizer.pad_token_id == eot  # the trap: masking by id would mask the end, too
+    batch = SpeechCollator(preparation)(examples)
+    for inputs, labels, row in zip(batch["decoder_input_ids"], batch["labels"], batch["rows"], strict=True):
+        one, n = examples[row], len(examples[row].labels)
+        assert inputs[:n].tolist() == one.decoder_input_ids.tolist()
+        assert labels[:n].tolist() == one.labels.tolist()
+        assert set(inputs[n:].tolist()) <= {eot}
+        assert set(labels[n:].tolist()) <= {IGNORED}
+        assert (labels == eot).nonzero().flatten().tolist() == [n - 1]  # once, at its place
+        assert (inputs == preparation.token_id("<|startoftranscript|>")).sum() == 1
+        n_prompt = 5 if row == 2 else 0  # <|startofprev|>, a space and three letters
+        assert (labels[:n] == IGNORED).sum() == n_prompt
+    assert IGNORED not in batch["decoder_input_ids"]
+
+
+def test_a_batch_of_one_equals_a_batch_of_many(preparation, examples):
+    collate = SpeechCollator(preparation)
+    together = collate(examples)
+    for place, row in enumerate(together["rows"]):
+        alone = collate([examples[row]])
+        n = alone["labels"].shape[1]
+        assert torch.equal(alone["input_features"][0], together["input_features"][place])
+        assert torch.equal(alone["decoder_input_ids"][0], together["decoder_input_ids"][place, :n])
+        assert torch.equal(alone["labels"][0], together["labels"][place, :n])
+
+
+def test_the_model_sees_the_same_alone_and_together(preparation, examples, tiny_model):
+    model, _, _ = load_model(tiny_model)
+    collate = SpeechCollator(preparation)
+
+    def logits(batch) -> torch.Tensor:
+        with torch.no_grad():
+            return model(
+                input_features=batch["input_features"], decoder_input_ids=batch["decoder_input_ids"], use_cache=False
+            ).logits
+
+    batch = collate(examples)
+    whole = logits(batch)
+    for place, row in enumerate(batch["rows"]):
+        n = len(examples[row].labels)
+        torch.testing.assert_close(whole[place, :n], logits(collate([examples[row]]))[0], rtol=0, atol=1e-5)
+    for size in (1, 2, 3):
+        keys = ("input_features", "decoder_input_ids")
+        pieces = [logits({key: batch[key][piece] for key in keys}) for piece in cut(5, size)]
+        torch.testing.assert_close(torch.cat(pieces), whole, rtol=0, atol=1e-5)
+
+
+def test_the_order_of_the_clips_does_not_matter(preparation, examples):
+    one, other = SpeechCollator(preparation)(examples), SpeechCollator(preparation)(examples[::-1])
+    assert one["rows"] == other["rows"] == [4, 3, 2, 1, 0]  # the longest first, so that the first piece is the largest
+    for key in ("input_features", "decoder_input_ids", "labels"):
+        assert torch.equal(one[key], other[key])
+
+
+def test_left_out_clips_are_passed_on_and_never_replaced(preparation, examples):
+    bad = LeftOut(7, "x.wav", "metadata.csv:8", "no such file")
+    batch = SpeechCollator(preparation)([examples[0], bad, examples[1]])
+    without = SpeechCollator(preparation)(examples[:2])
+    assert batch["left_out"] == [bad]
+    assert batch["rows"] == without["rows"] == [1, 0]
+    for key in ("input_features", "decoder_input_ids", "labels"):
+        assert torch.equal(batch[key], without[key])
+
+
+def test_a_step_of_bad_clips_alone_is_an_empty_batch(preparation):
+    bad = LeftOut(7, "x.wav", "metadata.csv:8", "no such file")
+    batch = SpeechCollator(preparation)([bad, bad])
+    assert batch["input_features"].shape == (0, 80, 300)
+    assert (batch["labels"] != IGNORED).sum() == 0
+    assert (batch["rows"], batch["seconds"], len(batch["left_out"])) == ([], 0, 2)
+
+
+def test_collating_leaves_the_examples_alone(preparation, examples):
+    before = [(one.input_features.copy(), one.labels.copy()) for one in examples]
+    SpeechCollator(preparation)(examples)["labels"].fill_(0)
+    for (features, labels), one in zip(before, examples, strict=True):
+        assert np.array_equal(features, one.input_features)
+        assert np.array_equal(labels, one.labels)

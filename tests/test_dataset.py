@@ -1,0 +1,295 @@
+"""One row to one example: what is left out and why, seeded augmentation, languages, and nothing on disk."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import make_wave
+from whisper_peft.data.dataset import Example, LeftOut, Pick, SpeechDataset
+from whisper_peft.data.features import Segment
+from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.text import clean_text
+from whisper_peft.model.build import load_preparation
+
+WINDOW_S = 3  # of the tiny model
+
+
+@pytest.fixture(scope="module")
+def preparation(tiny_model):
+    return load_preparation(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A good clip of one second."""
+    path = tmp_path_factory.mktemp("clip") / "good.wav"
+    soundfile.write(path, make_wave(1.0), 16_000)
+    return path
+
+
+def row(audio: str | Path | bytes, text: str = "घर पानी", **changes) -> Row:
+    return Row(audio=audio if isinstance(audio, bytes) else str(audio), text=text, place="metadata.csv:2", **changes)
+
+
+def cut_wav(folder: Path) -> Path:
+    path = folder / "cut.wav"
+    soundfile.write(path, make_wave(2.5), 16_000)
+    path.write_bytes(path.read_bytes()[:40_000])
+    return path
+
+
+def cut_mp3(folder: Path) -> Path:
+    path = folder / "cut.mp3"
+    soundfile.write(path, make_wave(2.9), 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def of_seconds(folder: Path, seconds: float) -> Path:
+    path = folder / "long.wav"
+    soundfile.write(path, make_wave(seconds), 16_000)
+    return path
+
+
+def noise_bytes(folder: Path) -> Path:
+    path = folder / "noise.wav"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    return path
+
+
+def empty_file(folder: Path) -> Path:
+    path = folder / "empty.wav"
+    path.touch()
+    return path
+
+
+def not_finite(folder: Path) -> Path:
+    path = folder / "nan.wav"
+    wave = make_wave(1.0)
+    wave[100] = np.nan
+    soundfile.write(path, wave, 16_000, subtype="FLOAT")
+    return path
+
+
+BAD = {
+    "missing": (lambda folder, clip: row(folder / "none.wav"), "no such file"),
+    "a folder": (lambda folder, clip: row(folder), "cannot be opened"),
+    "empty file": (lambda folder, clip: row(empty_file(folder)), "empty"),
+    "unreadable": (lambda folder, clip: row(noise_bytes(folder)), "cannot be read"),
+    "truncated wav": (lambda folder, clip: row(cut_wav(folder)), "truncated"),
+    "truncated mp3": (lambda folder, clip: row(cut_mp3(folder)), "truncated"),
+    "truncated bytes": (lambda folder, clip: row(cut_wav(folder).read_bytes()), "truncated"),
+    "not finite": (lambda folder, clip: row(not_finite(folder)), "no numbers"),
+    "too long": (lambda folder, clip: row(of_seconds(folder, 4.0)), "4.0 s of audio; the model takes 3 s"),
+    "a little too long": (lambda folder, clip: row(of_seconds(folder, 3.001)), "the model takes 3 s"),
+    "piece past the end": (lambda folder, clip: row(clip, start_s=5.0, end_s=6.0), "starts at 5 s"),
+    "piece longer than the clip": (lambda folder, clip: row(clip, start_s=0.5, end_s=2.5), "ends at 2.5 s"),
+    "piece of nothing": (lambda folder, clip: row(clip, start_s=0.5, end_s=0.5), "no such piece"),
+    "empty text": (lambda folder, clip: row(clip, ""), "empty text"),
+    "text of spaces": (lambda folder, clip: row(clip, " \n\t "), "empty text"),
+    "too many tokens": (lambda folder, clip: row(clip, "घर " * 60), "text tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_clip_is_left_out_with_its_reason(preparation, clip, tmp_path, name):
+    make, reason = BAD[name]
+    bad = make(tmp_path, clip)
+    dataset = SpeechDataset([row(clip), bad, row(clip)], preparation, language="hi")
+    found = dataset[Pick(1, 0)]
+    assert isinstance(found, LeftOut)
+    assert reason in found.reason
+    assert (found.row, found.place) == (1, "metadata.csv:2")
+    assert found.audio == ("bytes" if isinstance(bad.audio, bytes) else bad.audio)
+    assert found == dataset[Pick(1, 7)] == dataset[1]  # the same in every epoch
+    assert dataset.duration_s(1) >= 0.0  # nor does the sampler die of it
+    assert [isinstance(dataset[i], Example) for i in (0, 2)] == [True, True]
+
+
+def test_a_good_clip(preparation, clip):
+    example = SpeechDataset([row(clip)], preparation, language="hi")[Pick(0, 0)]
+    features, floor = preparation.encode_audio(soundfile.read(clip, dtype="float32")[0])
+    inputs, labels = preparation.encode_text([Segment("घर पानी")], language="hi")
+    assert (example.row, example.floor, example.seconds) == (0, floor, 1.0)
+    assert np.array_equal(example.input_features, features)
+    assert np.array_equal(example.decoder_input_ids, inputs)
+    assert np.array_equal(example.labels, labels)
+
+
+def test_the_window_itself_fits(preparation, tmp_path):
+    dataset = SpeechDataset([row(of_seconds(tmp_path, 3.0))], preparation, language="hi")
+    assert dataset[0].input_features.shape == (80, 300)
+
+
+def test_other_rates_channels_and_bytes(preparation, tmp_path):
+    path = tmp_path / "stereo.flac"
+    soundfile.write(path, np.stack([make_wave(1.0)[:11_025]] * 2, axis=1), 11_025)
+    dataset = SpeechDataset([row(path), row(path.read_bytes())], preparation, language="hi")
+    assert dataset[0].seconds == pytest.approx(1.0, abs=0.01)
+    assert np.array_equal(dataset[0].input_features, dataset[1].input_features)
+    assert dataset.duration_s(0) == dataset.duration_s(1) == pytest.approx(1.0)
+
+
+def test_a_piece_of_a_recording(preparation, tmp_path):
+    wave = make_wave(10.0)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, wave, 16_000, subtype="FLOAT")
+    dataset = SpeechDataset([row(path, start_s=4.0, end_s=6.5), row(path, start_s=8.5)], preparation, language="hi")
+    assert [dataset[i].seconds for i in (0, 1)] == [2.5, 1.5]
+    assert [dataset.duration_s(i) for i in (0, 1)] == [2.5, 1.5]
+    assert np.array_equal(dataset[0].input_features, preparation.encode_audio(wave[64_000:104_000])[0])
+
+
+def test_durations_come_from_the_header(preparation, clip, monkeypatch):
+    import whisper_peft.data.dataset as module
+
+    dataset = SpeechDataset([row(clip), row("none.wav"), row(clip, start_s=0.25)], preparation, language="hi")
+    monkeypatch.setattr(module, "load_audio", None)  # nothing is decoded for it
+    assert [dataset.duration_s(i) for i in range(3)] == [1.0, 0.0, 0.75]
+
+
+def test_no_speech_needs_no_text(preparation, clip):
+    dataset = SpeechDataset(
+        [row(clip, "", no_speech=True), row(clip, "[noise]", no_speech=True)], preparation, language="hi"
+    )
+    for number in (0, 1):
+        assert dataset[number].decoder_input_ids.tolist() == preparation.prefix("hi")
+        assert dataset[number].labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot]
+
+
+def test_language_and_task_of_each_row(preparation, clip):
+    rows = [row(clip), row(clip, language="mr"), row(clip, language="en")]
+
+    def prefixes(**options) -> list[list[int]]:
+        dataset = SpeechDataset(rows, preparation, **options)
+        return [dataset[i].decoder_input_ids[:4].tolist() for i in range(3)]
+
+    assert prefixes(language="hi") == [preparation.prefix(code) for code in ("hi", "mr", "en")]
+    assert prefixes(language="hi", task="translate") == [preparation.prefix(code, "translate") for code in ("hi", "mr", "en")]
+    borrowed = prefixes(language="hi", language_token="ne")
+    assert borrowed == [preparation.prefix("ne")] * 3
+
+
+def test_the_transcript_is_cleaned(preparation, clip):
+    def shout(text: str) -> str:
+        return text.upper() + "!"
+
+    dataset = SpeechDataset([row(clip, "घर  abc")], preparation, language="hi", clean=shout)
+    assert dataset.text(0) == "घर  ABC!"
+    assert preparation.decode(dataset[0].labels) == "घर  ABC!"
+    assert SpeechDataset([row(clip, " क़  a ")], preparation, language="hi").text(0) == clean_text(" क़  a ") == "क़ a"
+    emptied = SpeechDataset([row(clip, "...")], preparation, language="hi", clean=lambda text: text.strip("."))
+    assert emptied[0].reason == "empty text"
+
+
+# Augmentation
+
+
+def louder(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return wave * rng.uniform(0.2, 2.0) + 0.01 * rng.standard_normal(len(wave))
+
+
+def features(dataset: SpeechDataset, number: int, epoch: int) -> np.ndarray:
+    return dataset[Pick(number, epoch)].input_features
+
+
+def test_augmentation_is_seeded_by_seed_epoch_and_row(preparation, clip):
+    def dataset(seed: int) -> SpeechDataset:
+        return SpeechDataset([row(clip), row(clip)], preparation, language="hi", augment=louder, seed=seed)
+
+    one, again, other = dataset(1), dataset(1), dataset(2)
+    later = features(one, 1, 3)
+    features(one, 0, 0)  # what was drawn before changes nothing
+    np.random.seed(5)
+    in_worker = pickle.loads(pickle.dumps(one))
+    for same in (one, again, in_worker):
+        assert np.array_equal(features(same, 1, 3), later)
+    for seed, number, epoch in ((other, 1, 3), (one, 0, 3), (one, 1, 2)):
+        assert not np.array_equal(features(seed, number, epoch), later)
+    plain = SpeechDataset([row(clip), row(clip)], preparation, language="hi")
+    assert np.array_equal(features(plain, 1, 3), features(plain, 0, 0))
+
+
+def test_augmentation_gets_a_wave_of_its_own(preparation, clip):
+    seen = []
+
+    def spoil(wave, rng):
+        seen.append((wave.dtype, wave.shape, isinstance(rng, np.random.Generator)))
+        wave[:] = 0
+        return list(wave[:8000])  # half as long, and no array
+
+    dataset = SpeechDataset([row(clip)], preparation, language="hi", augment=spoil)
+    assert dataset[0].seconds == 0.5
+    assert dataset[0].floor == pytest.approx(-1.5)
+    assert seen[0] == (np.float32, (16_000,), True)
+
+
+def test_an_augmented_clip_over_the_limit_keeps_the_original(preparation, clip):
+    plain = SpeechDataset([row(clip)], preparation, language="hi")[0]
+    stretched = SpeechDataset([row(clip)], preparation, language="hi", augment=lambda wave, rng: np.tile(wave, 4))[0]
+    assert np.array_equal(stretched.input_features, plain.input_features)
+    assert stretched.seconds == 1.0
+    fits = SpeechDataset([row(clip)], preparation, language="hi", augment=lambda wave, rng: np.tile(wave, WINDOW_S))[0]
+    assert fits.seconds == 3.0
+
+
+def test_augmentation_cannot_smuggle_a_long_clip_in(preparation, tmp_path):
+    dataset = SpeechDataset(
+        [row(of_seconds(tmp_path, 4.0))], preparation, language="hi", augment=lambda wave, rng: wave[:16_000]
+    )
+    assert "the model takes 3 s" in dataset[0].reason
+
+
+@pytest.mark.parametrize("wrong", [lambda wave: wave[None], lambda wave: wave[:0], lambda wave: wave * np.nan])
+def test_an_augmentation_that_returns_no_wave_is_named(preparation, clip, wrong):
+    dataset = SpeechDataset([row(clip)], preparation, language="hi", augment=lambda wave, rng: wrong(wave))
+    assert "augment returned" in dataset[0].reason
+
+
+def test_a_bug_in_the_user_s_function_is_no_bad_clip(preparation, clip):
+    def broken(wave, rng):
+        return wave.no_such_thing
+
+    with pytest.raises(AttributeError):
+        SpeechDataset([row(clip)], preparation, language="hi", augment=broken)[0]
+
+
+def test_nothing_is_written_to_disk(preparation, speech, monkeypatch):
+    rows = load_source(str(speech / "train"))
+    dataset = SpeechDataset(rows, preparation, language="hi", augment=louder)
+    dataset[0]  # what is imported may write its bytecode
+    before = {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()}
+    real_open, modes = builtins.open, []
+
+    def watched(file, mode="r", *arguments, **options):
+        modes.append(mode)
+        return real_open(file, mode, *arguments, **options)
+
+    def refused(*arguments, **options):
+        raise AssertionError("the data path made a file or a folder")
+
+    monkeypatch.setattr(builtins, "open", watched)
+    for name in ("mkdir", "rename", "replace"):
+        monkeypatch.setattr(os, name, refused)
+    examples = [dataset[Pick(number, 1)] for number in range(len(dataset))]
+    monkeypatch.undo()
+    assert all(isinstance(example, Example) for example in examples)
+    assert modes and all(not set(mode) & set("wax+") for mode in modes)
+    assert {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()} == before
+    assert not any(isinstance(value, Example) for value in vars(dataset).values())  # nor kept
+
+
+def test_rows_stay_as_they_are(preparation, clip):
+    original = row(clip, "घर ")
+    dataset = SpeechDataset([original], preparation, language="hi", augment=louder)
+    dataset[0]
+    assert len(dataset) == 1
+    assert dataset.rows[0] == replace(original)

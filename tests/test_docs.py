@@ -1,0 +1,81 @@
+"""The pages of docs/ say what is so: their commands and code run, their lists are the code's."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+
+import pytest
+from conftest import ROOT
+from test_readme import blocks, reader_folder, run_page  # noqa: F401  (a fixture)
+
+import whisper_peft
+from whisper_peft.recipe import as_dict, shipped_recipes
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs(page, reader_folder, tiny_model, capsys):  # noqa: F811
+    if page.stem == "cli":  # takes its recipe from recipes.md
+        text = dict(blocks(DOCS / "recipes.md"))["yaml"]
+        (reader_folder / "my.yaml").write_text(text.replace("openai/whisper-small", str(tiny_model)), encoding="utf-8")
+    assert run_page(page, tiny_model, capsys).strip()
+
+
+def test_every_key_of_a_recipe_is_on_its_page_with_its_default():
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    documented: dict[str, dict[str, str]] = {}
+    for part, body in re.findall(r"^### ([\w.]+)\n(.*?)(?=^#|^Learning rates|\Z)", page, re.DOTALL | re.MULTILINE):
+        documented[part] = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", body, re.MULTILINE))
+
+    def shown(value: object) -> str:
+        return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "[]"
+
+    expected: dict[str, dict[str, str]] = {}
+
+    def walk(part: dict, name: str) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                walk(value, f"{name}.{key}".lstrip("."))
+            else:
+                expected.setdefault(name, {})[key] = "0.0" if value == 0.0 and isinstance(value, float) else shown(value)
+
+    walk(as_dict(whisper_peft.Recipe()), "")
+    assert documented == expected
+
+
+def test_the_keys_are_those_of_the_dataclasses():
+    parts = typing.get_type_hints(whisper_peft.Recipe)
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        assert f"### {name}\n" in page
+        for field in dataclasses.fields(part):
+            assert f"| `{field.name}` |" in page or f"### {name}.{field.name}\n" in page
+
+
+def test_every_shipped_recipe_is_on_the_page():
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    for recipe in shipped_recipes():
+        assert f"| `{recipe.stem}` |" in page
+    for script in (*(ROOT / "recipes").glob("*.py"), *(ROOT / "recipes").glob("*.ipynb")):
+        assert f"`{script.name}`" in page
+
+
+def test_the_python_page_is_the_public_api():
+    headings = re.findall(r"^### (\w+)$", (DOCS / "python-api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(headings) == sorted(whisper_peft.__all__)
+    for name in whisper_peft.__all__:
+        assert getattr(whisper_peft, name).__doc__, name
+
+
+def test_the_messages_on_the_page_are_in_the_code():
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "whisper_peft").rglob("*.py"))
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # strings over several lines
+    code = re.sub(r"\{[^{}]*\}", "…", code)
+    for message in re.findall(r"^\| `([^`]+)` \|", page.partition("## Errors")[2], re.MULTILINE):
+        for piece in message.split("…"):
+            assert piece.strip(" '?") in code.replace("Did you mean '…'?", "Did you mean …?"), message

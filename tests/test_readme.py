@@ -1,0 +1,153 @@
+"""README's commands and code run as printed; only paths are replaced."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import QUICKSTART, ROOT, make_speech, make_wave
+
+SET_UP = ("pip ", "pytest", "pre-commit", "ruff ")  # what .ci/run runs
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: (language, text)."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of its bash blocks."""
+    return [line for language, text in blocks(page) if language == "bash" for line in text.splitlines() if line]
+
+
+@pytest.fixture
+def reader_folder(tmp_path, tiny_model, monkeypatch) -> Path:
+    """The working folder of somebody who follows a page: speech, a release, a manifest and a recording, as named there."""
+    for seed, (split, clips) in enumerate({"train": 12, "validation": 3, "test": 3}.items()):
+        make_speech(tmp_path / "my-speech" / split, clips, seed=seed)
+    release = tmp_path / "cv-corpus" / "hi"
+    (release / "clips").mkdir(parents=True)
+    for split, name in {"train": "train", "validation": "dev", "test": "test"}.items():
+        with (tmp_path / "my-speech" / split / "metadata.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lines = ["client_id\tpath\tsentence\tlocale"]
+        for row in rows:
+            shutil.copy(tmp_path / "my-speech" / split / row["file_name"], release / "clips" / f"{name}-{row['file_name']}")
+            lines.append(f"{name}\t{name}-{row['file_name']}\t{row['transcription']}\thi")
+        (release / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    soundfile.write(tmp_path / "recording.wav", make_wave(1.0), 16000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    return tmp_path
+
+
+def with_paths(text: str, tiny_model: Path) -> str:
+    """The one path that cannot be made to fit: a real Whisper is too large for a test."""
+    return text.replace("openai/whisper-small", str(tiny_model))
+
+
+def run_line(line: str, capsys) -> str:
+    """Runs one `whisper-peft …` line in this process, as its entry point would; returns its stdout."""
+    from whisper_peft.cli import main
+
+    program, *arguments = shlex.split(line)
+    assert program == "whisper-peft", line
+    before, sys.argv = sys.argv, [program, *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        shown = capsys.readouterr()
+        assert not end.code, f"{line}\n{shown.err}"
+        return shown.out
+    finally:
+        sys.argv = before
+    raise AssertionError(f"{line}: did not exit")
+
+
+def run_page(page: Path, tiny_model: Path, capsys) -> str:
+    """Runs the bash and Python blocks of a page in order, in one process; yaml and json blocks become its files."""
+    names: dict[str, object] = {}
+    output = []
+    for language, text in blocks(page):
+        text = with_paths(text, tiny_model)
+        if language == "bash":
+            lines = [line.rpartition("&& ")[2] for line in text.splitlines() if not line.startswith(SET_UP[1:])]
+            output += [run_line(line, capsys) for line in lines if line and line != "pytest" and "quickstart" not in line[:24]]
+        elif language == "python":
+            exec(compile(text, str(page), "exec"), names)
+            output.append(capsys.readouterr().out)
+        elif language == "json":
+            Path("manifest.jsonl").write_text(text, encoding="utf-8")
+        elif language == "yaml" and text.startswith("# my.yaml"):
+            Path("my.yaml").write_text(text, encoding="utf-8")
+    return "\n".join(output)
+
+
+def test_the_readme_runs(reader_folder, tiny_model, capsys):
+    output = run_page(ROOT / "README.md", tiny_model, capsys)
+    assert "WER" in output and "small-hindi-full" in output and "my.yaml" in output
+    report = json.loads((reader_folder / "hindi-merged" / "merge_report.json").read_text())
+    assert report["passed"]
+    assert len((reader_folder / "hindi-report" / "transcripts.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_set_up_commands_are_the_promised_ones():
+    found = commands(ROOT / "README.md")
+    assert found[0] == "pip install -e . && whisper-peft train quickstart"
+    assert found[1] == 'pip install -e ".[test]" && pytest'
+
+
+def test_the_first_command_starts(run_cli, tmp_path):
+    """As printed, but for two steps; the whole of it is the slow test below, and .ci/run."""
+    done = run_cli(*shlex.split("train quickstart"), "--set", "train.steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    suggested = [line.strip() for line in done.stdout.splitlines() if line.startswith("  whisper-peft ")]
+    assert [line.split()[1] for line in suggested] == ["evaluate", "merge", "transcribe"]
+    assert (tmp_path / "runs").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_quickstart_learns(mode, run_cli, tmp_path):
+    done = run_cli("train", "quickstart", "--mode", mode, "--json", cwd=tmp_path, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["before"]["wer"] > 0.8
+    assert facts["after"]["wer"] < 0.2
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_pages_name_no_machine():
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*")]
+    texts += (ROOT / "recipes").glob("*")
+    for page in texts:
+        if page.is_file():
+            text = page.read_text(encoding="utf-8")
+            found = re.findall(r"/(?:work|root|home|tmp|Users)/\S*|pypi\.org|files\.pythonhosted", text)
+            assert not found, f"{page.name}: {found}"
+
+
+def test_the_shipped_files_are_small():
+    size = sum(file.stat().st_size for file in QUICKSTART.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    assert size <= 8 * 2**20
+
+
+def test_help_names_every_command_of_the_readme():
+    done = subprocess.run(
+        [sys.executable, "-m", "whisper_peft", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    used = {shlex.split(line.rpartition("&& ")[2])[1] for line in commands(ROOT / "README.md") if "whisper-peft" in line}
+    assert used <= set(re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE))

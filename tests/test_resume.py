@@ -1,0 +1,242 @@
+"""A run that was killed or interrupted, and gone on with, ends with the same weights as one that was not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_speech, tiny_recipe
+from transformers import TrainerCallback
+
+from whisper_peft import UserError, runs, train
+
+# Each child is a process of its own that can be killed; the server has the heavy imports behind it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["whisper_peft.training.trainer", "whisper_peft.training.train", "peft"])
+
+STEPS = 8  # of 4 clips, 12 clips: three steps an epoch; a checkpoint every 2
+CHANGES = {
+    "lora": {"train.mode": "lora", "lora.dropout": 0.3},
+    "full": {"train.mode": "full", "train.precision": "fp32"},
+}
+
+
+def recipe_of(mode: str, model: Path, speech: Path):
+    changes = {
+        **CHANGES[mode], "train.steps": STEPS, "train.workers": 2, "train.learning_rate": 0.003,
+        "evaluate.compare_clips": 0, "train.keep_checkpoints": 9,
+    }  # fmt: skip
+    return tiny_recipe(model, speech, **changes)
+
+
+@pytest.fixture(scope="module")
+def dropout_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with dropout, so that full training draws random numbers, too."""
+    folder = tmp_path_factory.mktemp("dropout") / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dropout": 0.2}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dropout_model, speech, tmp_path_factory) -> dict:
+    """mode -> the finished run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {mode: train(recipe_of(mode, dropout_model, speech), output=folder / mode) for mode in CHANGES}
+
+
+class At(TrainerCallback):
+    """Sends this very process a signal, after a step or after its evaluation."""
+
+    def __init__(self, step: int, event: str = "on_step_end", number: int = signal.SIGKILL):
+        self.step, self.event, self.number = step, event, number
+
+    def _maybe(self, event: str, state) -> None:
+        if event == self.event and state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._maybe("on_step_end", state)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._maybe("on_evaluate", state)
+
+
+def child(at: At | None, options: dict) -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    train(**options, callbacks=[at] if at else [])
+
+
+def run_child(target, *arguments) -> int:
+    process = processes.Process(target=target, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def assert_same_weights(run: Path, other: Path, mode: str) -> None:
+    name = "adapter/adapter_model.safetensors" if mode == "lora" else "model/model.safetensors"
+    assert (run / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_killed_three_times_equals_never_killed(mode, uninterrupted, dropout_model, speech, tmp_path):
+    run, recipe = tmp_path / "run", recipe_of(mode, dropout_model, speech)
+    # Between checkpoints; right after an evaluation, before its checkpoint; in the third epoch, after a resume.
+    assert run_child(child, At(3), {"recipe": recipe, "output": run}) == -signal.SIGKILL
+    assert [path.name for path in runs.complete_checkpoints(run)] == ["checkpoint-2"]
+    assert run_child(child, At(6, "on_evaluate"), {"resume": run}) == -signal.SIGKILL
+    assert [path.name for path in runs.complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
+    assert run_child(child, At(7), {"resume": run}) == -signal.SIGKILL
+    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-6"
+    assert not (run / "adapter").exists() and not (run / "model").exists()
+    result = train(resume=run)
+    assert result.facts["steps"] == STEPS
+    assert_same_weights(run, uninterrupted[mode].run, mode)
+    assert result.facts["best_step"] == uninterrupted[mode].facts["best_step"]
+
+    def figures(folder: Path) -> list[dict]:
+        """What does not depend on the clock."""
+        clock = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+        records = [
+            {key: value for key, value in record.items() if key not in clock and not key.endswith("_per_second")}
+            for record in runs.read_jsonl(folder / "metrics.jsonl")
+        ]
+        return [record for record in records if "loss" in record or "eval_wer" in record]
+
+    assert figures(run) == figures(uninterrupted[mode].run)  # each step once: what the killed runs wrote is replaced
+
+
+def test_killed_after_the_last_checkpoint(uninterrupted, dropout_model, speech, tmp_path):
+    """All steps are made, but the adapter is not written yet: resuming makes no further step."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted["lora"].run, run)
+    shutil.rmtree(run / "adapter")
+    facts = runs.read_json(run / "run.json")
+    facts.pop("finished")
+    runs.write_json(run / "run.json", facts)
+    result = train(resume=run)
+    assert result.facts["steps"] == STEPS
+    assert_same_weights(run, uninterrupted["lora"].run, "lora")
+    assert [path.name for path in runs.complete_checkpoints(run)][-1] == f"checkpoint-{STEPS}"
+
+
+def test_killed_before_the_first_checkpoint(uninterrupted, dropout_model, speech, tmp_path):
+    run = tmp_path / "run"
+    assert run_child(child, At(1), {"recipe": recipe_of("lora", dropout_model, speech), "output": run}) < 0
+    assert not runs.complete_checkpoints(run)
+    train(resume=run)
+    assert_same_weights(run, uninterrupted["lora"].run, "lora")
+
+
+def test_a_half_written_checkpoint_is_ignored(uninterrupted, dropout_model, speech, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted["lora"].run, run)
+    for name in ("checkpoint-6", "checkpoint-8"):
+        (run / "checkpoints" / name / runs.COMPLETE).unlink()
+    (run / "checkpoints" / "checkpoint-8" / "adapter_model.safetensors").write_bytes(b"half")
+    (run / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
+    shutil.rmtree(run / "adapter")
+    facts = {key: value for key, value in runs.read_json(run / "run.json").items() if key != "finished"}
+    runs.write_json(run / "run.json", facts)
+    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-4"
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    train(resume=run, callbacks=[Count()])
+    assert steps == [5, 6, 7, 8]
+    assert_same_weights(run, uninterrupted["lora"].run, "lora")
+
+
+def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
+    """The command line, which gets a signal in its third step."""
+    from whisper_peft import cli
+    from whisper_peft.training import trainer
+
+    sys.stdout = sys.stderr = err.open("w")
+    at = At(3, number=number)
+    trainer.LastStep.on_step_end = lambda self, args, state, control, **kwargs: at.on_step_end(args, state, control)
+    sys.argv = ["whisper-peft", *arguments]
+    cli.main()
+
+
+@pytest.mark.parametrize(("mode", "number", "code"), [("lora", signal.SIGINT, 130), ("full", signal.SIGTERM, 143)])
+def test_interrupted_after_a_checkpoint(mode, number, code, uninterrupted, dropout_model, speech, tmp_path):
+    from whisper_peft.recipe import save_recipe
+
+    run, page, err = tmp_path / "run", tmp_path / "recipe.yaml", tmp_path / "err"
+    save_recipe(recipe_of(mode, dropout_model, speech), page)
+    arguments = ["train", str(page), "--output", str(run), "--quiet"]
+    assert run_child(interrupted_child, number, arguments, err) == code
+    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-3"
+    last = err.read_text().strip().splitlines()[-1]
+    assert last.startswith("Stopped: interrupted after step 3") and f"whisper-peft train --resume {run}" in last
+    assert "Traceback" not in err.read_text()
+    train(resume=run)
+    assert_same_weights(run, uninterrupted[mode].run, mode)
+
+
+def test_interrupted_during_the_first_scoring(dropout_model, speech, tmp_path, monkeypatch):
+    """Before the first step there is nothing to save; the run can be gone on with all the same."""
+    from whisper_peft.errors import Interrupted
+    from whisper_peft.training import train as room
+
+    def interrupt(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the signal did not arrive")
+
+    recipe = tiny_recipe(dropout_model, speech, **{"train.steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "transcribe_rows", interrupt)
+        with pytest.raises(Interrupted) as stop:
+            train(recipe, output=tmp_path / "run")
+    assert stop.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
+    assert train(resume=tmp_path / "run").facts["steps"] == 2
+
+
+def test_only_steps_may_be_raised(uninterrupted, dropout_model, speech, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted["lora"].run, run)
+    with pytest.raises(UserError, match=r"finished already; raise --steps above 8"):
+        train(resume=run)
+    with pytest.raises(UserError, match=r"train.learning_rate: cannot change"):
+        train(resume=run, changes={"train.learning_rate": 1.0})
+    with pytest.raises(UserError, match=r"can only be raised on resume; the run has 8"):
+        train(resume=run, changes={"train.steps": 7})
+    with pytest.raises(UserError, match=r"not a run folder"):
+        train(resume=tmp_path / "nowhere")
+    said = []
+    result = train(resume=run, changes={"train.steps": 10}, say=said.append)
+    assert result.facts["steps"] == 10
+    assert any("Steps raised from 8 to 10" in line and "schedule" in line for line in said)
+    rates = {one["step"]: one["learning_rate"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one}
+    assert sorted(rates) == list(range(1, 11))
+    assert rates[9] == pytest.approx(0.003 * 0.2, rel=0.01) or rates[9] == pytest.approx(0.003 * 0.1, rel=0.01)
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    with pytest.raises(UserError, match=r"finished already; raise --steps above 10"):
+        train(resume=run)
+
+
+def test_changed_data_is_refused(dropout_model, tmp_path):
+    for number, name in enumerate(("train", "eval", "test")):
+        make_speech(tmp_path / "speech" / name, 4, seed=number)
+    run = tmp_path / "run"
+    changes = {"train.steps": 2, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.every_steps": 1}
+    recipe = tiny_recipe(dropout_model, tmp_path / "speech", **changes)
+    train(recipe, output=run)
+    table = tmp_path / "speech" / "train" / "metadata.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(" 0 3", " 0 9"), encoding="utf-8")
+    with pytest.raises(UserError, match="the training data has changed"):
+        train(resume=run, changes={"train.steps": 4})

@@ -1,0 +1,69 @@
+"""What a run leaves: an adapter or a model that loads alone, and the weights of its checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from whisper_peft import runs
+from whisper_peft.evaluation.transcribing import whisper_of
+from whisper_peft.model.build import BASE_FACTS, Located, load_processor
+from whisper_peft.training.speech import Speech
+
+
+def set_generation_language(model, speech: Speech) -> None:
+    """Tells generation which language and task the model was trained for, where it is one."""
+    dataset = speech.train
+    if not dataset.preparation.multilingual:
+        return
+    languages = {dataset.language_of(number) for number in range(len(dataset))}
+    config = whisper_of(model).generation_config
+    config.language = languages.pop() if len(languages) == 1 else None
+    config.task = dataset.task
+
+
+def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
+    """Writes an adapter or a model that loads alone: weights, processor, generation config, and which base."""
+    whisper = whisper_of(model)
+    whisper.config.use_cache = True  # the Trainer switches it off
+    model.save_pretrained(str(folder))
+    save_processor(load_processor(located.base), folder)
+    whisper.generation_config.save_pretrained(str(folder))
+    if model is not whisper:
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+        runs.write_json(folder / BASE_FACTS, base)
+
+
+def save_processor(processor, folder: Path) -> None:
+    """Writes the processor in the layouts of transformers 4 and 5."""
+    processor.save_pretrained(str(folder))
+    processor.feature_extractor.save_pretrained(str(folder))  # preprocessor_config.json
+    processor.tokenizer.save_pretrained(str(folder))
+
+
+def load_weights(model, checkpoint: Path) -> None:
+    """Puts a checkpoint's weights into the model they came from."""
+    from safetensors.torch import load_file
+
+    if (checkpoint / "adapter_model.safetensors").is_file():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+        return
+    state = {}
+    for file in checkpoint.glob("*.safetensors"):
+        state.update(load_file(file))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - {"proj_out.weight"}:  # tied to the decoder's embedding, so not stored
+        raise AssertionError(f"{checkpoint}: weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+def replace_artefact(path: Path, model, located: Located, base: dict) -> None:
+    """Writes the artefact whole; a resumed run with more steps puts its new one in the old one's place."""
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.rename(old)
+    with runs.new_folder(path) as folder:
+        save_artefact(folder, model, located, base)
+    if old.exists():
+        shutil.rmtree(old)
