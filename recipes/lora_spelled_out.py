@@ -35,7 +35,7 @@ def main(
     *,
     language: str = "hi",
     steps: int = 4000,
-    batch_size: int = 16,
+    batch_size: int = 20,
     micro_batch_size: int = 8,
     learning_rate: float = 1e-3,
     warmup_steps: int = 50,

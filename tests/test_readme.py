@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import QUICKSTART, ROOT, make_speech, make_wave
+
+from whisper_peft.training.defaults import resolve
 
 SET_UP = ("pip ", "pytest", "pre-commit", "ruff ")  # what .ci/run runs
 
@@ -45,7 +48,12 @@ def reader_folder(tmp_path, tiny_model, monkeypatch) -> Path:
         (release / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     soundfile.write(tmp_path / "recording.wav", make_wave(1.0), 16000)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
+
+    def resolve_without_workers(recipe, **facts):  # processes that read audio take seconds to start
+        recipe, remarks = resolve(recipe, **facts)
+        return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, workers=0)), remarks
+
+    monkeypatch.setattr("whisper_peft.training.train.resolve", resolve_without_workers)
     return tmp_path
 
 

@@ -68,8 +68,8 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("train: {steps: true}", "train.steps: expected int or null, found True."),
         ("train: {learning_rate: fast}", "train.learning_rate: expected float or null, found 'fast'."),
         ("train: {learning_rate: true}", "train.learning_rate: expected float or null, found True."),
-        ("train: {learning_rate: .nan}", "train.learning_rate: "),
-        ("train: {learning_rate: .inf}", "train.learning_rate: "),
+        ("train: {learning_rate: .nan}", "train.learning_rate: expected a finite number"),
+        ("train: {learning_rate: .inf}", "train.learning_rate: expected a finite number"),
         ("train: {gradient_checkpointing: 1}", "train.gradient_checkpointing: expected bool, found 1."),
         ("train: {seed: null}", "train.seed: expected int, found None."),
         ("train: {micro_batch_size: some}", "train.micro_batch_size: expected a number of clips or auto"),
@@ -221,7 +221,6 @@ def test_settings_of_the_command_line():
         ("train.stesp=5", "train.stesp: unknown key. Did you mean 'steps'?"),
         ("train.steps=many", "train.steps: expected int or null, found 'many'."),
         ("train.mode=all", "train.mode: 'all' is not among full, lora."),
-        ("data.train=[a", "data.train: "),
     ],
 )
 def test_settings_that_are_refused(setting, message):

@@ -73,7 +73,7 @@ def test_the_quickstart_needs_nothing_but_the_package():
 def test_the_full_recipe_has_the_values_of_the_notebook():
     page = as_dict(load_recipe("small-hindi-full"))
     notebook = {
-        "mode": "full", "steps": 4000, "batch_size": 16, "learning_rate": 1e-5, "warmup_steps": 500,
+        "mode": "full", "steps": 4000, "batch_size": 20, "learning_rate": 1e-5, "warmup_steps": 500,
         "precision": "fp16", "gradient_checkpointing": True, "logging_steps": 25, "report_to": ["tensorboard"],
         "schedule": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0,
     }  # fmt: skip

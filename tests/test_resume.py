@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_speech, tiny_recipe
+from conftest import ROOT, make_speech, tiny_recipe
 from transformers import TrainerCallback
 
 from whisper_peft import UserError, runs, train
@@ -19,6 +19,15 @@ from whisper_peft import UserError, runs, train
 # Each child is a process of its own that can be killed; the server has the heavy imports behind it.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["whisper_peft.training.trainer", "whisper_peft.training.train", "peft"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable_by_the_server():
+    """Before Python 3.12 the server does not get this process's sys.path, and would preload nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
 
 STEPS = 8  # of 4 clips, 12 clips: three steps an epoch; a checkpoint every 2
 CHANGES = {

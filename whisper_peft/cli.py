@@ -201,7 +201,7 @@ def _train_lines(result) -> list[str]:
         lines.append(f"  {'':8}{'WER':>9}{'CER':>9}{'token loss':>12}")
         for name, row in (("before", before), ("after", after)):
             lines.append(f"  {name:8}{row['wer']:>9.1%}{row['cer']:>9.1%}{row['token_loss']:>12.3f}")
-    if final and after and final["clips"] != after["clips"]:
+    if final and (not after or final["clips"] != after["clips"]):
         lines.append(f"Whole {final['split']} set, {final['clips']} clips: WER {final['wer']:.1%}, "
                      f"CER {final['cer']:.1%}.")  # fmt: skip
     if final and final["reached_limit"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -326,6 +327,8 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
     if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, tuple(allowed)):
         wanted = " or ".join("null" if item is type(None) else item.__name__ for item in allowed)
         raise UserError(f"{place}{key}: expected {wanted}, found {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place}{key}: expected a finite number, found {value}.")
     if key in CHOICES and value not in CHOICES[key]:
         choices = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
         raise UserError(f"{place}{key}: {value!r} is not among {choices}.")

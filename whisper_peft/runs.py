@@ -65,16 +65,20 @@ def read_json(path: str | Path) -> dict:
 
 def append_jsonl(path: str | Path, *records: dict) -> None:
     """Appends records, one JSON object a line."""
-    with Path(path).open("a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
+    with Path(path).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill cut the last line short: it must not swallow the next one
+                lines = b"\n" + lines
+        file.write(lines)
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The records of a .jsonl file of ours; a last line that a kill cut short is dropped."""
+    """The records of a .jsonl file of ours; a line that a kill cut short is dropped."""
     records = []
     if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in Path(path).read_bytes().split(b"\n"):  # not splitlines: a transcript may hold other line breaks
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
     return records

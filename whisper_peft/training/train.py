@@ -302,10 +302,11 @@ def _fit(
         replace_artefact(run / folder, trainer.model, located, facts["base"])
 
         after = final = None
-        if recipe.evaluate.compare_clips:
+        if compared or split == "test":
             found = score(split, range(len(scored)), limits[split], f"{split} after training")
+            if compared:
+                after = {**figures(scored, _subset(found, compared)), "split": split, "max_new_tokens": limits[split]}
             again = [one.row for one in found.transcripts if one.reached_limit]
-            after = {**figures(scored, _subset(found, compared)), "split": split, "max_new_tokens": limits[split]}
             full = full_limit(preparation)
             if again and limits[split] < full:  # what ended below the short limit is the same under the full one
                 redone = {one.row: one for one in score(split, again, full, f"{split}, full limit").transcripts}

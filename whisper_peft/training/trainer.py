@@ -120,8 +120,13 @@ class SpeechTrainer(Seq2SeqTrainer):
         n_tokens = self.accelerator.reduce((labels != IGNORED).sum().to(self.args.device), "sum").item()
         if n_tokens == 0:  # every clip of the step was left out: nothing to learn, and the optimizer finds no gradient
             self.empty_steps += 1
+            if self.args.fp16:  # the gradient scaler insists on one; it skips a step whose gradient is not finite
+                weight = next(p for p in model.parameters() if p.requires_grad)
+                weight.grad = torch.full_like(weight, torch.inf)
             return torch.zeros((), device=self.args.device)
-        pieces = cut(len(labels), self.micro_batch_size)
+        if len(labels) == 0:  # this rank's share was left out, others' was not: it must take part in their reduction
+            inputs = without_targets(inputs)
+        pieces = cut(len(inputs["labels"]), self.micro_batch_size)
         total = torch.zeros((), device=self.args.device)
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
@@ -148,6 +153,16 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.log({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def without_targets(empty: dict) -> dict:
+    """An empty batch as one of a single clip that no loss is taken of."""
+    features = empty["input_features"]
+    return {
+        "input_features": features.new_zeros((1, *features.shape[1:])),
+        "decoder_input_ids": empty["decoder_input_ids"].new_zeros((1, 1)),
+        "labels": empty["labels"].new_full((1, 1), IGNORED),
+    }
 
 
 MODEL_INPUTS = ("input_features", "decoder_input_ids", "labels")

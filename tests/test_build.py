@@ -1,0 +1,501 @@
+"""Where MODEL leads, what is refused, and that what we save loads without us."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import QUICKSTART
+from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_checkpoint
+from whisper_peft import runs
+from whisper_peft.errors import UserError
+from whisper_peft.model.build import (
+    BASE_FACTS,
+    add_adapter,
+    base_identity,
+    build_model,
+    check_base,
+    load_adapter,
+    load_base,
+    load_model,
+    load_preparation,
+    load_processor,
+    locate,
+    repair_generation_config,
+    target_pattern,
+    weights_sha256,
+)
+
+
+def trainable(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def shake(model, seed: int = 1) -> None:
+    """Gives every trainable tensor random values, as training would."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.1, generator=generator)
+
+
+def logits(model):
+    import torch
+
+    features = torch.linspace(-1, 1, 80 * 300).reshape(1, 80, 300).to(model.dtype)
+    tokens = torch.tensor([[387, 405, 488, 492, 70, 71]])
+    with torch.no_grad():
+        return model.eval()(input_features=features, decoder_input_ids=tokens, use_cache=False).logits.float()
+
+
+def save_adapter(base: Path, folder: Path, **options) -> Path:
+    """An adapter with random weights, as a run saves it."""
+    model = add_adapter(load_base(str(base)), **{"rank": 4, **options})
+    shake(model)
+    model.save_pretrained(str(folder))
+    runs.write_json(folder / BASE_FACTS, base_identity(str(base)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory) -> Path:
+    return save_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "adapter")
+
+
+def make_run(run: Path) -> Path:
+    run.mkdir()
+    runs.update_facts(run)
+    (run / runs.RECIPE).touch()
+    return run
+
+
+# MODEL
+
+
+def test_locate_a_model_folder(tiny_model, monkeypatch):
+    found = locate(tiny_model)
+    assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), None, None, False)
+    monkeypatch.chdir(tiny_model.parent)
+    assert locate(tiny_model.name).base == str(tiny_model)
+
+
+def test_locate_an_adapter_folder(adapter, tiny_model):
+    found = locate(str(adapter))
+    assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), adapter, None, False)
+
+
+def test_locate_a_run(adapter, tiny_model, tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"not finished yet.*train --resume {run}"):
+        locate(run)
+    shutil.copytree(tiny_model, run / runs.MODEL)
+    assert (locate(run).base, locate(run).adapter, locate(run).run) == (str(run / runs.MODEL), None, run)
+    shutil.rmtree(run / runs.MODEL)
+    shutil.copytree(adapter, run / runs.ADAPTER)
+    assert (locate(run).base, locate(run).adapter, locate(run).run) == (str(tiny_model), run / runs.ADAPTER, run)
+
+
+def test_locate_a_hub_id():
+    for name in ("openai/whisper-small", "hf:openai/whisper-small"):
+        found = locate(name)
+        assert (found.name, found.base, found.from_hub) == (name, "openai/whisper-small", True)
+        assert found.adapter is found.run is None
+
+
+def test_an_existing_path_wins_unless_the_hub_is_forced(tiny_model, tmp_path, monkeypatch):
+    shutil.copytree(tiny_model, tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    assert locate("owner/name").base == str(tmp_path / "owner" / "name")
+    assert not locate("owner/name").from_hub
+    assert (locate("hf:owner/name").base, locate("hf:owner/name").from_hub) == ("owner/name", True)
+
+
+def test_locate_refuses_what_holds_no_model(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="holds no model"):
+        locate(tmp_path / "folder")
+    with pytest.raises(UserError, match="a file; MODEL is a folder"):
+        locate(tmp_path / "file")
+    for name in ("whisper-small", "./owner/name", "../name", f"{tmp_path}/none", "~/none-here", "a/b/c", ""):
+        with pytest.raises(UserError, match="no such folder, and not a Hub id|holds no model"):
+            locate(name)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"base_model_name_or_path": null}', "{"])
+def test_an_adapter_without_a_base_is_refused(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"adapter_config\.json: (names no base model|cannot be read)"):
+        locate(tmp_path)
+
+
+# The base
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "tf_model.h5"])
+def test_weights_that_come_as_pickle_only_are_refused(tiny_model, tmp_path, name):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / name)
+    with pytest.raises(UserError, match=rf"only {name}.*safetensors.*save_pretrained"):
+        load_base(str(tmp_path / "model"))
+
+
+def test_other_bases_that_cannot_be_loaded(tiny_model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_base(str(copy))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_base(str(copy))
+    (copy / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match="a bert model; this tool trains Whisper only"):
+        load_base(str(copy))
+    (copy / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="config cannot be loaded"):
+        load_base(str(copy))
+
+
+def test_a_hub_id_that_cannot_be_reached_says_what_to_check():
+    with pytest.raises(UserError, match="owner/none: the model's config is neither a local folder nor reachable"):
+        load_base("owner/none")
+
+
+def test_dtypes(tiny_model):
+    import torch
+
+    assert load_base(str(tiny_model)).dtype == torch.float32
+    assert load_base(str(QUICKSTART / "model")).dtype == torch.float32  # stored in float16; training wants float32
+    assert load_base(str(QUICKSTART / "model"), dtype="auto").dtype == torch.float16
+    assert load_model(tiny_model, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_a_processor_saved_by_transformers_5_loads(tiny_model, tmp_path):
+    """transformers 5 writes the special tokens as a list, which 4 cannot read."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("additional_special_tokens", None)
+    config["extra_special_tokens"] = ["<|endoftext|>", "<|startoftranscript|>", "<|hi|>"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    found, expected = load_processor(str(folder)).tokenizer, load_processor(str(tiny_model)).tokenizer
+    for text in ("घर पानी abc", "<|hi|>"):
+        assert found(text, add_special_tokens=False).input_ids == expected(text, add_special_tokens=False).input_ids
+    assert found.decode([387, 405, 70, 386], skip_special_tokens=True) == expected.decode([70])
+
+
+# The generation config
+
+
+def fields_of(model) -> dict:
+    config = model.generation_config.to_dict()
+    return {key: value for key, value in config.items() if key not in ("transformers_version", "_from_model_config")}
+
+
+@pytest.mark.parametrize("kind", ["base.en", "large-v3"])
+def test_the_generation_config_survives_save_and_load(tmp_path, kind):
+    folder = save_checkpoint(kind, tmp_path / "one")
+    once = load_base(str(folder))
+    openai = openai_tokenizer(kind)
+    once.save_pretrained(str(tmp_path / "two"))
+    twice = load_base(str(tmp_path / "two"))
+    for model in (once, twice):
+        config = model.generation_config
+        assert config.alignment_heads == alignment_heads(kind)
+        assert config.no_timestamps_token_id == openai.no_timestamps
+        assert config.is_multilingual == KINDS[kind].multilingual
+        if config.is_multilingual:
+            assert len(config.lang_to_id) == KINDS[kind].n_languages
+            for code, token in zip(openai.all_language_codes, openai.all_language_tokens, strict=True):
+                assert config.lang_to_id[f"<|{code}|>"] == token
+            assert config.task_to_id == {"transcribe": openai.transcribe, "translate": openai.translate}
+    assert fields_of(twice) == fields_of(once)
+    preparation = load_preparation(str(folder))
+    assert (preparation.multilingual, preparation.n_mels) == (KINDS[kind].multilingual, KINDS[kind].n_mels)
+
+
+def test_a_stale_generation_config_is_repaired(tiny_model, tmp_path):
+    folder = tmp_path / "stale"
+    shutil.copytree(tiny_model, folder)
+    for name in ("generation_config.json", "config.json"):
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        config["forced_decoder_ids"] = [[1, 405], [2, 488]]
+        if name == "generation_config.json":
+            config["_from_model_config"] = True
+        (folder / name).write_text(json.dumps(config), encoding="utf-8")
+    model = load_base(str(folder))
+    model.save_pretrained(str(tmp_path / "saved"))
+    reloaded = load_base(str(tmp_path / "saved"))
+    for one in (model, reloaded):
+        assert getattr(one.generation_config, "forced_decoder_ids", None) is None
+        assert getattr(one.config, "forced_decoder_ids", None) is None
+        assert one.generation_config.lang_to_id["<|hi|>"] == 405
+        assert len(one.generation_config.lang_to_id) == 99
+        assert one.generation_config.alignment_heads == [[0, 0]]
+        assert one.generation_config.is_multilingual is True
+
+
+def test_repairing_twice_changes_nothing(tiny_model):
+    model = load_base(str(tiny_model))
+    before = fields_of(model)
+    repair_generation_config(model)
+    assert fields_of(model) == before
+
+
+# LoRA
+
+
+LAYERS = {
+    "attention": {"q_proj", "k_proj", "v_proj", "out_proj"},
+    "mlp": {"fc1", "fc2"},
+}
+
+
+@pytest.mark.parametrize(
+    ("targets", "halves", "layers"),
+    [
+        ("attention", ("encoder", "decoder"), ("attention",)),
+        ("mlp", ("encoder", "decoder"), ("mlp",)),
+        ("attention+mlp", ("encoder", "decoder"), ("attention", "mlp")),
+        (" mlp + attention ", ("encoder", "decoder"), ("attention", "mlp")),
+        ("encoder", ("encoder",), ("attention", "mlp")),
+        ("decoder", ("decoder",), ("attention", "mlp")),
+        ("decoder+attention", ("decoder",), ("attention",)),
+        ("encoder+mlp", ("encoder",), ("mlp",)),
+        ("encoder+decoder", ("encoder", "decoder"), ("attention", "mlp")),
+    ],
+)
+def test_targets_by_plain_words(tiny_model, targets, halves, layers):
+    import torch
+
+    model = load_base(str(tiny_model))
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    wanted = {
+        name for name in linear
+        if name.split(".")[1] in halves and name.split(".")[-1] in set().union(*(LAYERS[layer] for layer in layers))
+    }  # fmt: skip
+    names = {name for name, _ in model.named_modules()}
+    assert {name for name in names if re.fullmatch(target_pattern(targets), name)} == wanted
+    assert wanted
+    adapted = {name.partition("base_model.model.")[2].partition(".lora_")[0] for name in trainable(add_adapter(model, rank=2, targets=targets))}
+    assert adapted == wanted
+    if targets == "attention+mlp":
+        assert linear - wanted == {"proj_out"}  # the output layer, tied to the embedding
+
+
+@pytest.mark.parametrize("targets", ["all", "", "attention+", "attention,mlp", "q_proj"])
+def test_unknown_targets(targets):
+    with pytest.raises(UserError, match=r"^lora\.targets: unknown word '.*attention, mlp, encoder, decoder"):
+        target_pattern(targets)
+
+
+def test_options_of_an_adapter(tiny_model):
+    def config(**options):
+        return add_adapter(load_base(str(tiny_model)), **options).peft_config["default"]
+
+    plain = config()
+    assert (plain.r, plain.lora_alpha, plain.lora_dropout, plain.use_rslora, plain.use_dora) == (32, 64, 0.05, False, False)
+    other = config(rank=8, alpha=4, dropout=0.5, rslora=True, dora=True)
+    assert (other.r, other.lora_alpha, other.lora_dropout, other.use_rslora, other.use_dora) == (8, 4, 0.5, True, True)
+    saved = add_adapter(load_base(str(tiny_model)), modules_to_save=["layer_norm"])
+    assert any("modules_to_save" in name for name in trainable(saved))
+    with pytest.raises(UserError, match="^lora: "):
+        config(rank=0)
+
+
+def test_a_fresh_adapter_changes_nothing(tiny_model):
+    import torch
+
+    base = logits(load_base(str(tiny_model)))
+    model = add_adapter(load_base(str(tiny_model)), rank=4)
+    assert all("lora_" in name for name in trainable(model))
+    torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-6)
+    shake(model)
+    assert (logits(model) - base).abs().max() > 1e-2
+
+
+def test_an_adapter_s_config_is_plain(adapter, tiny_model):
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["task_type"] is None  # SEQ_2_SEQ_LM passes input_ids, also to whoever loads it
+    assert config["auto_mapping"]["base_model_class"] == "WhisperForConditionalGeneration"
+    assert config["auto_mapping"]["parent_library"].startswith("transformers.")
+    assert config["base_model_name_or_path"] == str(tiny_model)
+    assert "whisper_peft" not in json.dumps(config)
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert not list(adapter.glob("*.bin"))
+
+
+ELSEWHERE = """
+import sys, json, torch
+sys.modules["whisper_peft"] = None  # importing it raises ImportError
+try:
+    import whisper_peft
+    raise SystemExit("our package can be imported")
+except ImportError:
+    pass
+from peft import AutoPeftModel, PeftModel
+from transformers import WhisperForConditionalGeneration
+base, adapter = sys.argv[1:]
+features = torch.linspace(-1, 1, 80 * 300).reshape(1, 80, 300)
+tokens = torch.tensor([[387, 405, 488, 492, 70, 71]])
+found = {}
+for name, load in (
+    ("PeftModel", lambda: PeftModel.from_pretrained(WhisperForConditionalGeneration.from_pretrained(base), adapter)),
+    ("AutoPeftModel", lambda: AutoPeftModel.from_pretrained(adapter)),
+):
+    model = load().eval()
+    with torch.no_grad():
+        out = model(input_features=features, decoder_input_ids=tokens, use_cache=False).logits
+        model.generate(input_features=features, language="hi", task="transcribe", max_new_tokens=3)
+    found[name] = out[0, -1].tolist()
+print(json.dumps(found))
+"""
+
+
+def test_an_adapter_loads_in_plain_peft(adapter, tiny_model, tmp_path):
+    import torch
+
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tiny_model), str(adapter)], capture_output=True, text=True, cwd=tmp_path,
+        timeout=300, env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = logits(load_model(adapter)[0])[0, -1]
+    for name, values in json.loads(done.stdout.splitlines()[-1]).items():
+        torch.testing.assert_close(torch.tensor(values), expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_pickled_adapter_is_refused(adapter, tiny_model, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match="safetensors only"):
+        load_adapter(load_base(str(tiny_model)), tmp_path / "adapter")
+
+
+# Which base an adapter belongs to
+
+
+@pytest.fixture
+def pair(tiny_model, adapter, tmp_path) -> tuple[Path, Path]:
+    """A copy of the base, and of the adapter that names it."""
+    base, copy = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_model, base)
+    shutil.copytree(adapter, copy)
+    config = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
+    runs.write_json(copy / "adapter_config.json", {**config, "base_model_name_or_path": str(base)})
+    runs.write_json(copy / BASE_FACTS, base_identity(str(base)))
+    return base, copy
+
+
+def retrain(base: Path) -> None:
+    """Other weights at the same place."""
+    model = load_base(str(base))
+    model.model.decoder.layers[0].fc1.weight.data[0, 0] += 1e-3
+    model.save_pretrained(str(base))
+
+
+def test_the_identity_of_a_base(pair, tiny_model):
+    base, _ = pair
+    assert base_identity(str(base)) == {"path": str(base), "sha256": weights_sha256(base)}
+    assert weights_sha256(base) == weights_sha256(tiny_model)
+    before = weights_sha256(base)
+    (base / "config.json").touch()
+    assert weights_sha256(base) == before
+    retrain(base)
+    assert weights_sha256(base) != before
+
+
+def test_another_base_is_refused(pair, tiny_model):
+    base, adapter = pair
+    expected = logits(load_model(adapter)[0])
+    retrain(base)
+    with pytest.raises(UserError, match=r"not the weights this adapter was trained on.*--base MODEL"):
+        load_model(adapter)
+    with pytest.raises(UserError, match="--base MODEL"):
+        check_base(locate(adapter), str(base))
+    model, _, _ = load_model(adapter, base=str(tiny_model))  # the same weights elsewhere
+    assert (logits(model) == expected).all()
+    with pytest.raises(UserError, match="not the weights"):
+        load_model(adapter, base=str(QUICKSTART / "model"))
+
+
+def test_a_base_that_has_moved(pair):
+    base, adapter = pair
+    base.rename(base.parent / "moved")
+    with pytest.raises(UserError, match=rf"{base}: the adapter's base has moved; name it with --base MODEL"):
+        load_model(adapter)
+    assert load_model(adapter, base=str(base.parent / "moved"))[0] is not None
+    with pytest.raises(UserError, match="has moved"):
+        load_model(adapter, base=str(base.parent / "nowhere"))
+
+
+def test_an_adapter_of_somebody_else_is_taken_at_its_word(pair):
+    base, adapter = pair
+    (adapter / BASE_FACTS).unlink()
+    retrain(base)
+    assert load_model(adapter)[0] is not None
+
+
+def test_an_adapter_brings_its_own_generation_config(pair):
+    base, adapter = pair
+    config = load_base(str(base)).generation_config
+    config.language, config.task = "<|hi|>", "transcribe"
+    config.save_pretrained(str(adapter))
+    model, preparation, located = load_model(adapter)
+    found = model.get_base_model().generation_config
+    assert (found.language, found.task, len(found.lang_to_id)) == ("<|hi|>", "transcribe", 99)
+    assert (preparation.multilingual, located.adapter) == (True, adapter)
+    assert not model.training
+
+
+# The fork on mode
+
+
+def test_full_mode_trains_all_but_the_sinusoids(tiny_model):
+    model = build_model(locate(tiny_model), "full")
+    frozen = {name for name, _ in model.named_parameters()} - trainable(model)
+    assert frozen == {"model.encoder.embed_positions.weight"}
+    assert "model.decoder.embed_positions.weight" in trainable(model)
+
+
+def test_a_frozen_encoder(tiny_model):
+    full = build_model(locate(tiny_model), "full", freeze="encoder")
+    assert trainable(full)
+    assert not any(".encoder." in name for name in trainable(full))
+    lora = build_model(locate(tiny_model), "lora", lora={"rank": 2}, freeze="encoder")
+    assert trainable(lora)
+    assert all(".decoder." in name and "lora_" in name for name in trainable(lora))
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        build_model(locate(tiny_model), "lora", lora={"rank": 2, "targets": "encoder"}, freeze="encoder")
+
+
+def test_lora_mode_trains_the_adapter_alone(tiny_model):
+    model = build_model(locate(tiny_model), "lora", lora={"rank": 2})
+    assert trainable(model)
+    assert all("lora_" in name for name in trainable(model))
+    assert all(parameter.dtype.is_floating_point for parameter in model.parameters())
+    assert model.config.use_cache is False
+
+
+def test_going_on_from_an_adapter(adapter):
+    model = build_model(locate(adapter), "lora", lora={"rank": 64})  # its own rank stays
+    assert (logits(model) == logits(load_model(adapter)[0])).all()
+    assert trainable(model)
+    assert all("lora_" in name for name in trainable(model))
+    assert model.peft_config["default"].r == 4
+    assert not trainable(load_adapter(load_base(locate(adapter).base), adapter))
+
+
+def test_full_fine_tuning_of_an_adapter_is_refused(adapter):
+    with pytest.raises(UserError, match=rf"whisper-peft merge {adapter} OUT, then train --model OUT"):
+        build_model(locate(adapter), "full")

@@ -1,0 +1,318 @@
+"""train(recipe): bad clips, splits, what it starts from, and what it says before the first step."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import WORDS, make_speech, make_tiny_model, make_wave, tiny_recipe
+
+from whisper_peft import Recipe, UserError, evaluate, load_recipe, override, runs, train
+from whisper_peft.training.defaults import resolve
+
+QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 2}
+
+
+def add_bad_clips(folder: Path, *, missing: int = 1) -> None:
+    """Beside the good clips: missing files, a truncated mp3, an empty text, a clip and a text over the limits.
+
+    The tiny model takes 3 s and 64 tokens, where Whisper takes 30 s and 448.
+    """
+    soundfile.write(folder / "whole.mp3", make_wave(2.0), 16000)
+    (folder / "cut.mp3").write_bytes((folder / "whole.mp3").read_bytes()[: (folder / "whole.mp3").stat().st_size // 2])
+    (folder / "whole.mp3").unlink()
+    soundfile.write(folder / "long.wav", make_wave(4.0), 16000)
+    for name in ("empty", "wordy"):
+        soundfile.write(folder / f"{name}.wav", make_wave(0.5), 16000)
+    with (folder / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [*((f"gone-{number}.wav", "पानी") for number in range(missing)), ("cut.mp3", "घर"), ("empty.wav", "  "),
+             ("long.wav", "रात"), ("wordy.wav", " ".join(WORDS * 2))]
+        )  # fmt: skip
+
+
+def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
+    add_bad_clips(make_speech(tmp_path / "clips", 60, seconds=(0.3, 0.8)))
+    recipe = tiny_recipe(tiny_model, speech, **{
+        "data.train": [str(tmp_path / "clips")], "train.epochs": 2.0, "train.steps": None, "train.batch_size": 8,
+        "evaluate.every_steps": 50, "evaluate.max_clips": 2, "evaluate.compare_clips": 0, "train.workers": 1,
+    })  # fmt: skip
+    seen = []
+    result = train(recipe, output=tmp_path / "run", loss=counting_loss(seen))
+    assert result.facts["steps"] == 18 and result.facts["left_out"] == 5
+    assert sum(seen) == 2 * 60  # the good ones, each once an epoch; nothing in a bad one's place
+    named = {Path(one["audio"]).name: one for one in runs.read_jsonl(result.run / "left_out.jsonl")}
+    assert set(named) == {"gone-0.wav", "cut.mp3", "empty.wav", "long.wav", "wordy.wav"}
+    assert len(runs.read_jsonl(result.run / "left_out.jsonl")) == 5  # each once, in two epochs
+    for name, reason in {
+        "gone-0.wav": "no such file", "cut.mp3": "truncated", "empty.wav": "empty text", "long.wav": "4.0 s of audio",
+        "wordy.wav": "text tokens",
+    }.items():  # fmt: skip
+        assert reason in named[name]["reason"]
+        assert named[name]["split"] == "train" and named[name]["place"].startswith("metadata.csv:")
+
+
+def counting_loss(seen: list):
+    from whisper_peft import token_loss_sum
+
+    def loss(logits, labels):
+        seen.append(len(labels))
+        return token_loss_sum(logits, labels)
+
+    return loss
+
+
+def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_gone_on_with(tiny_model, speech, tmp_path):
+    add_bad_clips(make_speech(tmp_path / "clips", 6), missing=6)
+    run = tmp_path / "run"
+    changes = {"data.train": [str(tmp_path / "clips")], "train.steps": 6, "train.batch_size": 4}
+    with pytest.raises(UserError) as stop:
+        train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=run)
+    message = str(stop.value)
+    assert "10 of the first 16 training clips cannot be used" in message and "\n" not in message
+    assert f"{run}/left_out.jsonl" in message
+    assert f"whisper-peft train --resume {run} --set data.max_left_out=1" in message
+    assert len(runs.read_jsonl(run / "left_out.jsonl")) == 10
+    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-4"  # the end of the first epoch
+    assert "finished" not in runs.read_json(run / "run.json") and not (run / "adapter").exists()
+
+    result = train(resume=run, changes={"data.max_left_out": 1})  # as the command line reads --set data.max_left_out=1
+    assert result.facts["steps"] == 6 and result.facts["left_out"] == 10
+    assert len(runs.read_jsonl(run / "left_out.jsonl")) == 10
+    assert load_recipe(run / "recipe.yaml").data.max_left_out == 1
+
+
+def test_fewer_than_ten_bad_clips_never_stop_a_run(tiny_model, speech, tmp_path):
+    add_bad_clips(make_speech(tmp_path / "clips", 4), missing=5)  # 9 of 13
+    changes = {"data.train": [str(tmp_path / "clips")], "train.steps": 4, "train.batch_size": 4}
+    result = train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=tmp_path / "run")
+    assert result.facts["steps"] == 4 and result.facts["left_out"] == 9
+
+
+def test_without_an_eval_source_a_tenth_of_train_is_held_out_and_named(tiny_model, speech, tmp_path):
+    said = []
+    result = train(
+        tiny_recipe(tiny_model, speech, **{**QUICK, "data.eval": None, "data.test": None, "evaluate.compare_clips": 5}),
+        output=tmp_path / "run", say=said.append,
+    )  # fmt: skip
+    data = result.facts["data"]
+    assert (data["train_clips"], data["eval_clips"], data["eval_held_out"]) == (11, 1, True)
+    assert any("1 eval (held out of train)" in line and "optimistic" in line for line in said)
+    assert result.facts["after"]["split"] == "eval"  # nothing calls it a test
+    heard = {one["audio"] for one in runs.read_jsonl(result.run / "transcripts.jsonl")}
+    assert len(heard) == 1
+
+
+def test_selection_and_report_are_on_different_sets(lora_run, speech):
+    """Best by eval, reported on test: the figures of the run are those of the test clips."""
+    facts = runs.read_json(lora_run / "run.json")
+    heard = runs.read_jsonl(lora_run / "transcripts.jsonl")
+    assert {Path(one["audio"]).parent for one in heard} == {speech / "test"}
+    assert facts["final"]["split"] == "test"
+    again = evaluate(lora_run, speech / "test")
+    for key in ("wer", "cer", "wer_normalized", "clips", "reached_limit"):
+        assert again[key] == facts["final"][key], key
+    assert again["token_loss"] == pytest.approx(facts["final"]["token_loss"], rel=1e-4)
+    evaluations = [one for one in runs.read_jsonl(lora_run / "metrics.jsonl") if "eval_wer" in one]
+    best = min(evaluations, key=lambda one: one["eval_wer"])
+    assert facts["best_step"] == best["step"] and facts["best_metric"] == "wer"
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_frozen_encoder_does_not_move(mode, tiny_model, speech, tmp_path):
+    from safetensors.torch import load_file
+
+    changes = {**QUICK, "train.mode": mode, "train.freeze": "encoder", "train.steps": 2, "train.learning_rate": 0.01}
+    result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+    if mode == "full":
+        before = load_file(tiny_model / "model.safetensors")
+        after = load_file(result.model / "model.safetensors")
+        moved = {name for name in before if not before[name].equal(after[name])}
+        assert moved and all(".decoder." in name for name in moved)
+    else:
+        weights = load_file(result.model / "adapter_model.safetensors")
+        moved = {name for name in weights if "lora_B" in name and weights[name].any()}
+        assert moved and all(".decoder." in name for name in moved)
+
+
+def test_full_training_moves_every_weight_but_the_sinusoids(full_run, tiny_model):
+    from safetensors.torch import load_file
+
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(full_run / "model" / "model.safetensors")
+    same = {name for name in before if before[name].equal(after[name])}
+    assert same == {"model.encoder.embed_positions.weight"}
+
+
+@pytest.mark.parametrize("start", ["run", "adapter"])
+def test_going_on_from_an_adapter(start, lora_run, tiny_model, speech, tmp_path):
+    from safetensors.torch import load_file
+
+    model = lora_run if start == "run" else lora_run / "adapter"
+    said = []
+    changes = {**QUICK, "train.learning_rate": 1e-6, "evaluate.compare_clips": 4}
+    result = train(tiny_recipe(model, speech, **changes), output=tmp_path / "run", say=said.append)
+    assert any("going on from" in line for line in said)
+    first = load_file(lora_run / "adapter" / "adapter_model.safetensors")
+    second = load_file(result.model / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert (weight - second[name]).abs().max() < 1e-5
+    assert any(not first[name].equal(second[name]) for name in first)
+    facts = runs.read_json(lora_run / "run.json")
+    assert result.facts["before"]["wer"] == facts["final"]["wer"]  # it starts where the other ended
+    assert result.facts["base"] == facts["base"]
+    config = json.loads((result.model / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_full_training_of_an_adapter_is_refused(lora_run, speech, tmp_path):
+    with pytest.raises(UserError, match=r"an adapter; .*whisper-peft merge"):
+        train(tiny_recipe(lora_run, speech, **{"train.mode": "full"}), output=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_going_on_from_a_full_run(full_run, speech, tmp_path):
+    result = train(tiny_recipe(full_run, speech, **QUICK), output=tmp_path / "run")
+    assert result.facts["base"]["path"] == str(full_run / "model")
+
+
+def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
+    for changes, remark in (
+        ({"train.warmup_steps": 5}, "train.warmup_steps 5 is not below the run's 1 steps"),
+        ({"train.learning_rate": 1e-5}, "looks like one for --mode full"),
+        ({"train.mode": "full", "train.learning_rate": 0.5}, "looks like one for --mode lora"),
+    ):
+        said = []
+        recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
+        train(recipe, output=tmp_path / "run", dry_run=True, say=said.append)
+        notes = [line for line in said if line.startswith("Note: ")]
+        assert len(notes) == 1 and remark in notes[0]
+        assert not (tmp_path / "run").exists()
+    said = []
+    train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run", dry_run=True, say=said.append)
+    assert said and not any(line.startswith("Note") for line in said)
+
+
+@pytest.mark.parametrize("d_model", [384, 512, 768, 1024, 1280])
+def test_default_rates_fit_their_mode_and_the_other_modes_rate_is_remarked_on(d_model):
+    rates = {}
+    for mode in ("full", "lora"):
+        recipe = override(Recipe(), {"train.mode": mode, "model.language": "hi", "train.steps": 1000})
+        resolved, remarks = resolve(recipe, n_rows=100, d_model=d_model, multilingual=True)
+        assert not remarks and resolved.train.warmup_steps < 1000
+        rates[mode] = resolved.train.learning_rate
+    assert rates["lora"] > 10 * rates["full"]
+    for mode, other in (("full", "lora"), ("lora", "full")):
+        changes = {"train.mode": mode, "train.learning_rate": rates[other], "train.steps": 1000}
+        _, remarks = resolve(override(Recipe(), changes), n_rows=100, d_model=d_model, multilingual=True)
+        assert len(remarks) == 1 and f"looks like one for --mode {other}" in remarks[0]
+
+
+def test_best_metric_is_cer_where_a_script_has_no_spaces():
+    for language, metric in (("hi", "wer"), ("thai", "cer"), ("ja", "cer"), (None, "wer")):
+        recipe = override(Recipe(), {"model.language": language, "train.steps": 10})
+        resolved, _ = resolve(recipe, n_rows=100, d_model=512, multilingual=True)
+        assert resolved.evaluate.best_metric == metric
+    kept, _ = resolve(override(recipe, {"evaluate.best_metric": "loss"}), n_rows=9, d_model=512, multilingual=True)
+    assert kept.evaluate.best_metric == "loss"
+
+
+def test_a_language_whisper_does_not_know_borrows_a_token(tiny_model, speech, tmp_path):
+    with pytest.raises(UserError, match=r"bhojpuri.*--language-token"):
+        train(tiny_recipe(tiny_model, speech, **{**QUICK, "model.language": "bhojpuri"}), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    seen = []
+
+    def spy(logits, labels):
+        seen.append(labels[:, 0].tolist())  # what follows <|startoftranscript|>
+        return logits.sum() * 0 + labels.numel() * logits.float().logsumexp(-1).mean()
+
+    changes = {**QUICK, "model.language": None, "model.language_token": "Hindi"}
+    result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", loss=spy)
+    tokens = json.loads((tiny_model / "generation_config.json").read_text())["lang_to_id"]
+    assert set(seen[0]) == {tokens["<|hi|>"]}
+    assert json.loads((result.model / "generation_config.json").read_text())["language"] == "hi"
+
+
+def test_english_only_checkpoints(speech, tmp_path):
+    from whisper_peft import load_preparation
+
+    model = make_tiny_model(tmp_path / "tiny.en")
+    page = json.loads((model / "generation_config.json").read_text())
+    for key in ("lang_to_id", "task_to_id", "language", "task"):
+        page.pop(key, None)
+    (model / "generation_config.json").write_text(json.dumps({**page, "is_multilingual": False}))
+    with pytest.raises(UserError, match="English-only checkpoint cannot be given the language 'hi'"):
+        train(tiny_recipe(model, speech, **QUICK), output=tmp_path / "run")
+
+    changes = {**QUICK, "model.language": "en", "evaluate.compare_clips": 2}
+    starts = []
+
+    def look(logits, labels):
+        from whisper_peft import token_loss_sum
+
+        starts.append(labels[:, 0].tolist())
+        return token_loss_sum(logits, labels)
+
+    result = train(tiny_recipe(model, speech, **changes), output=tmp_path / "run", loss=look)
+    preparation = load_preparation(str(model))
+    assert not preparation.multilingual
+    assert set(starts[0]) == {preparation.no_timestamps}  # straight after <|startoftranscript|>
+    assert "language" not in json.loads((result.model / "generation_config.json").read_text())
+    assert evaluate(result.run, speech / "test", max_clips=2)["language"] is None
+
+
+def test_settings_that_cannot_be(tiny_model, speech, tmp_path):
+    for changes, message in (
+        ({"data.train": []}, "data.train: not set"),
+        ({"data.train": [str(tmp_path / "nothing")]}, "no such file or folder"),
+        ({"train.epochs": 1.0}, "train.steps and train.epochs: both are set"),
+        ({"train.precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"model.language": None}, "model.language: not set"),
+        ({"model.name": str(tmp_path / "no-model")}, "no such folder"),
+        ({"model.name": str(speech)}, "holds no model"),
+        ({"lora.targets": "attention+brain"}, "unknown word 'brain'"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=tmp_path / "run")
+        assert "\n" not in str(error.value)
+        if "lora" not in "".join(changes):
+            assert not (tmp_path / "run").exists(), changes
+    with pytest.raises(UserError, match="--output: not set"):
+        train(tiny_recipe(tiny_model, speech))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match=r"exists already; whisper-peft train --resume"):
+        train(tiny_recipe(tiny_model, speech), output=tmp_path / "there")
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = train(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}), dry_run=True)
+    assert dataclasses.is_dataclass(recipe)
+    assert recipe.train.learning_rate > 0 and recipe.train.warmup_steps is not None and recipe.train.steps == 4
+    assert recipe.lora.alpha == 8 and recipe.train.precision in ("fp32", "bf16", "fp16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pickled_base_is_refused(tiny_model, speech, tmp_path):
+    import shutil
+
+    model = tmp_path / "pickled"
+    shutil.copytree(tiny_model, model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"only pytorch_model.bin, and pickled weights can run code.*safetensors"):
+        train(tiny_recipe(model, speech, **QUICK), output=tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [{"lora.rslora": True}, {"lora.dora": True}, {"lora.targets": "decoder"}])
+def test_kinds_of_adapters(changes, tiny_model, speech, tmp_path):
+    result = train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=tmp_path / "run")
+    config = json.loads((result.model / "adapter_config.json").read_text())
+    assert config["use_rslora"] == ("lora.rslora" in changes) and config["use_dora"] == ("lora.dora" in changes)
+    assert ("encoder" in config["target_modules"]) == ("lora.targets" not in changes)
+    assert config["task_type"] is None and config["r"] == 4 and config["lora_alpha"] == 8
