@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
     """The two pieces a token is made of: what the merges before its own leave of it."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        found = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
         best = min(range(len(found)), key=found.__getitem__)
         assert found[best] < rank, f"{token!r} is no merge of two tokens"
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
@@ -148,9 +149,9 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
     facts, openai = KINDS[kind], openai_tokenizer(kind)
     fields = {
         "alignment_heads": alignment_heads(kind), "is_multilingual": facts.multilingual, "max_length": 448,
-        "no_timestamps_token_id": openai.no_timestamps, "decoder_start_token_id": openai.sot, "bos_token_id": openai.eot,
-        "eos_token_id": openai.eot, "pad_token_id": openai.eot, "prev_sot_token_id": openai.sot_prev,
-        "return_timestamps": False,
+        "no_timestamps_token_id": openai.no_timestamps, "decoder_start_token_id": openai.sot,
+        "bos_token_id": openai.eot, "eos_token_id": openai.eot, "pad_token_id": openai.eot,
+        "prev_sot_token_id": openai.sot_prev, "return_timestamps": False,
     }  # fmt: skip
     if facts.multilingual:
         codes = zip(openai.all_language_codes, openai.all_language_tokens, strict=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from conftest import make_wave
+
 from whisper_peft.data.batching import cut
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, LeftOut

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
 from conftest import make_wave
+
 from whisper_peft.data.dataset import Example, LeftOut, Pick, SpeechDataset
 from whisper_peft.data.features import Segment
 from whisper_peft.data.sources import Row, load_source
@@ -173,7 +173,9 @@ def test_language_and_task_of_each_row(preparation, clip):
         return [dataset[i].decoder_input_ids[:4].tolist() for i in range(3)]
 
     assert prefixes(language="hi") == [preparation.prefix(code) for code in ("hi", "mr", "en")]
-    assert prefixes(language="hi", task="translate") == [preparation.prefix(code, "translate") for code in ("hi", "mr", "en")]
+    assert prefixes(language="hi", task="translate") == [
+        preparation.prefix(code, "translate") for code in ("hi", "mr", "en")
+    ]
     borrowed = prefixes(language="hi", language_token="ne")
     assert borrowed == [preparation.prefix("ne")] * 3
 

@@ -7,9 +7,9 @@ import random
 
 import numpy as np
 import pytest
-
 from conftest import QUICKSTART, make_wave
 from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_processor_files, whisper_config
+
 from whisper_peft.data.features import IGNORED, Preparation, Segment, TooLongError
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import load_preparation
@@ -216,7 +216,12 @@ def test_a_token_s_name_in_a_transcript_is_text(preparations, kind):
 def test_segments_with_timestamps(preparations, kind):
     preparation = preparations[kind]
     openai = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None)
-    segments = [Segment("एक दो", 0.0, 1.5), Segment("three four", 1.58, 3.279), Segment(" ", 4.0, 5.0), Segment("5", 29.98, 30)]
+    segments = [
+        Segment("एक दो", 0.0, 1.5),
+        Segment("three four", 1.58, 3.279),
+        Segment(" ", 4.0, 5.0),
+        Segment("5", 29.98, 30),
+    ]
     inputs, labels = preparation.encode_text(segments, language="hi", timestamps=True)
     begin = openai.timestamp_begin
     assert inputs.tolist() == [

@@ -143,7 +143,8 @@ def test_the_page_of_the_design(tmp_path):
         data:     {train: [cv/hi:train], eval: cv/hi:dev, test: cv/hi:test}
         features: {window: full, timestamps: 0.0}
         lora:     {rank: 32, alpha: 64, dropout: 0.05, targets: attention+mlp}
-        train:    {mode: lora, quantize: null, steps: 4000, batch_size: 20, micro_batch_size: auto, learning_rate: 1.0e-3, warmup_steps: 50}
+        train:    {mode: lora, quantize: null, steps: 4000, batch_size: 20, micro_batch_size: auto,
+                   learning_rate: 1.0e-3, warmup_steps: 50}
         evaluate: {every_steps: 1000, best_metric: wer}
     """
     recipe = load_recipe(written(tmp_path, page))
@@ -235,7 +236,7 @@ def test_settings_that_are_refused(setting, message):
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with a recipe, data and a model beside it, seen from somewhere else."""
-    for name in ("data/hi", "model", "elsewhere", "owner/name"):
+    for name in ("data/hi", "model", "elsewhere", "owner/name", "hf"):
         (tmp_path / "project" / name).mkdir(parents=True)
     (tmp_path / "project" / "my.csv").touch()
     (tmp_path / "data").mkdir()
@@ -244,7 +245,9 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def test_relative_paths_start_at_the_recipe(project):
-    page = "model: {name: model}\ndata: {train: [data/hi:train+dev, my.csv, ../data], eval: data/hi, test: data/hi:test}"
+    page = (
+        "model: {name: model}\ndata: {train: [data/hi:train+dev, my.csv, ../data], eval: data/hi, test: data/hi:test}"
+    )
     path = written(project, page)
     for name in (path, os.path.relpath(path)):
         recipe = load_recipe(name)
@@ -263,7 +266,10 @@ def test_what_is_no_path_stays(project):
 
 
 def test_package_paths(project):
-    page = "model: {name: 'package:quickstart/model'}\ndata: {train: ['package:quickstart/speech/train'], eval: 'package:quickstart/speech:validation'}"
+    page = """
+        model: {name: 'package:quickstart/model'}
+        data: {train: ['package:quickstart/speech/train'], eval: 'package:quickstart/speech:validation'}
+    """
     recipe = load_recipe(written(project, page))
     assert recipe.model.name == str(PACKAGE / "quickstart" / "model")
     assert recipe.data.train == (str(PACKAGE / "quickstart" / "speech" / "train"),)

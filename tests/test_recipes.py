@@ -80,7 +80,9 @@ def test_the_full_recipe_has_the_values_of_the_notebook():
     assert page["train"] | notebook == page["train"]
     assert page["evaluate"]["every_steps"] == 1000 and page["evaluate"]["best_metric"] == "wer"
     assert page["model"]["name"] == "openai/whisper-small" and page["model"]["language"] == "hindi"
-    splits = [source.rpartition(":")[2] for source in (*page["data"]["train"], page["data"]["eval"], page["data"]["test"])]
+    splits = [
+        source.rpartition(":")[2] for source in (*page["data"]["train"], page["data"]["eval"], page["data"]["test"])
+    ]
     assert splits == ["train", "dev", "test"]  # the notebook's were train+validation, test and test
 
 

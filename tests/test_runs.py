@@ -51,7 +51,10 @@ def test_an_existing_place_is_refused_before_any_work(tmp_path, kind):
         (tmp_path / "mine").mkdir()
         out.symlink_to(tmp_path / "mine")
     before = names(tmp_path)
-    with pytest.raises(UserError, match=r"out: exists already; name another one\."), runs.new_folder(out, "name another one"):
+    with (
+        pytest.raises(UserError, match=r"out: exists already; name another one\."),
+        runs.new_folder(out, "name another one"),
+    ):
         raise AssertionError("the block ran")
     assert names(tmp_path) == before
 
@@ -177,8 +180,15 @@ def test_a_half_written_mark_is_no_mark(tmp_path):
 
 @pytest.mark.parametrize(
     ("keep", "best", "expected"),
-    [(1, None, [50]), (1, 20, [20, 50]), (1, 50, [50]), (2, 10, [10, 40, 50]), (2, 40, [40, 50]), (9, None, [10, 20, 30, 40, 50])],
-)  # fmt: skip
+    [
+        (1, None, [50]),
+        (1, 20, [20, 50]),
+        (1, 50, [50]),
+        (2, 10, [10, 40, 50]),
+        (2, 40, [40, 50]),
+        (9, None, [10, 20, 30, 40, 50]),
+    ],
+)
 def test_the_newest_and_the_best_stay(tmp_path, keep, best, expected):
     for step in (10, 20, 30, 40, 50):
         make_checkpoint(tmp_path, step)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import multiprocessing
+import os
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -343,6 +347,7 @@ def test_what_a_run_writes_down(lora_run, tiny_model):
     losses = [record for record in records if "loss" in record]
     assert [record["step"] for record in losses] == [1, 2, 3, 4]
     assert all(math.isfinite(record["loss"]) and "learning_rate" in record for record in losses)
+    assert [record["epoch"] for record in losses] == [0.3333, 0.6667, 1.0, 1.3333]  # 12 clips in steps of 4
     evaluations = [record for record in records if "eval_wer" in record]
     assert [record["step"] for record in evaluations] == [2, 4]
     assert {"eval_cer", "eval_loss", "eval_reached_limit", "eval_wer_insertions"} <= evaluations[0].keys()
@@ -418,3 +423,49 @@ def test_bf16_trains_on_the_cpu(tiny_model, speech, tmp_path):
     losses = [one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
     assert types == {(torch.bfloat16, torch.float32)}  # computed in bf16, in training and in evaluation; kept in fp32
+
+
+def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, source: Path) -> None:
+    """One rank of a data-parallel run on the CPU; the first one stores the weights."""
+    sys.stdout = sys.stderr = (folder / f"{n_ranks}-{rank}.log").open("w")
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n_ranks), LOCAL_WORLD_SIZE=str(n_ranks),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    changes = {"train.mode": "full", "train.steps": 2, "train.micro_batch_size": 2, "train.learning_rate": 1e-3}
+    trainer = make_trainer(folder / f"{n_ranks}-{rank}", model, source, **changes)
+    assert trainer.accelerator.num_processes == n_ranks
+    losses = []
+    step = trainer.training_step
+    trainer.training_step = lambda *arguments, **options: losses.append(step(*arguments, **options)) or losses[-1]
+    trainer.train()
+    torch.save((weights_of(trainer.model), [loss.item() for loss in losses]), folder / f"{n_ranks}-{rank}.pt")
+
+
+def test_two_ranks_give_the_weights_of_one(tiny_model, uneven, tmp_path, monkeypatch):
+    """9 clips in steps of 8: the second step leaves the second rank without a clip."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    lines = (uneven / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    source = tmp_path / "nine.csv"
+    rows = [f"{uneven}/{line}" for line in lines[1:]]
+    source.write_text("\n".join([lines[0], *rows, f"{uneven}/0.wav,{WORDS[3]}"]), encoding="utf-8")
+    processes = multiprocessing.get_context("spawn")
+    results = {}
+    for n_ranks in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = (n_ranks, port, tmp_path, tiny_model, source)
+        ranks = [processes.Process(target=rank_child, args=(rank, *arguments)) for rank in range(n_ranks)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(600)
+        logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob(f"{n_ranks}-*.log"))
+        assert [rank.exitcode for rank in ranks] == [0] * n_ranks, logs
+        results[n_ranks] = torch.load(tmp_path / f"{n_ranks}-0.pt")
+    (one, one_losses), (two, two_losses) = results[1], results[2]
+    assert one_losses == pytest.approx(two_losses, abs=1e-5)
+    for name, weight in one.items():  # Adam divides by the gradient's size: rounding shows where it is tiny
+        difference = (weight - two[name]).abs()
+        assert difference.mean() < 1e-6 and difference.max() < 2.1e-3, name

@@ -207,19 +207,22 @@ def _train_lines(result) -> list[str]:
     if final and final["reached_limit"]:
         lines.append(f"{final['reached_limit']} transcripts reached the generation limit.")
     lines.append("Next:")
-    source = _shown_path(_scored_source(result.run))
-    lines.append(f"  whisper-peft evaluate {shown} {source}")
+    data = _data_of(result.run)
+    source = _shown_path(data.test or data.eval or data.train[0])
+    columns = "".join(
+        f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
+    )
+    lines.append(f"  whisper-peft evaluate {shown} {source}{columns}")
     if facts["mode"] == "lora":
         lines.append(f"  whisper-peft merge {shown} {shown}-merged")
     lines.append(f"  whisper-peft transcribe {shown} {_first_clip(result.run)}")
     return lines
 
 
-def _scored_source(run) -> str:
+def _data_of(run):
     from whisper_peft.recipe import load_recipe
 
-    data = load_recipe(run / "recipe.yaml").data
-    return data.test or data.eval or data.train[0]
+    return load_recipe(run / "recipe.yaml").data
 
 
 def _first_clip(run) -> str:

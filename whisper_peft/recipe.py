@@ -252,13 +252,13 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """A copy whose sources and model, where they are existing relative paths, are absolute."""
 
     def fix(name: str | None) -> str | None:
-        if not name:
+        if not name or name.startswith("hf:"):
             return name
         if name.startswith(PACKAGE_PREFIX):
             return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
         head, colon, split = name.rpartition(":")
         for path, tail in ((name, ""), (head, colon + split)):
-            if path and not path.startswith("hf:") and (folder / Path(path).expanduser()).exists():
+            if path and (folder / Path(path).expanduser()).exists():
                 return str((folder / Path(path).expanduser()).resolve()) + tail
         return name
 

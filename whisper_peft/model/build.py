@@ -15,7 +15,7 @@ from whisper_peft.errors import UserError
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import GenerationConfig, PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
@@ -77,9 +77,11 @@ def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
 
 def _load(load, source: str, what: str, **options: object):
     """Calls a from_pretrained, and turns what a user can cause into one clear line."""
+    from safetensors import SafetensorError
+
     try:
         return load(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = " ".join(str(error).split())
         if Path(source).is_dir():
             raise UserError(f"{source}: {what} cannot be loaded ({first[:300]}).") from None
@@ -115,16 +117,24 @@ def load_processor(source: str) -> WhisperProcessor:
 
 def load_preparation(source: str) -> Preparation:
     """Processor and limits of a checkpoint as the data path needs them; reads no weights."""
-    from transformers import GenerationConfig
-
     config, processor = load_config(source), load_processor(source)
-    try:
-        multilingual = getattr(GenerationConfig.from_pretrained(source), "is_multilingual", None)
-    except OSError:
-        multilingual = None
+    multilingual = getattr(load_generation_config(source), "is_multilingual", None)
     if multilingual is None:  # checkpoints without a generation config: openai's own rule
         multilingual = config.vocab_size >= 51865
     return Preparation(processor, config, multilingual=bool(multilingual))
+
+
+def load_generation_config(source: str | Path, *, revision: str | None = None) -> GenerationConfig | None:
+    """The generation config of a checkpoint with all of Whisper's fields; None where there is none.
+
+    transformers drops `lang_to_id` and the like from a file that is marked as derived from the model's config.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(str(source), revision=revision or "main", _from_model_config=False)
+    except OSError:
+        return None
 
 
 def load_base(
@@ -157,6 +167,7 @@ def load_base(
         dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
         revision=revision or "main",
     )  # fmt: skip
+    model.generation_config = load_generation_config(source, revision=revision) or model.generation_config
     repair_generation_config(model)
     return model
 
@@ -286,15 +297,13 @@ def load_model(name: str | Path, *, dtype: torch.dtype | str | None = None, base
     Raises:
         UserError: see `locate` and `load_base`; or the base is not the one the adapter was trained on.
     """
-    from transformers import GenerationConfig
-
     located = locate(name)
     if located.adapter:
         source = base or located.base
         check_base(located, source)
         model = load_adapter(load_base(source, dtype=dtype, revision=known_commit(located, source)), located.adapter)
         if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
-            model.get_base_model().generation_config = GenerationConfig.from_pretrained(located.adapter)
+            model.get_base_model().generation_config = load_generation_config(located.adapter)
         preparation = load_preparation(source)
     else:
         model, preparation = load_base(located.base, dtype=dtype), load_preparation(located.base)

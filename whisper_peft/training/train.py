@@ -37,6 +37,7 @@ from whisper_peft.model.build import (
     load_config,
     load_preparation,
     locate,
+    target_pattern,
 )
 from whisper_peft.recipe import Recipe, absolute, load_recipe, override, save_recipe
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
@@ -111,6 +112,7 @@ def train(
             runs.refuse_existing(run, f"whisper-peft train --resume {run} goes on with it, or name another --output")
     for name in filter(None, (recipe.model.language, recipe.model.language_token)):
         language_code(name)  # raises: before anything slow
+    target_pattern(recipe.lora.targets)  # likewise
     rows = load_rows(recipe)
     located = locate(recipe.model.name)
     if located.adapter:
@@ -236,14 +238,15 @@ def _fit(
         max_share=recipe.data.max_left_out, to_record=left_out_record,
     )  # fmt: skip
     signals = parts.Signals()
-    extra = [parts.GradientCheck(), parts.LastStep(), left_out, signals, *callbacks]
+    extra = [parts.GradientCheck(), parts.ScheduleGoesOn(), parts.LastStep(), left_out, signals, *callbacks]
     if progress:
         extra.append(parts.Progress(recipe.train.batch_size))
     if "tensorboard" in recipe.train.report_to:
         extra.append(tensorboard_callback(run))
     if recipe.train.early_stopping:
         extra.append(EarlyStoppingCallback(early_stopping_patience=recipe.train.early_stopping))
-    extra.append(parts.RunFiles(run, recipe.train.keep_checkpoints, list(on_checkpoint)))
+    per_epoch = parts.steps_per_epoch(len(speech.train), recipe.train.batch_size)
+    extra.append(parts.RunFiles(run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch))
     trainer = parts.SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size, start=start, loss=loss or token_loss_sum,

@@ -201,13 +201,15 @@ class GradientCheck(TrainerCallback):
 class RunFiles(TrainerCallback):
     """Writes metrics.jsonl, marks checkpoints complete, removes old ones, and calls the user's `on_checkpoint`."""
 
-    def __init__(self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]]):
-        self.run, self.keep, self.on_checkpoint = run, keep, on_checkpoint
+    def __init__(self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]], steps_per_epoch: int):
+        self.run, self.keep, self.on_checkpoint, self.steps_per_epoch = run, keep, on_checkpoint, steps_per_epoch
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """One line of metrics.jsonl."""
         if state.is_world_process_zero and logs:
-            runs.append_jsonl(self.run / runs.METRICS, {"step": state.global_step, "time": time.time(), **logs})
+            record = {"step": state.global_step, "time": time.time(), **logs}
+            record["epoch"] = round(state.global_step / self.steps_per_epoch, 4)  # the Trainer's own is of max_steps
+            runs.append_jsonl(self.run / runs.METRICS, record)
 
     def on_save(self, args, state, control, **kwargs):
         """Everything of the checkpoint is on disk now."""
@@ -220,6 +222,16 @@ class RunFiles(TrainerCallback):
         runs.remove_old_checkpoints(self.run, self.keep, best)
         for function in self.on_checkpoint:
             function(checkpoint)
+
+
+class ScheduleGoesOn(TrainerCallback):
+    """The first learning rate after a resume is the schedule's, not the checkpoint's: steps may have been raised."""
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        """Every schedule of ours is a factor of the step; without raised steps this changes nothing."""
+        rates = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+        for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = base * factor(lr_scheduler.last_epoch)
 
 
 class LastStep(TrainerCallback):
@@ -352,6 +364,6 @@ def first_batches(trainer: SpeechTrainer, count: int) -> list[dict]:
 
 
 __all__ = [
-    "GradientCheck", "LastStep", "LeftOutRule", "OneDeviceArguments", "Progress", "RunFiles", "Signals",
-    "SpeechTrainer", "first_batches", "steps_per_epoch",
+    "GradientCheck", "LastStep", "LeftOutRule", "OneDeviceArguments", "Progress", "RunFiles", "ScheduleGoesOn",
+    "Signals", "SpeechTrainer", "first_batches", "steps_per_epoch",
 ]  # fmt: skip

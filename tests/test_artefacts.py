@@ -1,0 +1,172 @@
+"""What a run leaves behind loads in plain peft and plain transformers, where our package cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+
+from whisper_peft import load_model, load_source, merge, runs
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.evaluation.transcribing import generate
+
+# What a stranger would write; whisper_peft is not there for them.
+STRANGER = """
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "whisper_peft":
+            raise ImportError("whisper_peft is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+import numpy as np, soundfile, torch
+from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, WhisperProcessor
+
+job = json.loads(sys.argv[1])
+found = {}
+for name, folder in job["models"].items():
+    if name == "adapter":
+        from peft import AutoPeftModel, PeftModel
+        config = json.load(open(f"{folder}/adapter_config.json"))
+        base = WhisperForConditionalGeneration.from_pretrained(config["base_model_name_or_path"], dtype=torch.float32)
+        models = {"PeftModel": PeftModel.from_pretrained(base, folder).get_base_model(),
+                  "AutoPeftModel": AutoPeftModel.from_pretrained(folder, dtype=torch.float32).get_base_model()}
+    else:
+        models = {"WhisperForConditionalGeneration": WhisperForConditionalGeneration.from_pretrained(folder),
+                  "AutoModel": AutoModelForSpeechSeq2Seq.from_pretrained(folder)}
+    processor = WhisperProcessor.from_pretrained(folder)
+    for kind, model in models.items():
+        ids = []
+        for file in job["audio"]:
+            wave, rate = soundfile.read(file, dtype="float32")
+            features = processor(wave, sampling_rate=rate, return_tensors="pt").input_features
+            ids.append(model.eval().generate(
+                features.to(model.dtype), language="hi", task="transcribe", max_new_tokens=30
+            )[0].tolist())
+        found[f"{name}/{kind}"] = [ids, processor.batch_decode(ids, skip_special_tokens=True)]
+assert "whisper_peft" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def artefacts(lora_run, full_run, tmp_path_factory) -> dict[str, Path]:
+    """adapter, full and merged, each moved away from what it was made in."""
+    folder = tmp_path_factory.mktemp("moved")
+    merge(lora_run, folder / "merged", dtype="float32")
+    shutil.copytree(lora_run / "adapter", folder / "adapter")
+    shutil.copytree(full_run / "model", folder / "full")
+    return {name: folder / name for name in ("adapter", "full", "merged")}
+
+
+def test_strangers_hear_the_same(artefacts, speech):
+    files = [row.audio for row in load_source(str(speech / "test"))][:3]
+    # Silence after the clip is what both the extractor and our collator pad with.
+    job = {"models": {name: str(folder) for name, folder in artefacts.items()}, "audio": files}
+    answer = subprocess.run(
+        [sys.executable, "-c", STRANGER, json.dumps(job)], capture_output=True, text=True, timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd="/",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    found = json.loads(answer.stdout.splitlines()[-1])
+    assert set(found) == {
+        "adapter/PeftModel", "adapter/AutoPeftModel", "full/WhisperForConditionalGeneration", "full/AutoModel",
+        "merged/WhisperForConditionalGeneration", "merged/AutoModel",
+    }  # fmt: skip
+    for name, folder in artefacts.items():
+        ours = transcript_ids(folder, files)
+        for kind, (ids, _) in found.items():
+            if kind.startswith(name):
+                assert [plain(one) for one in ids] == [plain(one) for one in ours], kind
+    assert found["merged/AutoModel"] == found["adapter/PeftModel"]
+    assert found["full/AutoModel"] != found["merged/AutoModel"]
+
+
+def transcript_ids(folder: Path, files: list[str]) -> list[list[int]]:
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    from whisper_peft import Row
+    from whisper_peft.evaluation.transcribing import whisper_of
+
+    model, preparation, _ = load_model(folder)
+    dataset = SpeechDataset([Row(file, "", "hi", no_speech=True) for file in files], preparation)
+    ids = []
+    for number in range(len(files)):
+        features = SpeechCollator(preparation)([dataset[number]])["input_features"]
+        with torch.no_grad():
+            whisper = whisper_of(model)
+            encoded = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
+            options = {"language": "hi", "task": "transcribe", "max_new_tokens": 30}
+            ids += generate(whisper, preparation, encoded, **options)
+    return ids
+
+
+def plain(ids: list[int]) -> list[int]:
+    """Without prefix, end and timestamps, which transformers' generate keeps or drops by version."""
+    return [number for number in ids if number < 386]
+
+
+def test_each_loads_from_its_folder_alone(artefacts):
+    for name, folder in artefacts.items():
+        files = {path.name for path in folder.iterdir()}
+        # transformers 5 reads processor_config.json, transformers 4 preprocessor_config.json.
+        assert {"preprocessor_config.json", "tokenizer.json", "generation_config.json"} <= files
+        assert "processor_config.json" in files or transformers.__version__ < "5"  # which does not know of it
+        assert ("adapter_model.safetensors" if name == "adapter" else "model.safetensors") in files
+        generation = runs.read_json(folder / "generation_config.json")
+        assert generation["language"] == "hi" and generation["task"] == "transcribe"
+        assert generation["is_multilingual"] is True and generation["lang_to_id"] and generation["task_to_id"]
+        assert generation["suppress_tokens"] and generation["alignment_heads"] == [[0, 0]]
+        assert generation["no_timestamps_token_id"] and not generation.get("forced_decoder_ids")
+        assert not generation.get("_from_model_config")
+        for page in folder.glob("*.json"):
+            assert "whisper_peft" not in page.read_text(encoding="utf-8"), page
+
+
+def test_adapter_config_names_transformers_class(artefacts):
+    config = runs.read_json(artefacts["adapter"] / "adapter_config.json")
+    assert config["task_type"] is None
+    mapping = config["auto_mapping"]
+    assert mapping["base_model_class"] == "WhisperForConditionalGeneration"
+    assert mapping["parent_library"].startswith("transformers.models.whisper")
+    base = runs.read_json(artefacts["adapter"] / "base.json")
+    assert len(base["sha256"]) == 64 and base["path"] == config["base_model_name_or_path"]
+
+
+def test_no_pickle_in_what_leaves_the_house(artefacts, lora_run, full_run):
+    for folder in (*artefacts.values(), lora_run / "adapter", full_run / "model"):
+        for path in folder.rglob("*"):
+            assert path.suffix in (".json", ".safetensors", ".txt", ".jinja", ""), path
+            content = path.read_bytes()[:4]
+            assert not content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), path
+
+
+def test_extractors_of_both_layouts_are_the_same(artefacts):
+    for folder in artefacts.values():
+        old = runs.read_json(folder / "preprocessor_config.json")
+        assert old["feature_size"] == 80 and old["chunk_length"] == 3 and old["n_fft"] == 400
+        if (folder / "processor_config.json").is_file():
+            new = runs.read_json(folder / "processor_config.json")
+            nested = new.get("feature_extractor", old)
+            assert all(nested[key] == old[key] for key in ("feature_size", "chunk_length", "n_fft", "hop_length"))
+
+
+def test_a_padded_clip_is_the_same_clip(artefacts, speech, tmp_path):
+    """Silence appended to a file changes nothing that is heard: padding is silence."""
+    row = load_source(str(speech / "test"))[0]
+    wave, rate = soundfile.read(row.audio, dtype="float32")
+    padded = tmp_path / "padded.wav"
+    soundfile.write(padded, np.append(wave, np.zeros(rate, np.float32)), rate)
+    one, two = transcript_ids(artefacts["full"], [row.audio, str(padded)])
+    assert one == two

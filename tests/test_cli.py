@@ -1,0 +1,249 @@
+"""The command line: --json, --quiet, --set and exit codes of every command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_recipe
+
+from whisper_peft import cli
+from whisper_peft.recipe import save_recipe
+
+QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 2, "evaluate.max_clips": 1}
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """The command line in this process: (arguments) -> (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["whisper-peft", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(tiny_model, speech, tmp_path_factory) -> Path:
+    """A recipe file that trains one step."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    save_recipe(tiny_recipe(tiny_model, speech, **QUICK), path)
+    return path
+
+
+def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, list]:
+    """One working call of every command; what it writes goes into `folder`."""
+    return {
+        "train": ["train", page, "--output", folder / "run"],
+        "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
+        "merge": ["merge", run, folder / "merged", "--dtype", "float32"],
+        "transcribe": ["transcribe", run, speech / "test" / "0.wav", speech / "test" / "1.wav"],
+        "recipes list": ["recipes", "list"],
+        "recipes show": ["recipes", "show", "quickstart"],
+        "recipes copy": ["recipes", "copy", "quickstart", folder / "mine.yaml"],
+    }
+
+
+EXPECTED = {
+    "train": {"run", "mode", "steps", "before", "after", "final", "best_step", "versions"},
+    "evaluate": {"model", "source", "wer", "cer", "wer_normalized", "wer_interval", "reached_limit", "left_out"},
+    "merge": {"output", "dtype", "logit_gap", "logit_limit", "passed", "checked_on"},
+    "transcribe": {"transcripts"},
+    "recipes list": {"recipes"},
+    "recipes show": {"model", "data", "train"},
+    "recipes copy": {"recipe"},
+}
+
+
+def test_every_command_is_walked(page, lora_run, speech, tmp_path):
+    """A command that is added must be added here."""
+    names = set()
+    for name, command in cli.cli.commands.items():
+        names |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
+    assert names == set(commands(page, lora_run, speech, tmp_path)) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_every_command(name, call, page, lora_run, speech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, as_json, both = (tmp_path / kind for kind in ("plain", "json", "both"))
+    for folder in (plain, as_json, both):
+        folder.mkdir()
+
+    code, out, err = call(*commands(page, lora_run, speech, plain)[name], "--quiet")
+    assert code == 0 and out.strip()
+    quiet = [line for line in err.splitlines() if not re.match(r"^(\r?Loading weights|\r?Writing model)", line)]
+    assert not "".join(quiet).strip()  # the bars of transformers are off in a process of their own: see below
+
+    code, out, err = call(*commands(page, lora_run, speech, as_json)[name], "--json")
+    assert code == 0
+    content = json.loads(out)  # one object and nothing else
+    assert isinstance(content, dict) and EXPECTED[name] <= content.keys()
+    if name in ("train", "merge"):
+        assert err.strip()  # what happens is said on the other side
+
+    code, out, _ = call(*commands(page, lora_run, speech, both)[name], "--json", "--quiet")
+    assert code == 0 and json.loads(out).keys() == content.keys()
+
+    if name in ("train", "evaluate", "merge", "recipes copy"):  # what writes refuses what is there
+        code, out, err = call(*commands(page, lora_run, speech, plain)[name])
+        assert (code, out) == (1, "")
+        assert one_error(err).count("exists already")
+        if name == "train":
+            assert f"whisper-peft train --resume {plain / 'run'} goes on with it" in err
+
+    arguments = commands(page, lora_run, speech, tmp_path)[name]
+    code, out, err = call(*arguments, "--no-such-option")
+    assert code == 2 and not out and "--no-such-option" in err and "Traceback" not in err
+    code, out, err = call(*arguments, "--help")
+    assert code == 0 and "--json" in out and "--quiet" in out
+    assert ("--set" in out) == (name == "train")
+
+
+def one_error(err: str) -> str:
+    lines = [line for line in err.splitlines() if not re.match(r"^(\r?Loading weights|\r?Writing model)", line)]
+    assert len(lines) == 1 and lines[0].startswith("Error: "), err
+    return lines[0]
+
+
+def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[list, str]]:
+    """Calls a user can mend, and what the line says."""
+    wav = speech / "test" / "0.wav"
+    return [
+        (["train", "quickstrat"], r"no such recipe. Did you mean 'quickstart'\?"),
+        (["train", page, "--set", "train.learning_rat=1"], r"--set train.learning_rat: unknown key. Did you mean"),
+        (["train", page, "--set", "train.steps"], r"expected key=value"),
+        (["train", page, "--set", "train.steps=many"], r"train.steps: expected int"),
+        (["train", page, "--window", "tight"], r"features.window"),
+        (["train", page, "--quantize", "8bit"], r"train.quantize"),
+        (["train", page, "--language", "klingon"], r"--language-token"),
+        (["train", page, "--model", folder / "nothing"], r"no such folder"),
+        (["train", "--train", folder / "nothing", "--language", "hi"], r"no such file or folder"),
+        (["train", "--resume", folder], r"not a run folder"),
+        (["evaluate", folder / "nothing", speech / "test"], r"no such folder"),
+        (["evaluate", run, folder / "nothing"], r"no such file or folder"),
+        (["evaluate", run, wav], r"a sound file alone has no transcript"),
+        (["merge", folder / "nothing", folder / "out"], r"no such folder"),
+        (["transcribe", run, folder / "nothing.wav"], r"no such file"),
+        (["transcribe", run, page], r"cannot be read as audio"),
+        (["recipes", "show", "nothing"], r"no such recipe"),
+        (["recipes", "copy", "nothing", folder / "mine.yaml"], r"no such recipe"),
+    ]
+
+
+def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, speech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in mistakes(page, lora_run, speech, tmp_path):
+        code, out, err = call(*arguments, "--json")
+        assert (code, out) == (1, ""), arguments
+        assert re.search(message, one_error(err)), (arguments, err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"], ["train"], ["train", "--mode", "half", "quickstart"], ["train", "--steps", "many", "quickstart"],
+        ["train", "--resume", "run", "--output", "other"], ["train", "quickstart", "--resume", "run"], ["evaluate"],
+        ["evaluate", "model"], ["merge", "run"], ["transcribe", "model"], ["recipes", "show"], ["recipes", "nonsense"],
+    ],
+)  # fmt: skip
+def test_wrong_command_lines_exit_2(arguments, call):
+    code, out, err = call(*arguments)
+    assert code == 2 and not out and "Error: " in err and "Traceback" not in err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, lora_run, speech):
+    from whisper_peft.evaluation import scoring
+
+    def broken(*arguments, **options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(scoring, "evaluate", broken)
+    monkeypatch.setattr(sys, "argv", ["whisper-peft", "evaluate", str(lora_run), str(speech / "test")])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_set_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(
+        "train", page, "--dry-run", "--json", "--set", "lora.rank=2", "--set", "train.learning_rate=2e-3",
+        "--set", "data.text.lowercase=true", "--epochs", 2, "--batch-size", 6, "--mode", "full", "--seed", 5,
+    )  # fmt: skip
+    recipe = json.loads(out)
+    assert code == 0 and recipe["lora"]["rank"] == 2 and recipe["train"]["learning_rate"] == 0.002
+    assert recipe["data"]["text"]["lowercase"] is True
+    assert recipe["train"]["steps"] == 4 and recipe["train"]["batch_size"] == 6  # two passes over 12 clips
+    assert recipe["train"]["mode"] == "full" and recipe["train"]["seed"] == 5
+    code, out, _ = call("train", page, "--dry-run", "--set", "train.steps=7", "--steps", 3)
+    assert code == 0 and re.search(r"^  steps: 3$", out, re.M)  # a flag wins
+    assert not list(tmp_path.iterdir())
+
+
+def test_default_output_names_what_was_trained_and_never_an_existing_folder(call, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny-full-1").mkdir(parents=True)
+    code, out, _ = call("train", page, "--mode", "full", "--quiet", "--set", "evaluate.compare_clips=0")
+    assert code == 0 and (tmp_path / "runs" / "tiny-full-2" / "model").is_dir()
+    assert not list((tmp_path / "runs" / "tiny-full-1").iterdir())
+    assert "whisper-peft evaluate runs/tiny-full-2 " in out
+    code, out, _ = call("train", page, "--quiet", "--set", "evaluate.compare_clips=0")
+    assert code == 0 and (tmp_path / "runs" / "tiny-1" / "adapter").is_dir()
+    assert "whisper-peft merge runs/tiny-1 runs/tiny-1-merged" in out
+
+
+def test_the_next_commands_that_train_names_do_run(call, tiny_model, speech, tmp_path, monkeypatch):
+    """Also where the columns have names of their own."""
+    monkeypatch.chdir(tmp_path)
+    sources = {}
+    for name in ("train", "eval", "test"):
+        lines = (speech / name / "metadata.csv").read_text(encoding="utf-8").splitlines()[1:]
+        rows = [line.split(",", 1) for line in lines]
+        content = ["ton,worte", *(f"{speech / name / file},{text}" for file, text in rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(content), encoding="utf-8")
+        sources[f"data.{name}"] = f"{name}.csv"
+    save_recipe(
+        tiny_recipe(tiny_model, speech, **{
+            **QUICK, **sources, "data.train": ["train.csv"], "data.audio_column": "ton", "data.text_column": "worte",
+        }),
+        tmp_path / "own.yaml",
+    )  # fmt: skip
+    code, out, err = call("train", "own.yaml", "--output", "run", "--quiet")
+    assert code == 0, err
+    assert "On 2 test clips:" in out and "before" in out and "after" in out
+    following = [line.split()[1:] for line in out.partition("Next:")[2].splitlines() if line.strip()]
+    assert [words[0] for words in following] == ["evaluate", "merge", "transcribe"]
+    for words in following:
+        code, out, err = call(*words, "--quiet")
+        assert code == 0 and out.strip(), err
+
+
+def test_resume_on_the_command_line(call, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("train", page, "--output", "run", "--quiet")[0] == 0
+    code, _, err = call("train", "--resume", "run")
+    assert code == 1 and "finished already; raise --steps above 1" in err
+    code, _, err = call("train", "--resume", "run", "--seed", 7)
+    assert code == 1 and "train.seed: cannot change" in err
+    code, out, _ = call("train", "--resume", "run", "--steps", 2, "--json")
+    assert code == 0 and json.loads(out)["steps"] == 2
+
+
+def test_in_processes_of_their_own(run_cli, page, lora_run, speech, tmp_path):
+    """What other tests cannot see from inside: bars and warnings of libraries, tracebacks, buffering."""
+    done = run_cli("train", page, "--output", tmp_path / "run", "--json", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0 and EXPECTED["train"] <= json.loads(done.stdout).keys()
+    assert done.stderr == ""
+    done = run_cli("merge", lora_run, tmp_path / "run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "") and len(done.stderr.splitlines()) == 1
+    done = run_cli("transcribe", lora_run, speech / "test" / "0.wav", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) <= 1 and done.stderr == ""

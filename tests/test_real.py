@@ -1,0 +1,129 @@
+"""The real checkpoint and real recordings, where ../shared is; a few steps only."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from whisper_peft import (
+    Recipe,
+    SpeechDataset,
+    evaluate,
+    load_audio,
+    load_preparation,
+    load_source,
+    merge,
+    override,
+    runs,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def model(shared) -> Path:
+    return shared / "models" / "whisper-base"
+
+
+@pytest.fixture(scope="module")
+def few(shared, tmp_path_factory) -> Path:
+    """A manifest of the 8 shortest of the first 40 Hindi training clips."""
+    rows = load_source(str(shared / "data" / "hindi_tts" / "train"))[:40]
+    rows.sort(key=lambda row: len(row.text))
+    manifest = tmp_path_factory.mktemp("few") / "few.jsonl"
+    lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in rows[:8]]
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return manifest
+
+
+def short(manifest: Path, clips: int) -> Path:
+    """The first clips of a manifest, as one of its own."""
+    path = manifest.with_name(f"{clips}.jsonl")
+    path.write_text("".join(manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:clips]), encoding="utf-8")
+    return path
+
+
+def run_of(model: Path, few: Path, folder: Path, mode: str) -> Path:
+    recipe = override(Recipe(), {
+        "model.name": str(model), "model.language": "hindi", "data.train": [str(few)], "data.eval": str(short(few, 1)),
+        "train.mode": mode, "train.steps": 2, "train.batch_size": 2, "train.workers": 0, "train.logging_steps": 1,
+        "evaluate.compare_clips": 0, "evaluate.every_steps": 2, "lora.rank": 8, "train.warmup_steps": 0,
+    })  # fmt: skip
+    return train(recipe, output=folder / mode).run
+
+
+@pytest.fixture(scope="module")
+def lora(model, few, tmp_path_factory) -> Path:
+    return run_of(model, few, tmp_path_factory.mktemp("real"), "lora")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lora_and_its_merge(dtype, lora, few, tmp_path):
+    losses = [one["loss"] for one in runs.read_jsonl(lora / "metrics.jsonl") if "loss" in one]
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses) and losses[1] < losses[0] + 1
+    check = short(few, 2)
+    report = merge(lora, tmp_path / "merged", dtype=dtype, check=str(check))
+    assert report["passed"] and report["clips"] == 2 and report["logit_gap"] <= report["logit_limit"]
+    if dtype == "float32":
+        assert report["transcripts_differing"] == 0
+        heard = evaluate(lora, check, output=tmp_path / "report")
+        assert math.isfinite(heard["token_loss"]) and heard["max_new_tokens"] == 444
+        ours = [one["prediction"] for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
+
+        from transformers import pipeline
+
+        recogniser = pipeline("automatic-speech-recognition", model=str(tmp_path / "merged"), device="cpu")
+        files = [row.audio for row in load_source(str(check))]
+        theirs = [
+            recogniser({"raw": load_audio(file), "sampling_rate": 16000}, generate_kwargs={"max_new_tokens": 100})
+            for file in files
+        ]
+        assert [one["text"].strip()[:40] for one in theirs] == [text[:40] for text in ours]
+
+
+@pytest.mark.slow
+def test_full(model, few, tmp_path):
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    run = run_of(model, few, tmp_path, "full")
+    losses = [one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one]
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
+    loaded = WhisperForConditionalGeneration.from_pretrained(run / "model")
+    assert WhisperProcessor.from_pretrained(run / "model").tokenizer.vocab_size > 50_000
+    assert loaded.generation_config.language == "hi" and len(loaded.generation_config.alignment_heads) == 8
+    assert len(loaded.generation_config.lang_to_id) == 99
+
+
+def test_browser_recordings_decode(shared):
+    rows = load_source(str(shared / "data" / "webm"))
+    assert len(rows) == 8
+    for row in rows:
+        wave = load_audio(row.audio)
+        assert 1.0 < len(wave) / 16000 < 30.0 and 0.001 < abs(wave).max() <= 1.5
+        assert any("\u0d00" <= letter < "\u0d80" for letter in row.text)  # Malayalam
+
+
+@pytest.mark.parametrize(
+    ("source", "language", "first", "last"),
+    [
+        ("malayalam/train", "ml", "\u0d00", "\u0d7f"),
+        ("common_voice_te:other", "te", "\u0c00", "\u0c7f"),
+        ("hindi_tts/test", "hi", "\u0900", "\u097f"),
+    ],
+)
+def test_sources_of_three_languages(source, language, first, last, shared, model):
+    rows = load_source(str(shared / "data" / source))
+    assert len(rows) >= 8
+    preparation = load_preparation(str(model))
+    dataset = SpeechDataset(rows, preparation, language=language)
+    for number in range(3):
+        example = dataset[number]
+        assert example.input_features.shape[0] == 80 and 0 < example.seconds <= 30
+        assert -0.9 < example.floor < -0.5
+        assert example.decoder_input_ids[:4].tolist() == preparation.prefix(language)
+        text = preparation.decode([token for token in example.labels if token != preparation.eot])
+        assert text.strip() == dataset.text(number)
+        assert any(first <= letter <= last for letter in text)

@@ -1,0 +1,173 @@
+"""evaluate and transcribe: figures that equal hand-scored transcripts, and what does not change them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import make_speech, make_wave
+
+from whisper_peft import UserError, evaluate, load_model, load_source, normalize, runs, transcribe
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Five clips of different length, and two that cannot be used."""
+    folder = make_speech(tmp_path_factory.mktemp("mixed") / "clips", 5, seconds=(0.3, 2.5), seed=7)
+    soundfile.write(folder / "long.wav", make_wave(4.0), 16000)
+    with (folder / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("gone.wav", "पानी"), ("long.wav", "रात")])
+    return folder
+
+
+def distance(reference: list, prediction: list) -> int:
+    """Levenshtein's, by the book."""
+    row = list(range(len(prediction) + 1))
+    for i, a in enumerate(reference, 1):
+        above, row[0] = row[0], i
+        for j, b in enumerate(prediction, 1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
+    return row[-1]
+
+
+def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
+    report = evaluate(lora_run, mixed, output=tmp_path / "report")
+    clips = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")
+    assert report["clips"] == len(clips) == 5 and report["left_out"] == 2
+    rows = load_source(str(mixed))
+    assert [one["audio"] for one in clips] == [row.audio for row in rows[:5]]
+    assert [one["reference"] for one in clips] == [row.text for row in rows[:5]]
+    for suffix, prepare in (("", lambda text: text), ("_normalized", normalize)):
+        for measure, split in (("wer", str.split), ("cer", list)):
+            pairs = [(split(prepare(one["reference"])), split(prepare(one["prediction"]))) for one in clips]
+            errors = sum(distance(*pair) for pair in pairs)
+            length = sum(len(reference) for reference, _ in pairs)
+            name = measure + suffix
+            assert report[name] == pytest.approx(errors / length), name
+            kinds = [report[f"{name}_{kind}"] for kind in ("substitutions", "deletions", "insertions")]
+            assert sum(kinds) == errors and report[f"{name}_reference_length"] == length
+    for one in clips:
+        assert one["prediction_normalized"] == normalize(one["prediction"])
+    low, high = report["wer_interval"]
+    assert low <= report["wer"] <= high and report["normalizer"] and report["language"] == "hi"
+
+
+def test_report_files(lora_run, mixed, tmp_path):
+    report = evaluate(lora_run, mixed, output=tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.json", "transcripts.jsonl", "left_out.jsonl"
+    }  # fmt: skip
+    assert {**runs.read_json(tmp_path / "report" / "report.json"), "seconds": 0} == {
+        **report, "seconds": 0, "wer_interval": list(report["wer_interval"]),
+        "cer_interval": list(report["cer_interval"]),
+    }  # fmt: skip
+    left_out = runs.read_jsonl(tmp_path / "report" / "left_out.jsonl")
+    assert [Path(one["audio"]).name for one in left_out] == ["gone.wav", "long.wav"]
+    with pytest.raises(UserError, match="exists already"):
+        evaluate(lora_run, mixed, output=tmp_path / "report")
+
+
+def test_batch_size_and_order_change_nothing(lora_run, mixed, tmp_path):
+    reports, texts = [], []
+    for size in (1, 2, 8):
+        reports.append(evaluate(lora_run, mixed, output=tmp_path / str(size), batch_size=size))
+        texts.append([one["prediction"] for one in runs.read_jsonl(tmp_path / str(size) / "transcripts.jsonl")])
+    assert texts[0] == texts[1] == texts[2]
+    for report in reports[1:]:
+        assert report["wer"] == reports[0]["wer"] and report["cer"] == reports[0]["cer"]
+        assert report["token_loss"] == pytest.approx(reports[0]["token_loss"], rel=1e-5)
+
+
+def test_token_loss_equals_the_models_own(full_run, speech):
+    """In plain transformers: each clip's own mean loss, weighted by its tokens."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    model = WhisperForConditionalGeneration.from_pretrained(full_run / "model").eval()
+    processor = WhisperProcessor.from_pretrained(full_run / "model")
+    processor.tokenizer.set_prefix_tokens(language="hindi", task="transcribe")
+    total = tokens = 0
+    for row in load_source(str(speech / "test")):
+        wave, rate = soundfile.read(row.audio)
+        features = processor.feature_extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
+        ids = processor.tokenizer(row.text).input_ids
+        with torch.no_grad():
+            loss = model(
+                input_features=features, decoder_input_ids=torch.tensor([ids[:-1]]), labels=torch.tensor([ids[1:]])
+            ).loss.item()
+        total, tokens = total + loss * (len(ids) - 1), tokens + len(ids) - 1
+    assert evaluate(full_run, speech / "test")["token_loss"] == pytest.approx(total / tokens, abs=1e-4)
+
+
+def test_outputs_that_reach_the_limit_are_counted(tiny_model, lora_run, mixed, tmp_path):
+    short = evaluate(tiny_model, mixed, language="hi", max_new_tokens=2, output=tmp_path / "short")
+    clips = runs.read_jsonl(tmp_path / "short" / "transcripts.jsonl")
+    assert short["max_new_tokens"] == 2
+    assert short["reached_limit"] == sum(one["reached_limit"] for one in clips) == 5
+    full = evaluate(lora_run, mixed)
+    assert full["max_new_tokens"] == 64 - 4  # the model's own
+
+
+def test_generation_encodes_each_window_once_and_passes_no_features(lora_run, speech, monkeypatch):
+    """`generate(input_features=...)` would encode again, and pad what is short with loud noise."""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    frames, real = [], WhisperEncoder.forward
+
+    def counted(self, input_features, *arguments, **options):
+        frames.append(tuple(input_features.shape))
+        return real(self, input_features, *arguments, **options)
+
+    monkeypatch.setattr(WhisperEncoder, "forward", counted)
+    evaluate(lora_run, speech / "test", batch_size=3)
+    assert frames == [(3, 80, 300), (1, 80, 300)]
+
+
+def test_a_stray_timestamp_does_not_send_generation_looking_for_more_audio(tiny_model, speech):
+    """transformers splits the output at timestamp tokens, and would go on behind the last one."""
+    from whisper_peft import SpeechCollator, SpeechDataset, transcribe_rows
+
+    model, preparation, _ = load_model(tiny_model)
+    with torch.no_grad():  # a model that says nothing but one timestamp, over and over
+        model.model.decoder.layer_norm.weight.zero_()
+        model.model.decoder.layer_norm.bias.copy_(model.proj_out.weight[preparation.first_timestamp + 5] * 1e3)
+    dataset = SpeechDataset(load_source(str(speech / "test")), preparation, language="hi")
+    assert SpeechCollator(preparation)([dataset[0]])["rows"] == [0]
+    found = transcribe_rows(model, dataset, range(4), max_new_tokens=7).transcripts
+    assert [(one.text, one.n_tokens, one.reached_limit) for one in found] == [("", 7, True)] * 4
+
+
+def test_every_kind_of_model(tiny_model, lora_run, full_run, speech, tmp_path):
+    adapter = evaluate(lora_run / "adapter", speech / "test", max_clips=2)
+    assert adapter["wer"] == evaluate(lora_run, speech / "test", max_clips=2)["wer"]
+    assert evaluate(full_run, speech / "test", max_clips=2)["clips"] == 2
+    with pytest.raises(UserError, match="--language: the model does not say"):
+        evaluate(tiny_model, speech / "test")
+    (tmp_path / "nothing.csv").write_text("file_name,transcription\nnothing.wav,पानी\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no usable clip among 1"):
+        evaluate(lora_run, tmp_path / "nothing.csv")
+
+
+def test_transcribe(lora_run, full_run, speech, tmp_path):
+    report = tmp_path / "report"
+    evaluate(lora_run, speech / "test", output=report)
+    said = [one["prediction"] for one in runs.read_jsonl(report / "transcripts.jsonl")]
+    files = [row.audio for row in load_source(str(speech / "test"))]
+    found = transcribe(lora_run, reversed(files))
+    assert [one["audio"] for one in found] == files[::-1]
+    assert [one["text"] for one in found] == said[::-1]
+    other_rate = tmp_path / "stereo.flac"
+    soundfile.write(other_rate, make_wave(1.0)[:, None].repeat(2, axis=1), 44100)
+    assert len(transcribe(full_run, [other_rate], language="hindi")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("long.wav", r"4.0 s long; recordings over 3 s are not supported yet"), ("gone.wav", "no such file")],
+)
+def test_what_transcribe_refuses(name, message, lora_run, mixed):
+    with pytest.raises(UserError, match=message) as error:
+        transcribe(lora_run, [mixed / "0.wav", mixed / name])
+    assert str(mixed / name) in str(error.value)
