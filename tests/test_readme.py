@@ -33,7 +33,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def reader_folder(tmp_path, tiny_model, monkeypatch) -> Path:
-    """The working folder of somebody who follows a page: speech, a release, a manifest and a recording, as named there."""
+    """The working folder of somebody who follows a page, with all that the pages name."""
     for seed, (split, clips) in enumerate({"train": 12, "validation": 3, "test": 3}.items()):
         make_speech(tmp_path / "my-speech" / split, clips, seed=seed)
     release = tmp_path / "cv-corpus" / "hi"

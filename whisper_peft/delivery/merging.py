@@ -14,7 +14,16 @@ from whisper_peft.data.sources import Row, load_source
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate, to_device, whisper_of
-from whisper_peft.model.build import Located, check_base, load_adapter, load_base, load_model, load_preparation, locate
+from whisper_peft.model.build import (
+    Located,
+    check_base,
+    load_adapter,
+    load_base,
+    load_model,
+    load_preparation,
+    locate,
+    without_bars,
+)
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 
@@ -92,7 +101,8 @@ def merge(
         whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
         whisper.config.dtype = wanted
         whisper.config.use_cache = True
-        whisper.save_pretrained(str(folder))
+        with without_bars():
+            whisper.save_pretrained(str(folder))
         save_processor(preparation.processor, folder)
         whisper.generation_config.save_pretrained(str(folder))
         del folded, whisper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,12 +76,27 @@ def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
     return Located(name, base, adapter, run, from_hub=not Path(base).is_dir())
 
 
+@contextlib.contextmanager
+def without_bars():
+    """No bar for what takes a second: stderr is for what the user should read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load(load, source: str, what: str, **options: object):
     """Calls a from_pretrained, and turns what a user can cause into one clear line."""
     from safetensors import SafetensorError
 
     try:
-        return load(source, **options)
+        with without_bars():
+            return load(source, **options)
     except (OSError, ValueError, SafetensorError) as error:
         first = " ".join(str(error).split())
         if Path(source).is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.evaluation.transcribing import whisper_of
-from whisper_peft.model.build import BASE_FACTS, Located, load_processor
+from whisper_peft.model.build import BASE_FACTS, Located, load_processor, without_bars
 from whisper_peft.training.speech import Speech
 
 
@@ -26,7 +26,8 @@ def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
     """Writes an adapter or a model that loads alone: weights, processor, generation config, and which base."""
     whisper = whisper_of(model)
     whisper.config.use_cache = True  # the Trainer switches it off
-    model.save_pretrained(str(folder))
+    with without_bars():
+        model.save_pretrained(str(folder))
     save_processor(load_processor(located.base), folder)
     whisper.generation_config.save_pretrained(str(folder))
     if model is not whisper:

@@ -232,6 +232,7 @@ class ScheduleGoesOn(TrainerCallback):
         rates = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
         for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = base * factor(lr_scheduler.last_epoch)
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what get_last_lr reports
 
 
 class LastStep(TrainerCallback):
