@@ -65,7 +65,7 @@ def make_wave(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * wave + 0.01 * rng.standard_normal(len(time_s))).astype(np.float32)
 
 
-WORDS = [
+WORDS = "घर पानी किताब सड़क लाल नीला बड़ा छोटा आज कल रात दिन चलो रुको देखो सुनो".split()  # noqa: SIM905 - readable
     "घर",
     "पानी",
     "किताब",
