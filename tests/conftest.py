@@ -66,23 +66,6 @@ def make_wave(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 WORDS = "घर पानी किताब सड़क लाल नीला बड़ा छोटा आज कल रात दिन चलो रुको देखो सुनो".split()  # noqa: SIM905 - readable
-    "घर",
-    "पानी",
-    "किताब",
-    "सड़क",
-    "लाल",
-    "नीला",
-    "बड़ा",
-    "छोटा",
-    "आज",
-    "कल",
-    "रात",
-    "दिन",
-    "चलो",
-    "रुको",
-    "देखो",
-    "सुनो",
-]
 
 
 def make_speech(folder: Path, clips: int = 12, *, seconds: tuple[float, float] = (0.4, 1.2), seed: int = 0) -> Path:
