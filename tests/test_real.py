@@ -97,6 +97,23 @@ def test_full(model, few, tmp_path):
     assert len(loaded.generation_config.lang_to_id) == 99
 
 
+@pytest.mark.slow
+def test_killed_and_gone_on_with(model, few, tmp_path):
+    """kill -9 in the third of four steps, the second epoch: the same adapter as without, dropout and workers on."""
+    from test_resume import At, child, run_child
+
+    recipe = override(Recipe(), {
+        "model.name": str(model), "model.language": "hindi", "data.train": [str(short(few, 4))],
+        "data.eval": str(short(few, 1)), "train.steps": 4, "train.batch_size": 2, "train.workers": 2,
+        "evaluate.compare_clips": 0, "evaluate.every_steps": 2, "lora.rank": 8,
+    })  # fmt: skip
+    whole = train(recipe, output=tmp_path / "whole").model
+    assert run_child(child, At(3), {"recipe": recipe, "output": tmp_path / "killed"}) == -9
+    gone_on = train(resume=tmp_path / "killed").model
+    name = "adapter_model.safetensors"
+    assert (gone_on / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_browser_recordings_decode(shared):
     rows = load_source(str(shared / "data" / "webm"))
     assert len(rows) == 8

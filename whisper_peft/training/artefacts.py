@@ -36,10 +36,15 @@ def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
 
 
 def save_processor(processor, folder: Path) -> None:
-    """Writes the processor in the layouts of transformers 4 and 5."""
+    """Writes the processor in the layouts of transformers 4 and 5, so that either loads it."""
     processor.save_pretrained(str(folder))
     processor.feature_extractor.save_pretrained(str(folder))  # preprocessor_config.json
     processor.tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    settings = runs.read_json(path)
+    if isinstance(settings.get("extra_special_tokens"), list):  # transformers 5's word; 4 takes it for a mapping
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        runs.write_json(path, settings)
 
 
 def load_weights(model, checkpoint: Path) -> None:

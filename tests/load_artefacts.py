@@ -1,0 +1,20 @@
+"""Loads artefacts in plain transformers, of whichever version: python tests/load_artefacts.py MERGED ADAPTER SOUND
+
+Not a test by itself: .ci/run calls it with the oldest and the newest versions, on what either has written.
+"""
+
+import sys
+
+import soundfile
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, __version__
+
+merged, adapter, sound = sys.argv[1:]
+processor = WhisperProcessor.from_pretrained(merged)
+assert WhisperProcessor.from_pretrained(adapter).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+model = WhisperForConditionalGeneration.from_pretrained(merged).float()
+assert model.generation_config.language == "hi" and model.generation_config.lang_to_id["<|hi|>"]
+wave, rate = soundfile.read(sound, dtype="float32")
+features = processor(wave, sampling_rate=rate, return_tensors="pt").input_features
+text = processor.batch_decode(model.generate(features), skip_special_tokens=True)[0].strip()
+assert text, "nothing was heard"
+print(f"transformers {__version__} hears: {text}")
