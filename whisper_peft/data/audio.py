@@ -162,7 +162,7 @@ def _decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> _Clip:
     blocks: list[np.ndarray] = []
     rate_hz, stated_s, failure, n_read = 0, None, None, 0
     try:
-        with av.open(file, metadata_errors="replace") as container:
+        with _open_container(file) as container:
             if not container.streams.audio:
                 return _Clip(_joined([]), 1, 0.0, failure="no sound in it")
             stated_s = _stated_by_container(container)
@@ -218,13 +218,21 @@ def _stated_by_container(container: av.container.InputContainer) -> float | None
     return None
 
 
+def _open_container(file: BinaryIO) -> av.container.InputContainer:
+    """Open with PyAV; a tag that is not UTF-8 is no reason to refuse the sound (PyAV 19 thinks so, too)."""
+    import av
+
+    tolerant = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(file, **tolerant)
+
+
 def _read_duration_s(file: BinaryIO) -> float | None:
     """Seconds by the container's header, else by its packets, not decoded; None if neither tells."""
     import av
 
     file.seek(0)
     try:
-        with av.open(file, metadata_errors="replace") as container:
+        with _open_container(file) as container:
             if not container.streams.audio:
                 return None
             stated_s = _stated_by_container(container)
