@@ -289,6 +289,23 @@ def test_settings_that_cannot_be(tiny_model, speech, tmp_path):
     assert not list((tmp_path / "there").iterdir())
 
 
+@pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_evaluate"])
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_callback_may_stop_a_run_off_an_evaluation_step(event, mode, tiny_model, speech, tmp_path):
+    from transformers import TrainerCallback
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == (3 if event != "on_evaluate" else 2)
+
+    callback = type("Stop", (TrainerCallback,), {event: stop})()
+    recipe = tiny_recipe(tiny_model, speech, **{"train.mode": mode, "train.steps": 9, "evaluate.every_steps": 2})
+    facts = train(recipe, output=tmp_path / "run", callbacks=[callback]).facts
+    assert facts["steps"] == (2 if event == "on_evaluate" else 3)
+    scored = [line["step"] for line in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "eval_wer" in line]
+    assert scored == ([2] if event == "on_evaluate" else [2, 3]) and facts["best_step"] in scored
+    assert runs.complete_checkpoints(tmp_path / "run")[-1].name == f"checkpoint-{facts['steps']}"
+
+
 def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = train(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}), dry_run=True)

@@ -238,7 +238,7 @@ def _fit(
         max_share=recipe.data.max_left_out, to_record=left_out_record,
     )  # fmt: skip
     signals = parts.Signals()
-    extra = [parts.GradientCheck(), parts.ScheduleGoesOn(), parts.LastStep(), left_out, signals, *callbacks]
+    extra = [parts.GradientCheck(), parts.ScheduleGoesOn(), left_out, signals, *callbacks, parts.LastStep()]
     if progress:
         extra.append(parts.Progress(recipe.train.batch_size))
     if "tensorboard" in recipe.train.report_to:

@@ -236,12 +236,17 @@ class ScheduleGoesOn(TrainerCallback):
 
 
 class LastStep(TrainerCallback):
-    """Evaluates and saves after the last step, wherever it falls."""
+    """Evaluates and saves after the last step, wherever it falls; stands behind the callbacks that may stop a run.
+
+    Who stops with a checkpoint of his own (a signal, too many unusable clips) is left alone.
+    """
 
     def on_step_end(self, args, state, control, **kwargs):
         """Asks for both."""
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or (control.should_training_stop and not control.should_save):
             control.should_evaluate = control.should_save = True
+
+    on_log = on_step_end  # a callback may stop on a loss it does not like: evaluation and checkpoint still follow
 
 
 class LeftOutRule(TrainerCallback):
