@@ -97,7 +97,7 @@ def transcript_ids(folder: Path, files: list[str]) -> list[list[int]]:
     from transformers.modeling_outputs import BaseModelOutput
 
     from whisper_peft import Row
-    from whisper_peft.evaluation.transcribing import whisper_of
+    from whisper_peft.model.build import whisper_of
 
     model, preparation, _ = load_model(folder)
     dataset = SpeechDataset([Row(file, "", "hi", no_speech=True) for file in files], preparation)

@@ -16,6 +16,7 @@ import torch
 from conftest import WORDS, make_wave, tiny_recipe
 
 from whisper_peft import SpeechDataset, build_model, load_preparation, load_source, locate, runs, train
+from whisper_peft.data.batching import slack_policy
 from whisper_peft.training.defaults import resolve
 from whisper_peft.training.train import training_arguments
 from whisper_peft.training.trainer import GradientCheck, OneDeviceArguments, SpeechTrainer, first_batches
@@ -46,7 +47,7 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
         model, source, **{"train.batch_size": 8, "train.steps": 1, "lora.dropout": 0.0, "train.seed": 3, **changes}
     )
     dataset = SpeechDataset(load_source(str(source)), load_preparation(str(model)), language="hi")
-    recipe, _ = resolve(recipe, n_rows=len(dataset), d_model=16, multilingual=True)
+    recipe, _ = resolve(recipe, n_rows=len(dataset), d_model=16, multilingual=True, window_s=3.0)
     recipe = resolved_with(recipe, workers)
     set_seed(recipe.train.seed)
     lora = {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "dropout": recipe.lora.dropout}
@@ -54,7 +55,9 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
     prepare(built)
     trainer = SpeechTrainer(
         built, training_arguments(recipe, folder), dataset=dataset, batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size, evaluate_model=lambda: {"wer": 1.0}, callbacks=list(callbacks),
+        micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s,
+        slack_s=slack_policy(recipe.features.window, slack_s=recipe.features.slack_s),
+        evaluate_model=lambda: {"wer": 1.0}, callbacks=list(callbacks),
     )  # fmt: skip
     return trainer
 
@@ -132,7 +135,8 @@ def test_exactly_one_start_of_transcript_reaches_the_decoder(mode, tiny_model, u
 def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_path):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    trainer = make_trainer(tmp_path, tiny_model, uneven, **{"train.mode": "full", "train.micro_batch_size": 2})
+    changes = {"train.mode": "full", "train.micro_batch_size": 2, "features.window": "full"}
+    trainer = make_trainer(tmp_path, tiny_model, uneven, **changes)
     (batch,) = first_batches(trainer, 1)
     ours = trainer.training_step(trainer.model, batch).item()
     # By hand, clip by clip, with transformers' own extractor, tokens and loss.

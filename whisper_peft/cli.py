@@ -14,7 +14,18 @@ import click
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
 
+WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
 SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .csv, .tsv)."
+
+
+class ClipsAtOnce(click.ParamType):
+    """A number of clips, or auto."""
+
+    name = "clips"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Refuses what is neither."""
+        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
 class Commands(click.Group):
@@ -130,7 +141,7 @@ def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, o
 @click.option("--epochs", type=float, help="Passes over the training clips (default: 3).")
 @click.option("--batch-size", type=int, help="Clips in one optimizer step.")
 @click.option("--learning-rate", type=float)
-@click.option("--window", help="Audio window: full (30 s).")
+@click.option("--window", help="Audio window: condensed (default), tight or full (30 s).")
 @click.option("--quantize", help="8bit or 4bit base (not built yet).")
 @click.option("--seed", type=int)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable.")
@@ -244,7 +255,8 @@ def _shown_path(path: object) -> str:
 @click.option("--language", help="Name or code, for clips that name none (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
-@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
+@click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=int, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=int, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=int, help="Only the first so many.")
@@ -313,7 +325,8 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
 @click.option("--language", help="Name or code (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
-@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
+@click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=int, default=1, show_default=True, help="1 is greedy.")
 @click.option("--base", help="The adapter's base, if it has moved.")
 @output_options

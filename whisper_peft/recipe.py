@@ -52,7 +52,10 @@ class Data:
 class Features:
     """How a clip becomes input."""
 
-    window: str = "full"
+    window: str = "condensed"  # of the audio: full, condensed or tight
+    slack_s: float = 0.5  # silence behind the longest clip of a step, where the window is not full
+    full_share: float = 0.0  # share of steps, at random, that get the full window all the same
+    full_last: float = 0.0  # share of steps at the end that do
     timestamps: float = 0.0
 
 
@@ -79,6 +82,7 @@ class Train:
     epochs: float | None = None
     batch_size: int = 8  # clips in one optimizer step
     micro_batch_size: int | str = "auto"  # clips in memory at once; never changes the result
+    micro_batch_s: float | None = None  # auto: as many as fill this many seconds of audio windows
     learning_rate: float | None = None
     warmup_steps: int | None = None
     schedule: str = "linear"
@@ -103,7 +107,7 @@ class Evaluate:
     best_metric: str | None = None  # wer, cer or loss; null: wer, or cer where the script has no spaces
     max_clips: int | None = None  # of the eval set, for each evaluation during training
     compare_clips: int = 200  # scored before and after; 0 leaves the comparison out
-    batch_size: int = 8
+    batch_size: int | str = "auto"  # clips at a time
     beams: int = 1
 
 
@@ -122,7 +126,7 @@ class Recipe:
 CHOICES: dict[str, tuple] = {
     "model.task": ("transcribe", "translate"),
     "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
-    "features.window": ("full",),
+    "features.window": ("full", "condensed", "tight"),
     "train.mode": ("full", "lora"),
     "train.quantize": (None,),
     "train.schedule": ("linear", "cosine", "constant"),
@@ -130,10 +134,12 @@ CHOICES: dict[str, tuple] = {
     "train.freeze": (None, "encoder"),
     "evaluate.best_metric": (None, "wer", "cer", "loss"),
 }
+SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last"}
 POSITIVE = {
-    "lora.rank", "lora.alpha", "train.steps", "train.epochs", "train.batch_size", "train.micro_batch_size",
-    "train.learning_rate", "train.keep_checkpoints", "train.early_stopping", "train.logging_steps",
-    "evaluate.every_steps", "evaluate.max_clips", "evaluate.batch_size", "evaluate.beams",
+    "features.slack_s", "lora.rank", "lora.alpha", "train.steps", "train.epochs", "train.batch_size",
+    "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate", "train.keep_checkpoints",
+    "train.early_stopping", "train.logging_steps", "evaluate.every_steps", "evaluate.max_clips",
+    "evaluate.batch_size", "evaluate.beams",
 }  # fmt: skip
 
 
@@ -334,9 +340,9 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: {value!r} is not among {choices}.")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise UserError(f"{place}{key}: expected more than 0, found {value}.")
-    if key == "train.micro_batch_size" and isinstance(value, str) and value != "auto":
+    if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
-    if key in ("data.max_left_out", "lora.dropout") and not 0 <= value <= 1:
+    if key in SHARES and not 0 <= value <= 1:
         raise UserError(f"{place}{key}: expected a share between 0 and 1, found {value}.")
     if key == "features.timestamps" and value != 0:
         raise UserError(f"{place}{key}: training on timestamp tokens is not built yet; leave it at 0.")

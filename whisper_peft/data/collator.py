@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Batch(TypedDict):
     """One optimizer step, or a micro-batch of it."""
 
-    input_features: Tensor  # float32 (batch, n_mels, window_frames)
+    input_features: Tensor  # float32 (batch, n_mels, window_frames): the step's window, even and at most the model's
     decoder_input_ids: Tensor  # int64 (batch, longest)
     labels: Tensor  # int64 (batch, longest), -100 where no loss is taken
     rows: list[int]
@@ -29,6 +30,8 @@ class Batch(TypedDict):
 @dataclass
 class SpeechCollator:
     """Examples of one optimizer step -> a padded batch; clips that could not be used are only passed on.
+
+    The window is the longest clip and the silence that the step asks for behind it, or the model's whole window.
 
     Log-mels are padded with each clip's own floor, tokens by length: end-of-text is a real label once and padding
     never is, although both have the same id.
@@ -43,7 +46,7 @@ class SpeechCollator:
         usable = [example for example in examples if isinstance(example, Example)]
         usable.sort(key=lambda example: -example.seconds)  # the first micro-batch is the largest
         longest = max((len(example.labels) for example in usable), default=1)
-        n_mels, frames = self.preparation.n_mels, self.preparation.window_frames
+        n_mels, frames = self.preparation.n_mels, self._window_frames(usable)
         features = np.empty((len(usable), n_mels, frames), dtype=np.float32)
         inputs = np.full((len(usable), longest), self.preparation.eot, dtype=np.int64)
         labels = np.full((len(usable), longest), IGNORED, dtype=np.int64)
@@ -61,3 +64,12 @@ class SpeechCollator:
             seconds=sum(example.seconds for example in usable),
             left_out=[example for example in examples if isinstance(example, LeftOut)],
         )
+
+    def _window_frames(self, usable: Sequence[Example]) -> int:
+        whole = self.preparation.window_frames
+        slack_s = max((example.slack_s for example in usable), default=0.0)
+        if math.isinf(slack_s):
+            return whole
+        longest = max((example.input_features.shape[1] for example in usable), default=0)
+        frames = longest + math.ceil(slack_s * self.preparation.frames_per_s)
+        return min(whole, max(2, frames + frames % 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Pick:
     """One row drawn for one optimizer step; the epoch seeds its augmentation."""
 
     row: int
-    epoch: int
+    epoch: int = 0
+    slack_s: float = math.inf  # silence wanted behind the step's longest clip; infinite: the model's whole window
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Example:
     decoder_input_ids: np.ndarray  # int64 (n_tokens,)
     labels: np.ndarray  # int64 (n_tokens,), one step ahead, -100 over a prompt
     seconds: float
+    slack_s: float = math.inf  # as in its Pick
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class LeftOut:
 class SpeechDataset:
     """Rows as examples, made when they are asked for: nothing is cached.
 
-    Indexed with a row number, or with a `Pick` whose epoch seeds the augmentation; so the same pick gives the same
-    example in any worker, on any rank, and after a resume.
+    Indexed with a row number, or with a `Pick` that also has the epoch, which seeds the augmentation, and the window;
+    so the same pick gives the same example in any worker, on any rank, and after a resume.
 
     Args:
         rows: as `load_source` gives them.
@@ -82,12 +85,12 @@ class SpeechDataset:
 
     def __getitem__(self, pick: Pick | int) -> Example | LeftOut:
         """The example of one row, or the reason why there is none."""
-        row_number, epoch = (pick.row, pick.epoch) if isinstance(pick, Pick) else (int(pick), 0)
-        row = self.rows[row_number]
+        pick = pick if isinstance(pick, Pick) else Pick(int(pick))
+        row = self.rows[pick.row]
         try:
-            return self._encode(row_number, row, epoch)
+            return self._encode(pick, row)
         except (AudioError, ValueError) as error:
-            return LeftOut(row_number, row.audio if isinstance(row.audio, str) else "bytes", row.place, str(error))
+            return LeftOut(pick.row, row.audio if isinstance(row.audio, str) else "bytes", row.place, str(error))
 
     def duration_s(self, row_number: int) -> float:
         """Seconds of a row from its header; 0 where it cannot be told (the row is then left out when it is read)."""
@@ -106,11 +109,11 @@ class SpeechDataset:
         """The language token's code for a row: a borrowed one, the row's own, or the default."""
         return self.language_token or self.rows[row_number].language or self.language
 
-    def _encode(self, number: int, row: Row, epoch: int) -> Example:
+    def _encode(self, pick: Pick, row: Row) -> Example:
         wave = load_audio(row.audio, start_s=row.start_s, end_s=row.end_s)
         text = "" if row.no_speech else self.clean(row.text)
         if self.augment is not None and len(wave) <= self.preparation.window_samples:
-            changed = self.augment(wave.copy(), np.random.default_rng((self.seed, epoch, number)))
+            changed = self.augment(wave.copy(), np.random.default_rng((self.seed, pick.epoch, pick.row)))
             changed = np.asarray(changed, dtype=np.float32)
             if changed.ndim != 1 or not len(changed) or not np.isfinite(changed).all():
                 raise ValueError(f"augment returned shape {changed.shape} or non-finite samples; expected a mono wave")
@@ -119,6 +122,6 @@ class SpeechDataset:
         features, floor = self.preparation.encode_audio(wave)
         seconds = len(wave) / self.preparation.sample_rate_hz
         inputs, labels = self.preparation.encode_text(
-            [Segment(text, 0.0, seconds)], language=self.language_of(number), task=self.task, no_speech=row.no_speech
+            [Segment(text, 0.0, seconds)], language=self.language_of(pick.row), task=self.task, no_speech=row.no_speech
         )
-        return Example(number, features, floor, inputs, labels, seconds)
+        return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)

@@ -44,6 +44,7 @@ class Preparation:
         self.sample_rate_hz: int = extractor.sampling_rate
         self.n_fft: int = extractor.n_fft
         self.hop_samples: int = extractor.hop_length
+        self.frames_per_s: float = self.sample_rate_hz / self.hop_samples
         self.n_mels: int = config.num_mel_bins
         self.window_frames: int = 2 * config.max_source_positions
         self.window_samples: int = self.window_frames * self.hop_samples

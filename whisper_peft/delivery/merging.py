@@ -13,7 +13,7 @@ from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.sources import Row, load_source
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.evaluation.transcribing import full_limit, generate, to_device, whisper_of
+from whisper_peft.evaluation.transcribing import full_limit, generate, to_device
 from whisper_peft.model.build import (
     Located,
     check_base,
@@ -22,6 +22,7 @@ from whisper_peft.model.build import (
     load_model,
     load_preparation,
     locate,
+    whisper_of,
     without_bars,
 )
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe

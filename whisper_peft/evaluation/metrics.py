@@ -125,6 +125,36 @@ def paired_interval(
     return _central_interval(rates_b - rates_a, confidence)
 
 
+def paired_loss_interval(
+    loss_sums_a: Sequence[float],
+    loss_sums_b: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Returns the confidence interval of the token loss of b minus that of a, in nats, on the same resampled clips.
+
+    Args:
+        loss_sums_a: each clip's token losses under model a, summed.
+        loss_sums_b: under model b.
+        tokens: each clip's number of tokens.
+        samples: of the bootstrap.
+        seed: of the draw.
+        confidence: of the interval.
+
+    Raises:
+        UserError: If there is nothing to compare, or not one value of each kind for each clip.
+    """
+    sums, lengths = np.array([loss_sums_a, loss_sums_b], dtype=np.float64), np.array(tokens)
+    if not len(lengths) or sums.shape != (2, len(lengths)):
+        raise UserError(f"comparing losses: {sums.shape[1:]} sums for {len(lengths)} clips; give one of each a clip.")
+    drawn = np.random.default_rng(seed).integers(0, len(lengths), (samples, len(lengths)))
+    means = sums[:, drawn].sum(axis=2) / lengths[drawn].sum(axis=1)  # (2, samples)
+    return _central_interval(means[1] - means[0], confidence)
+
+
 def speech_error_rate() -> evaluate.Metric:
     """Returns `score` as a real `evaluate.Metric`, built here: no script is fetched, no network is needed.
 

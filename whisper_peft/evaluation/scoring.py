@@ -20,6 +20,7 @@ from whisper_peft.evaluation.transcribing import (
     Transcripts,
     full_limit,
     resolve_language,
+    set_window,
     to_device,
     transcribe_rows,
 )
@@ -103,7 +104,8 @@ def evaluate(
     language: str | None = None,
     task: str | None = None,
     output: str | Path | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = "auto",
+    window: str = "full",
     beams: int = 1,
     max_new_tokens: int | None = None,
     max_clips: int | None = None,
@@ -120,7 +122,8 @@ def evaluate(
         language: a name or code for rows that name none; None: what the model was trained for.
         task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
-        batch_size: clips at a time.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        window: full (30 s, as every other program runs it), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
         max_new_tokens: limit on generation; None: the model's own. Outputs that reach it are counted.
         max_clips: only the first so many rows.
@@ -141,11 +144,12 @@ def evaluate(
     rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
     loaded, preparation, located = load_model(model, base=base)
     dataset = labelled(loaded, located, preparation, rows, language=language, task=task)
+    slack_s = set_window(loaded, window)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
     found = transcribe_rows(
-        to_device(loaded), dataset, range(len(rows)), batch_size=batch_size, max_new_tokens=limit, beams=beams,
-        progress=lambda clips: progress(clips, len(rows)),
+        to_device(loaded), dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
+        beams=beams, progress=lambda clips: progress(clips, len(rows)),
     )  # fmt: skip
     result = figures(dataset, found)
     predictions = [one.text for one in found.transcripts]
@@ -159,6 +163,7 @@ def evaluate(
         "cer_interval": bootstrap_interval(references, predictions, metric="cer"),
         "max_new_tokens": limit,
         "beams": beams,
+        "window": window,
         "seconds": round(time.monotonic() - start, 1),
     }
     if output is not None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.audio import AudioError, duration_s
+from whisper_peft.data.batching import clips_at_once
 from whisper_peft.data.collator import SpeechCollator
-from whisper_peft.data.dataset import LeftOut, SpeechDataset
+from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_model
+from whisper_peft.model.build import condense_silence, load_model, whisper_of
+from whisper_peft.model.head import logits_at
+from whisper_peft.recipe import CHOICES, Features
 
 if TYPE_CHECKING:
     import torch
+
+BUDGET_S, MOST_CLIPS = 240.0, 64  # of a batch that is transcribed at a time: seconds of windows, and clips
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,6 @@ class Transcripts:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def whisper_of(model):
-    """The Whisper inside: peft's layers sit in its modules, so it speaks with the adapter's voice."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def full_limit(preparation: Preparation) -> int:
     """How many tokens the model can generate after its prefix."""
     return preparation.max_label_tokens - (4 if preparation.multilingual else 2)
@@ -64,7 +65,8 @@ def transcribe_rows(
     dataset: SpeechDataset,
     rows: Sequence[int],
     *,
-    batch_size: int = 8,
+    batch_size: int | str = "auto",
+    slack_s: float = math.inf,
     max_new_tokens: int,
     beams: int = 1,
     with_loss: bool = True,
@@ -78,8 +80,9 @@ def transcribe_rows(
         model: Whisper, or an adapter on one; put into eval mode and back.
         dataset: makes the examples.
         rows: which of them.
-        batch_size: clips at a time.
-        max_new_tokens: limit on generation.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        slack_s: seconds of silence behind the longest clip of a batch; infinite: the model's whole window.
+        max_new_tokens: limit on generation; 0: no text is made, for the losses alone.
         beams: 1 is greedy.
         with_loss: also the teacher-forced loss of the references.
         workers: processes that read audio.
@@ -89,13 +92,7 @@ def transcribe_rows(
     import torch
     from torch.utils.data import DataLoader
 
-    by_length = sorted(rows, key=lambda row: (-dataset.duration_s(row), row))
-    batches: list[list[int]] = []
-    for row in by_length:  # one language a batch: the prefix is the same for all
-        last = batches[-1] if batches else None
-        if last is None or len(last) == batch_size or dataset.language_of(last[0]) != dataset.language_of(row):
-            batches.append([])
-        batches[-1].append(row)
+    batches = _batches(dataset, rows, batch_size, slack_s)
     loader = DataLoader(
         dataset, batch_sampler=batches, collate_fn=SpeechCollator(dataset.preparation), num_workers=workers,
         generator=torch.Generator(),  # else drawing its seed would move the training's random state
@@ -106,8 +103,9 @@ def transcribe_rows(
     try:
         for picked, batch in zip(batches, loader, strict=True):
             if batch["rows"]:
+                language = dataset.language_of(picked[0].row)
                 found.transcripts += _transcribe_batch(
-                    model, dataset.preparation, batch, language=dataset.language_of(picked[0]), task=dataset.task,
+                    model, dataset.preparation, batch, language=language, task=dataset.task,
                     max_new_tokens=max_new_tokens, beams=beams, with_loss=with_loss, autocast=autocast,
                 )  # fmt: skip
             found.left_out += batch["left_out"]
@@ -117,6 +115,21 @@ def transcribe_rows(
     found.transcripts.sort(key=lambda transcript: transcript.row)
     found.left_out.sort(key=lambda left_out: left_out.row)
     return found
+
+
+def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str, slack_s: float) -> list[list[Pick]]:
+    """Picks of like length and one language (the prefix is the same for all), longest first."""
+    seconds = {row: dataset.duration_s(row) for row in rows}
+    batches: list[list[Pick]] = []
+    most = 0
+    for row in sorted(rows, key=lambda row: (dataset.language_of(row) or "", -seconds[row], row)):
+        last = batches[-1] if batches else None
+        if last is None or len(last) >= most or dataset.language_of(last[0].row) != dataset.language_of(row):
+            batches.append([])
+            window_s = max(0.1, min(dataset.preparation.window_s, seconds[row] + slack_s))
+            most = min(MOST_CLIPS, clips_at_once(window_s, BUDGET_S)) if batch_size == "auto" else batch_size
+        batches[-1].append(Pick(row, slack_s=slack_s))
+    return batches
 
 
 def _transcribe_batch(
@@ -134,19 +147,22 @@ def _transcribe_batch(
         losses, counts = [0.0] * len(features), [0] * len(features)
         if with_loss:
             labels = batch["labels"].to(device)
-            logits = whisper(
-                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
-            ).logits
-            each = torch.nn.functional.cross_entropy(
-                logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-            )  # (batch, longest)
-            losses, counts = each.sum(1).tolist(), (labels != IGNORED).sum(1).tolist()
+            wanted = labels != IGNORED
+            with logits_at(whisper, wanted):
+                logits = whisper(
+                    encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
+                ).logits  # (n_targets, vocab)
+            each = torch.zeros(labels.shape, device=device)
+            each[wanted] = torch.nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+            losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
             del logits, each
-        sequences = generate(
-            whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams
-        )
+        sequences: list[list[int]] = [[] for _ in batch["rows"]]
+        if max_new_tokens:
+            sequences = generate(
+                whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams
+            )
     return [
-        Transcript(row, preparation.decode(ids), len(ids), len(ids) >= max_new_tokens, loss, count)
+        Transcript(row, preparation.decode(ids), len(ids), 0 < max_new_tokens <= len(ids), loss, count)
         for row, ids, loss, count in zip(batch["rows"], sequences, losses, counts, strict=True)
     ]
 
@@ -202,7 +218,8 @@ def transcribe(
     *,
     language: str | None = None,
     task: str = "transcribe",
-    batch_size: int = 8,
+    batch_size: int | str = "auto",
+    window: str = "full",
     beams: int = 1,
     base: str | None = None,
     progress: Callable[[int], object] = lambda clips: None,
@@ -214,7 +231,8 @@ def transcribe(
         audio: files of any format.
         language: a name or code; None: the one the model was trained for, as its generation config says.
         task: transcribe or translate.
-        batch_size: clips at a time.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        window: full (30 s), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
         base: the adapter's base, if it has moved.
         progress: told after each batch how many clips it had.
@@ -240,14 +258,26 @@ def transcribe(
     code = resolve_language(loaded, preparation, language)
     dataset = SpeechDataset([Row(file, "", code, no_speech=True) for file in files], preparation, task=task)
     found = transcribe_rows(
-        to_device(loaded), dataset, range(len(files)), batch_size=batch_size, max_new_tokens=full_limit(preparation),
-        beams=beams, with_loss=False, progress=progress,
+        to_device(loaded), dataset, range(len(files)), batch_size=batch_size, slack_s=set_window(loaded, window),
+        max_new_tokens=full_limit(preparation), beams=beams, with_loss=False, progress=progress,
     )  # fmt: skip
     for left_out in found.left_out:
         raise UserError(f"{left_out.audio}: {left_out.reason}.")
     return [
         {"audio": files[one.row], "text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts
     ]
+
+
+def set_window(model, window: str) -> float:
+    """Makes a model take windows of a kind, and returns the silence in seconds that each batch wants behind it.
+
+    Raises:
+        UserError: a kind of window that does not exist.
+    """
+    if window not in CHOICES["features.window"]:
+        raise UserError(f"--window {window}: expected one of {', '.join(CHOICES['features.window'])}.")
+    condense_silence(model, window)
+    return math.inf if window == "full" else Features().slack_s
 
 
 def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:

@@ -156,7 +156,7 @@ def load_generation_config(source: str | Path, *, revision: str | None = None) -
 def load_base(
     source: str, *, dtype: torch.dtype | str | None = None, revision: str | None = None
 ) -> WhisperForConditionalGeneration:
-    """The full weights, from safetensors only.
+    """The full weights, from safetensors only, with an encoder that takes shorter windows, too.
 
     Args:
         source: local folder or Hub id.
@@ -168,6 +168,8 @@ def load_base(
     """
     import torch
     from transformers import WhisperForConditionalGeneration
+
+    from whisper_peft.model.windows import window_encoder
 
     load_config(source)
     folder = Path(source)
@@ -185,7 +187,25 @@ def load_base(
     )  # fmt: skip
     model.generation_config = load_generation_config(source, revision=revision) or model.generation_config
     repair_generation_config(model)
+    window_encoder(model)
     return model
+
+
+def whisper_of(model) -> WhisperForConditionalGeneration:
+    """The Whisper inside: peft's layers sit in its modules, so it speaks with the adapter's voice."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def condense_silence(model, window: str) -> None:
+    """Sets what stands behind a window shorter than 30 s: see `windows.condense`.
+
+    Args:
+        model: a Whisper as `load_base` gives it, or an adapter on one.
+        window: "condensed": positions that speak for the silence; "tight" or "full": nothing.
+    """
+    from whisper_peft.model.windows import condense
+
+    condense(whisper_of(model), window == "condensed")
 
 
 def repair_generation_config(model: WhisperForConditionalGeneration) -> None:

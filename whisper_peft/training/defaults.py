@@ -33,7 +33,9 @@ def precision() -> str:
     return "fp32"
 
 
-def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) -> tuple[Recipe, list[str]]:
+def resolve(
+    recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool, window_s: float
+) -> tuple[Recipe, list[str]]:
     """Fills what a recipe leaves null.
 
     Args:
@@ -41,6 +43,7 @@ def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) ->
         n_rows: of the training set.
         d_model: width of the model.
         multilingual: whether the checkpoint has language tokens.
+        window_s: seconds of its whole window.
 
     Returns:
         The recipe without open ends, and remarks worth a user's eye before the first step.
@@ -94,7 +97,7 @@ def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) ->
         lora=dataclasses.replace(recipe.lora, alpha=recipe.lora.alpha or 2 * recipe.lora.rank),
         train=dataclasses.replace(
             train, steps=steps, epochs=None, learning_rate=rate, warmup_steps=warmup, precision=wanted,
-            micro_batch_size=micro_batch_size(train.micro_batch_size, train.batch_size),
+            micro_batch_s=train.micro_batch_s or micro_batch_s(train.batch_size, window_s),
             workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
         ),
         evaluate=dataclasses.replace(
@@ -103,10 +106,8 @@ def resolve(recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool) ->
     ), remarks  # fmt: skip
 
 
-def micro_batch_size(wanted: int | str, batch_size: int) -> int:
-    """How many clips are in memory at once; "auto" is all of them on a GPU and at most 8 on a CPU."""
+def micro_batch_s(batch_size: int, window_s: float) -> float:
+    """Seconds of windows in memory at once: a GPU takes the whole step, a CPU eight whole windows."""
     import torch
 
-    if wanted == "auto":
-        return batch_size if torch.cuda.is_available() else min(8, batch_size)
-    return min(int(wanted), batch_size)
+    return window_s * (batch_size if torch.cuda.is_available() else min(8, batch_size))

@@ -16,12 +16,13 @@ def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     The model's own loss is a mean over a micro-batch, and a mean of such means weights short micro-batches too much.
 
     Args:
-        logits: (batch, longest, vocab), any float type; computed in float32.
-        labels: int64 (batch, longest), -100 where no loss is taken.
+        logits: (..., vocab), any float type; computed in float32. The trainer gives (n_targets, vocab).
+        labels: int64 (...), -100 where no loss is taken.
 
     Returns:
         float32 scalar, in nats.
     """
     from torch.nn.functional import cross_entropy
 
-    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    flat = logits.float().reshape(-1, logits.shape[-1])
+    return cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import random
 import resource
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from whisper_peft import __version__, runs
 from whisper_peft.data import sources
+from whisper_peft.data.batching import slack_policy
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.text import language_code
@@ -34,6 +36,7 @@ from whisper_peft.model.build import (
     base_identity,
     build_model,
     check_base,
+    condense_silence,
     load_config,
     load_preparation,
     locate,
@@ -121,8 +124,9 @@ def train(
             build_model(located, "full")  # raises: an adapter cannot be trained in full
     preparation = load_preparation(located.base)
     recipe, remarks = resolve(
-        recipe, n_rows=len(rows.train), d_model=load_config(located.base).d_model, multilingual=preparation.multilingual
-    )
+        recipe, n_rows=len(rows.train), d_model=load_config(located.base).d_model,
+        multilingual=preparation.multilingual, window_s=preparation.window_s,
+    )  # fmt: skip
     speech = make_speech(rows, recipe, preparation, augment=augment)
     check_languages(speech, preparation)
     for remark in remarks:
@@ -151,6 +155,8 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
     """What is about to happen, in a few lines."""
     train, lora = recipe.train, recipe.lora
     test = "none (the final figure is of the selection set, optimistic)" if speech.test is None else len(speech.test)
+    at_once = train.micro_batch_size
+    at_once = f"{train.micro_batch_s:g} s of windows" if at_once == "auto" else at_once
     kind = "all weights" if train.mode == "full" else f"LoRA rank {lora.rank}, alpha {lora.alpha}, {lora.targets}"
     if located.adapter and train.mode == "lora":
         kind = f"LoRA, going on from {located.adapter}"
@@ -159,7 +165,8 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         f"Clips: {len(speech.train)} train, {len(speech.eval)} eval"
         + (" (held out of train)" if speech.held_out else "")
         + f", test: {test}.",
-        f"Steps: {train.steps} of {train.batch_size} clips ({train.micro_batch_size} at a time); learning rate "
+        f"Steps: {train.steps} of {train.batch_size} clips ({at_once} at a time), {recipe.features.window} windows; "
+        f"learning rate "
         f"{train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; evaluation every "
         f"{recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
     ]
@@ -232,6 +239,11 @@ def _fit(
     total = sum(p.numel() for p in model.parameters())
     say(f"Training {trainable:,} of {total:,} parameters.")
     set_generation_language(model, speech)
+    condense_silence(model, recipe.features.window)
+    slack_s = slack_policy(
+        recipe.features.window, slack_s=recipe.features.slack_s, full_share=recipe.features.full_share,
+        full_last=recipe.features.full_last, n_steps=recipe.train.steps, seed=recipe.train.seed,
+    )  # fmt: skip
 
     left_out = parts.LeftOutRule(
         run, n_rows=len(speech.train), batch_size=recipe.train.batch_size, start=start,
@@ -249,18 +261,20 @@ def _fit(
     extra.append(parts.RunFiles(run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch))
     trainer = parts.SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size, start=start, loss=loss or token_loss_sum,
+        micro_batch_size=recipe.train.micro_batch_size,
+        micro_batch_s=recipe.train.micro_batch_s, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
         on_batch=left_out.on_batch, callbacks=extra,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
 
     limits = {name: training_limit(data, preparation) for name, data in (("eval", speech.eval), speech.scored)}
 
-    def score(split: str, rows: Sequence[int], limit: int, label: str) -> Transcripts:
+    def score(split: str, rows: Sequence[int], limit: int, label: str, slack_s: float = math.inf) -> Transcripts:
         dataset = speech.eval if split == "eval" else speech.test
         with _bar(f"scoring {label}", len(rows), progress) as update:
             found = transcribe_rows(
-                trainer.model, dataset, rows, batch_size=recipe.evaluate.batch_size, max_new_tokens=limit,
+                trainer.model, dataset, rows, batch_size=recipe.evaluate.batch_size,
+                slack_s=slack_s, max_new_tokens=limit,
                 beams=recipe.evaluate.beams, workers=recipe.train.workers, progress=update,
                 autocast=trainer.accelerator.autocast,
             )  # fmt: skip
@@ -269,8 +283,12 @@ def _fit(
 
     selection = _fixed_rows(len(speech.eval), recipe.evaluate.max_clips)
 
+    # Checkpoints are compared on the windows that are trained on; the figures of the run are of the model's whole
+    # window, since that is what it will be run with elsewhere.
+    short = math.inf if recipe.features.window == "full" else recipe.features.slack_s
+
     def evaluate_model() -> dict:
-        result = figures(speech.eval, score("eval", selection, limits["eval"], "eval"))
+        result = figures(speech.eval, score("eval", selection, limits["eval"], "eval", short))
         return {**result, "loss": result["token_loss"]}
 
     trainer.evaluate_model = evaluate_model
@@ -320,7 +338,8 @@ def _fit(
     facts = runs.update_facts(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
         after=after, final=final, train_hours=hours, trainable_parameters=trainable, parameters=total,
-        empty_steps=trainer.empty_steps, left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
+        empty_steps=trainer.empty_steps, padding_share=_padding_share(trainer),
+        left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)
 
@@ -418,6 +437,11 @@ def _subset(found: Transcripts, rows: Sequence[int]) -> Transcripts:
 
 def _rates(result: dict) -> str:
     return f"WER {result['wer']:.1%}, CER {result['cer']:.1%}, token loss {result['token_loss']:.3f}"
+
+
+def _padding_share(trainer) -> float | None:
+    """How much of the windows trained on was silence behind clips; of this process, if the run was resumed."""
+    return round(1 - trainer.speech_s / trainer.window_s, 4) if trainer.window_s else None
 
 
 def _hours(dataset: SpeechDataset, left_out) -> float:

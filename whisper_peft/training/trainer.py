@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import signal
 import sys
 import threading
@@ -19,11 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from whisper_peft import runs
-from whisper_peft.data.batching import Pick, cut, steps, steps_per_epoch
+from whisper_peft.data.batching import clips_at_once, cut, steps, steps_per_epoch
 from whisper_peft.data.collator import SpeechCollator
-from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.features import IGNORED
 from whisper_peft.errors import Interrupted
+from whisper_peft.model.build import whisper_of
+from whisper_peft.model.head import logits_at
 from whisper_peft.training.loss import token_loss_sum
 
 
@@ -43,15 +46,19 @@ class StepSampler:
     reading what was trained on already.
     """
 
-    def __init__(self, dataset: SpeechDataset, batch_size: int, *, seed: int, start: int, rank: int, n_ranks: int):
-        self.dataset, self.batch_size, self.seed, self.start = dataset, batch_size, seed, start
+    def __init__(
+        self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
+        rank: int, n_ranks: int,
+    ):  # fmt: skip
+        self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
         self.rank, self.n_ranks = rank, n_ranks
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
         drawn = steps(
-            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s, start=self.start
-        )
+            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s,
+            slack_s=self.slack_s, start=self.start,
+        )  # fmt: skip
         return (picks[self.rank :: self.n_ranks] for picks in drawn)
 
 
@@ -69,10 +76,12 @@ class SpeechTrainer(Seq2SeqTrainer):
         args: OneDeviceArguments.
         dataset: the training rows.
         batch_size: clips in an optimizer step.
-        micro_batch_size: clips in memory at once.
+        micro_batch_size: clips in memory at once; "auto": as many as `micro_batch_s` allows.
+        micro_batch_s: seconds of audio windows in memory at once.
+        slack_s: step -> seconds of silence behind its longest clip, see `slack_policy`.
         start: the step to begin with.
         evaluate_model: () -> metrics (without prefix), or None.
-        loss: (logits, labels) -> summed loss over the micro-batch.
+        loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
         callbacks: of transformers.
     """
@@ -84,7 +93,9 @@ class SpeechTrainer(Seq2SeqTrainer):
         *,
         dataset: SpeechDataset,
         batch_size: int,
-        micro_batch_size: int,
+        micro_batch_size: int | str = "auto",
+        micro_batch_s: float = math.inf,
+        slack_s: Callable[[int], float] = lambda step: math.inf,
         start: int = 0,
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
@@ -92,9 +103,10 @@ class SpeechTrainer(Seq2SeqTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
-        self.batch_size, self.micro_batch_size, self.start = batch_size, micro_batch_size, start
+        self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
+        self.slack_s, self.start = slack_s, start
         self.evaluate_model, self.loss, self.on_batch = evaluate_model, loss, on_batch
-        self.empty_steps = 0
+        self.empty_steps, self.speech_s, self.window_s = 0, 0.0, 0.0
 
     def get_train_dataloader(self) -> DataLoader:
         """Endless optimizer steps, one a batch."""
@@ -102,7 +114,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         return DataLoader(
             dataset,
             batch_sampler=StepSampler(
-                dataset, self.batch_size, seed=self.args.seed, start=self.start,
+                dataset, self.batch_size, slack_s=self.slack_s, seed=self.args.seed, start=self.start,
                 rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
             ),
             collate_fn=SpeechCollator(dataset.preparation),
@@ -126,7 +138,11 @@ class SpeechTrainer(Seq2SeqTrainer):
             return torch.zeros((), device=self.args.device)
         if len(labels) == 0:  # this rank's share was left out, others' was not: it must take part in their reduction
             inputs = without_targets(inputs)
-        pieces = cut(len(inputs["labels"]), self.micro_batch_size)
+        inputs["input_features"] = self._common_window(inputs["input_features"])
+        window_s = inputs["input_features"].shape[-1] / self.train_dataset.preparation.frames_per_s
+        self.speech_s, self.window_s = self.speech_s + inputs["seconds"], self.window_s + window_s * len(labels)
+        fitting = clips_at_once(window_s, self.micro_batch_s)
+        pieces = cut(len(inputs["labels"]), fitting if self.micro_batch_size == "auto" else self.micro_batch_size)
         total = torch.zeros((), device=self.args.device)
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
@@ -138,13 +154,28 @@ class SpeechTrainer(Seq2SeqTrainer):
             total += loss.detach()
         return self.accelerator.reduce(total, "mean")
 
+    def _common_window(self, features: torch.Tensor) -> torch.Tensor:
+        """The step's window is that of its longest clip over all ranks; each saw its own clips only."""
+        if self.accelerator.num_processes == 1:
+            return features
+        frames = torch.tensor([features.shape[-1]], device=self.args.device)
+        missing = int(self.accelerator.gather(frames).max()) - features.shape[-1]
+        floor = features.amin(dim=(1, 2), keepdim=True).expand(-1, features.shape[1], missing)
+        return torch.cat([features, floor], dim=2)
+
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
-        """The summed loss of a micro-batch."""
+        """The summed loss of a micro-batch; logits only where it is taken."""
         inputs = self._prepare_inputs(inputs)
-        outputs = model(
-            input_features=inputs["input_features"], decoder_input_ids=inputs["decoder_input_ids"], use_cache=False
-        )
-        loss = self.loss(outputs.logits, inputs["labels"])
+        wanted = inputs["labels"] != IGNORED
+        n_tokens = int(wanted.any(dim=0).nonzero().max()) + 1 if wanted.any() else 1
+        wanted, labels = wanted[:, :n_tokens], inputs["labels"][:, :n_tokens]
+        with logits_at(whisper_of(self.accelerator.unwrap_model(model)), wanted):
+            outputs = model(
+                input_features=inputs["input_features"],
+                decoder_input_ids=inputs["decoder_input_ids"][:, :n_tokens],
+                use_cache=False,
+            )
+        loss = self.loss(outputs.logits, labels[wanted])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **generation) -> dict:

@@ -1,0 +1,182 @@
+"""Which audio window should training use: error on 30 s windows against cost, on real Malayalam and the real base.
+
+    python benchmarks/window_policies.py WORK           every run that is missing, in order; goes on where it stopped
+    python benchmarks/window_policies.py WORK --table   the table and the plot of what there is
+
+Each run trains Whisper base (bf16 autocast, no gradient checkpointing, 8 clips a step) under one policy and is then
+judged by the teacher-forced token loss of each clip on 30 s windows (float32), on validation (140 clips); the winner
+and `full` on test (91 clips), too. Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's
+JSON lies in benchmarks/window_policies/ when it ends; WORK holds the run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import click
+import torch
+from transformers import TrainerCallback
+
+import whisper_peft
+from whisper_peft.evaluation.transcribing import set_window
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "window_policies"
+POLICIES: dict[str, dict[str, object]] = {
+    "full": {"features.window": "full"},
+    "condensed": {"features.window": "condensed"},
+    "tight": {"features.window": "tight"},
+    "tight, last 15 % full": {"features.window": "tight", "features.full_last": 0.15},
+    "tight, 15 % full at random": {"features.window": "tight", "features.full_share": 0.15},
+    "tight + 3 s": {"features.window": "tight", "features.slack_s": 3.0},
+}
+MODES = {
+    "full": {"steps": 60, "train.learning_rate": 4e-5},
+    "lora": {"steps": 200, "train.learning_rate": 1e-3},
+}
+WINNER = "condensed"
+
+
+def planned() -> list[tuple[str, str, int, int]]:
+    """(mode, policy, seed, steps), in the order of what they tell."""
+    runs = []
+    for mode in ("full", "lora"):
+        runs += [(mode, policy, 1, MODES[mode]["steps"]) for policy in (*list(POLICIES)[1:], "full")]
+    for seed in (2, 3):
+        for mode in ("full", "lora"):
+            runs += [(mode, policy, seed, MODES[mode]["steps"]) for policy in (WINNER, "full")]
+    for mode in ("full", "lora"):
+        winner, full = load(mode, WINNER, 1, MODES[mode]["steps"]), load(mode, "full", 1, MODES[mode]["steps"])
+        if winner and full:  # as many steps of full windows as fit into the winner's minutes, with their own schedule
+            seconds = median(winner["step_s"]) * winner["steps"]
+            runs.append((mode, "full", 1, round(seconds / median(full["step_s"]))))
+    return runs
+
+
+def name_of(mode: str, policy: str, seed: int, steps: int) -> str:
+    words = policy.replace(" %", "").replace(",", "").replace("+ ", "").replace(" ", "-")
+    return f"{mode}-{words}-seed{seed}-{steps}"
+
+
+def load(mode: str, policy: str, seed: int, steps: int) -> dict | None:
+    path = RESULTS / f"{name_of(mode, policy, seed, steps)}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimizer step, loading of its data included, evaluation not."""
+
+    def __init__(self, path: Path):
+        self.path, self.begun = path, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = self.begun or time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.monotonic()
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, "seconds": now - self.begun}) + "\n")
+        self.begun = None if control.should_evaluate else now
+
+
+def token_losses(run: Path, source: Path, window: str) -> dict:
+    """Per clip: summed token loss and number of tokens, float32."""
+    model, preparation, _ = whisper_peft.load_model(run)
+    slack_s = set_window(model, window)
+    dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
+    found = whisper_peft.transcribe_rows(
+        model, dataset, range(len(dataset)), slack_s=slack_s, batch_size=8, max_new_tokens=0, workers=2
+    )
+    return {
+        "sums": [round(one.loss_sum, 5) for one in found.transcripts],
+        "tokens": [one.loss_tokens for one in found.transcripts],
+    }
+
+
+def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: int) -> None:
+    name = name_of(mode, policy, seed, steps)
+    run, speech, clock = work / name, shared / "data" / "malayalam", work / f"{name}.steps.jsonl"
+    print(f"== {name}", flush=True)
+    if not (run / "run.json").exists():
+        changes = {
+            "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": mode,
+            "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": steps,
+            "train.batch_size": 8, "train.precision": "bf16", "train.seed": seed, "train.keep_checkpoints": 1,
+            "train.learning_rate": MODES[mode]["train.learning_rate"], "evaluate.every_steps": max(10, steps // 4),
+            "evaluate.max_clips": 8, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss",
+            **POLICIES[policy],
+        }  # fmt: skip
+        whisper_peft.train(changes=changes, output=run, callbacks=[Clock(clock)], say=print)
+    elif not json.loads((run / "run.json").read_text()).get("finished"):
+        whisper_peft.train(resume=run, callbacks=[Clock(clock)], say=print)
+    facts = json.loads((run / "run.json").read_text())
+    result = {
+        "mode": mode, "policy": policy, "seed": seed, "steps": facts["steps"], "best_step": facts["best_step"],
+        "versions": facts["versions"], "threads": torch.get_num_threads(),
+        "peak_memory_bytes": facts["peak_memory_bytes"], "padding_share": facts["padding_share"],
+        "step_s": [round(json.loads(line)["seconds"], 3) for line in clock.read_text().splitlines()],
+        "train_loss": [
+            (line["step"], round(line["loss"], 4)) for line in map(json.loads, (run / "metrics.jsonl").open())
+            if "loss" in line
+        ],
+        "validation": token_losses(run, speech / "validation", "full"),
+    }  # fmt: skip
+    if policy in ("full", WINNER):
+        result["test"] = token_losses(run, speech / "test", "full")
+    if policy != "full":
+        own = str(POLICIES[policy]["features.window"])
+        result["validation_own_window"] = token_losses(run, speech / "validation", own)
+    if mode == "lora" and seed == 1 and policy in ("full", WINNER, "tight"):
+        report = whisper_peft.evaluate(run, speech / "test", language="ml")
+        kept = ("clips", "wer", "cer", "wer_interval", "cer_interval", "reached_limit", "window")
+        result["test_text"] = {key: report[key] for key in kept}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+
+def mean_loss(losses: dict) -> float:
+    return sum(losses["sums"]) / sum(losses["tokens"])
+
+
+def table() -> None:
+    for split in ("validation", "test"):
+        for mode in MODES:
+            rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{mode}-*.json"))]
+            rows = [row for row in rows if split in row]
+            if rows:
+                print(f"\n{mode}, {split}: token loss on 30 s windows; difference to full at equal steps and seed")
+            for row in sorted(rows, key=lambda row: (row["steps"], row["seed"], list(POLICIES).index(row["policy"]))):
+                line = f"  {row['policy']:28}{row['steps']:>5} steps  seed {row['seed']}"
+                line += f"  {median(row['step_s']):6.2f} s/step  {mean_loss(row[split]):.4f}"
+                full = load(mode, "full", row["seed"], row["steps"])
+                if row["policy"] != "full" and full:
+                    low, high = whisper_peft.paired_loss_interval(
+                        full[split]["sums"], row[split]["sums"], row[split]["tokens"]
+                    )
+                    line += f"  {mean_loss(row[split]) - mean_loss(full[split]):+.4f} ({low:+.4f} to {high:+.4f})"
+                print(line)
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path))
+@click.option("--table", "only_table", is_flag=True)
+def main(work: Path, only_table: bool) -> None:
+    shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    while not only_table:
+        missing = [run for run in planned() if load(*run) is None]
+        if not missing:
+            break
+        one_run(work, shared, *missing[0])
+    table()
+
+
+if __name__ == "__main__":
+    main()
