@@ -1,0 +1,179 @@
+"""The encoder on short windows: exact at the whole one, near to it when condensed, plain when saved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import QUICKSTART
+
+from whisper_peft import SpeechDataset, load_base, load_preparation, load_source, transcribe_rows
+from whisper_peft.data.collator import SpeechCollator
+from whisper_peft.data.dataset import Pick
+from whisper_peft.model.build import condense_silence
+from whisper_peft.model.windows import attention_bias, silence_positions, silence_weight
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    """The quickstart's model: small, but trained."""
+    return load_base(str(QUICKSTART / "model")).eval()
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rows = load_source(str(QUICKSTART / "speech" / "test"))
+    return SpeechDataset(rows, load_preparation(str(QUICKSTART / "model")), language="hi")
+
+
+def encode(model, features) -> torch.Tensor:
+    with torch.no_grad():
+        return model.get_encoder()(features).last_hidden_state
+
+
+def batch_of(dataset, rows, slack_s: float) -> dict:
+    return SpeechCollator(dataset.preparation)([dataset[Pick(row, slack_s=slack_s)] for row in rows])
+
+
+@pytest.mark.parametrize("window", ["full", "condensed", "tight"])
+def test_the_whole_window_is_bit_identical_to_transformers(window, whisper, dataset):
+    from transformers import WhisperForConditionalGeneration
+
+    plain = WhisperForConditionalGeneration.from_pretrained(QUICKSTART / "model", dtype=torch.float32).eval()
+    batch = batch_of(dataset, range(3), math.inf)
+    inputs = {key: batch[key] for key in ("input_features", "decoder_input_ids")}
+    condense_silence(whisper, window)
+    with torch.no_grad():
+        assert torch.equal(whisper(**inputs).logits, plain(**inputs).logits)
+
+
+def test_a_condensed_window_is_nearer_to_the_whole_one_than_a_tight_one(whisper, dataset):
+    rows = [row for row in range(len(dataset)) if dataset.duration_s(row) < 1.6][:8]
+    whole, short = batch_of(dataset, rows, math.inf), batch_of(dataset, rows, 0.1)
+    assert short["input_features"].shape[-1] < 0.6 * whole["input_features"].shape[-1]
+
+    def answers(batch: dict, window: str) -> torch.Tensor:
+        condense_silence(whisper, window)
+        inputs = {key: batch[key] for key in ("input_features", "decoder_input_ids")}
+        with torch.no_grad():
+            return whisper(**inputs).logits.log_softmax(-1)[batch["labels"] >= 0]
+
+    reference = answers(whole, "full")
+    gap = {
+        window: (reference.exp() * (reference - answers(short, window))).sum(-1).mean().item()  # Kullback-Leibler
+        for window in ("tight", "condensed")
+    }
+    assert 0 <= gap["condensed"] < gap["tight"] / 2, gap
+
+
+def test_where_nothing_is_saved_the_condensed_window_is_the_whole_one(whisper, dataset):
+    condense_silence(whisper, "condensed")
+    whole = batch_of(dataset, range(2), math.inf)["input_features"]
+    n_frames = 2 * (150 - silence_positions(150))  # the silence behind it has as many positions as would speak for it
+    short = encode(whisper, whole[..., :n_frames])
+    assert short.shape[1] == 150
+    # But for the last position, whose convolution ends in zeros, which are no silence.
+    torch.testing.assert_close(short[:, :-1], encode(whisper, whole)[:, :-1], atol=5e-2, rtol=0)
+    longer = encode(whisper, whole[..., : n_frames + 4])
+    assert longer.shape[1] == 150
+
+
+def test_the_weights_stand_for_all_positions():
+    for n_head in (1, 100, 700, 1436, 1437, 1499, 1500):
+        chosen = min(64, 1500 - n_head)
+        weight = silence_weight(n_head + chosen, chosen, 1500)
+        assert n_head + chosen * weight == pytest.approx(1500)
+    states = torch.zeros(1, 164, 8)
+    bias = attention_bias(states, 64, 1500)
+    assert bias[0, 0, 0, :100].eq(0).all() and bias[0, 0, 0, 100:].exp().sum().item() == pytest.approx(1400, rel=1e-5)
+    assert attention_bias(states, 0, 1500) is None
+    assert attention_bias(torch.zeros(1, 1500, 8), 64, 1500) is None
+    assert attention_bias(states.half(), 64, 1500).dtype == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_bias(states, 64, 1500).dtype == torch.bfloat16
+
+
+def test_a_clip_alone_is_encoded_as_in_its_batch(whisper, dataset):
+    """Silence differs from clip to clip; each has its own behind it."""
+    condense_silence(whisper, "condensed")
+    batch = batch_of(dataset, range(4), 0.2)["input_features"]
+    together = encode(whisper, batch)
+    for number in range(4):
+        torch.testing.assert_close(
+            encode(whisper, batch[number : number + 1])[0], together[number], atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("window", ["condensed", "tight"])
+def test_generation_encodes_the_short_window_once(window, whisper, dataset, monkeypatch):
+    condense_silence(whisper, window)
+    frames = []
+    encoder = whisper.get_encoder()
+    hook = encoder.conv1.register_forward_pre_hook(lambda module, inputs: frames.append(inputs[0].shape[-1]))
+    rows = [row for row in range(len(dataset)) if dataset.duration_s(row) < 1.6][:4]
+    found = transcribe_rows(whisper, dataset, rows, slack_s=0.2, max_new_tokens=8, beams=2)
+    hook.remove()
+    longest = max(dataset[row].input_features.shape[1] for row in rows)
+    assert len(found.transcripts) == 4
+    assert len(frames) == 1 and longest + 20 <= frames[0] <= longest + 30  # the edge of silence included
+
+
+def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
+    """The bias on the decoder's attention holds in every step of generation, not in the first only."""
+    condense_silence(whisper, "condensed")
+    preparation = dataset.preparation
+    row = min(range(len(dataset)), key=dataset.duration_s)
+    batch = batch_of(dataset, [row], 0.1)
+    found = transcribe_rows(whisper, dataset, [row], slack_s=0.1, max_new_tokens=6)
+    assert found.transcripts[0].n_tokens > 1
+    ids = [*preparation.prefix("hi"), *preparation._words(found.transcripts[0].text)]
+    with torch.no_grad():
+        logits = whisper(
+            input_features=batch["input_features"], decoder_input_ids=torch.tensor([ids]), use_cache=False
+        ).logits[0]
+    chosen = logits[len(preparation.prefix("hi")) - 1 : -1].argmax(-1).tolist()
+    assert preparation.decode(chosen) == found.transcripts[0].text
+
+
+def test_half_precision_and_gradient_checkpointing(dataset):
+    model = load_base(str(QUICKSTART / "model"))
+    condense_silence(model, "condensed")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = batch_of(dataset, range(4), 0.1)
+    gradients = []
+    for training in (True, False):  # checkpointing works in training mode only; this model has no dropout
+        model.train(training)
+        model.zero_grad()
+        model(
+            input_features=batch["input_features"], decoder_input_ids=batch["decoder_input_ids"],
+            labels=batch["labels"], use_cache=False,
+        ).loss.backward()  # fmt: skip
+        gradients.append(model.get_encoder().layers[0].fc1.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        hidden = model.get_encoder()(batch["input_features"]).last_hidden_state
+    assert hidden.isfinite().all()
+
+
+def test_saved_models_and_adapters_name_transformers_class(whisper, tmp_path):
+    from whisper_peft import add_adapter
+    from whisper_peft.runs import read_json
+
+    model = load_base(str(QUICKSTART / "model"))
+    model.save_pretrained(tmp_path / "model")
+    assert read_json(tmp_path / "model" / "config.json")["architectures"] == ["WhisperForConditionalGeneration"]
+    add_adapter(model, rank=2).save_pretrained(tmp_path / "adapter")
+    auto = read_json(tmp_path / "adapter" / "adapter_config.json")["auto_mapping"]
+    assert auto["parent_library"] == "transformers.models.whisper.modeling_whisper"
+
+
+def test_silence_of_a_masked_clip_is_still_silence(whisper, dataset):
+    """SpecAugment writes zeros, which are loud, into the features; the silence behind must not become loud."""
+    condense_silence(whisper, "condensed")
+    features = batch_of(dataset, [0], 0.2)["input_features"]
+    masked = features.clone()
+    masked[..., -30:] = 0.0
+    n_head = features.shape[-1] // 2
+    silent = encode(whisper, masked)[:, n_head:]
+    assert (silent - encode(whisper, features)[:, n_head:]).abs().mean() < 0.5 * silent.abs().mean()
