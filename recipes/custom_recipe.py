@@ -17,7 +17,7 @@ def louder_and_noisier(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Label smoothing; the sum, since the trainer divides by the tokens of the whole step."""
-    return cross_entropy(logits.float(), labels, label_smoothing=0.1, reduction="sum")
+    return cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), label_smoothing=0.1, reduction="sum")
 
 
 class Diary(TrainerCallback):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import random
 import time
 
 import pytest
 
-from whisper_peft.data.batching import LOOK_AHEAD, cut, steps, steps_per_epoch
+from whisper_peft.data.batching import LOOK_AHEAD, clips_at_once, cut, slack_policy, steps, steps_per_epoch
 from whisper_peft.data.dataset import Pick
 
 
@@ -54,7 +55,7 @@ def test_the_seed_alone_decides():
 
 def test_steps_know_nothing_of_memory_workers_or_ranks():
     known = set(inspect.signature(steps).parameters)
-    assert known == {"n_rows", "batch_size", "seed", "duration_s", "start", "look_ahead"}
+    assert known == {"n_rows", "batch_size", "seed", "duration_s", "slack_s", "start", "look_ahead"}
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 31, 32, 33, 37, 38, 39, 75, 76, 200])
@@ -128,3 +129,32 @@ def test_a_cut_covers_all_clips_once_in_order(n_clips, micro_batch_size):
 def test_a_pick_is_a_key():
     assert {Pick(3, 1): "a"}[Pick(3, 1)] == "a"
     assert Pick(3, 1) != Pick(3, 2)
+
+
+def test_the_window_of_a_step_depends_on_the_step_alone():
+    policy = slack_policy("tight", slack_s=0.5, full_share=0.25, full_last=0.1, n_steps=400, seed=3)
+    wanted = [policy(step) for step in range(400)]
+    assert set(wanted) == {0.5, math.inf}
+    assert wanted[360:] == [math.inf] * 40 and 0.5 in wanted[320:360]
+    assert 0.18 < sum(map(math.isinf, wanted[:360])) / 360 < 0.32
+    assert [policy(step) for step in reversed(range(400))] == wanted[::-1]
+    assert slack_policy("tight", slack_s=0.5, full_share=0.25, seed=4)(0) in (0.5, math.inf)
+    assert {slack_policy("full", slack_s=0.5)(step) for step in range(9)} == {math.inf}
+    assert {slack_policy("condensed", slack_s=0.5, n_steps=9)(step) for step in range(20)} == {0.5}
+
+
+def test_every_pick_carries_its_steps_window_and_a_resumed_run_the_same():
+    lengths = made_lengths(50)
+    whole = take(20, 50, 8, seed=1, duration_s=lengths.__getitem__, slack_s=float)
+    assert [{pick.slack_s for pick in picks} for picks in whole] == [{float(step)} for step in range(20)]
+    assert take(8, 50, 8, seed=1, duration_s=lengths.__getitem__, slack_s=float, start=12) == whole[12:]
+    assert {pick.slack_s for picks in take(3, 50, 8, seed=1, duration_s=lengths.__getitem__) for pick in picks} == {
+        math.inf
+    }
+
+
+def test_a_budget_in_seconds_keeps_the_memory_of_a_micro_batch():
+    assert [clips_at_once(window_s, 240.0) for window_s in (30.0, 4.0, 7.0, 500.0)] == [8, 60, 34, 1]
+    for window_s in (0.3, 1.7, 4.44, 29.98):
+        n_clips = clips_at_once(window_s, 240.0)
+        assert n_clips * window_s <= 240.001 < (n_clips + 1) * window_s + 0.001

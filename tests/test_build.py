@@ -21,7 +21,6 @@ from whisper_peft.model.build import (
     add_adapter,
     base_identity,
     build_model,
-    check_base,
     load_adapter,
     load_base,
     load_model,
@@ -31,6 +30,7 @@ from whisper_peft.model.build import (
     repair_generation_config,
     target_pattern,
     weights_sha256,
+    with_base,
 )
 
 
@@ -116,6 +116,9 @@ def test_an_existing_path_wins_unless_the_hub_is_forced(tiny_model, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert locate("owner/name").base == str(tmp_path / "owner" / "name")
     assert not locate("owner/name").from_hub
+    with pytest.raises(UserError, match="a local owner/name is in the way"):  # libraries would take the folder
+        locate("hf:owner/name")
+    monkeypatch.chdir(tmp_path / "owner")
     assert (locate("hf:owner/name").base, locate("hf:owner/name").from_hub) == ("owner/name", True)
 
 
@@ -427,7 +430,7 @@ def test_another_base_is_refused(pair, tiny_model):
     with pytest.raises(UserError, match=r"not the weights this adapter was trained on.*--base MODEL"):
         load_model(adapter)
     with pytest.raises(UserError, match="--base MODEL"):
-        check_base(locate(adapter), str(base))
+        with_base(locate(adapter), str(base))
     model, _, _ = load_model(adapter, base=str(tiny_model))  # the same weights elsewhere
     assert (logits(model) == expected).all()
     with pytest.raises(UserError, match="not the weights"):
@@ -437,10 +440,10 @@ def test_another_base_is_refused(pair, tiny_model):
 def test_a_base_that_has_moved(pair):
     base, adapter = pair
     base.rename(base.parent / "moved")
-    with pytest.raises(UserError, match=rf"{base}: the adapter's base has moved; name it with --base MODEL"):
+    with pytest.raises(UserError, match=rf"{base}: the adapter's base has moved.*--base MODEL"):
         load_model(adapter)
     assert load_model(adapter, base=str(base.parent / "moved"))[0] is not None
-    with pytest.raises(UserError, match="has moved"):
+    with pytest.raises(UserError, match="no such folder"):
         load_model(adapter, base=str(base.parent / "nowhere"))
 
 
@@ -503,3 +506,41 @@ def test_going_on_from_an_adapter(adapter):
 def test_full_fine_tuning_of_an_adapter_is_refused(adapter):
     with pytest.raises(UserError, match=rf"whisper-peft merge {adapter} OUT, then train --model OUT"):
         build_model(locate(adapter), "full")
+
+
+@pytest.fixture
+def hub(tiny_model, tmp_path, monkeypatch):
+    """A cache of the Hub's as two downloads of owner/name leave it: commits a… and b…, of which b… is the newest."""
+    repository = tmp_path / "hub" / "models--owner--name"
+    first, second = "a" * 40, "b" * 40
+    for commit in (first, second):
+        shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    retrain(repository / "snapshots" / second)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(second, encoding="utf-8")
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.HF_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    return repository
+
+
+def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
+    from whisper_peft import merge
+
+    first, second = hub / "snapshots" / ("a" * 40), hub / "snapshots" / ("b" * 40)
+    identity = base_identity("owner/name", revision="a" * 40)
+    assert identity == {"hub_id": "owner/name", "commit": "a" * 40, "sha256": weights_sha256(first)}
+    assert base_identity("owner/name")["commit"] == "b" * 40
+    assert base_identity("owner/name")["sha256"] == weights_sha256(second) != identity["sha256"]
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    config = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
+    runs.write_json(copy / "adapter_config.json", {**config, "base_model_name_or_path": "owner/name"})
+    runs.write_json(copy / BASE_FACTS, identity)
+    assert (logits(load_model(copy)[0]) == logits(load_model(copy, base=str(first))[0])).all()
+    for other in (str(second), "hf:owner/other"):
+        with pytest.raises(UserError):
+            load_model(copy, base=other)
+    report = merge(copy, tmp_path / "merged", dtype="float32", language="hi")
+    assert report["passed"] and (tmp_path / "merged" / "config.json").exists()

@@ -122,7 +122,16 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
         (["train", page, "--set", "train.learning_rat=1"], r"--set train.learning_rat: unknown key. Did you mean"),
         (["train", page, "--set", "train.steps"], r"expected key=value"),
         (["train", page, "--set", "train.steps=many"], r"train.steps: expected int"),
-        (["train", page, "--window", "tight"], r"features.window"),
+        (["train", page, "--window", "wide"], r"features.window: 'wide' is not among full, condensed, tight"),
+        (["train", page, "--seed", "-1"], r"train.seed: expected 0 or more"),
+        (["train", page, "--set", "train.workers=-1"], r"train.workers: expected 0 or more"),
+        (["train", page, "--set", "train.warmup_steps=-3"], r"train.warmup_steps: expected 0 or more"),
+        (["train", page, "--set", "train.report_to=[nonsense]"], r"train.report_to: 'nonsense' is not known"),
+        (["train", page, "--output", page / "run"], r"cannot be made in"),
+        (["evaluate", run, speech / "test", "--window", "wide"], r"--window wide: expected one of"),
+        (["evaluate", run, speech / "test", "--output", page / "report"], r"cannot be made in"),
+        (["merge", run, page / "out"], r"cannot be made in"),
+        (["recipes", "copy", "quickstart", folder / "nowhere" / "x.yaml"], r"cannot be written"),
         (["train", page, "--quantize", "8bit"], r"train.quantize"),
         (["train", page, "--language", "klingon"], r"--language-token"),
         (["train", page, "--model", folder / "nothing"], r"no such folder"),
@@ -153,7 +162,9 @@ def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, spee
     [
         ["nonsense"], ["train"], ["train", "--mode", "half", "quickstart"], ["train", "--steps", "many", "quickstart"],
         ["train", "--resume", "run", "--output", "other"], ["train", "quickstart", "--resume", "run"], ["evaluate"],
-        ["evaluate", "model"], ["merge", "run"], ["transcribe", "model"], ["recipes", "show"], ["recipes", "nonsense"],
+        ["evaluate", "model"], ["evaluate", "model", "speech", "--beams", "0"], ["merge", "run"],
+        ["evaluate", "model", "speech", "--batch-size", "none"], ["evaluate", "model", "speech", "--max-clips", "0"],
+        ["transcribe", "model"], ["recipes", "show"], ["recipes", "nonsense"],
     ],
 )  # fmt: skip
 def test_wrong_command_lines_exit_2(arguments, call):
@@ -234,6 +245,8 @@ def test_resume_on_the_command_line(call, page, tmp_path, monkeypatch):
     assert code == 1 and "finished already; raise --steps above 1" in err
     code, _, err = call("train", "--resume", "run", "--seed", 7)
     assert code == 1 and "train.seed: cannot change" in err
+    code, _, err = call("train", "--resume", "run", "--epochs", 2)
+    assert code == 1 and "train.epochs: cannot change" in err
     code, out, _ = call("train", "--resume", "run", "--steps", 2, "--json")
     assert code == 0 and json.loads(out)["steps"] == 2
 

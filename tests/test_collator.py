@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +133,7 @@ def test_left_out_clips_are_passed_on_and_never_replaced(preparation, examples):
 def test_a_step_of_bad_clips_alone_is_an_empty_batch(preparation):
     bad = LeftOut(7, "x.wav", "metadata.csv:8", "no such file")
     batch = SpeechCollator(preparation)([bad, bad])
-    assert batch["input_features"].shape == (0, 80, 300)
+    assert batch["input_features"].shape == (0, 80, 2)  # no window of its own: over ranks, the largest counts
     assert (batch["labels"] != IGNORED).sum() == 0
     assert (batch["rows"], batch["seconds"], len(batch["left_out"])) == ([], 0, 2)
 
@@ -141,3 +144,19 @@ def test_collating_leaves_the_examples_alone(preparation, examples):
     for (features, labels), one in zip(before, examples, strict=True):
         assert np.array_equal(features, one.input_features)
         assert np.array_equal(labels, one.labels)
+
+
+@pytest.mark.parametrize(
+    ("slack_s", "frames"), [(0.0, 100), (0.005, 102), (0.5, 150), (0.51, 152), (9.0, 300), (math.inf, 300)]
+)
+def test_a_window_is_the_longest_clip_and_its_slack(preparation, examples, slack_s, frames):
+    clip = dataclasses.replace(
+        examples[0], input_features=np.tile(examples[0].input_features, 9)[:, :100], slack_s=slack_s
+    )
+    shorter = dataclasses.replace(clip, input_features=clip.input_features[:, :61])
+    batch = SpeechCollator(preparation)([shorter, clip])
+    assert batch["input_features"].shape == (2, 80, frames)
+    for number, example in enumerate((shorter, clip)):
+        n_frames = example.input_features.shape[1]
+        assert np.array_equal(batch["input_features"][number, :, :n_frames], example.input_features)
+        assert (batch["input_features"][number, :, n_frames:] == np.float32(example.floor)).all()

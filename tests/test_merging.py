@@ -34,7 +34,8 @@ def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model
     out, said = tmp_path / "merged", []
     report = merge(lora_run, out, dtype=dtype, say=said.append)
     assert report["passed"] and report["logit_gap"] <= report["logit_limit"]
-    assert report["clips"] == 4 and "the run's own evaluation clips" in report["checked_on"]
+    assert report["clips"] == (2 if dtype == "float16" else 4)  # float16 is slow on a CPU
+    assert "the run's own test clips" in report["checked_on"]
     assert any(report["checked_on"] in line for line in said)
     assert runs.read_json(out / "merge_report.json") == report
     if dtype == "float32":
@@ -130,7 +131,7 @@ def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech
         merge(run, tmp_path / "merged")
     shutil.rmtree(base)
     for function in (lambda: merge(run, tmp_path / "merged"), lambda: evaluate(run, speech / "test")):
-        with pytest.raises(UserError, match=r"the adapter's base has moved; name it with --base MODEL"):
+        with pytest.raises(UserError, match=r"the adapter's base has moved.*--base MODEL"):
             function()
     assert not (tmp_path / "merged").exists()
     report = merge(run, tmp_path / "merged", base=str(tmp_path / "kept"))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from whisper_peft import recipe as recipes
+from whisper_peft import train
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import (
     CHOICES,
@@ -23,6 +24,7 @@ from whisper_peft.recipe import (
     load_recipe,
     override,
     parse_settings,
+    refuse_elsewhere,
     save_recipe,
     shipped_recipes,
 )
@@ -81,7 +83,7 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("data: {max_left_out: 2}", "data.max_left_out: expected a share between 0 and 1"),
         ("lora: {dropout: -0.1}", "lora.dropout: expected a share between 0 and 1"),
         ("train: {mode: qlora}", "train.mode: 'qlora' is not among full, lora."),
-        ("features: {window: tight}", "features.window: 'tight' is not among full."),
+        ("features: {window: wide}", "features.window: 'wide' is not among full, condensed, tight."),
         ("features: {timestamps: 0.5}", "features.timestamps: "),
         ("train: {batch_size: 0}", "train.batch_size: expected more than 0, found 0."),
     ],
@@ -263,6 +265,17 @@ def test_what_is_no_path_stays(project):
     assert (recipe.data.train, recipe.data.eval) == (("no/such",), "owner/data:hi:test")
     assert recipe.data.test == "hf:owner/name"
     assert load_recipe(written(project, "model: {name: owner/name}")).model.name == str(project / "owner" / "name")
+
+
+def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "clips").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    for name in ("clips", "clips:train"):
+        page = written(project, f"data: {{train: ['{name}']}}")
+        with pytest.raises(UserError, match=rf"data.train: no {name} beside the recipe.*name it with --train"):
+            train(page, output=tmp_path / "run")
+        refuse_elsewhere(load_recipe(page), page, {"data.train": ["other"]})
 
 
 def test_package_paths(project):

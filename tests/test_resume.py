@@ -177,7 +177,9 @@ def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
     multiprocessing.set_start_method("fork", force=True)
     sys.stdout = sys.stderr = err.open("w")
     at = At(3, number=number)
-    trainer.LastStep.on_step_end = lambda self, args, state, control, **kwargs: at.on_step_end(args, state, control)
+    trainer.ScheduleGoesOn.on_step_end = lambda self, args, state, control, **kwargs: at.on_step_end(
+        args, state, control
+    )
     sys.argv = ["whisper-peft", *arguments]
     cli.main()
 
@@ -217,6 +219,34 @@ def test_interrupted_during_the_first_scoring(dropout_model, speech, tmp_path, m
     assert train(resume=tmp_path / "run").facts["steps"] == 2
 
 
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_model, speech, tmp_path):
+    """The workers that read audio are in the terminal's process group, too."""
+    import subprocess
+    import time
+
+    from whisper_peft.recipe import save_recipe
+
+    page, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    make_speech(tmp_path / "many", 60, seed=9)
+    changes = {"data.test": str(tmp_path / "many"), "train.workers": 2, "evaluate.batch_size": 1}
+    save_recipe(tiny_recipe(dropout_model, speech, **changes), page)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "whisper_peft", "train", str(page), "--output", str(run), "--quiet"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for _ in range(600):
+        if len(list(Path("/proc").glob(f"{child.pid}/task/*/children"))) and any(
+            file.read_text().split() for file in Path("/proc").glob(f"{child.pid}/task/*/children")
+        ):
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert len(err.strip().splitlines()) == 1 and err.startswith("Stopped: interrupted"), err
+
+
 def test_only_steps_may_be_raised(uninterrupted, dropout_model, speech, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted["lora"].run, run)
@@ -251,5 +281,5 @@ def test_changed_data_is_refused(dropout_model, tmp_path):
     train(recipe, output=run)
     table = tmp_path / "speech" / "train" / "metadata.csv"
     table.write_text(table.read_text(encoding="utf-8").replace(" 0 3", " 0 9"), encoding="utf-8")
-    with pytest.raises(UserError, match="the training data has changed"):
+    with pytest.raises(UserError, match=r"data.train has changed"):
         train(resume=run, changes={"train.steps": 4})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import WORDS, make_speech, make_tiny_model, make_wave, tiny_recipe
+from conftest import QUICKSTART, WORDS, make_speech, make_tiny_model, make_wave, tiny_recipe
 
 from whisper_peft import Recipe, UserError, evaluate, load_recipe, override, runs, train
 from whisper_peft.training.defaults import resolve
@@ -57,10 +58,14 @@ def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
 
 
 def counting_loss(seen: list):
-    from whisper_peft import token_loss_sum
+    """A loss that notes how many clips, which is ends of text, it is taken of."""
+    from whisper_peft import load_preparation, token_loss_sum
+
+    eot = load_preparation(str(QUICKSTART / "model")).eot
 
     def loss(logits, labels):
-        seen.append(len(labels))
+        assert logits.shape[:-1] == labels.shape and (labels >= 0).all()
+        seen.append(int((labels == eot).sum()))
         return token_loss_sum(logits, labels)
 
     return loss
@@ -224,19 +229,22 @@ def test_best_metric_is_cer_where_a_script_has_no_spaces():
 
 
 def test_a_language_whisper_does_not_know_borrows_a_token(tiny_model, speech, tmp_path):
+    unknown = {**QUICK, "model.language": "bhojpuri"}
     with pytest.raises(UserError, match=r"bhojpuri.*--language-token"):
-        train(tiny_recipe(tiny_model, speech, **{**QUICK, "model.language": "bhojpuri"}), output=tmp_path / "run")
+        train(tiny_recipe(tiny_model, speech, **unknown), output=tmp_path / "run")
+    advised = tiny_recipe(tiny_model, speech, **{**unknown, "model.language_token": "hindi"})
+    assert train(advised, dry_run=True).model.language_token == "hi"
     assert not (tmp_path / "run").exists()
     seen = []
 
     def spy(logits, labels):
-        seen.append(labels[:, 0].tolist())  # what follows <|startoftranscript|>
+        seen.append(labels.tolist())
         return logits.sum() * 0 + labels.numel() * logits.float().logsumexp(-1).mean()
 
     changes = {**QUICK, "model.language": None, "model.language_token": "Hindi"}
     result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", loss=spy)
     tokens = json.loads((tiny_model / "generation_config.json").read_text())["lang_to_id"]
-    assert set(seen[0]) == {tokens["<|hi|>"]}
+    assert set(seen[0]) & set(tokens.values()) == {tokens["<|hi|>"]}
     assert json.loads((result.model / "generation_config.json").read_text())["language"] == "hi"
 
 
@@ -257,13 +265,13 @@ def test_english_only_checkpoints(speech, tmp_path):
     def look(logits, labels):
         from whisper_peft import token_loss_sum
 
-        starts.append(labels[:, 0].tolist())
+        starts.append(labels[0].item())
         return token_loss_sum(logits, labels)
 
     result = train(tiny_recipe(model, speech, **changes), output=tmp_path / "run", loss=look)
     preparation = load_preparation(str(model))
     assert not preparation.multilingual
-    assert set(starts[0]) == {preparation.no_timestamps}  # straight after <|startoftranscript|>
+    assert starts[0] == preparation.no_timestamps  # straight after <|startoftranscript|>
     assert "language" not in json.loads((result.model / "generation_config.json").read_text())
     assert evaluate(result.run, speech / "test", max_clips=2)["language"] is None
 
@@ -306,6 +314,70 @@ def test_a_callback_may_stop_a_run_off_an_evaluation_step(event, mode, tiny_mode
     scored = [line["step"] for line in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "eval_wer" in line]
     assert scored == ([2] if event == "on_evaluate" else [2, 3]) and facts["best_step"] in scored
     assert runs.complete_checkpoints(tmp_path / "run")[-1].name == f"checkpoint-{facts['steps']}"
+
+
+@pytest.mark.parametrize("changed", ["base", "eval", "test"])
+def test_a_run_is_not_gone_on_with_on_another_base_or_other_clips(changed, tiny_model, tmp_path):
+    model = tmp_path / "base"
+    shutil.copytree(tiny_model, model)
+    for seed, name in enumerate(("train", "eval", "test")):
+        make_speech(tmp_path / name, 6, seed=seed)
+    recipe = tiny_recipe(model, tmp_path, **QUICK)
+    train(recipe, output=tmp_path / "run")
+    if changed == "base":
+        make_tiny_model(model, init_std=0.05)
+    else:
+        rows = (tmp_path / changed / "metadata.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / changed / "metadata.csv").write_text("".join(rows[:-1]), encoding="utf-8")
+    word = "weights of" if changed == "base" else f"data.{changed}"
+    with pytest.raises(UserError, match=f"{word}.* changed since the run began"):
+        train(resume=tmp_path / "run", changes={"train.steps": 2})
+
+
+def test_a_run_stopped_early_and_killed_while_scoring_does_not_train_on(tiny_model, speech, tmp_path):
+    changes = {"train.steps": 9, "evaluate.every_steps": 1, "train.early_stopping": 1, "train.learning_rate": 1e-6}
+    recipe = tiny_recipe(tiny_model, speech, **changes)
+    facts = train(recipe, output=tmp_path / "run").facts
+    assert facts["steps"] < 9
+    shutil.rmtree(tmp_path / "run" / "adapter")  # as a kill during the final scoring leaves it
+    runs.update_facts(tmp_path / "run", finished=None, after=None, final=None)
+    again = train(resume=tmp_path / "run").facts
+    assert (again["steps"], again["best_step"]) == (facts["steps"], facts["best_step"])
+    assert again["after"] == facts["after"]
+
+
+def test_splits_that_share_clips_are_remarked_on(tiny_model, speech, tmp_path):
+    said = []
+    recipe = tiny_recipe(tiny_model, speech, **{"data.eval": str(speech / "test")})
+    train(recipe, dry_run=True, say=said.append)
+    assert any("data.test shares 4 of its 4 clips with data.eval" in line for line in said)
+    assert not any("data.train" in line for line in said)
+
+
+def test_settings_are_refused_before_the_run_folder_is_made(tiny_model, speech, tmp_path):
+    for changes, word in (
+        ({"train.report_to": ["nonsense"]}, "train.report_to: 'nonsense' is not known or not installed"),
+        ({"lora.modules_to_save": ["nonsense"]}, "no module 'nonsense'"),
+        ({"train.freeze": "encoder", "lora.targets": "encoder"}, "leaves nothing to train"),
+    ):
+        with pytest.raises(UserError, match=word):
+            train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(UserError, match="cannot be made in"):
+        train(tiny_recipe(tiny_model, speech), output=tmp_path / "file.txt" / "run")
+
+
+def test_several_processes_are_refused(tiny_model, speech, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes is not supported yet"):
+        train(tiny_recipe(tiny_model, speech), output=tmp_path / "run")
+
+
+def test_an_adapter_that_is_gone_on_with_keeps_its_rank_and_says_so(lora_run, speech, tmp_path):
+    said = []
+    recipe = train(tiny_recipe(lora_run, speech, **{"lora.rank": 64}), dry_run=True, say=said.append)
+    assert recipe.lora.rank == 4 and any("lora.rank: the adapter" in line and "has 4" in line for line in said)
 
 
 def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):

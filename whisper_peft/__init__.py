@@ -18,7 +18,15 @@ _ROOMS = {
     "data.dataset": ("SpeechDataset", "Pick", "Example", "LeftOut"),
     "data.batching": ("steps", "cut"),
     "data.collator": ("SpeechCollator",),
-    "model.build": ("add_adapter", "build_model", "load_base", "load_model", "load_preparation", "locate"),
+    "model.build": (
+        "add_adapter",
+        "build_model",
+        "condense_silence",
+        "load_base",
+        "load_model",
+        "load_preparation",
+        "locate",
+    ),
     "evaluation.normalizers": ("normalize",),
     "evaluation.metrics": (
         "score",

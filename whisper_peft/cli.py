@@ -18,6 +18,9 @@ WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained 
 SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .csv, .tsv)."
 
 
+AT_LEAST_1 = click.IntRange(min=1)
+
+
 class ClipsAtOnce(click.ParamType):
     """A number of clips, or auto."""
 
@@ -25,7 +28,7 @@ class ClipsAtOnce(click.ParamType):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Refuses what is neither."""
-        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+        return value if value == "auto" else AT_LEAST_1.convert(value, param, ctx)
 
 
 class Commands(click.Group):
@@ -172,8 +175,8 @@ def train(
     if not resume and not recipe and not train_source:
         raise click.UsageError("name a RECIPE, or the data with --train SRC.")
     changes = _changes(settings, flags)
-    if resume:
-        changes.pop("train.epochs", None)
+    if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
+        changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
         output = _free_run_name(recipe, model, changes.get("train.mode"))
     from whisper_peft.recipe import as_dict
@@ -257,9 +260,9 @@ def _shown_path(path: object) -> str:
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=int, default=1, show_default=True, help="1 is greedy.")
-@click.option("--max-new-tokens", type=int, help="Limit on generation (default: the model's own).")
-@click.option("--max-clips", type=int, help="Only the first so many.")
+@click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
+@click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
+@click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
 @click.option("--base", help="The adapter's base, if it has moved.")
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
@@ -327,7 +330,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=int, default=1, show_default=True, help="1 is greedy.")
+@click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
 @click.option("--base", help="The adapter's base, if it has moved.")
 @output_options
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:

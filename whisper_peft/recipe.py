@@ -143,6 +143,10 @@ POSITIVE = {
 }  # fmt: skip
 
 
+NOT_NEGATIVE = {"train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
+                "evaluate.compare_clips"}  # fmt: skip
+
+
 def load_recipe(name: str | Path) -> Recipe:
     """Reads a recipe by path, or by the name of a shipped one.
 
@@ -165,6 +169,29 @@ def load_recipe(name: str | Path) -> Recipe:
     if not isinstance(page, dict):
         raise UserError(f"{path}: expected the parts {', '.join(_names(Recipe))}, found {type(page).__name__}.")
     return absolute(_build(Recipe, page, place=f"{path}: "), path.parent)
+
+
+def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container[str]) -> None:
+    """Keeps a page's relative source from being found in the working directory, when it is not beside the page.
+
+    Args:
+        recipe: as `load_recipe` gave it.
+        name: of the page, as it was given to `load_recipe`.
+        changes: the keys that are not the page's.
+
+    Raises:
+        UserError: there is such a source.
+    """
+    data = recipe.data
+    named = (*(("train", source) for source in data.train), ("eval", data.eval), ("test", data.test))
+    for key, source in named:
+        if not source or Path(source).is_absolute() or f"data.{key}" in changes:
+            continue
+        if any(Path(place).exists() for place in (source, source.rpartition(":")[0]) if place):
+            raise UserError(
+                f"{name}: data.{key}: no {source} beside the recipe, and that in the working directory is not meant; "
+                f"correct the recipe, or name it with --{key} {source}."
+            )
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -194,7 +221,10 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
     source, destination = find_recipe(name), Path(destination)
     if destination.exists():
         raise UserError(f"{destination}: exists already; choose another file name.")
-    destination.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        destination.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{destination}: cannot be written ({error.strerror}); choose another place.") from None
     return destination
 
 
@@ -340,6 +370,8 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: {value!r} is not among {choices}.")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise UserError(f"{place}{key}: expected more than 0, found {value}.")
+    if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
+        raise UserError(f"{place}{key}: expected 0 or more, found {value}.")
     if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
     if key in SHARES and not 0 <= value <= 1:

@@ -24,6 +24,9 @@ def refuse_existing(path: Path, remedy: str = "choose another place") -> None:
     """Raises UserError where something is at `path` already: nothing of the user's is ever overwritten."""
     if path.exists():
         raise UserError(f"{path}: exists already; {remedy}.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{path}: cannot be made in {above}; name another place.")
 
 
 @contextlib.contextmanager
@@ -31,8 +34,11 @@ def new_folder(path: str | Path, remedy: str = "choose another place") -> Iterat
     """A folder that appears whole or not at all: yields a temporary one beside `path`, renamed on success."""
     path = Path(path)
     refuse_existing(path, remedy)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); name another place.") from None
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
@@ -125,6 +131,11 @@ def mark_complete(checkpoint: Path, **facts: object) -> None:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     write_json(checkpoint / COMPLETE, facts)
+
+
+def trained_to_the_end(checkpoint: Path, steps: int) -> bool:
+    """Whether training was over with this checkpoint, at the last of so many steps or by early stopping."""
+    return read_json(checkpoint / COMPLETE).get("last_of") == steps
 
 
 def remove_old_checkpoints(run: Path, keep: int, best: Path | None) -> None:

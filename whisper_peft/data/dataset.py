@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,12 @@ class LeftOut:
     audio: str
     place: str
     reason: str
+
+
+def leave_signals_to_main(worker_id: int) -> None:
+    """In a process that reads audio: Ctrl-C reaches every process of a terminal; the main one decides what follows."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class SpeechDataset:

@@ -16,13 +16,13 @@ from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate, to_device
 from whisper_peft.model.build import (
     Located,
-    check_base,
     load_adapter,
     load_base,
     load_model,
     load_preparation,
     locate,
     whisper_of,
+    with_base,
     without_bars,
 )
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
@@ -81,16 +81,11 @@ def merge(
     located = locate(model)
     if located.adapter is None:
         raise UserError(f"{model}: no adapter to merge; it is a stand-alone model already.")
-    source = base or located.base
-    if base is not None:
-        base_located = locate(base)
-        if base_located.adapter:
-            raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
-        source = base_located.base
-    check_base(located, source)
-    own = load_base(source, dtype="auto").dtype
+    located = with_base(located, base)
+    source, commit = located.base, located.commit
+    own = load_base(source, dtype="auto", revision=commit).dtype
     wanted = own if dtype is None else _dtype(dtype)
-    exact, preparation, _ = load_model(model, base=source)
+    exact, preparation, _ = load_model(model, base=base)
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
     dataset, checked_on = _check_clips(
@@ -102,7 +97,9 @@ def merge(
     unmerged = reference if wanted == torch.float32 else listen(_in_dtype(exact, wanted), dataset)
     del exact
     with runs.new_folder(output, "merge never overwrites; name another OUT") as folder:
-        folded = load_adapter(load_base(source), located.adapter)  # float32: the fold itself must not round
+        folded = load_adapter(
+            load_base(source, revision=commit), located.adapter
+        )  # float32: the fold itself must not round
         _take_generation_config(folded, located)
         whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
         whisper.config.dtype = wanted
@@ -211,8 +208,8 @@ def _check_clips(
     """At most so many usable clips to compare on, and where they come from."""
     if check is not None:
         rows, named = load_source(str(check)), f"{check} (--check)"
-    elif located.run and (rows := _run_clips(located.run)):
-        named = "the run's own evaluation clips"
+    elif located.run and (found := _run_clips(located.run)):
+        rows, named = found[0], f"the run's own {found[1]} clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
         language = language or "hindi"
@@ -229,14 +226,15 @@ def _check_clips(
     return dataset, f"{len(usable)} clips of {named}"
 
 
-def _run_clips(run: Path) -> Sequence[Row]:
-    """The evaluation rows of a run, where they still are."""
+def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
+    """Rows of a run and which split they are, where they still are."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
     columns = {"audio_column": recipe.data.audio_column, "text_column": recipe.data.text_column}
-    for source in (recipe.data.test, recipe.data.eval, *recipe.data.train):
-        if source:
+    splits = {"test": (recipe.data.test,), "eval": (recipe.data.eval,), "train": recipe.data.train}
+    for split, sources in splits.items():
+        for source in filter(None, sources):
             try:
-                return load_source(source, **columns)
+                return load_source(source, **columns), split
             except UserError:
                 continue  # moved or gone since: the next one, at last the shipped clips
-    return []
+    return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.batching import clips_at_once
 from whisper_peft.data.collator import SpeechCollator
-from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset
+from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
@@ -95,6 +95,7 @@ def transcribe_rows(
     batches = _batches(dataset, rows, batch_size, slack_s)
     loader = DataLoader(
         dataset, batch_sampler=batches, collate_fn=SpeechCollator(dataset.preparation), num_workers=workers,
+        worker_init_fn=leave_signals_to_main if workers else None,
         generator=torch.Generator(),  # else drawing its seed would move the training's random state
     )  # fmt: skip
     found = Transcripts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
 HUB_PREFIX = "hf:"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BASE_FACTS = "base.json"  # beside an adapter of ours: which weights it was trained on
 
 
@@ -34,6 +36,7 @@ class Located:
     adapter: Path | None = None
     run: Path | None = None
     from_hub: bool = False
+    commit: str | None = None  # of a Hub base that an adapter of ours was trained on
 
 
 def locate(name: str | Path) -> Located:
@@ -45,7 +48,10 @@ def locate(name: str | Path) -> Located:
     text = str(name)
     path = Path(text).expanduser()
     if text.startswith(HUB_PREFIX):
-        return Located(text, text.removeprefix(HUB_PREFIX), from_hub=True)
+        name = text.removeprefix(HUB_PREFIX)
+        if Path(name).exists():  # transformers would take the folder
+            raise UserError(f"{text}: a local {name} is in the way of the Hub's; run this from another folder.")
+        return Located(text, name, from_hub=True)
     if path.is_dir():
         if runs.is_run(path):
             return _locate_run(text, path.resolve())
@@ -73,7 +79,7 @@ def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
     base = runs.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise UserError(f"{adapter}/adapter_config.json: names no base model (base_model_name_or_path).")
-    return Located(name, base, adapter, run, from_hub=not Path(base).is_dir())
+    return Located(name, base, adapter, run, from_hub=not Path(base).is_dir(), commit=known_commit(adapter, base))
 
 
 @contextlib.contextmanager
@@ -107,34 +113,39 @@ def _load(load, source: str, what: str, **options: object):
         ) from None
 
 
-def load_config(source: str):
+def load_config(source: str, *, revision: str | None = None):
     """The WhisperConfig of a base.
+
+    Args:
+        source: local folder or Hub id.
+        revision: commit on the Hub; None is the newest.
 
     Raises:
         UserError: not found, or not a Whisper.
     """
     from transformers import AutoConfig
 
-    config = _load(AutoConfig.from_pretrained, source, "the model's config")
+    config = _load(AutoConfig.from_pretrained, source, "the model's config", revision=revision or "main")
     if config.model_type != "whisper":
         raise UserError(f"{source}: a {config.model_type} model; this tool trains Whisper only.")
     return config
 
 
-def load_processor(source: str) -> WhisperProcessor:
+def load_processor(source: str, *, revision: str | None = None) -> WhisperProcessor:
     """The processor (feature extractor and tokenizer) that lies beside a model."""
     from transformers import WhisperProcessor
 
+    load, commit = WhisperProcessor.from_pretrained, revision or "main"
     try:
-        return _load(WhisperProcessor.from_pretrained, source, "the processor")
+        return _load(load, source, "the processor", revision=commit)
     except AttributeError:  # transformers 4 cannot read the list that 5 writes; the tokens are in tokenizer.json anyway
-        return _load(WhisperProcessor.from_pretrained, source, "the processor", extra_special_tokens={})
+        return _load(load, source, "the processor", revision=commit, extra_special_tokens={})
 
 
-def load_preparation(source: str) -> Preparation:
+def load_preparation(source: str, *, revision: str | None = None) -> Preparation:
     """Processor and limits of a checkpoint as the data path needs them; reads no weights."""
-    config, processor = load_config(source), load_processor(source)
-    multilingual = getattr(load_generation_config(source), "is_multilingual", None)
+    config, processor = load_config(source, revision=revision), load_processor(source, revision=revision)
+    multilingual = getattr(load_generation_config(source, revision=revision), "is_multilingual", None)
     if multilingual is None:  # checkpoints without a generation config: openai's own rule
         multilingual = config.vocab_size >= 51865
     return Preparation(processor, config, multilingual=bool(multilingual))
@@ -171,7 +182,7 @@ def load_base(
 
     from whisper_peft.model.windows import window_encoder
 
-    load_config(source)
+    load_config(source, revision=revision)
     folder = Path(source)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]
@@ -272,6 +283,12 @@ def add_adapter(
         target_modules=target_pattern(targets), use_rslora=rslora, use_dora=dora,
         modules_to_save=list(modules_to_save) or None,
     )  # fmt: skip
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for name in modules_to_save:
+        if name.rpartition(".")[2] not in names:
+            raise UserError(
+                f"lora.modules_to_save: the model has no module '{name}' (for example layer_norm, proj_out)."
+            )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -305,7 +322,7 @@ def build_model(
     Raises:
         UserError: full fine-tuning of an adapter.
     """
-    model = load_base(located.base)
+    model = load_base(located.base, revision=located.commit)
     if mode == "full":
         if located.adapter:
             raise UserError(
@@ -335,56 +352,89 @@ def load_model(name: str | Path, *, dtype: torch.dtype | str | None = None, base
     """
     located = locate(name)
     if located.adapter:
-        source = base or located.base
-        check_base(located, source)
-        model = load_adapter(load_base(source, dtype=dtype, revision=known_commit(located, source)), located.adapter)
+        located = with_base(located, base)
+        model = load_adapter(load_base(located.base, dtype=dtype, revision=located.commit), located.adapter)
         if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
             model.get_base_model().generation_config = load_generation_config(located.adapter)
-        preparation = load_preparation(source)
     else:
-        model, preparation = load_base(located.base, dtype=dtype), load_preparation(located.base)
+        model = load_base(located.base, dtype=dtype)
+    preparation = load_preparation(located.base, revision=located.commit)
     return model.eval(), preparation, located
 
 
-def base_identity(source: str, config=None) -> dict:
-    """Which weights these are: a Hub id and commit, or a path and the SHA-256 of its safetensors."""
-    if Path(source).is_dir():
-        return {"path": str(Path(source).resolve()), "sha256": weights_sha256(Path(source))}
-    config = config or load_config(source)
-    return {"hub_id": source, "commit": getattr(config, "_commit_hash", None)}
+def with_base(located: Located, base: str | Path | None = None) -> Located:
+    """An adapter with the base it was trained on, which is looked for at `base` if it has moved.
+
+    Raises:
+        UserError: no such base, an adapter instead of one, or other weights.
+    """
+    if base is not None:
+        other = locate(base)
+        if other.adapter:
+            raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
+        commit = known_commit(located.adapter, other.base)
+        located = dataclasses.replace(located, base=other.base, from_hub=other.from_hub, commit=commit)
+    elif not Path(located.base).is_dir() and Path(located.base).is_absolute():
+        raise UserError(
+            f"{located.base}: the adapter's base has moved; evaluate, transcribe and merge find it with --base MODEL."
+        )
+    facts = located.adapter / BASE_FACTS
+    if not facts.is_file():
+        return located  # an adapter of somebody else's: nothing is known about its base
+    known, found = runs.read_json(facts), base_identity(located.base, revision=located.commit)
+    word = "sha256" if "sha256" in known else "hub_id"
+    if word in known and known[word] != found.get(word):
+        raise UserError(
+            f"{located.base}: not the weights this adapter was trained on (another "
+            f"{'SHA-256' if word == 'sha256' else 'Hub id'}); name the right base with --base MODEL."
+        )
+    return located
+
+
+def base_identity(source: str, *, revision: str | None = None) -> dict:
+    """Which weights these are: a path, or a Hub id and commit, and the SHA-256 of the safetensors.
+
+    A Hub base is downloaded for it, if it has not been yet.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return {"path": str(folder.resolve()), "sha256": weights_sha256(folder)}
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(name: str) -> Path:
+        return Path(_load(hf_hub_download, source, "the weights (safetensors)", filename=name, revision=revision))
+
+    folder = Path(_load(hf_hub_download, source, "the model", filename="config.json", revision=revision)).parent
+    commit = folder.name  # the Hub's cache has a folder for each commit
+    try:
+        folder = Path(hf_hub_download(source, WEIGHTS, revision=revision)).parent
+    except (EntryNotFoundError, OSError):
+        index = download(WEIGHTS_INDEX)
+        for shard in _shards(index):
+            download(shard)
+        folder = index.parent
+    return {"hub_id": source, "commit": commit, "sha256": weights_sha256(folder)}
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the safetensors of a folder, in the order of their names."""
+    """SHA-256 over the safetensors that transformers loads from a folder, in the order of their names."""
+    index = folder / WEIGHTS_INDEX
+    names = [WEIGHTS] if (folder / WEIGHTS).is_file() else _shards(index) if index.is_file() else []
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
+    for name in names or sorted(file.name for file in folder.glob("*.safetensors")):
+        with (folder / name).open("rb") as handle:
             while chunk := handle.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
 
 
-def known_commit(located: Located, source: str) -> str | None:
+def _shards(index: Path) -> list[str]:
+    return sorted(set(runs.read_json(index)["weight_map"].values()))
+
+
+def known_commit(adapter: Path, source: str) -> str | None:
     """The commit of a Hub base that an adapter of ours was trained on."""
-    facts = located.adapter / BASE_FACTS if located.adapter else None
-    known = runs.read_json(facts) if facts and facts.is_file() else {}
-    return known.get("commit") if known.get("hub_id") == source.removeprefix(HUB_PREFIX) else None
-
-
-def check_base(located: Located, source: str) -> None:
-    """Refuses a base whose weights are not those the adapter was trained on.
-
-    Raises:
-        UserError: the folder has moved, or its weights have another hash.
-    """
-    facts = located.adapter / BASE_FACTS
-    if not Path(source).is_dir() and Path(source).is_absolute():
-        raise UserError(f"{source}: the adapter's base has moved; name it with --base MODEL.")
-    if not facts.is_file():
-        return  # an adapter of somebody else's: nothing is known about its base
-    known = runs.read_json(facts)
-    if Path(source).is_dir() and "sha256" in known and weights_sha256(Path(source)) != known["sha256"]:
-        raise UserError(
-            f"{source}: not the weights this adapter was trained on (another SHA-256); name the right base with "
-            "--base MODEL."
-        )
+    facts = adapter / BASE_FACTS
+    known = runs.read_json(facts) if facts.is_file() else {}
+    return known.get("commit") if known.get("hub_id") == source else None

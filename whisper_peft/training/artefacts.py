@@ -27,7 +27,7 @@ def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
     whisper.config.use_cache = True  # the Trainer switches it off
     with without_bars():
         model.save_pretrained(str(folder))
-    save_processor(load_processor(located.base), folder)
+    save_processor(load_processor(located.base, revision=located.commit), folder)
     whisper.generation_config.save_pretrained(str(folder))
     if model is not whisper:
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty card

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Collection
+from pathlib import Path
 
+from whisper_peft import runs
 from whisper_peft.data.batching import steps_per_epoch
 from whisper_peft.data.text import has_spaces, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.recipe import Recipe
+from whisper_peft.recipe import Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
 # pre-training (Radford et al. 2022, table 17), by the width of the model; at 128, what suits the shipped miniature.
@@ -34,7 +37,13 @@ def precision() -> str:
 
 
 def resolve(
-    recipe: Recipe, *, n_rows: int, d_model: int, multilingual: bool, window_s: float
+    recipe: Recipe,
+    *,
+    n_rows: int,
+    d_model: int,
+    multilingual: bool,
+    window_s: float,
+    row_languages: Collection[str | None] = (),
 ) -> tuple[Recipe, list[str]]:
     """Fills what a recipe leaves null.
 
@@ -44,6 +53,7 @@ def resolve(
         d_model: width of the model.
         multilingual: whether the checkpoint has language tokens.
         window_s: seconds of its whole window.
+        row_languages: codes that the training rows name.
 
     Returns:
         The recipe without open ends, and remarks worth a user's eye before the first step.
@@ -52,6 +62,7 @@ def resolve(
         UserError: settings that contradict each other or this machine.
     """
     import torch
+    from transformers.integrations import get_available_reporting_integrations
 
     train, evaluate, model, remarks = recipe.train, recipe.evaluate, recipe.model, []
     if train.steps and train.epochs:
@@ -86,11 +97,17 @@ def resolve(
         raise UserError("train.precision: fp16 needs a CUDA device; take auto or fp32.")
     if train.mode == "full" and train.freeze is None and recipe.lora.modules_to_save:
         remarks.append("lora.modules_to_save has no effect with --mode full.")
-    language = model.language and language_code(model.language)
     borrowed = model.language_token and language_code(model.language_token)
+    language = (model.language and not borrowed and language_code(model.language)) or None  # else any name will do
+    spoken = {borrowed or language, *row_languages} - {None}
     if not multilingual and language not in (None, "en"):
         raise UserError(f"{model.name}: an English-only checkpoint cannot be given the language '{language}'.")
-    best = evaluate.best_metric or ("wer" if language is None or has_spaces(language) else "cer")
+    best = evaluate.best_metric or ("wer" if all(map(has_spaces, spoken)) else "cer")
+    available = get_available_reporting_integrations() if train.report_to else []
+    for name in set(train.report_to) - set(available):
+        extra = "pip install 'whisper-peft[tensorboard]', or " if name == "tensorboard" else ""
+        known = f"there is {', '.join(available)}; " if available else ""
+        raise UserError(f"train.report_to: '{name}' is not known or not installed; {known}{extra}leave it out.")
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(model, language=language, language_token=borrowed),
@@ -104,6 +121,20 @@ def resolve(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),
     ), remarks  # fmt: skip
+
+
+def adapters_own(recipe: Recipe, adapter: Path) -> tuple[Recipe, list[str]]:
+    """A recipe that goes on with an adapter has its rank and so on, and remarks where other ones were asked for."""
+    config, lora = runs.read_json(adapter / "adapter_config.json"), recipe.lora
+    own = {
+        "rank": config["r"], "alpha": config["lora_alpha"], "dropout": config["lora_dropout"],
+        "rslora": bool(config.get("use_rslora")), "dora": bool(config.get("use_dora")),
+        "modules_to_save": tuple(config.get("modules_to_save") or ()),
+    }  # fmt: skip
+    usual = dataclasses.replace(Lora(), alpha=2 * Lora().rank)
+    asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
+    remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]
+    return dataclasses.replace(recipe, lora=dataclasses.replace(lora, **own)), remarks
 
 
 def micro_batch_s(batch_size: int, window_s: float) -> float:

@@ -74,6 +74,25 @@ def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment
     return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out)
 
 
+def overlap_remarks(rows: Rows) -> list[str]:
+    """What makes the final figure better than it is: test clips that were trained on, or that chose the checkpoint."""
+
+    def clips(some: list[Row]) -> set:
+        return {(row.audio, row.start_s, row.end_s) for row in some}
+
+    test, remarks = clips(rows.test or []), []
+    for name, others in (("train", rows.train), ("eval", rows.eval)):
+        if shared := len(test & clips(others)):
+            remarks.append(
+                f"data.test shares {shared} of its {len(test)} clips with data.{name}: the figure on it is optimistic."
+            )
+    if shared := len(clips(rows.eval) & clips(rows.train)):
+        remarks.append(
+            f"data.eval shares {shared} of its clips with data.train: the best checkpoint is chosen on what was learnt."
+        )
+    return remarks
+
+
 def check_languages(speech: Speech, preparation: Preparation) -> None:
     """Every row has a language the checkpoint knows, before any clip is read."""
     for dataset in (speech.train, speech.eval, speech.test):

@@ -4,51 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import math
-import platform
+import os
 import random
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisper_peft import __version__, runs
-from whisper_peft.data import sources
+from whisper_peft import runs
 from whisper_peft.data.batching import slack_policy
-from whisper_peft.data.dataset import Augment, SpeechDataset
+from whisper_peft.data.dataset import Augment
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
 from whisper_peft.evaluation.transcribing import (
     Transcripts,
-    best_device,
     full_limit,
     training_limit,
     transcribe_rows,
 )
 from whisper_peft.model.build import (
     Located,
-    base_identity,
     build_model,
-    check_base,
     condense_silence,
     load_config,
     load_preparation,
     locate,
     target_pattern,
+    with_base,
 )
-from whisper_peft.recipe import Recipe, absolute, load_recipe, override, save_recipe
+from whisper_peft.recipe import Recipe, absolute, load_recipe, override, refuse_elsewhere, save_recipe
+from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
-from whisper_peft.training.defaults import resolve
-from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech
+from whisper_peft.training.defaults import adapters_own, resolve
+from whisper_peft.training.facts import check_unchanged, first_facts, hours, padding_share, peak_memory_bytes
+from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
 
 
 @dataclass(frozen=True)
@@ -101,32 +96,48 @@ def train(
         UserError: settings, data or model that cannot be used; too many clips left out.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
+    from transformers import set_seed
+
     began = time.monotonic()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "WORLD_SIZE: training with several processes is not supported yet; start one, without a launcher."
+        )
     if resume is not None:
         run = Path(resume)
         recipe = _resumed_recipe(run, changes or {}, say)
     else:
-        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
+        if recipe is not None and not isinstance(recipe, Recipe):
+            page, recipe = recipe, load_recipe(recipe)
+            refuse_elsewhere(recipe, page, changes or {})
+        recipe = recipe or Recipe()
         recipe = absolute(override(recipe, changes or {}), Path.cwd())
         if output is None and not dry_run:
             raise UserError("--output: not set; name the run folder to write.")
         run = Path(output) if output is not None else Path("run")
         if not dry_run:
             runs.refuse_existing(run, f"whisper-peft train --resume {run} goes on with it, or name another --output")
-    for name in filter(None, (recipe.model.language, recipe.model.language_token)):
+    if name := recipe.model.language_token or recipe.model.language:
         language_code(name)  # raises: before anything slow
     target_pattern(recipe.lora.targets)  # likewise
     rows = load_rows(recipe)
     located = locate(recipe.model.name)
     if located.adapter:
-        check_base(located, located.base)
         if recipe.train.mode == "full":
             build_model(located, "full")  # raises: an adapter cannot be trained in full
-    preparation = load_preparation(located.base)
+        located = with_base(located)
+    elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
+        located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
+    preparation = load_preparation(located.base, revision=located.commit)
     recipe, remarks = resolve(
-        recipe, n_rows=len(rows.train), d_model=load_config(located.base).d_model,
+        recipe, n_rows=len(rows.train), d_model=load_config(located.base, revision=located.commit).d_model,
         multilingual=preparation.multilingual, window_s=preparation.window_s,
+        row_languages={row.language for row in rows.train},
     )  # fmt: skip
+    remarks += overlap_remarks(rows)
+    if located.adapter and recipe.train.mode == "lora":
+        recipe, more = adapters_own(recipe, located.adapter)
+        remarks += more
     speech = make_speech(rows, recipe, preparation, augment=augment)
     check_languages(speech, preparation)
     for remark in remarks:
@@ -136,17 +147,25 @@ def train(
     if dry_run:
         return recipe
     if resume is None:
+        facts = first_facts(recipe, speech, located)
+    else:
+        facts = runs.read_json(run / runs.FACTS)
+        check_unchanged(run, facts, speech, located)
+    located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
+    set_seed(recipe.train.seed)
+    model = build_model(located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze)
+    if resume is None:  # all that can be refused has been: a folder appears only for a run that can begin
         with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
             save_recipe(recipe, folder / runs.RECIPE)
-            runs.write_json(folder / runs.FACTS, _first_facts(recipe, speech, located))
+            runs.write_json(folder / runs.FACTS, facts)
             (folder / runs.CHECKPOINTS).mkdir()
             (folder / runs.METRICS).touch()
             (folder / runs.LEFT_OUT).touch()
     else:
         save_recipe(recipe, run / runs.RECIPE)
-        runs.update_facts(run, finished=None)
+        facts = runs.update_facts(run, finished=None)
     return _fit(
-        run.resolve(), recipe, speech, located, preparation, loss=loss, callbacks=callbacks,
+        run.resolve(), recipe, speech, located, preparation, model, facts, loss=loss, callbacks=callbacks,
         on_checkpoint=on_checkpoint, say=say, progress=progress, began=began,
     )  # fmt: skip
 
@@ -193,48 +212,19 @@ def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], 
     return changed
 
 
-def _first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
-    import torch
-
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    cuda = torch.cuda.is_available()
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "mode": recipe.train.mode,
-        "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
-        "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
-        "base": base_identity(located.base),
-        "data": {
-            "fingerprint": sources.fingerprint(speech.train.rows),
-            "train_clips": len(speech.train),
-            "eval_clips": len(speech.eval),
-            "eval_held_out": speech.held_out,
-            "test_clips": None if speech.test is None else len(speech.test),
-        },
-    }
-
-
 def _fit(
-    run: Path, recipe: Recipe, speech: Speech, located: Located, preparation: Preparation, *, loss: Callable | None,
-    callbacks: Sequence, on_checkpoint: Sequence, say: Callable, progress: bool, began: float,
+    run: Path, recipe: Recipe, speech: Speech, located: Located, preparation: Preparation, model, facts: dict, *,
+    loss: Callable | None, callbacks: Sequence, on_checkpoint: Sequence, say: Callable, progress: bool, began: float,
 ) -> TrainResult:  # fmt: skip
-    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 
     from whisper_peft.training import trainer as parts
     from whisper_peft.training.loss import token_loss_sum
 
-    facts = runs.read_json(run / runs.FACTS)
-    if facts["data"]["fingerprint"] != sources.fingerprint(speech.train.rows):
-        raise UserError(f"{run}: the training data has changed since the run began; start a new run.")
     checkpoint = next(reversed(runs.complete_checkpoints(run)), None)
     start = runs.checkpoint_step(checkpoint) if checkpoint else 0
     _forget_after(run, start)
 
-    set_seed(recipe.train.seed)
-    model = build_model(located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     say(f"Training {trainable:,} of {total:,} parameters.")
@@ -258,7 +248,10 @@ def _fit(
     if recipe.train.early_stopping:
         extra.append(EarlyStoppingCallback(early_stopping_patience=recipe.train.early_stopping))
     per_epoch = parts.steps_per_epoch(len(speech.train), recipe.train.batch_size)
-    extra.append(parts.RunFiles(run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch))
+    extra.append(parts.RunFiles(
+        run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch,
+        cut_short=lambda: bool(signals.received or left_out.stopped),
+    ))  # fmt: skip
     trainer = parts.SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
@@ -301,7 +294,7 @@ def _fit(
             facts = runs.update_facts(run, before=before)
             say(f"Before: {_rates(before)} on {before['clips']} {split} clips.")
         tick = time.monotonic()
-        if start >= recipe.train.steps:
+        if checkpoint and runs.trained_to_the_end(checkpoint, recipe.train.steps):
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # killed while scoring
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -334,82 +327,13 @@ def _fit(
                 found.transcripts = [redone.get(one.row, one) for one in found.transcripts]
             final = {**figures(scored, found), "split": split, "max_new_tokens": full}
             runs.rewrite_jsonl(run / "transcripts.jsonl", records(scored, found))
-    hours = _hours(speech.train, left_out)
     facts = runs.update_facts(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
-        after=after, final=final, train_hours=hours, trainable_parameters=trainable, parameters=total,
-        empty_steps=trainer.empty_steps, padding_share=_padding_share(trainer),
-        left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
+        after=after, final=final, trainable_parameters=trainable, parameters=total,
+        train_hours=hours(speech.train, left_out.rows("train")), empty_steps=trainer.empty_steps,
+        padding_share=padding_share(trainer), left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)
-
-
-def training_arguments(recipe: Recipe, run: Path):
-    """The Trainer's arguments for a resolved recipe."""
-    from whisper_peft.training.trainer import OneDeviceArguments
-
-    train = recipe.train
-    # transformers 5.20 or so renamed gradient checkpointing. Re-entrant, it leaves encoder adapters without gradient.
-    known = OneDeviceArguments.__dataclass_fields__
-    word = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    checkpointing = {word: train.gradient_checkpointing, f"{word}_kwargs": {"use_reentrant": False}}
-    return OneDeviceArguments(
-        output_dir=str(run / runs.CHECKPOINTS),
-        max_steps=train.steps,
-        per_device_train_batch_size=1,  # of the loader: one optimizer step is one batch
-        learning_rate=train.learning_rate,
-        warmup_steps=train.warmup_steps,
-        lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bf16",
-        fp16=train.precision == "fp16",
-        **checkpointing,
-        eval_strategy="steps",
-        eval_steps=recipe.evaluate.every_steps,
-        save_strategy="steps",
-        save_steps=recipe.evaluate.every_steps,
-        save_total_limit=None,  # old checkpoints are removed only after the new one is marked complete
-        metric_for_best_model=recipe.evaluate.best_metric,
-        greater_is_better=False,
-        logging_steps=train.logging_steps,
-        report_to=[name for name in train.report_to if name != "tensorboard"] or "none",
-        dataloader_num_workers=train.workers,
-        ignore_data_skip=True,  # the sampler begins where the checkpoint ended
-        restore_callback_states_from_checkpoint=True,
-        remove_unused_columns=False,  # peft hides the names of the model's arguments
-        label_names=["labels"],
-        seed=train.seed,
-        use_cpu=best_device().type == "cpu",  # said plainly, else bf16 is refused there
-        disable_tqdm=True,  # a bar of our own, with clips per second
-    )
-
-
-def tensorboard_callback(run: Path):
-    """TensorBoard with its files in the run folder, under every transformers we allow.
-
-    Raises:
-        UserError: tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "train.report_to: tensorboard is not installed; pip install 'whisper-peft[tensorboard]', or leave it out."
-        ) from None
-    from transformers.integrations import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(log_dir=str(run / "tensorboard")))
-
-
-def peak_memory_bytes() -> int:
-    """Peak of the GPU's allocator, or of this process's resident memory on the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _forget_after(run: Path, step: int) -> None:
@@ -437,16 +361,6 @@ def _subset(found: Transcripts, rows: Sequence[int]) -> Transcripts:
 
 def _rates(result: dict) -> str:
     return f"WER {result['wer']:.1%}, CER {result['cer']:.1%}, token loss {result['token_loss']:.3f}"
-
-
-def _padding_share(trainer) -> float | None:
-    """How much of the windows trained on was silence behind clips; of this process, if the run was resumed."""
-    return round(1 - trainer.speech_s / trainer.window_s, 4) if trainer.window_s else None
-
-
-def _hours(dataset: SpeechDataset, left_out) -> float:
-    out = {row for split, row in left_out.known if split == "train"}
-    return round(sum(dataset.duration_s(i) for i in range(len(dataset)) if i not in out) / 3600, 3)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 from whisper_peft import runs
 from whisper_peft.data.batching import clips_at_once, cut, steps, steps_per_epoch
 from whisper_peft.data.collator import SpeechCollator
-from whisper_peft.data.dataset import Pick, SpeechDataset
+from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
 from whisper_peft.errors import Interrupted
 from whisper_peft.model.build import whisper_of
@@ -60,12 +60,6 @@ class StepSampler:
             slack_s=self.slack_s, start=self.start,
         )  # fmt: skip
         return (picks[self.rank :: self.n_ranks] for picks in drawn)
-
-
-def leave_signals_to_main(worker_id: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides, after its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -136,11 +130,12 @@ class SpeechTrainer(Seq2SeqTrainer):
                 weight = next(p for p in model.parameters() if p.requires_grad)
                 weight.grad = torch.full_like(weight, torch.inf)
             return torch.zeros((), device=self.args.device)
+        self.speech_s += inputs["seconds"]
         if len(labels) == 0:  # this rank's share was left out, others' was not: it must take part in their reduction
             inputs = without_targets(inputs)
         inputs["input_features"] = self._common_window(inputs["input_features"])
         window_s = inputs["input_features"].shape[-1] / self.train_dataset.preparation.frames_per_s
-        self.speech_s, self.window_s = self.speech_s + inputs["seconds"], self.window_s + window_s * len(labels)
+        self.window_s += window_s * len(labels)
         fitting = clips_at_once(window_s, self.micro_batch_s)
         pieces = cut(len(inputs["labels"]), fitting if self.micro_batch_size == "auto" else self.micro_batch_size)
         total = torch.zeros((), device=self.args.device)
@@ -167,15 +162,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         """The summed loss of a micro-batch; logits only where it is taken."""
         inputs = self._prepare_inputs(inputs)
         wanted = inputs["labels"] != IGNORED
-        n_tokens = int(wanted.any(dim=0).nonzero().max()) + 1 if wanted.any() else 1
-        wanted, labels = wanted[:, :n_tokens], inputs["labels"][:, :n_tokens]
         with logits_at(whisper_of(self.accelerator.unwrap_model(model)), wanted):
             outputs = model(
-                input_features=inputs["input_features"],
-                decoder_input_ids=inputs["decoder_input_ids"][:, :n_tokens],
-                use_cache=False,
+                input_features=inputs["input_features"], decoder_input_ids=inputs["decoder_input_ids"], use_cache=False
             )
-        loss = self.loss(outputs.logits, labels[wanted])
+        loss = self.loss(outputs.logits, inputs["labels"][wanted])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **generation) -> dict:
@@ -232,8 +223,12 @@ class GradientCheck(TrainerCallback):
 class RunFiles(TrainerCallback):
     """Writes metrics.jsonl, marks checkpoints complete, removes old ones, and calls the user's `on_checkpoint`."""
 
-    def __init__(self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]], steps_per_epoch: int):
+    def __init__(
+        self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]], steps_per_epoch: int, *,
+        cut_short: Callable[[], bool] = lambda: False,
+    ):  # fmt: skip
         self.run, self.keep, self.on_checkpoint, self.steps_per_epoch = run, keep, on_checkpoint, steps_per_epoch
+        self.cut_short = cut_short  # whether training stops only to be gone on with
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """One line of metrics.jsonl."""
@@ -248,7 +243,8 @@ class RunFiles(TrainerCallback):
             return
         folder = self.run / runs.CHECKPOINTS
         checkpoint = folder / f"checkpoint-{state.global_step}"
-        runs.mark_complete(checkpoint, step=state.global_step)
+        last = state.global_step >= state.max_steps or (control.should_training_stop and not self.cut_short())
+        runs.mark_complete(checkpoint, step=state.global_step, last_of=state.max_steps if last else None)
         best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
         runs.remove_old_checkpoints(self.run, self.keep, best)
         for function in self.on_checkpoint:
@@ -300,6 +296,10 @@ class LeftOutRule(TrainerCallback):
     def reasons(self) -> list[str]:
         """Why training clips were left out, so far."""
         return [reason for (split, _), reason in self.known.items() if split == "train"]
+
+    def rows(self, split: str) -> set[int]:
+        """Which rows of a split were left out, so far."""
+        return {row for known, row in self.known if known == split}
 
     def add(self, split: str, left_out: list, *, step: int) -> None:
         """Writes down the clips that are not known yet, and the steps made when they were met."""

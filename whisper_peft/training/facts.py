@@ -1,0 +1,90 @@
+"""What run.json says of a run: with what, on what, from what it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+from whisper_peft import __version__
+from whisper_peft.data import sources
+from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.errors import UserError
+from whisper_peft.model.build import Located, base_identity
+from whisper_peft.recipe import Recipe
+from whisper_peft.training.speech import Speech
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
+MOST_HEADERS = 10_000  # read to know the hours of a corpus; of a larger one, a sample
+
+
+def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
+    """What is known before the first step."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cuda = torch.cuda.is_available()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "mode": recipe.train.mode,
+        "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
+        "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
+        "base": base_identity(located.base, revision=located.commit),
+        "data": {
+            "fingerprints": fingerprints(speech),
+            "train_clips": len(speech.train),
+            "eval_clips": len(speech.eval),
+            "eval_held_out": speech.held_out,
+            "test_clips": None if speech.test is None else len(speech.test),
+        },
+    }
+
+
+def fingerprints(speech: Speech) -> dict[str, str]:
+    """Of each split."""
+    splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
+    return {name: sources.fingerprint(data.rows) for name, data in splits.items() if data is not None}
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the GPU's allocator, or of this process's resident memory on the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def padding_share(trainer) -> float | None:
+    """How much of the windows trained on was silence behind clips; of this process, if the run was resumed."""
+    return round(1 - trainer.speech_s / trainer.window_s, 4) if trainer.window_s else None
+
+
+def hours(dataset: SpeechDataset, left_out: set[int]) -> float:
+    """Hours of the usable clips by their headers; of more than 10,000 clips, estimated from so many of them."""
+    rows = [row for row in range(len(dataset)) if row not in left_out]
+    read = rows if len(rows) <= MOST_HEADERS else random.Random(0).sample(rows, MOST_HEADERS)
+    return round(sum(map(dataset.duration_s, read)) * len(rows) / max(1, len(read)) / 3600, 3)
+
+
+def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) -> None:
+    """Refuses to go on with a run whose data or base are not those it began with.
+
+    Raises:
+        UserError: a split has other rows, or the base other weights.
+    """
+    for name, found in fingerprints(speech).items():
+        if facts["data"]["fingerprints"].get(name) != found:
+            raise UserError(f"{run}: data.{name} has changed since the run began; start a new run.")
+    commit = facts["base"].get("commit")
+    if facts["base"]["sha256"] != base_identity(located.base, revision=commit)["sha256"]:
+        raise UserError(f"{run}: the weights of {located.base} have changed since the run began; start a new run.")
