@@ -112,7 +112,8 @@ def tiny_recipe(model: Path, speech: Path, **changes):
     settings = {
         "model.name": str(model), "model.language": "hi", "data.train": [str(speech / "train")],
         "data.eval": str(speech / "eval"), "data.test": str(speech / "test"), "train.steps": 4,
-        "train.batch_size": 4, "train.workers": 0, "lora.rank": 4, "evaluate.every_steps": 2, "train.logging_steps": 1,
+        "train.batch_size": 4, "train.workers": 0, "train.precision": "fp32", "lora.rank": 4,
+        "evaluate.every_steps": 2, "train.logging_steps": 1,
     }  # fmt: skip
     return override(Recipe(), {**settings, **changes})
 

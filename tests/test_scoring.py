@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from conftest import make_speech, make_wave
+from conftest import QUICKSTART, make_speech, make_wave
 
-from whisper_peft import UserError, evaluate, load_model, load_source, normalize, runs, transcribe
+from whisper_peft import (
+    SpeechDataset,
+    UserError,
+    evaluate,
+    load_model,
+    load_preparation,
+    load_source,
+    normalize,
+    runs,
+    transcribe,
+    transcribe_rows,
+)
+from whisper_peft.evaluation.transcribing import Loops, _batches
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +121,58 @@ def test_outputs_that_reach_the_limit_are_counted(tiny_model, lora_run, mixed, t
     assert short["reached_limit"] == sum(one["reached_limit"] for one in clips) == 5
     full = evaluate(lora_run, mixed)
     assert full["max_new_tokens"] == 64 - 4  # the model's own
+
+
+def test_loops_are_found_and_speech_is_not():
+    eot, prefix = 9999, [9000, 9001, 9002, 9003]
+    speech = torch.randint(0, 9000, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    refrain = [*speech[:30], 5, 6, 7, 5, 6, 7, 5, 6, 7, *speech[30:]]  # three times is no loop
+    rows = {
+        "speech": [*prefix, *speech], "refrain": [*prefix, *refrain], "ended": [*prefix, 1, 2, *[eot] * 194],
+        "one word": [*prefix, *speech[:50], *[5] * 150], "long loop": [*prefix, *speech[:40], *(speech[:30] * 6)],
+    }  # fmt: skip
+    loops = Loops(len(rows), eot=eot)
+    ids = torch.tensor([one[:200] for one in rows.values()])
+    first = {}
+    for n_tokens in range(5, 201):
+        for name, done in zip(rows, loops(ids[:, :n_tokens], None).tolist(), strict=True):
+            if done:
+                first.setdefault(name, n_tokens)
+    assert set(first) == {"one word", "long loop"}
+    assert 54 + 24 <= first["one word"] <= 54 + 28 and 44 + 120 <= first["long loop"] <= 44 + 124
+
+
+def test_stopping_loops_changes_only_what_loops(speech):
+    model, preparation, _ = load_model(QUICKSTART / "model")
+    dataset = SpeechDataset(load_source(str(QUICKSTART / "speech" / "test")), preparation, language="hi")
+
+    def heard(**options) -> list[tuple]:
+        found = transcribe_rows(model, dataset, range(6), max_new_tokens=60, with_loss=False, **options).transcripts
+        return [(one.text, one.n_tokens, one.reached_limit) for one in found]
+
+    assert heard(stop_loops=True) == heard()
+    word = preparation.tokenizer("क", add_special_tokens=False).input_ids[-1]
+    with torch.no_grad():  # from now on it says one thing only
+        model.model.decoder.layer_norm.weight.zero_()
+        model.model.decoder.layer_norm.bias.copy_(10 * model.proj_out.weight[word])
+    assert {one[1:] for one in heard()} == {(60, True)}
+    assert {n_tokens < 32 for _, n_tokens, _ in heard(stop_loops=True)} == {True}
+    assert {reached_limit for _, _, reached_limit in heard(stop_loops=True)} == {True}
+
+
+def test_batches_are_of_like_length_one_language_and_within_the_budget(tiny_model, speech):
+    preparation = load_preparation(str(tiny_model))
+    rows = load_source(str(speech / "train"))
+    rows = [dataclasses.replace(row, language=("hi", "mr")[number % 2]) for number, row in enumerate(rows)]
+    dataset = SpeechDataset(rows, preparation)
+    batches = _batches(dataset, range(len(rows)), 4, 0.5)
+    assert sorted(pick.row for batch in batches for pick in batch) == list(range(len(rows)))
+    for batch in batches:
+        assert len({dataset.language_of(pick.row) for pick in batch}) == 1 and len(batch) <= 4
+        seconds = [dataset.duration_s(pick.row) for pick in batch]
+        assert seconds == sorted(seconds, reverse=True)
+    assert len(_batches(dataset, range(len(rows)), "auto", 0.5)) == 2  # 240 s take them all, by language
+    assert {pick.slack_s for batch in batches for pick in batch} == {0.5}
 
 
 def test_generation_encodes_each_window_once_and_passes_no_features(lora_run, speech, monkeypatch):

@@ -69,6 +69,7 @@ def transcribe_rows(
     slack_s: float = math.inf,
     max_new_tokens: int,
     beams: int = 1,
+    stop_loops: bool = False,
     with_loss: bool = True,
     workers: int = 0,
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
@@ -84,6 +85,7 @@ def transcribe_rows(
         slack_s: seconds of silence behind the longest clip of a batch; infinite: the model's whole window.
         max_new_tokens: limit on generation; 0: no text is made, for the losses alone.
         beams: 1 is greedy.
+        stop_loops: whether a transcript that only repeats itself is ended; greedy only.
         with_loss: also the teacher-forced loss of the references.
         workers: processes that read audio.
         autocast: gives the context of reduced precision.
@@ -107,7 +109,8 @@ def transcribe_rows(
                 language = dataset.language_of(picked[0].row)
                 found.transcripts += _transcribe_batch(
                     model, dataset.preparation, batch, language=language, task=dataset.task,
-                    max_new_tokens=max_new_tokens, beams=beams, with_loss=with_loss, autocast=autocast,
+                    max_new_tokens=max_new_tokens, beams=beams, stop_loops=stop_loops, with_loss=with_loss,
+                    autocast=autocast,
                 )  # fmt: skip
             found.left_out += batch["left_out"]
             progress(len(picked))
@@ -135,7 +138,7 @@ def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str,
 
 def _transcribe_batch(
     model, preparation: Preparation, batch: dict, *, language: str | None, task: str, max_new_tokens: int, beams: int,
-    with_loss: bool, autocast: Callable,
+    stop_loops: bool, with_loss: bool, autocast: Callable,
 ) -> list[Transcript]:  # fmt: skip
     import torch
     from transformers.modeling_outputs import BaseModelOutput
@@ -158,14 +161,49 @@ def _transcribe_batch(
             losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
             del logits, each
         sequences: list[list[int]] = [[] for _ in batch["rows"]]
+        loops = Loops(len(sequences), eot=preparation.eot) if stop_loops and beams == 1 else None
         if max_new_tokens:
             sequences = generate(
-                whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams
-            )
+                whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams,
+                loops=loops,
+            )  # fmt: skip
+    looped = loops.found.tolist() if loops else [False] * len(sequences)
     return [
-        Transcript(row, preparation.decode(ids), len(ids), 0 < max_new_tokens <= len(ids), loss, count)
-        for row, ids, loss, count in zip(batch["rows"], sequences, losses, counts, strict=True)
+        Transcript(row, preparation.decode(ids), len(ids), stopped or 0 < max_new_tokens <= len(ids), loss, count)
+        for row, ids, stopped, loss, count in zip(batch["rows"], sequences, looped, losses, counts, strict=True)
     ]
+
+
+class Loops:
+    """A stopping criterion: ends a transcript whose tail repeats itself with a period of up to 32 tokens.
+
+    Four periods and 24 tokens at least must be equal, which no transcript of speech has. What it ends is counted like
+    what reaches the limit.
+    """
+
+    longest_period, least_tokens, every = 32, 24, 4
+
+    def __init__(self, n_clips: int, *, eot: int):
+        import torch
+
+        self.eot = eot
+        self.found = torch.zeros(n_clips, dtype=torch.bool)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        """bool (batch,): which of the sequences (batch, n_tokens) are done."""
+        import torch
+
+        n_tokens = input_ids.shape[1]
+        if n_tokens % self.every == 0:  # a look costs little, but not nothing
+            found, ended = torch.zeros_like(input_ids[:, 0], dtype=torch.bool), input_ids[:, -1] == self.eot
+            for period in range(1, self.longest_period + 1):
+                n_equal = max(self.least_tokens, 4 * period) - period
+                if n_tokens < n_equal + period:
+                    break
+                tail = input_ids[:, n_tokens - n_equal :]
+                found |= (tail == input_ids[:, n_tokens - n_equal - period : n_tokens - period]).all(dim=1)
+            self.found = self.found.to(found.device) | (found & ~ended)  # behind its end a transcript is padded with it
+        return self.found.to(input_ids.device)
 
 
 def generate(
@@ -177,6 +215,7 @@ def generate(
     task: str,
     max_new_tokens: int,
     beams: int = 1,
+    loops: Loops | None = None,
 ) -> list[list[int]]:
     """Token ids of each clip, without prefix and end-of-text.
 
@@ -187,7 +226,7 @@ def generate(
     with _errors_only():
         output = whisper.generate(
             encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
-            return_timestamps=False,
+            return_timestamps=False, stopping_criteria=[loops] if loops else None,
             force_unique_generate_call=True,  # else a stray timestamp token makes it look for audio it was not given
             **words,
         )  # fmt: skip

@@ -262,12 +262,13 @@ def _fit(
 
     limits = {name: training_limit(data, preparation) for name, data in (("eval", speech.eval), speech.scored)}
 
-    def score(split: str, rows: Sequence[int], limit: int, label: str, slack_s: float = math.inf) -> Transcripts:
+    def score(split: str, rows: Sequence[int], limit: int, label: str, *, slack_s: float = math.inf,
+              selecting: bool = False) -> Transcripts:  # fmt: skip
         dataset = speech.eval if split == "eval" else speech.test
         with _bar(f"scoring {label}", len(rows), progress) as update:
             found = transcribe_rows(
                 trainer.model, dataset, rows, batch_size=recipe.evaluate.batch_size,
-                slack_s=slack_s, max_new_tokens=limit,
+                slack_s=slack_s, stop_loops=selecting, max_new_tokens=limit,
                 beams=recipe.evaluate.beams, workers=recipe.train.workers, progress=update,
                 autocast=trainer.accelerator.autocast,
             )  # fmt: skip
@@ -281,7 +282,7 @@ def _fit(
     short = math.inf if recipe.features.window == "full" else recipe.features.slack_s
 
     def evaluate_model() -> dict:
-        result = figures(speech.eval, score("eval", selection, limits["eval"], "eval", short))
+        result = figures(speech.eval, score("eval", selection, limits["eval"], "eval", slack_s=short, selecting=True))
         return {**result, "loss": result["token_loss"]}
 
     trainer.evaluate_model = evaluate_model
