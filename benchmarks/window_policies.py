@@ -128,9 +128,9 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
         ],
         "validation": token_losses(run, speech / "validation", "full"),
     }  # fmt: skip
-    if policy in ("full", WINNER):
+    if policy in ("full", WINNER) and seed == 1:
         result["test"] = token_losses(run, speech / "test", "full")
-    if policy != "full":
+    if policy != "full" and seed == 1:
         own = str(POLICIES[policy]["features.window"])
         result["validation_own_window"] = token_losses(run, speech / "validation", own)
     if mode == "lora" and seed == 1 and policy in ("full", WINNER, "tight"):
