@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--steps", default=100, show_default=True)
 @click.option("--precision", default="bf16", show_default=True, help="bf16 autocast pays on CPUs with avx512_bf16.")
-def main(mode: str, work: Path, steps: int, precision: str) -> None:
+@click.option("--window", default="condensed", show_default=True)
+def main(mode: str, work: Path, steps: int, precision: str, window: str) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
     speech, run = shared / "data" / "hindi_tts", work / mode
     if (run / "run.json").exists():
@@ -37,7 +38,7 @@ def main(mode: str, work: Path, steps: int, precision: str) -> None:
             "model.name": str(shared / "models" / "whisper-base"), "model.language": "hi", "train.mode": mode,
             "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"),
             "data.test": str(speech / "test"), "train.steps": steps, "train.batch_size": 8,
-            "train.precision": precision, "evaluate.every_steps": max(1, steps // 2), "evaluate.max_clips": 32,
+            "train.precision": precision, "features.window": window, "evaluate.every_steps": max(1, steps // 2), "evaluate.max_clips": 32,
         }  # fmt: skip
         facts = whisper_peft.train(changes=changes, output=run, say=print, progress=True).facts
     merges = {}
@@ -51,7 +52,7 @@ def main(mode: str, work: Path, steps: int, precision: str) -> None:
             merges[dtype] = {key: report[key] for key in kept}
     figures = {
         "data": "hindi_tts (synthetic): 524 train, 70 validation, 90 test clips", "model": "whisper-base",
-        "mode": mode, "precision": precision, "gradient_checkpointing": False, "window": "full (30 s)",
+        "mode": mode, "precision": precision, "gradient_checkpointing": False, "window": window,
         "batch_size": 8, "threads": torch.get_num_threads(), "merge": merges,
         **{key: facts[key] for key in ("device", "steps", "best_step", "train_seconds", "seconds", "versions")},
         **{key: {name: facts[key][name] for name in ("clips", "wer", "cer", "wer_normalized", "cer_normalized",

@@ -178,9 +178,7 @@ def main(parts: tuple[str, ...]) -> None:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(f"\n{part}")
         for row in found:
-            shown = (
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-            )
+            shown = (f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in row.items())
             print("  " + "  ".join(shown))
 
 

@@ -164,6 +164,53 @@ def table() -> None:
                 print(line)
 
 
+COLOURS = ("#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e")
+
+
+def plot(path: Path) -> None:
+    """Training loss of each policy against steps and against minutes, seed 1, as an SVG."""
+    panels, legend = [], {}
+    for row, mode in enumerate(MODES):
+        found = [load(mode, policy, 1, MODES[mode]["steps"]) for policy in POLICIES]
+        found = [one for one in found if one]
+        for column, unit in enumerate(("steps", "minutes")):
+            lines = []
+            for one in found:
+                at = [sum(one["step_s"][:step]) / 60 if unit == "minutes" else step for step, _ in one["train_loss"]]
+                lines.append((one["policy"], at, [loss for _, loss in one["train_loss"]]))
+                legend[one["policy"]] = COLOURS[list(POLICIES).index(one["policy"])]
+            if lines:
+                panels.append(panel(lines, f"{mode}: training loss, by {unit}", 60 + 400 * column, 40 + 290 * row))
+    names = "".join(
+        f'<text x="{60 + 130 * number}" y="625" fill="{colour}">{name}</text>'
+        for number, (name, colour) in enumerate(legend.items())
+    )
+    path.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 640" font-family="sans-serif" font-size="11">'
+        f'<rect width="860" height="640" fill="white"/>{"".join(panels)}{names}</svg>\n'
+    )
+
+
+def panel(lines: list[tuple], title: str, left: float, top: float, width: float = 340, height: float = 210) -> str:
+    """One pair of axes with a line a policy."""
+    far = max(max(at) for _, at, _ in lines)
+    high = max(max(losses) for _, _, losses in lines)
+    parts = [
+        f'<text x="{left}" y="{top - 8}" font-weight="bold">{title}</text>',
+        f'<path d="M{left},{top} v{height} h{width}" fill="none" stroke="#888"/>',
+        f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">{far:.0f}</text>',
+        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.1f}</text>',
+        f'<text x="{left - 4}" y="{top + height}" text-anchor="end">0</text>',
+    ]
+    for policy, at, losses in lines:
+        points = " ".join(
+            f"{left + width * x / far:.1f},{top + height * (1 - y / high):.1f}" for x, y in zip(at, losses, strict=True)
+        )
+        colour = COLOURS[list(POLICIES).index(policy)]
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+    return "".join(parts)
+
+
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--table", "only_table", is_flag=True)
@@ -176,6 +223,7 @@ def main(work: Path, only_table: bool) -> None:
             break
         one_run(work, shared, *missing[0])
     table()
+    plot(HERE.parent / "docs" / "windows.svg")
 
 
 if __name__ == "__main__":

@@ -310,6 +310,7 @@ def build_model(
     *,
     lora: dict | None = None,
     freeze: str | None = None,
+    autocast_dtype: torch.dtype | None = None,
 ) -> WhisperForConditionalGeneration | PeftModel:
     """The model that is trained; the one place where full and LoRA part.
 
@@ -318,6 +319,8 @@ def build_model(
         mode: full or lora.
         lora: arguments of `add_adapter`.
         freeze: "encoder", or None.
+        autocast_dtype: what the model will be run in. An adapter's base is then held in it: autocast would make the
+            same of it in every forward, and at twice the memory.
 
     Raises:
         UserError: full fine-tuning of an adapter.
@@ -341,7 +344,18 @@ def build_model(
         model.get_base_model().get_encoder().requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("train.freeze: leaves nothing to train with these lora.targets.")
+    if autocast_dtype is not None:
+        hold_frozen(model, autocast_dtype)
     return model
+
+
+def hold_frozen(model, dtype: torch.dtype) -> None:
+    """Casts the linear and convolution layers that are not trained; what autocast keeps in float32 stays so."""
+    from torch.nn import Conv1d, Linear
+
+    for module in model.modules():
+        if type(module) in (Conv1d, Linear) and not any(p.requires_grad for p in module.parameters()):
+            module.to(dtype)
 
 
 def load_model(name: str | Path, *, dtype: torch.dtype | str | None = None, base: str | None = None):

@@ -96,6 +96,7 @@ def train(
         UserError: settings, data or model that cannot be used; too many clips left out.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
+    import torch
     from transformers import set_seed
 
     began = time.monotonic()
@@ -153,7 +154,10 @@ def train(
         check_unchanged(run, facts, speech, located)
     located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
     set_seed(recipe.train.seed)
-    model = build_model(located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze)
+    model = build_model(
+        located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze,
+        autocast_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision),
+    )  # fmt: skip
     if resume is None:  # all that can be refused has been: a folder appears only for a run that can begin
         with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
             save_recipe(recipe, folder / runs.RECIPE)
