@@ -38,7 +38,8 @@ def main(mode: str, work: Path, steps: int, precision: str, window: str) -> None
             "model.name": str(shared / "models" / "whisper-base"), "model.language": "hi", "train.mode": mode,
             "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"),
             "data.test": str(speech / "test"), "train.steps": steps, "train.batch_size": 8,
-            "train.precision": precision, "features.window": window, "evaluate.every_steps": max(1, steps // 2), "evaluate.max_clips": 32,
+            "train.precision": precision, "features.window": window,
+            "evaluate.every_steps": max(1, steps // 2), "evaluate.max_clips": 32,
         }  # fmt: skip
         facts = whisper_peft.train(changes=changes, output=run, say=print, progress=True).facts
     merges = {}

@@ -62,7 +62,7 @@ def main(
     # The model: the base, frozen, with a fresh adapter on its attention and MLP layers.
     set_seed(seed)
     base = whisper_peft.load_base(located.base)
-    whisper_peft.condense_silence(base, "condensed")  # windows end half a second after their longest clip: see docs
+    whisper_peft.condense_silence(base, "condensed")  # windows end 0.2 s after their longest clip: docs/windows.md
     base.generation_config.language, base.generation_config.task = language, "transcribe"
     model = whisper_peft.add_adapter(base, rank=32, alpha=64, dropout=0.05, targets="attention+mlp").to(device)
 
@@ -78,7 +78,7 @@ def main(
 
     # Batches: an optimizer step is a seeded list of clips, clips of like length together.
     order = whisper_peft.steps(
-        len(speech["train"]), batch_size, seed=seed, duration_s=speech["train"].duration_s, slack_s=lambda step: 0.5
+        len(speech["train"]), batch_size, seed=seed, duration_s=speech["train"].duration_s, slack_s=lambda step: 0.2
     )
     batches = DataLoader(
         speech["train"], batch_sampler=itertools.islice(order, steps), num_workers=workers,

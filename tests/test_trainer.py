@@ -56,7 +56,7 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
     trainer = SpeechTrainer(
         built, training_arguments(recipe, folder), dataset=dataset, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s,
-        slack_s=slack_policy(recipe.features.window, slack_s=recipe.features.slack_s),
+        slack_s=slack_policy(recipe.features.window),
         evaluate_model=lambda: {"wer": 1.0}, callbacks=list(callbacks),
     )  # fmt: skip
     return trainer
@@ -159,6 +159,33 @@ def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_pa
     assert max(counts) > 2 * min(counts)
     assert ours == pytest.approx(np.average(means, weights=counts), abs=1e-4)
     assert abs(ours - np.mean(means)) > 1e-3  # the mean of means is another number here
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_and_its_gradient_are_cross_entropys(dtype):
+    from whisper_peft import token_loss_sum
+
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 50, (3, 31), generator=draw)  # 93 rows: not a multiple of those taken at a time
+    labels[1, 20:] = -100
+    logits = torch.randn(3, 31, 50, generator=draw).to(dtype)
+    results = []
+    for loss in (
+        token_loss_sum,
+        lambda a, b: torch.nn.functional.cross_entropy(a.float().flatten(0, 1), b.flatten(), reduction="sum"),
+    ):
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, labels) / 7
+        value.backward()
+        assert torch.equal(leaf.detach(), logits)
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(*(value for value, _ in results))
+    torch.testing.assert_close(
+        *(gradient for _, gradient in results), atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 1e-2
+    )
+    assert (results[0][1][1, 20:] == 0).all()
+    with torch.no_grad():
+        assert token_loss_sum(logits, labels) / 7 == results[0][0]
 
 
 def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, tmp_path):

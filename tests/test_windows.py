@@ -136,6 +136,34 @@ def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
     assert preparation.decode(chosen) == found.transcripts[0].text
 
 
+@pytest.mark.parametrize("kind", ["encoder", "causal", "cross", "cross with a mask"])
+def test_plain_attention_equals_the_fused_one(kind):
+    """On a CPU in bf16, where it is quicker."""
+    from types import SimpleNamespace
+
+    from whisper_peft.model.attention import attention
+
+    draw = torch.Generator().manual_seed(0)
+    n_keys = 40 if "cross" in kind else 24
+    query = torch.randn(2, 3, 24, 16, generator=draw)
+    key, value = (torch.randn(2, 3, n_keys, 16, generator=draw) for _ in range(2))
+    mask = torch.randn(1, 1, 1, n_keys, generator=draw) if "mask" in kind else None
+    module = SimpleNamespace(is_causal=kind == "causal", training=False, num_key_value_groups=1)
+
+    def call(dtype: torch.dtype) -> torch.Tensor:
+        some = (one.to(dtype) for one in (query, key, value))
+        return attention(module, *some, None if mask is None else mask.to(dtype), scaling=0.25)[0]
+
+    assert call(torch.bfloat16).dtype == torch.bfloat16
+    torch.testing.assert_close(call(torch.bfloat16).float(), call(torch.float32), atol=3e-2, rtol=3e-2)
+    if kind == "causal":
+        later = key.clone()
+        later[:, :, 12:] += 9.0  # what comes later is not seen
+        some = (one.bfloat16() for one in (query, later, value))
+        other = attention(module, *some, None, scaling=0.25)[0]
+        assert torch.equal(other[:, :12], call(torch.bfloat16)[:, :12])
+
+
 def test_half_precision_and_gradient_checkpointing(dataset):
     model = load_base(str(QUICKSTART / "model"))
     condense_silence(model, "condensed")

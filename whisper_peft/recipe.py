@@ -53,7 +53,7 @@ class Features:
     """How a clip becomes input."""
 
     window: str = "condensed"  # of the audio: full, condensed or tight
-    slack_s: float = 0.5  # silence behind the longest clip of a step, where the window is not full
+    slack_s: float | None = None  # silence behind the longest clip of a step; null: 0.2 condensed, 0.5 tight
     full_share: float = 0.0  # share of steps, at random, that get the full window all the same
     full_last: float = 0.0  # share of steps at the end that do
     timestamps: float = 0.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from whisper_peft.data.dataset import Pick
 
+SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}  # of a window, where the user says nothing
 LOOK_AHEAD = 256  # rows whose headers are read at a time to put like lengths together
 
 
@@ -63,24 +64,32 @@ def steps(
 
 
 def slack_policy(
-    window: str, *, slack_s: float, full_share: float = 0.0, full_last: float = 0.0, n_steps: int = 0, seed: int = 0
+    window: str,
+    *,
+    slack_s: float | None = None,
+    full_share: float = 0.0,
+    full_last: float = 0.0,
+    n_steps: int = 0,
+    seed: int = 0,
 ) -> Callable[[int], float]:
     """How much silence each optimizer step wants behind its longest clip, as a function of the step for `steps`.
 
     Args:
         window: "full": the model's whole window in every step; anything else: short ones.
-        slack_s: seconds behind the longest clip of a step on a short window.
+        slack_s: seconds behind the longest clip of a step on a short window; None: the window's usual ones.
         full_share: share of steps, drawn by the seed, that get the whole window all the same.
         full_last: share of steps at the end of the run that do.
         n_steps: of the run.
         seed: of the draw.
     """
 
+    short = SLACK_S[window] if slack_s is None else slack_s
+
     def wanted(step: int) -> float:
         whole = window == "full" or (full_last > 0 and step >= n_steps * (1 - full_last))
         if whole or (full_share and np.random.default_rng((seed, step, 1)).random() < full_share):
             return math.inf
-        return slack_s
+        return short
 
     return wanted
 

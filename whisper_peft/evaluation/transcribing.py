@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.audio import AudioError, duration_s
-from whisper_peft.data.batching import clips_at_once
+from whisper_peft.data.batching import SLACK_S, clips_at_once
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED, Preparation
@@ -19,7 +19,7 @@ from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of
 from whisper_peft.model.head import logits_at
-from whisper_peft.recipe import CHOICES, Features
+from whisper_peft.recipe import CHOICES
 
 if TYPE_CHECKING:
     import torch
@@ -317,7 +317,7 @@ def set_window(model, window: str) -> float:
     if window not in CHOICES["features.window"]:
         raise UserError(f"--window {window}: expected one of {', '.join(CHOICES['features.window'])}.")
     condense_silence(model, window)
-    return math.inf if window == "full" else Features().slack_s
+    return SLACK_S[window]
 
 
 def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:

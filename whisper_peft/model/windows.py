@@ -22,6 +22,8 @@ from torch.nn.functional import dropout, gelu
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder, WhisperEncoderLayer
 
+from whisper_peft.model import attention
+
 EDGE_FRAMES = 8  # of silence behind a window, so that the convolutions end in it; a multiple of their stride
 # transformers 4 has an argument without default here
 LAYER_OPTIONS = {
@@ -31,6 +33,7 @@ LAYER_OPTIONS = {
 
 def window_encoder(model) -> None:
     """Lets a Whisper take windows of any even number of frames; on the whole window it computes what it did."""
+    model.set_attn_implementation(attention.NAME)
     inner = model.model
     inner.encoder = _of_class(WindowedEncoder, inner.encoder)
     for layer in inner.decoder.layers:

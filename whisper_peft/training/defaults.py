@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import steps_per_epoch
+from whisper_peft.data.batching import SLACK_S, steps_per_epoch
 from whisper_peft.data.text import has_spaces, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Lora, Recipe
@@ -121,6 +121,7 @@ def resolve(
     spoken = {borrowed or language, *row_languages} - {None}
     if not multilingual and language not in (None, "en"):
         raise UserError(f"{model.name}: an English-only checkpoint cannot be given the language '{language}'.")
+    short = None if recipe.features.window == "full" else SLACK_S[recipe.features.window]
     best = evaluate.best_metric or ("wer" if all(map(has_spaces, spoken)) else "cer")
     available = get_available_reporting_integrations() if train.report_to else []
     for name in set(train.report_to) - set(available):
@@ -136,6 +137,7 @@ def resolve(
             micro_batch_s=train.micro_batch_s or micro_batch_s(train.batch_size, window_s),
             workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
         ),
+        features=dataclasses.replace(recipe.features, slack_s=recipe.features.slack_s or short),
         evaluate=dataclasses.replace(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),

@@ -9,20 +9,50 @@ from whisper_peft.data.features import IGNORED
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROWS = 32  # of logits in float32 at a time: 51,865 of a vocabulary each, about what a CPU's cache holds
+
 
 def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy; divided by the target tokens of the whole step it is the token mean.
 
     The model's own loss is a mean over a micro-batch, and a mean of such means weights short micro-batches too much.
+    Computed in float32 a few rows at a time, the gradient along with it: all logits in float32, their logarithms and
+    their gradient would be the largest tensors of a step on short windows.
 
     Args:
-        logits: (..., vocab), any float type; computed in float32. The trainer gives (n_targets, vocab).
+        logits: (..., vocab), any float type. The trainer gives (n_targets, vocab).
         labels: int64 (...), -100 where no loss is taken.
 
     Returns:
         float32 scalar, in nats.
     """
-    from torch.nn.functional import cross_entropy
+    import torch
 
-    flat = logits.float().reshape(-1, logits.shape[-1])
-    return cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum")
+    class SummedCrossEntropy(torch.autograd.Function):
+        """Forward makes the gradient, in the logits' type; backward only scales it."""
+
+        @staticmethod
+        def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+            wanted = ctx.needs_input_grad[0]
+            gradient = torch.empty_like(logits) if wanted else None
+            total = torch.zeros((), dtype=torch.float32, device=logits.device)
+            for start in range(0, len(logits), ROWS):
+                rows = logits[start : start + ROWS].to(torch.float32, copy=True)
+                targets = labels[start : start + ROWS, None]
+                taken = targets != IGNORED
+                targets = targets.where(taken, 0)
+                log_total = rows.logsumexp(dim=1, keepdim=True)
+                total += ((log_total - rows.gather(1, targets)) * taken).sum()
+                if wanted:
+                    rows = rows.sub_(log_total).exp_()  # the probabilities
+                    rows.scatter_add_(1, targets, torch.full_like(log_total, -1.0))
+                    gradient[start : start + ROWS] = rows.mul_(taken)
+            ctx.gradient = gradient
+            return total
+
+        @staticmethod
+        def backward(ctx, scale: Tensor) -> tuple[Tensor, None]:
+            gradient, ctx.gradient = ctx.gradient, None  # scaled where it lies: there is no second backward
+            return gradient.mul_(scale), None
+
+    return SummedCrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
