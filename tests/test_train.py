@@ -380,6 +380,19 @@ def test_an_adapter_that_is_gone_on_with_keeps_its_rank_and_says_so(lora_run, sp
     assert recipe.lora.rank == 4 and any("lora.rank: the adapter" in line and "has 4" in line for line in said)
 
 
+def test_the_hours_of_a_large_corpus_are_estimated_from_a_sample(tiny_model, speech, monkeypatch):
+    from whisper_peft import SpeechDataset, load_preparation, load_source
+    from whisper_peft.training import facts
+
+    dataset = SpeechDataset(load_source(str(speech / "train")), load_preparation(str(tiny_model)), language="hi")
+    asked = []
+    dataset.duration_s = lambda row: asked.append(row) or 36.0 * (1 + row % 2)
+    assert facts.hours(dataset, {1, 3}) == pytest.approx((6 * 36 + 4 * 72) / 3600, abs=1e-3) and len(asked) == 10
+    monkeypatch.setattr(facts, "MOST_HEADERS", 5)
+    asked.clear()
+    assert 0.1 <= facts.hours(dataset, {1, 3}) <= 0.2 and len(asked) == 5 and not {1, 3} & set(asked)
+
+
 def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = train(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}), dry_run=True)

@@ -1,8 +1,8 @@
 """Attention on short windows on a CPU in bf16: by plain matrix products.
 
 There, torch's fused kernel takes twice the time of a product, a softmax and another product, and its backward three
-times (for one query, as in generation, seven); and its reason, not to hold the scores, does not count: they are few. Everywhere else this is
-transformers' own `sdpa`. Imported only when a model is loaded.
+times (for one query, as in generation, seven); and its reason, not to hold the scores, does not count: they are few.
+Everywhere else this is transformers' own `sdpa`. Imported only when a model is loaded.
 """
 
 from __future__ import annotations

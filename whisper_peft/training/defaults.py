@@ -108,9 +108,7 @@ def resolve(
     if torch.backends.mps.is_available() and not torch.cuda.is_available():
         remarks.append("the MPS device is used, on which this package was never tested.")
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
-        remarks.append(
-            "several GPUs are visible; one is used; several at a time (accelerate launch) were never tested."
-        )
+        remarks.append("several GPUs are visible; one is used.")
     wanted = precision() if train.precision == "auto" else train.precision
     if wanted == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision: fp16 needs a CUDA device; take auto or fp32.")
