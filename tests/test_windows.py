@@ -136,7 +136,25 @@ def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
     assert preparation.decode(chosen) == found.transcripts[0].text
 
 
-@pytest.mark.parametrize("kind", ["encoder", "causal", "cross", "cross with a mask"])
+def test_generation_in_bf16_is_that_in_float32(whisper, dataset):
+    """One query at a time over cached keys: all of them are seen, in another kind of attention than in float32."""
+    condense_silence(whisper, "condensed")
+
+    def heard(**options) -> list[str]:
+        return [
+            one.text
+            for one in transcribe_rows(
+                whisper, dataset, range(12), slack_s=0.2, max_new_tokens=20, **options
+            ).transcripts
+        ]
+
+    exact = heard()
+    rounded = heard(autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    assert len(set(exact)) > 6
+    assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 9
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal", "one query", "cross", "cross with a mask"])
 def test_plain_attention_equals_the_fused_one(kind):
     """On a CPU in bf16, where it is quicker."""
     from types import SimpleNamespace
@@ -145,10 +163,10 @@ def test_plain_attention_equals_the_fused_one(kind):
 
     draw = torch.Generator().manual_seed(0)
     n_keys = 40 if "cross" in kind else 24
-    query = torch.randn(2, 3, 24, 16, generator=draw)
+    query = torch.randn(2, 3, 1 if kind == "one query" else 24, 16, generator=draw)
     key, value = (torch.randn(2, 3, n_keys, 16, generator=draw) for _ in range(2))
     mask = torch.randn(1, 1, 1, n_keys, generator=draw) if "mask" in kind else None
-    module = SimpleNamespace(is_causal=kind == "causal", training=False, num_key_value_groups=1)
+    module = SimpleNamespace(is_causal=kind in ("causal", "one query"), training=False, num_key_value_groups=1)
 
     def call(dtype: torch.dtype) -> torch.Tensor:
         some = (one.to(dtype) for one in (query, key, value))

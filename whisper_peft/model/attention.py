@@ -28,8 +28,9 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     scores = (query if scaling == 1.0 else query * scaling) @ key.transpose(2, 3)
-    if attention_mask is None and module.is_causal:
-        attention_mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril()
+    n_queries, n_keys = scores.shape[2:]
+    if attention_mask is None and module.is_causal and n_queries > 1:
+        attention_mask = torch.ones((n_queries, n_keys), dtype=torch.bool).tril(n_keys - n_queries)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     elif attention_mask is not None:
