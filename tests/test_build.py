@@ -17,21 +17,17 @@ from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_che
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import (
-    BASE_FACTS,
     add_adapter,
-    base_identity,
     build_model,
     load_adapter,
     load_base,
     load_model,
     load_preparation,
     load_processor,
-    locate,
     repair_generation_config,
     target_pattern,
-    weights_sha256,
-    with_base,
 )
+from whisper_peft.model.locating import BASE_FACTS, base_identity, locate, weights_sha256, with_base
 
 
 def trainable(model) -> set[str]:
@@ -544,3 +540,11 @@ def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
             load_model(copy, base=other)
     report = merge(copy, tmp_path / "merged", dtype="float32", language="hi")
     assert report["passed"] and (tmp_path / "merged" / "config.json").exists()
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "hindi").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="runs/hindy: no such folder; runs holds hindi.*write hf:runs/hindy"):
+        locate("runs/hindy")
+    assert locate("hf:runs/hindy").from_hub and locate("elsewhere/hindy").from_hub

@@ -25,9 +25,9 @@ ROOMS = {
         "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
         "batching", "collator", "checking",
     ),
-    "model": ("attention", "windows", "head", "build", "planning"),
+    "model": ("attention", "windows", "head", "locating", "build", "planning"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
-    "training": ("loss", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "train"),
+    "training": ("loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "train"),
     "delivery": ("merging", "exporting", "publishing", "demo"),
     "command line": ("cli", "__main__"),
 }  # fmt: skip
@@ -37,7 +37,10 @@ HEAVY = (
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.
-IMPORTED_LAZILY = ("whisper_peft.training.trainer", "whisper_peft.model.windows", "whisper_peft.model.attention")
+IMPORTED_LAZILY = (
+    "whisper_peft.training.trainer", "whisper_peft.training.callbacks", "whisper_peft.model.windows",
+    "whisper_peft.model.attention",
+)  # fmt: skip
 
 
 def position(module: str) -> tuple[int, int]:

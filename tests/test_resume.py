@@ -172,12 +172,12 @@ def test_a_half_written_checkpoint_is_ignored(uninterrupted, dropout_model, spee
 def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
     """The command line, which gets a signal in its third step."""
     from whisper_peft import cli
-    from whisper_peft.training import trainer
+    from whisper_peft.training import callbacks
 
     multiprocessing.set_start_method("fork", force=True)
     sys.stdout = sys.stderr = err.open("w")
     at = At(3, number=number)
-    trainer.ScheduleGoesOn.on_step_end = lambda self, args, state, control, **kwargs: at.on_step_end(
+    callbacks.ScheduleGoesOn.on_step_end = lambda self, args, state, control, **kwargs: at.on_step_end(
         args, state, control
     )
     sys.argv = ["whisper-peft", *arguments]

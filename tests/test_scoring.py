@@ -211,7 +211,7 @@ def test_every_kind_of_model(tiny_model, lora_run, full_run, speech, tmp_path):
     with pytest.raises(UserError, match="--language: the model does not say"):
         evaluate(tiny_model, speech / "test")
     (tmp_path / "nothing.csv").write_text("file_name,transcription\nnothing.wav,पानी\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no usable clip among 1"):
+    with pytest.raises(UserError, match="none of the 1 clips to score can be used"):
         evaluate(lora_run, tmp_path / "nothing.csv")
 
 

@@ -18,8 +18,9 @@ from conftest import WORDS, make_wave, tiny_recipe
 from whisper_peft import SpeechDataset, build_model, load_preparation, load_source, locate, runs, train
 from whisper_peft.data.batching import slack_policy
 from whisper_peft.training.arguments import training_arguments
+from whisper_peft.training.callbacks import GradientCheck
 from whisper_peft.training.defaults import resolve
-from whisper_peft.training.trainer import GradientCheck, OneDeviceArguments, SpeechTrainer, first_batches
+from whisper_peft.training.trainer import OneDeviceArguments, SpeechTrainer, first_batches
 
 
 @pytest.fixture(scope="module")

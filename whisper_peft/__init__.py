@@ -25,8 +25,8 @@ _ROOMS = {
         "load_base",
         "load_model",
         "load_preparation",
-        "locate",
     ),
+    "model.locating": ("locate",),
     "evaluation.normalizers": ("normalize",),
     "evaluation.metrics": (
         "score",

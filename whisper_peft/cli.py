@@ -19,6 +19,7 @@ SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .
 
 
 AT_LEAST_1 = click.IntRange(min=1)
+WINDOWS = click.Choice(["full", "condensed", "tight"])
 
 
 class ClipsAtOnce(click.ParamType):
@@ -144,11 +145,13 @@ def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, o
 @click.option("--epochs", type=float, help="Passes over the training clips (default: 3).")
 @click.option("--batch-size", type=int, help="Clips in one optimizer step.")
 @click.option("--learning-rate", type=float)
-@click.option("--window", help="Audio window: condensed (default), tight or full (30 s).")
+@click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed).")
+@click.option("--audio-column", help="Where the columns have other than the usual names.")
+@click.option("--text-column")
 @click.option("--quantize", help="8bit or 4bit base (not built yet).")
 @click.option("--seed", type=int)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable.")
-@click.option("--output", type=click.Path(), help="The new run folder (default: runs/<recipe or model>-<mode>-<n>).")
+@click.option("--output", type=click.Path(), help="The new run folder (default: runs/<recipe or model>-<n>).")
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with a run from its newest checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the resolved recipe; train nothing.")
 @output_options
@@ -157,7 +160,7 @@ def train(
     mode: str | None, model: str | None, language: str | None, language_token: str | None, task: str | None,
     train_source: tuple[str, ...], eval_source: str | None, test_source: str | None, steps: int | None,
     epochs: float | None, batch_size: int | None, learning_rate: float | None, window: str | None,
-    quantize: str | None, seed: int | None,
+    audio_column: str | None, text_column: str | None, quantize: str | None, seed: int | None,
 ) -> None:  # fmt: skip
     """Fine-tune as RECIPE says (a file, or the name of a shipped one), flags winning over it.
 
@@ -167,6 +170,7 @@ def train(
         "train.mode": mode, "model.name": model, "model.language": language, "model.language_token": language_token,
         "model.task": task, "data.train": train_source, "data.eval": eval_source, "data.test": test_source,
         "train.steps": steps, "train.epochs": epochs, "train.batch_size": batch_size,
+        "data.audio_column": audio_column, "data.text_column": text_column,
         "train.learning_rate": learning_rate, "features.window": window, "train.quantize": quantize,
         "train.seed": seed,
     }  # fmt: skip
@@ -222,11 +226,12 @@ def _train_lines(result) -> list[str]:
         lines.append(f"{final['reached_limit']} transcripts reached the generation limit.")
     lines.append("Next:")
     data = _data_of(result.run)
-    source = _shown_path(data.test or data.eval or data.train[0])
+    source = data.test or data.eval  # a held-out tenth is no source of its own, and the rest was learnt from
     columns = "".join(
         f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
     )
-    lines.append(f"  whisper-peft evaluate {shown} {source}{columns}")
+    if source:
+        lines.append(f"  whisper-peft evaluate {shown} {_shown_path(source)}{columns}")
     if facts["mode"] == "lora":
         lines.append(f"  whisper-peft merge {shown} {shown}-merged")
     lines.append(f"  whisper-peft transcribe {shown} {_first_clip(result.run)}")
@@ -259,7 +264,7 @@ def _shown_path(path: object) -> str:
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
-@click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
+@click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
@@ -280,7 +285,9 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
 
 
 def _score_lines(result: dict, output: str | None) -> list[str]:
-    lines = [f"{result['model']} on {result['source']}: {result['clips']} clips, {result['seconds']:.0f} s"]
+    language = f", language {result['language']}" if result["language"] else ""
+    lines = [f"{result['model']} on {result['source']}: {result['clips']} clips{language}, {result['window']} windows, "
+             f"{result['seconds']:.0f} s"]  # fmt: skip
     lines.append(f"  {'':18}{'rate':>8}  {'95 % interval':>17}{'subst.':>8}{'delet.':>8}{'insert.':>8}")
     for key, name in (("wer", "WER"), ("cer", "CER"), ("wer_normalized", "WER, normalised"),
                       ("cer_normalized", "CER, normalised")):  # fmt: skip
@@ -305,7 +312,7 @@ def _score_lines(result: dict, output: str | None) -> list[str]:
 @click.argument("output", metavar="OUT", type=click.Path())
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: the base's own.")
 @click.option("--base", help="The adapter's base, if it has moved.")
-@click.option("--check", metavar="SRC", help="Clips to compare on (default: the run's own evaluation clips).")
+@click.option("--check", metavar="SRC", help="Clips to compare on (default: the run's own).")
 @click.option("--language", help="Of the check clips, where nothing else says.")
 @output_options
 def merge(out: Printer, model: str, output: str, **options) -> None:
@@ -329,7 +336,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.option("--language", help="Name or code (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
-@click.option("--window", default="full", show_default=True, help=WINDOW_HELP)
+@click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
 @click.option("--base", help="The adapter's base, if it has moved.")
 @output_options

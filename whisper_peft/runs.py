@@ -42,6 +42,8 @@ def new_folder(path: str | Path, remedy: str = "choose another place") -> Iterat
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        for file in folder.rglob("*"):  # and safetensors writes its files as 0600
+            file.chmod(file.stat().st_mode | 0o444)
         refuse_existing(path, remedy)
         folder.rename(path)
     except BaseException:

@@ -15,16 +15,13 @@ from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate, to_device
 from whisper_peft.model.build import (
-    Located,
     load_adapter,
     load_base,
     load_model,
     load_preparation,
-    locate,
     whisper_of,
-    with_base,
-    without_bars,
 )
+from whisper_peft.model.locating import Located, locate, with_base, without_bars
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 

@@ -24,7 +24,8 @@ from whisper_peft.evaluation.transcribing import (
     to_device,
     transcribe_rows,
 )
-from whisper_peft.model.build import Located, load_model
+from whisper_peft.model.build import load_model
+from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe, load_recipe
 
 
@@ -38,8 +39,8 @@ def figures(dataset: SpeechDataset, found: Transcripts) -> dict:
         UserError: no clip could be read.
     """
     if not found.transcripts:
-        reasons = "; ".join(f"{one.place or one.audio}: {one.reason}" for one in found.left_out[:3])
-        raise UserError(f"no usable clip among {len(found.left_out)} ({reasons}).")
+        reasons = "; ".join(f"{one.place}: {one.audio}: {one.reason}" for one in found.left_out[:3])
+        raise UserError(f"none of the {len(found.left_out)} clips to score can be used ({reasons}).")
     references = [dataset.text(one.row) for one in found.transcripts]
     tokens = sum(one.loss_tokens for one in found.transcripts)
     return {

@@ -15,7 +15,7 @@ from whisper_peft import __version__
 from whisper_peft.data import sources
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import Located, base_identity
+from whisper_peft.model.locating import Located, base_identity
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
 

@@ -14,6 +14,8 @@ from whisper_peft.data.text import clean_text
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
 
+FEW_CLIPS = 20
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -81,6 +83,8 @@ def overlap_remarks(rows: Rows) -> list[str]:
         return {(row.audio, row.start_s, row.end_s) for row in some}
 
     test, remarks = clips(rows.test or []), []
+    if len(rows.eval) < FEW_CLIPS:
+        remarks.append(f"{len(rows.eval)} eval clips choose the best checkpoint: too few to tell checkpoints apart.")
     for name, others in (("train", rows.train), ("eval", rows.eval)):
         if shared := len(test & clips(others)):
             remarks.append(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import slack_policy
+from whisper_peft.data.batching import slack_policy, steps_per_epoch
 from whisper_peft.data.dataset import Augment
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.text import language_code
@@ -27,15 +27,13 @@ from whisper_peft.evaluation.transcribing import (
     transcribe_rows,
 )
 from whisper_peft.model.build import (
-    Located,
     build_model,
     condense_silence,
     load_config,
     load_preparation,
-    locate,
     target_pattern,
-    with_base,
 )
+from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.recipe import Recipe, absolute, load_recipe, override, refuse_elsewhere, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
@@ -222,8 +220,9 @@ def _fit(
 ) -> TrainResult:  # fmt: skip
     from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 
-    from whisper_peft.training import trainer as parts
+    from whisper_peft.training import callbacks as events
     from whisper_peft.training.loss import token_loss_sum
+    from whisper_peft.training.trainer import SpeechTrainer
 
     checkpoint = next(reversed(runs.complete_checkpoints(run)), None)
     start = runs.checkpoint_step(checkpoint) if checkpoint else 0
@@ -239,24 +238,24 @@ def _fit(
         full_last=recipe.features.full_last, n_steps=recipe.train.steps, seed=recipe.train.seed,
     )  # fmt: skip
 
-    left_out = parts.LeftOutRule(
+    left_out = events.LeftOutRule(
         run, n_rows=len(speech.train), batch_size=recipe.train.batch_size, start=start,
         max_share=recipe.data.max_left_out, to_record=left_out_record,
     )  # fmt: skip
-    signals = parts.Signals()
-    extra = [parts.GradientCheck(), parts.ScheduleGoesOn(), left_out, signals, *callbacks, parts.LastStep()]
+    signals = events.Signals()
+    extra = [events.GradientCheck(), events.ScheduleGoesOn(), left_out, signals, *callbacks, events.LastStep()]
     if progress:
-        extra.append(parts.Progress(recipe.train.batch_size))
+        extra.append(events.Progress(recipe.train.batch_size))
     if "tensorboard" in recipe.train.report_to:
         extra.append(tensorboard_callback(run))
     if recipe.train.early_stopping:
         extra.append(EarlyStoppingCallback(early_stopping_patience=recipe.train.early_stopping))
-    per_epoch = parts.steps_per_epoch(len(speech.train), recipe.train.batch_size)
-    extra.append(parts.RunFiles(
+    per_epoch = steps_per_epoch(len(speech.train), recipe.train.batch_size)
+    extra.append(events.RunFiles(
         run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch,
         cut_short=lambda: bool(signals.received or left_out.stopped),
     ))  # fmt: skip
-    trainer = parts.SpeechTrainer(
+    trainer = SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
         micro_batch_s=recipe.train.micro_batch_s, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
@@ -287,6 +286,9 @@ def _fit(
 
     def evaluate_model() -> dict:
         result = figures(speech.eval, score("eval", selection, limits["eval"], "eval", slack_s=short, selecting=True))
+        say(
+            f"Step {trainer.state.global_step} of {recipe.train.steps}: {_rates(result)} on {result['clips']} eval clips."
+        )
         return {**result, "loss": result["token_loss"]}
 
     trainer.evaluate_model = evaluate_model
