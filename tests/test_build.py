@@ -545,6 +545,6 @@ def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "hindi").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="runs/hindy: no such folder; runs holds hindi.*write hf:runs/hindy"):
+    with pytest.raises(UserError, match=r"runs/hindy: no such folder; runs holds hindi.*write hf:runs/hindy"):
         locate("runs/hindy")
     assert locate("hf:runs/hindy").from_hub and locate("elsewhere/hindy").from_hub

@@ -195,11 +195,14 @@ def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
         recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
         train(recipe, output=tmp_path / "run", dry_run=True, say=said.append)
         notes = [line for line in said if line.startswith("Note: ")]
+        few = [line for line in notes if "4 eval clips choose the best checkpoint" in line]  # the splits are small here
+        notes = [line for line in notes if line not in few]
+        assert len(few) == 1
         assert len(notes) == 1 and remark in notes[0]
         assert not (tmp_path / "run").exists()
     said = []
     train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run", dry_run=True, say=said.append)
-    assert said and not any(line.startswith("Note") for line in said)
+    assert said and [line for line in said if line.startswith("Note")] == few
 
 
 @pytest.mark.parametrize("d_model", [384, 512, 768, 1024, 1280])

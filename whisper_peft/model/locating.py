@@ -56,8 +56,8 @@ def locate(name: str | Path) -> Located:
     if path.parent.is_dir():  # "runs/mine" with a runs/ here is a folder that is missing, not somebody's model
         near = sorted(folder.name for folder in path.parent.iterdir() if folder.is_dir() and folder.name[0] != ".")
         raise UserError(
-            f"{text}: no such folder; {path.parent} holds {', '.join(near[:8]) or 'none'}. For a model on the Hub write "
-            f"{HUB_PREFIX}{text}."
+            f"{text}: no such folder; {path.parent} holds {', '.join(near[:8]) or 'none'}. For a model on the Hub "
+            f"write {HUB_PREFIX}{text}."
         )
     return Located(text, text, from_hub=True)
 

@@ -286,9 +286,8 @@ def _fit(
 
     def evaluate_model() -> dict:
         result = figures(speech.eval, score("eval", selection, limits["eval"], "eval", slack_s=short, selecting=True))
-        say(
-            f"Step {trainer.state.global_step} of {recipe.train.steps}: {_rates(result)} on {result['clips']} eval clips."
-        )
+        step, steps = trainer.state.global_step, recipe.train.steps
+        say(f"Step {step} of {steps}: {_rates(result)} on {result['clips']} eval clips.")
         return {**result, "loss": result["token_loss"]}
 
     trainer.evaluate_model = evaluate_model
