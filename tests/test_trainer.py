@@ -398,6 +398,23 @@ def test_tensorboard_has_the_losses(lora_run):
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
+def test_a_run_in_bf16_leaves_the_next_one_in_its_own_precision(tiny_model, speech, tmp_path):
+    from torch import is_autocast_enabled
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            model.get_base_model().proj_out.register_forward_hook(lambda *_: seen.append(is_autocast_enabled("cpu")))
+
+    for precision in ("bf16", "fp32"):
+        changes = {"train.precision": precision, "train.steps": 1, "evaluate.compare_clips": 0}
+        train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / precision, callbacks=[Look()])
+        assert set(seen) == {precision == "bf16"}
+        seen.clear()
+
+
 def test_the_written_recipe_runs_again_to_the_same_weights(lora_run, tmp_path):
     again = train(str(lora_run / "recipe.yaml"), output=tmp_path / "again", changes={"train.report_to": []})
     ours = (lora_run / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -6,6 +6,7 @@ Imported only when training starts: transformers' trainer takes seconds to impor
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -160,7 +161,7 @@ class Signals(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.training = False
+        self.training, self.process = False, os.getpid()
 
     @contextlib.contextmanager
     def caught(self):
@@ -176,6 +177,8 @@ class Signals(TrainerCallback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame) -> None:
+        if os.getpid() != self.process:
+            return  # a process that reads audio, before it leaves signals to the main one
         if not self.training or self.received:
             raise Interrupted(number, "interrupted; nothing since the last checkpoint is kept.")
         self.received = number

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,6 +26,11 @@ from whisper_peft.training.loss import token_loss_sum
 
 class OneDeviceArguments(Seq2SeqTrainingArguments):
     """Training arguments that never ask for DataParallel: several visible GPUs without a launcher mean the first."""
+
+    def __post_init__(self) -> None:
+        """Forgets the precision of the run before: transformers 4 leaves it where accelerate reads, the environment."""
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+        super().__post_init__()
 
     @property
     def n_gpu(self) -> int:
