@@ -227,7 +227,7 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_
     from whisper_peft.recipe import save_recipe
 
     page, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    make_speech(tmp_path / "many", 60, seed=9)
+    make_speech(tmp_path / "many", 200, seed=9)
     changes = {"data.test": str(tmp_path / "many"), "train.workers": 2, "evaluate.batch_size": 1}
     save_recipe(tiny_recipe(dropout_model, speech, **changes), page)
     child = subprocess.Popen(
@@ -239,6 +239,7 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_
         if run.exists() and sum(map(len, children)) >= 2:  # both that read audio: the first scoring has begun
             break
         time.sleep(0.1)
+    time.sleep(1.5)  # forking is over, 200 clips are not
     os.killpg(child.pid, signal.SIGINT)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 130
