@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from whisper_peft.errors import UserError
@@ -20,6 +21,7 @@ from whisper_peft.evaluation.metrics import (
     bootstrap_interval,
     character_errors,
     paired_interval,
+    paired_loss_interval,
     score,
     speech_error_rate,
     word_errors,
@@ -220,3 +222,17 @@ def test_importing_the_module_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_paired_interval_of_losses():
+    """A constant gap has no width, noise has one around its mean, and each clip counts by its tokens."""
+    rng = np.random.default_rng(0)
+    tokens, sums = rng.integers(5, 60, 140), rng.uniform(10, 90, 140)
+    low, high = paired_loss_interval(sums, sums + 0.25 * tokens, tokens)
+    assert low == pytest.approx(0.25) and high == pytest.approx(0.25)
+    noisy = sums + rng.normal(0, 5, 140)
+    low, high = paired_loss_interval(sums, noisy, tokens)
+    assert low < (noisy.sum() - sums.sum()) / tokens.sum() < high and 0.01 < high - low < 0.2
+    assert paired_loss_interval(sums, noisy, tokens) == (low, high)
+    with pytest.raises(UserError, match="give one of each a clip"):
+        paired_loss_interval(sums[:3], noisy[:3], tokens)

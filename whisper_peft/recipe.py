@@ -141,10 +141,10 @@ POSITIVE = {
     "train.early_stopping", "train.logging_steps", "evaluate.every_steps", "evaluate.max_clips",
     "evaluate.batch_size", "evaluate.beams",
 }  # fmt: skip
-
-
-NOT_NEGATIVE = {"train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
-                "evaluate.compare_clips"}  # fmt: skip
+NOT_NEGATIVE = {
+    "train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
+    "evaluate.compare_clips",
+}  # fmt: skip
 
 
 def load_recipe(name: str | Path) -> Recipe:

@@ -94,9 +94,8 @@ def merge(
     unmerged = reference if wanted == torch.float32 else listen(_in_dtype(exact, wanted), dataset)
     del exact
     with runs.new_folder(output, "merge never overwrites; name another OUT") as folder:
-        folded = load_adapter(
-            load_base(source, revision=commit), located.adapter
-        )  # float32: the fold itself must not round
+        # In float32: the fold itself must not round.
+        folded = load_adapter(load_base(source, revision=commit), located.adapter)
         _take_generation_config(folded, located)
         whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
         whisper.config.dtype = wanted

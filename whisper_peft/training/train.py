@@ -81,7 +81,7 @@ def train(
             and data.max_left_out.
         dry_run: read the sources and resolve the recipe, train nothing; returns the resolved Recipe.
         augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row.
-        loss: (logits (batch, longest, vocab), labels (batch, longest)) -> summed loss; None: cross-entropy.
+        loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss; None: cross-entropy.
         callbacks: transformers TrainerCallbacks.
         on_checkpoint: functions of a checkpoint folder, called when it is complete.
         say: told one line at a time what happens.
@@ -187,9 +187,8 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         + (" (held out of train)" if speech.held_out else "")
         + f", test: {test}.",
         f"Steps: {train.steps} of {train.batch_size} clips ({at_once} at a time), {recipe.features.window} windows; "
-        f"learning rate "
-        f"{train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; evaluation every "
-        f"{recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
+        f"learning rate {train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; "
+        f"evaluation every {recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
     ]
 
 
