@@ -1,16 +1,20 @@
 """Which audio window should training use: error on 30 s windows against cost, on real Malayalam and the real base.
 
     python benchmarks/window_policies.py WORK           every run that is missing, in order; goes on where it stopped
+                                                        (several at a time share the list: OMP_NUM_THREADS=1 each)
     python benchmarks/window_policies.py WORK --table   the table and the plot of what there is
 
-Each run trains Whisper base (bf16 autocast, no gradient checkpointing, 8 clips a step) under one policy and is then
-judged by the teacher-forced token loss of each clip on 30 s windows (float32), on validation (140 clips); the winner
-and `full` on test (91 clips), too. Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's
-JSON lies in benchmarks/window_policies/ when it ends; WORK holds the run folders.
+Each run trains Whisper base (bf16 autocast, no gradient checkpointing, 8 clips a step) under one policy; its model
+after the last step (so at equal steps, not at the best of its checkpoints) is then judged by the teacher-forced token
+loss of each clip on 30 s windows (float32), on validation (140 clips); the winner and `full` on test (91 clips), too.
+Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's JSON lies in
+benchmarks/window_policies/ when it ends; WORK holds the run folders.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -22,6 +26,7 @@ from transformers import TrainerCallback
 
 import whisper_peft
 from whisper_peft.evaluation.transcribing import set_window
+from whisper_peft.training.artefacts import load_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "window_policies"
@@ -42,18 +47,21 @@ WINNER = "condensed"
 
 def planned() -> list[tuple[str, str, int, int]]:
     """(mode, policy, seed, steps), in the order of what they tell."""
-    runs = []
+    runs, others = [], [policy for policy in POLICIES if policy not in ("full", WINNER)]
     for mode in ("full", "lora"):
-        runs += [(mode, policy, 1, MODES[mode]["steps"]) for policy in (*list(POLICIES)[1:], "full")]
-    for seed in (2, 3):
-        for mode in ("full", "lora"):
-            runs += [(mode, policy, seed, MODES[mode]["steps"]) for policy in (WINNER, "full")]
+        runs += [(mode, policy, 1, MODES[mode]["steps"]) for policy in ("full", WINNER, *others)]
+        runs += equal_minutes(mode)
     for mode in ("full", "lora"):
-        winner, full = load(mode, WINNER, 1, MODES[mode]["steps"]), load(mode, "full", 1, MODES[mode]["steps"])
-        if winner and full:  # as many steps of full windows as fit into the winner's minutes, with their own schedule
-            seconds = median(winner["step_s"]) * winner["steps"]
-            runs.append((mode, "full", 1, round(seconds / median(full["step_s"]))))
+        runs += [(mode, policy, seed, MODES[mode]["steps"]) for seed in (2, 3) for policy in ("full", WINNER)]
     return runs
+
+
+def equal_minutes(mode: str) -> list[tuple[str, str, int, int]]:
+    """As many steps of full windows as fit into the winner's minutes, with a schedule of their own."""
+    winner, full = load(mode, WINNER, 1, MODES[mode]["steps"]), load(mode, "full", 1, MODES[mode]["steps"])
+    if not (winner and full):
+        return []
+    return [(mode, "full", 1, round(median(winner["step_s"]) * winner["steps"] / median(full["step_s"])))]
 
 
 def name_of(mode: str, policy: str, seed: int, steps: int) -> str:
@@ -86,9 +94,22 @@ class Clock(TrainerCallback):
         self.begun = None if control.should_evaluate else now
 
 
-def token_losses(run: Path, source: Path, window: str) -> dict:
-    """Per clip: summed token loss and number of tokens, float32."""
+@contextlib.contextmanager
+def claimed(path: Path):
+    """Whether the run is ours: of several processes that share the list, one does it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def token_losses(run: Path, source: Path, window: str, steps: int) -> dict:
+    """Per clip: summed token loss and number of tokens, float32, after the last step."""
     model, preparation, _ = whisper_peft.load_model(run)
+    load_weights(model, run / "checkpoints" / f"checkpoint-{steps}")
     slack_s = set_window(model, window)
     dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
     found = whisper_peft.transcribe_rows(
@@ -126,15 +147,15 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
             (line["step"], round(line["loss"], 4)) for line in map(json.loads, (run / "metrics.jsonl").open())
             if "loss" in line
         ],
-        "validation": token_losses(run, speech / "validation", "full"),
+        "validation": token_losses(run, speech / "validation", "full", steps),
     }  # fmt: skip
     if policy in ("full", WINNER) and seed == 1:
-        result["test"] = token_losses(run, speech / "test", "full")
+        result["test"] = token_losses(run, speech / "test", "full", steps)
     if policy != "full" and seed == 1:
         own = str(POLICIES[policy]["features.window"])
-        result["validation_own_window"] = token_losses(run, speech / "validation", own)
+        result["validation_own_window"] = token_losses(run, speech / "validation", own, steps)
     if mode == "lora" and seed == 1 and policy in ("full", WINNER, "tight"):
-        report = whisper_peft.evaluate(run, speech / "test", language="ml")
+        report = whisper_peft.evaluate(run / "checkpoints" / f"checkpoint-{steps}", speech / "test", language="ml")
         kept = ("clips", "wer", "cer", "wer_interval", "cer_interval", "reached_limit", "window")
         result["test_text"] = {key: report[key] for key in kept}
     RESULTS.mkdir(exist_ok=True)
@@ -217,11 +238,17 @@ def panel(lines: list[tuple], title: str, left: float, top: float, width: float 
 def main(work: Path, only_table: bool) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    while not only_table:
-        missing = [run for run in planned() if load(*run) is None]
-        if not missing:
-            break
-        one_run(work, shared, *missing[0])
+    going_on = not only_table
+    while going_on:
+        going_on = False
+        for run in planned():
+            if load(*run) is not None:
+                continue
+            with claimed(work / f"{name_of(*run)}.lock") as ours:
+                if ours and load(*run) is None:
+                    one_run(work, shared, *run)
+                    going_on = True
+                    break  # what is planned may depend on it
     table()
     plot(HERE.parent / "docs" / "windows.svg")
 
