@@ -18,7 +18,7 @@ from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of
-from whisper_peft.model.head import logits_at
+from whisper_peft.model.head import logits_at, token_losses
 from whisper_peft.recipe import CHOICES
 
 if TYPE_CHECKING:
@@ -152,14 +152,14 @@ def _transcribe_batch(
         if with_loss:
             labels = batch["labels"].to(device)
             wanted = labels != IGNORED
-            with logits_at(whisper, wanted):
-                logits = whisper(
+            targets = labels[wanted]
+            with logits_at(whisper, wanted, then=lambda logits: token_losses(logits, targets)):
+                found = whisper(
                     encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
-                ).logits  # (n_targets, vocab)
+                ).logits  # (n_targets,)
             each = torch.zeros(labels.shape, device=device)
-            each[wanted] = torch.nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+            each[wanted] = found
             losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
-            del logits, each
         sequences: list[list[int]] = [[] for _ in batch["rows"]]
         loops = Loops(len(sequences), eot=preparation.eot) if stop_loops and beams == 1 else None
         if max_new_tokens:

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROWS = 32  # of logits in float32 at a time: 51,865 of a vocabulary each, about what a CPU's cache holds
+
 
 @contextlib.contextmanager
-def logits_at(whisper, wanted: Tensor) -> Iterator[None]:
-    """Inside, a Whisper's forward gives logits (n_wanted, vocab) instead of (batch, longest, vocab).
+def logits_at(whisper, wanted: Tensor, then: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, a Whisper's forward has logits (n_wanted, vocab), and gives what `then` makes of them as its `logits`.
 
-    The choice is made within the model's forward, by a hook on its last layer, so that data parallel sees one call.
+    Both within the model's forward, by hooks on its last layer: data parallel sees one call, and under autocast the
+    logits stay in reduced precision, where a forward's output is copied to float32.
 
     Args:
         whisper: a WhisperForConditionalGeneration.
         wanted: bool (batch, longest), which positions' logits are wanted; their order is kept.
+        then: a function of the logits, for example a loss.
     """
-    hook = whisper.proj_out.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
+    head = whisper.proj_out
+    hooks = [
+        head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],)),
+        head.register_forward_hook(lambda module, inputs, logits: then(logits)),
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each target, in float32 a few rows at a time.
+
+    Args:
+        logits: (n_targets, vocab), any float type.
+        targets: int64 (n_targets,).
+
+    Returns:
+        float32 (n_targets,), in nats.
+    """
+    import torch
+
+    pairs = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+    return torch.cat([torch.nn.functional.cross_entropy(rows.float(), of, reduction="none") for rows, of in pairs])

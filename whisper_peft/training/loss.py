@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import IGNORED
+from whisper_peft.model.head import ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = 32  # of logits in float32 at a time: 51,865 of a vocabulary each, about what a CPU's cache holds
 
 
 def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:

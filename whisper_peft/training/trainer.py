@@ -161,11 +161,13 @@ class SpeechTrainer(Seq2SeqTrainer):
         """The summed loss of a micro-batch; logits only where it is taken."""
         inputs = self._prepare_inputs(inputs)
         wanted = inputs["labels"] != IGNORED
-        with logits_at(whisper_of(self.accelerator.unwrap_model(model)), wanted):
+        targets = inputs["labels"][wanted]
+        whisper = whisper_of(self.accelerator.unwrap_model(model))
+        with logits_at(whisper, wanted, then=lambda logits: self.loss(logits, targets)):
             outputs = model(
                 input_features=inputs["input_features"], decoder_input_ids=inputs["decoder_input_ids"], use_cache=False
             )
-        loss = self.loss(outputs.logits, inputs["labels"][wanted])
+        loss = outputs.logits
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **generation) -> dict:
