@@ -197,7 +197,7 @@ def ours(settings: dict, work: Path, changes: dict[str, object]) -> dict:
 def token_loss(model: Path, settings: dict) -> float:
     """Mean token loss on the test clips' 30 s windows, float32."""
     import whisper_peft
-    from whisper_peft.evaluation.transcribing import to_device
+    from whisper_peft.model.devices import to_device
 
     loaded, preparation, _ = whisper_peft.load_model(model)
     rows = whisper_peft.load_source(settings["test"])

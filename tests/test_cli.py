@@ -131,7 +131,11 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
         (["evaluate", run, speech / "test", "--output", page / "report"], r"cannot be made in"),
         (["merge", run, page / "out"], r"cannot be made in"),
         (["recipes", "copy", "quickstart", folder / "nowhere" / "x.yaml"], r"cannot be written"),
-        (["train", page, "--quantize", "8bit"], r"train.quantize"),
+        (["train", page, "--mode", "full", "--quantize", "8bit"], r"train.quantize: 8bit weights cannot be trained"),
+        (
+            ["train", page, "--set", "train.optimizer=paged_adamw_8bit"],
+            r"paged_adamw_8bit pages between",
+        ),
         (["train", page, "--language", "klingon"], r"--language-token"),
         (["train", page, "--model", folder / "nothing"], r"no such folder"),
         (["train", "--train", folder / "nothing", "--language", "hi"], r"no such file or folder"),

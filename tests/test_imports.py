@@ -25,11 +25,11 @@ ROOMS = {
         "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
         "batching", "collator", "checking",
     ),
-    "model": ("attention", "windows", "head", "locating", "build", "planning"),
+    "model": ("devices", "attention", "windows", "head", "quantizing", "locating", "build", "planning"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
     "training": ("loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "train"),
     "delivery": ("merging", "exporting", "publishing", "demo"),
-    "command line": ("cli", "__main__"),
+    "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

@@ -37,10 +37,8 @@ NOT_BUILT_YET = {
     19: "hallucination on silence, noise and music",
     20: "paired comparison of two models, error rates by slice",
     22: "forgetting: English and long-form scores before and after",
-    26: "8-bit and 4-bit bases",
     27: "exports to faster-whisper and whisper.cpp",
     28: "training on timestamps",
-    32: "8-bit generation",
     34: "plan: memory and time",
 }
 QUICK = {"train.steps": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 1}
@@ -355,6 +353,20 @@ def test_25_artefacts_load_from_their_folder_alone(lora_run, full_run, tmp_path,
     assert evaluate(tmp_path / "adapter", speech / "test", max_clips=1)["clips"] == 1
 
 
+def test_26_merge_folds_into_the_unquantised_base(tiny_model, speech, tmp_path):
+    from safetensors.torch import load_file
+
+    changes = {**QUICK, "train.quantize": "4bit", "train.learning_rate": 0.02}
+    run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+    report = merge(run.run, tmp_path / "merged")
+    assert report["quantized"]["logit_gap"] > report["logit_limit"] > report["logit_gap"]  # shown, and no limit to it
+    base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "merged"))
+    adapter, name = load_file(run.model / "adapter_model.safetensors"), "model.encoder.layers.0.fc1"
+    factors = [adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA"]
+    exact = base[f"{name}.weight"] + 2 * factors[0] @ factors[1]  # alpha is twice the rank
+    assert factors[0].any() and torch.allclose(merged[f"{name}.weight"], exact, atol=1e-6)
+
+
 def test_29_resuming_continues_optimiser_schedule_sampler_and_random_numbers(tiny_model, speech, tmp_path):
     class Crash(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -410,6 +422,14 @@ def test_31_evaluation_generates_and_keeps_no_logits(tiny_model, speech, tmp_pat
     assert not kept
     evaluations = [one for one in runs.read_jsonl(run / "metrics.jsonl") if "eval_wer" in one]
     assert evaluations and "eval_loss" in evaluations[0]
+
+
+def test_32_an_8_bit_base_generates_in_every_precision(tiny_model, speech, tmp_path):
+    for precision in ("fp32", "bf16"):  # the first convolution and what goes into it agree, within autocast and without
+        changes = {**QUICK, "train.quantize": "8bit", "train.precision": precision}
+        run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / precision).run
+        for quantize in ("8bit", "4bit", "none"):
+            assert evaluate(run, speech / "test", quantize=quantize, max_clips=2)["clips"] == 2
 
 
 def test_33_never_data_parallel(tiny_model, speech, tmp_path, monkeypatch):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +11,15 @@ import click
 
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
+from whisper_peft.printing import (
+    Printer,
+    first_comment,
+    merge_lines,
+    progress_bar,
+    score_lines,
+    shown_path,
+    train_lines,
+)
 
 WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
 SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .csv, .tsv)."
@@ -20,6 +27,10 @@ SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .
 
 AT_LEAST_1 = click.IntRange(min=1)
 WINDOWS = click.Choice(["full", "condensed", "tight"])
+QUANTIZE = click.option(
+    "--quantize", type=click.Choice(["as-trained", "none", "8bit", "4bit"]), default="as-trained", show_default=True,
+    help="How many bits the base is held in.",
+)  # fmt: skip
 
 
 class ClipsAtOnce(click.ParamType):
@@ -80,42 +91,6 @@ def output_options(function: Callable) -> Callable:
     return wrapped
 
 
-class Printer:
-    """Where lines go: progress to stderr, results to stdout, JSON instead of them where it is asked for."""
-
-    def __init__(self, as_json: bool, quiet: bool):
-        self.as_json, self.quiet = as_json, quiet
-        _hush_libraries()
-
-    def say(self, line: str) -> None:
-        """A line about what happens."""
-        if not self.quiet:
-            click.echo(line, err=True)
-
-    def result(self, content: object, lines: list[str]) -> None:
-        """The result: as lines for people, or as JSON."""
-        if self.as_json:
-            click.echo(json.dumps(content, ensure_ascii=False, default=str))
-        else:
-            for line in lines:
-                click.echo(line)
-
-
-def _hush_libraries() -> None:
-    """Libraries warn of what our own code has taken care of; their errors still show."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, object]:
     """--set and the flags that stand for recipe keys, as one mapping; a flag wins."""
     from whisper_peft.recipe import Recipe, parse_settings
@@ -148,7 +123,7 @@ def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, o
 @click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed).")
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
-@click.option("--quantize", help="8bit or 4bit base (not built yet).")
+@click.option("--quantize", type=click.Choice(["8bit", "4bit"]), help="An adapter's base in so many bits.")
 @click.option("--seed", type=int)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable.")
 @click.option("--output", type=click.Path(), help="The new run folder (default: runs/<recipe or model>-<n>).")
@@ -196,7 +171,7 @@ def train(
         page = as_dict(result)
         out.result(page, [yaml.safe_dump(page, sort_keys=False, allow_unicode=True).rstrip()])
         return
-    out.result({"run": str(result.run), **result.facts}, _train_lines(result))
+    out.result({"run": str(result.run), **result.facts}, train_lines(result))
 
 
 def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> str:
@@ -204,57 +179,6 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 
     stem = "-".join(filter(None, [Path(recipe or model or "run").stem, mode]))
     return next(path for n in range(1, 10_000) if not Path(path := f"runs/{stem}-{n}").exists())
-
-
-def _train_lines(result) -> list[str]:
-    facts, shown = result.facts, _shown_path(result.run)
-    lines = [f"Trained {facts['steps']} steps in {facts['train_seconds'] / 60:.1f} minutes; best: step "
-             f"{facts['best_step']} (by {facts['best_metric']} on the eval clips)."]  # fmt: skip
-    if facts.get("left_out"):
-        lines.append(f"Left out: {facts['left_out']} clips, each named in {shown}/left_out.jsonl.")
-    before, after, final = facts.get("before"), facts.get("after"), facts.get("final")
-    if before and after:
-        what = "test" if after["split"] == "test" else "eval (the selection set, optimistic)"
-        lines.append(f"On {after['clips']} {what} clips:")
-        lines.append(f"  {'':8}{'WER':>9}{'CER':>9}{'token loss':>12}")
-        for name, row in (("before", before), ("after", after)):
-            lines.append(f"  {name:8}{row['wer']:>9.1%}{row['cer']:>9.1%}{row['token_loss']:>12.3f}")
-    if final and (not after or final["clips"] != after["clips"]):
-        lines.append(f"Whole {final['split']} set, {final['clips']} clips: WER {final['wer']:.1%}, "
-                     f"CER {final['cer']:.1%}.")  # fmt: skip
-    if final and final["reached_limit"]:
-        lines.append(f"{final['reached_limit']} transcripts reached the generation limit.")
-    lines.append("Next:")
-    data = _data_of(result.run)
-    source = data.test or data.eval  # a held-out tenth is no source of its own, and the rest was learnt from
-    columns = "".join(
-        f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
-    )
-    if source:
-        lines.append(f"  whisper-peft evaluate {shown} {_shown_path(source)}{columns}")
-    if facts["mode"] == "lora":
-        lines.append(f"  whisper-peft merge {shown} {shown}-merged")
-    lines.append(f"  whisper-peft transcribe {shown} {_first_clip(result.run)}")
-    return lines
-
-
-def _data_of(run):
-    from whisper_peft.recipe import load_recipe
-
-    return load_recipe(run / "recipe.yaml").data
-
-
-def _first_clip(run) -> str:
-    from whisper_peft.runs import read_jsonl
-
-    scored = read_jsonl(run / "transcripts.jsonl")
-    return _shown_path(scored[0]["audio"]) if scored else "AUDIO"
-
-
-def _shown_path(path: object) -> str:
-    """A path as a person would type it here."""
-    text = os.path.relpath(str(path)) if os.path.isabs(str(path)) else str(path)
-    return str(path) if text.startswith("../..") else text
 
 
 @cli.command()
@@ -269,6 +193,7 @@ def _shown_path(path: object) -> str:
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
 @click.option("--base", help="The adapter's base, if it has moved.")
+@QUANTIZE
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
 @output_options
@@ -279,32 +204,9 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
     """
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
-    with _bar("transcribing", out) as bar:
+    with progress_bar("transcribing", out) as bar:
         result = run_evaluation(model, source, progress=bar, **options)
-    out.result(result, _score_lines(result, options["output"]))
-
-
-def _score_lines(result: dict, output: str | None) -> list[str]:
-    language = f", language {result['language']}" if result["language"] else ""
-    lines = [f"{result['model']} on {result['source']}: {result['clips']} clips{language}, {result['window']} windows, "
-             f"{result['seconds']:.0f} s"]  # fmt: skip
-    lines.append(f"  {'':18}{'rate':>8}  {'95 % interval':>17}{'subst.':>8}{'delet.':>8}{'insert.':>8}")
-    for key, name in (("wer", "WER"), ("cer", "CER"), ("wer_normalized", "WER, normalised"),
-                      ("cer_normalized", "CER, normalised")):  # fmt: skip
-        interval = result.get(f"{key}_interval")
-        shown = f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-        counts = "".join(f"{result[f'{key}_{kind}']:>8}" for kind in ("substitutions", "deletions", "insertions"))
-        lines.append(f"  {name:18}{result[key]:>8.1%}  {shown:>17}{counts}")
-    lines.append(f"  token loss {result['token_loss']:.3f}; normaliser: {result['normalizer']}")
-    if result["reached_limit"]:
-        lines.append(f"  {result['reached_limit']} transcripts reached the limit of {result['max_new_tokens']} tokens")
-    if result["left_out"]:
-        lines.append(
-            f"  {result['left_out']} clips left out" + (f", named in {output}/left_out.jsonl" if output else "")
-        )
-    if output:
-        lines.append(f"  transcripts: {output}/transcripts.jsonl")
-    return lines
+    out.result(result, score_lines(result, options["output"]))
 
 
 @cli.command()
@@ -320,14 +222,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
     from whisper_peft.delivery.merging import merge as run_merge
 
     report = run_merge(model, output, say=out.say, **options)
-    lines = [
-        f"Merged into {output} ({report['dtype']}), checked on {report['checked_on']}.",
-        f"  largest logit difference {report['logit_gap']:.2e}, limit {report['logit_limit']:.2e}",
-        f"  transcripts that differ: {report['transcripts_differing']} of {report['clips']}",
-    ]
-    for pair in report["transcripts"]:
-        lines += [f"    adapter: {pair['adapter']}", f"    merged:  {pair['merged']}"]
-    out.result({"output": output, **report}, lines)
+    out.result({"output": output, **report}, merge_lines(output, report))
 
 
 @cli.command()
@@ -339,35 +234,19 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
 @click.option("--base", help="The adapter's base, if it has moved.")
+@QUANTIZE
 @output_options
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:
     """Write down what is said in AUDIO files of up to 30 s."""
     from whisper_peft.evaluation.transcribing import transcribe as run_transcription
 
-    with _bar("transcribing", out) as bar:
+    with progress_bar("transcribing", out) as bar:
         found = run_transcription(model, audio, progress=lambda clips: bar(clips, len(audio)), **options)
     named = len(found) > 1
     out.result(
         {"transcripts": found},
-        [f"{_shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
+        [f"{shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
     )
-
-
-@contextlib.contextmanager
-def _bar(label: str, out: Printer):
-    """A progress bar on stderr that learns its length from the first call."""
-    if out.quiet:
-        yield lambda clips, total: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit="clip", leave=False, disable=None) as bar:
-
-        def update(clips: int, total: int) -> None:
-            bar.total = total
-            bar.update(clips)
-
-        yield update
 
 
 @cli.group()
@@ -381,16 +260,11 @@ def list_recipes(out: Printer) -> None:
     """Names and first lines."""
     from whisper_peft.recipe import shipped_recipes
 
-    found = [(path.stem, _first_comment(path)) for path in shipped_recipes()]
+    found = [(path.stem, first_comment(path)) for path in shipped_recipes()]
     out.result(
         {"recipes": [{"name": name, "about": about} for name, about in found]},
         [f"{name:20} {about}" for name, about in found],
     )
-
-
-def _first_comment(path) -> str:
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.lstrip("# ").strip()
 
 
 @recipes.command("show")

@@ -85,6 +85,7 @@ class Train:
     micro_batch_s: float | None = None  # auto: as many as fill this many seconds of audio windows
     learning_rate: float | None = None
     warmup_steps: int | None = None
+    optimizer: str = "adamw"  # adamw_8bit: its state in 8 bits; paged_…: and in main memory when a GPU's is full
     schedule: str = "linear"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -128,7 +129,8 @@ CHOICES: dict[str, tuple] = {
     "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
     "features.window": ("full", "condensed", "tight"),
     "train.mode": ("full", "lora"),
-    "train.quantize": (None,),
+    "train.quantize": (None, "8bit", "4bit"),
+    "train.optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "train.schedule": ("linear", "cosine", "constant"),
     "train.precision": ("auto", "fp32", "bf16", "fp16"),
     "train.freeze": (None, "encoder"),

@@ -12,8 +12,9 @@ from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.sources import Row, load_source
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.evaluation.transcribing import full_limit, generate, to_device
+from whisper_peft.evaluation.transcribing import full_limit, generate
 from whisper_peft.model.build import (
     load_adapter,
     load_base,
@@ -21,6 +22,7 @@ from whisper_peft.model.build import (
     load_preparation,
     whisper_of,
 )
+from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located, locate, with_base, without_bars
 from whisper_peft.recipe import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
@@ -82,7 +84,7 @@ def merge(
     source, commit = located.base, located.commit
     own = load_base(source, dtype="auto", revision=commit).dtype
     wanted = own if dtype is None else _dtype(dtype)
-    exact, preparation, _ = load_model(model, base=base)
+    exact, preparation, _ = load_model(model, base=base, quantize="none")
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
     dataset, checked_on = _check_clips(
@@ -113,6 +115,8 @@ def merge(
             "model": str(model), "base": source, "dtype": str(wanted).removeprefix("torch."),
             "checked_on": checked_on, **compare(reference, unmerged, merged, exact=wanted == torch.float32),
         }  # fmt: skip
+        if located.quantize:
+            report["quantized"] = against_quantized(model, base, dataset, merged)
         runs.write_json(folder / REPORT, report)
         if not report["passed"]:
             raise UserError(
@@ -170,6 +174,19 @@ def compare(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) ->
         "clips": len(reference.texts), "logit_gap": gap, "logit_limit": limit, "largest_logit": largest,
         "unmerged_logit_gap": own_gap, "transcripts_differing": len(differing), "transcripts": differing,
         "passed": gap <= limit and not (exact and differing),
+    }  # fmt: skip
+
+
+def against_quantized(model: str | Path, base: str | None, dataset: SpeechDataset, merged: Heard) -> dict:
+    """How far the merged model is from the adapter on the quantised base that it was trained on; it sets no limit."""
+    trained, _, located = load_model(model, base=base)
+    quantized = listen(trained, dataset)
+    references = [dataset.text(number) for number in range(len(dataset))]
+    rates = {name: score(references, heard.texts) for name, heard in (("adapter", quantized), ("merged", merged))}
+    return {
+        "base": located.quantize, "logit_gap": logit_gap(quantized, merged),
+        "transcripts_differing": sum(a != b for a, b in zip(quantized.texts, merged.texts, strict=True)),
+        **{f"{name}_{rate}": found[rate] for name, found in rates.items() for rate in ("wer", "cer")},
     }  # fmt: skip
 
 

@@ -21,10 +21,10 @@ from whisper_peft.evaluation.transcribing import (
     full_limit,
     resolve_language,
     set_window,
-    to_device,
     transcribe_rows,
 )
 from whisper_peft.model.build import load_model
+from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe, load_recipe
 
@@ -111,6 +111,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     max_clips: int | None = None,
     base: str | None = None,
+    quantize: str = "as-trained",
     audio_column: str | None = None,
     text_column: str | None = None,
     progress: Callable[[int, int], object] = lambda clips, total: None,
@@ -129,6 +130,7 @@ def evaluate(
         max_new_tokens: limit on generation; None: the model's own. Outputs that reach it are counted.
         max_clips: only the first so many rows.
         base: the adapter's base, if it has moved.
+        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
         progress: told (clips of this batch, clips in all).
@@ -143,7 +145,7 @@ def evaluate(
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
     rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
-    loaded, preparation, located = load_model(model, base=base)
+    loaded, preparation, located = load_model(model, base=base, quantize=quantize)
     dataset = labelled(loaded, located, preparation, rows, language=language, task=task)
     slack_s = set_window(loaded, window)
     start = time.monotonic()

@@ -18,11 +18,12 @@ from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of
+from whisper_peft.model.devices import to_device
 from whisper_peft.model.head import logits_at, token_losses
 from whisper_peft.recipe import CHOICES
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 BUDGET_S, MOST_CLIPS = 240.0, 64  # of a batch that is transcribed at a time: seconds of windows, and clips
 
@@ -262,6 +263,7 @@ def transcribe(
     window: str = "full",
     beams: int = 1,
     base: str | None = None,
+    quantize: str = "as-trained",
     progress: Callable[[int], object] = lambda clips: None,
 ) -> list[dict]:
     """Transcribes recordings of up to the model's window (30 s).
@@ -275,6 +277,7 @@ def transcribe(
         window: full (30 s), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
         base: the adapter's base, if it has moved.
+        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
         progress: told after each batch how many clips it had.
 
     Returns:
@@ -284,7 +287,7 @@ def transcribe(
         UserError: a recording that is missing, unreadable or longer than the window; none is transcribed then.
     """
     files = [str(Path(file).expanduser()) for file in audio]
-    loaded, preparation, _ = load_model(model, base=base)
+    loaded, preparation, _ = load_model(model, base=base, quantize=quantize)
     for file in files:
         try:
             seconds = duration_s(file)
@@ -332,17 +335,3 @@ def resolve_language(model, preparation: Preparation, language: str | None) -> s
     if language is None and configured is None:
         raise UserError("--language: the model does not say which language it was trained for; name it.")
     return language_code((language or configured).strip("<|>"))
-
-
-def best_device() -> torch.device:
-    """The first CUDA device, else MPS (untested), else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def to_device(model):
-    """The model on the best device there is."""
-    return model.to(best_device())

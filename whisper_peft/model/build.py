@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
+from whisper_peft.model.devices import best_device, best_precision, dtype_of
 from whisper_peft.model.locating import Located, load_or_explain, locate, with_base
+from whisper_peft.model.quantizing import quantization_config, settle
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
+QUANTIZE_WORDS = ("as-trained", "none", "8bit", "4bit")
 TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
 
 
@@ -72,7 +75,12 @@ def load_generation_config(source: str | Path, *, revision: str | None = None) -
 
 
 def load_base(
-    source: str, *, dtype: torch.dtype | str | None = None, revision: str | None = None
+    source: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> WhisperForConditionalGeneration:
     """The full weights, from safetensors only, with an encoder that takes shorter windows, too.
 
@@ -80,6 +88,8 @@ def load_base(
         source: local folder or Hub id.
         dtype: of the weights; "auto" keeps the checkpoint's own; None is float32.
         revision: commit on the Hub; None is the newest.
+        quantize: "8bit" or "4bit": see `quantizing`; then it is on its device already.
+        compute_dtype: of a 4-bit base; None is float32.
 
     Raises:
         UserError: not found, not a Whisper, or weights that come as pickle only.
@@ -88,6 +98,10 @@ def load_base(
     from transformers import WhisperForConditionalGeneration
 
     from whisper_peft.model.windows import window_encoder
+
+    quantized = {} if quantize is None else {
+        "quantization_config": quantization_config(quantize, compute_dtype), "device_map": {"": best_device()},
+    }  # fmt: skip
 
     load_config(source, revision=revision)
     folder = Path(source)
@@ -101,11 +115,13 @@ def load_base(
     model = load_or_explain(
         WhisperForConditionalGeneration.from_pretrained, source, "the weights (safetensors)",
         dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
-        revision=revision or "main",
+        revision=revision or "main", **quantized,
     )  # fmt: skip
     model.generation_config = load_generation_config(source, revision=revision) or model.generation_config
     repair_generation_config(model)
     window_encoder(model)
+    if quantize is not None:
+        settle(model)
     return model
 
 
@@ -211,12 +227,31 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
 
 
+def check_mode(located: Located, mode: str, quantize: str | None = None) -> None:
+    """Refuses what cannot be trained in full; reads nothing.
+
+    Raises:
+        UserError: full fine-tuning of an adapter, or of a quantised base.
+    """
+    if mode == "full" and located.adapter:
+        raise UserError(
+            f"{located.name}: an adapter; full fine-tuning needs stand-alone weights: "
+            f"whisper-peft merge {located.name} OUT, then train --model OUT."
+        )
+    if mode == "full" and quantize:
+        raise UserError(
+            f"train.quantize: {quantize} weights cannot be trained, only an adapter on them; take --mode lora, or "
+            "leave --quantize away."
+        )
+
+
 def build_model(
     located: Located,
     mode: str,
     *,
     lora: dict | None = None,
     freeze: str | None = None,
+    quantize: str | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> WhisperForConditionalGeneration | PeftModel:
     """The model that is trained; the one place where full and LoRA part.
@@ -226,19 +261,16 @@ def build_model(
         mode: full or lora.
         lora: arguments of `add_adapter`.
         freeze: "encoder", or None.
+        quantize: an adapter's base in "8bit" or "4bit", or None.
         autocast_dtype: what the model will be run in. An adapter's base is then held in it: autocast would make the
             same of it in every forward, and at twice the memory.
 
     Raises:
-        UserError: full fine-tuning of an adapter.
+        UserError: see `check_mode`.
     """
-    model = load_base(located.base, revision=located.commit)
+    check_mode(located, mode, quantize)
+    model = load_base(located.base, revision=located.commit, quantize=quantize, compute_dtype=autocast_dtype)
     if mode == "full":
-        if located.adapter:
-            raise UserError(
-                f"{located.name}: an adapter; full fine-tuning needs stand-alone weights: "
-                f"whisper-peft merge {located.name} OUT, then train --model OUT."
-            )
         # Sinusoids, fixed in Whisper; transformers 5 loads them as trainable.
         model.get_encoder().embed_positions.requires_grad_(False)
         if freeze == "encoder":
@@ -265,19 +297,32 @@ def hold_frozen(model, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def load_model(name: str | Path, *, dtype: torch.dtype | str | None = None, base: str | None = None):
+def load_model(
+    name: str | Path, *, dtype: torch.dtype | str | None = None, base: str | None = None, quantize: str = "as-trained"
+):
     """Any MODEL ready to transcribe: (model in eval mode, preparation, located).
+
+    Args:
+        name: Hub id, model, adapter or run folder.
+        dtype: of the weights; "auto" keeps the checkpoint's own; None is float32.
+        base: the adapter's base, if it has moved.
+        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
 
     Raises:
         UserError: see `locate` and `load_base`; or the base is not the one the adapter was trained on.
     """
+    if quantize not in QUANTIZE_WORDS:
+        raise UserError(f"--quantize {quantize}: expected one of {', '.join(QUANTIZE_WORDS)}.")
     located = locate(name)
+    if quantize == "as-trained":
+        quantize = located.quantize or "none"
+    bits = {} if quantize == "none" else {"quantize": quantize, "compute_dtype": dtype_of(best_precision())}
     if located.adapter:
         located = with_base(located, base)
-        model = load_adapter(load_base(located.base, dtype=dtype, revision=located.commit), located.adapter)
+        model = load_adapter(load_base(located.base, dtype=dtype, revision=located.commit, **bits), located.adapter)
         if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
             model.get_base_model().generation_config = load_generation_config(located.adapter)
     else:
-        model = load_base(located.base, dtype=dtype)
+        model = load_base(located.base, dtype=dtype, **bits)
     preparation = load_preparation(located.base, revision=located.commit)
     return model.eval(), preparation, located

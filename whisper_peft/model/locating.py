@@ -27,6 +27,12 @@ class Located:
     from_hub: bool = False
     commit: str | None = None  # of a Hub base that an adapter of ours was trained on
 
+    @property
+    def quantize(self) -> str | None:
+        """How the base of an adapter of ours was quantised in training; None: not, or it is not known."""
+        facts = self.adapter / BASE_FACTS if self.adapter else None
+        return runs.read_json(facts).get("quantize") if facts and facts.is_file() else None
+
 
 def locate(name: str | Path) -> Located:
     """Finds what MODEL means: a local model, a run, an adapter folder, or a Hub id; an existing path wins.

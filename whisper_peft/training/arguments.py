@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.evaluation.transcribing import best_device
+from whisper_peft.model.devices import best_device
 from whisper_peft.recipe import Recipe
 
 
@@ -27,6 +27,7 @@ def training_arguments(recipe: Recipe, run: Path):
         lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        **({} if train.optimizer == "adamw" else {"optim": train.optimizer}),  # transformers' own is torch's, fused
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
         **checkpointing,

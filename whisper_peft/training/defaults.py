@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, steps_per_epoch
 from whisper_peft.data.text import has_spaces, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.model.devices import best_precision
 from whisper_peft.recipe import Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
@@ -26,33 +26,6 @@ def learning_rate(mode: str, d_model: int) -> float:
     """The default learning rate of a mode for a model of this width."""
     table = FULL_LEARNING_RATES if mode == "full" else LORA_LEARNING_RATES
     return next((rate for width, rate in table.items() if d_model <= width), min(table.values()))
-
-
-def precision() -> str:
-    """bf16 where the device has it, else fp16 on CUDA and fp32 elsewhere (MPS, untested, among them)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if not torch.backends.mps.is_available() and bf16_pays() else "fp32"
-
-
-def bf16_pays(size: int = 1024, tries: int = 5) -> bool:
-    """Whether this CPU multiplies matrices faster in bf16 than in float32, by half at least.
-
-    Found by trying: torch emulates bf16 where instructions for it are missing, and is slower then.
-    """
-    import torch
-
-    def quickest(dtype: torch.dtype) -> float:
-        matrix, seconds = torch.ones(size, size, dtype=dtype), []
-        for _ in range(tries):
-            began = time.perf_counter()
-            torch.mm(matrix, matrix)
-            seconds.append(time.perf_counter() - began)
-        return min(seconds)
-
-    return quickest(torch.bfloat16) * 1.5 < quickest(torch.float32)
 
 
 def resolve(
@@ -109,9 +82,11 @@ def resolve(
         remarks.append("the MPS device is used, on which this package was never tested.")
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         remarks.append("several GPUs are visible; one is used.")
-    wanted = precision() if train.precision == "auto" else train.precision
+    wanted = best_precision() if train.precision == "auto" else train.precision
     if wanted == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision: fp16 needs a CUDA device; take auto or fp32.")
+    if train.optimizer != "adamw":
+        refuse_optimizer(train.optimizer)
     if train.mode == "full" and train.freeze is None and recipe.lora.modules_to_save:
         remarks.append("lora.modules_to_save has no effect with --mode full.")
     borrowed = model.language_token and language_code(model.language_token)
@@ -140,6 +115,27 @@ def resolve(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),
     ), remarks  # fmt: skip
+
+
+def refuse_optimizer(name: str) -> None:
+    """Refuses one that this machine cannot run.
+
+    Raises:
+        UserError: paged on a CPU, or 8-bit with a bitsandbytes that has it for GPUs only.
+    """
+    import bitsandbytes
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if name.startswith("paged"):
+        raise UserError(f"train.optimizer: {name} pages between a GPU's memory and the main one; take adamw_8bit here.")
+    kernel = "bitsandbytes::optimizer_update_8bit_blockwise"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(kernel, "CPU"):
+        raise UserError(
+            f"train.optimizer: bitsandbytes {bitsandbytes.__version__} has {name} for GPUs only; take adamw, or a "
+            "newer bitsandbytes."
+        )
 
 
 def adapters_own(recipe: Recipe, adapter: Path) -> tuple[Recipe, list[str]]:

@@ -37,7 +37,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "mode": recipe.train.mode,
         "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
-        "base": base_identity(located.base, revision=located.commit),
+        "base": {**base_identity(located.base, revision=located.commit), "quantize": recipe.train.quantize},
         "data": {
             "fingerprints": fingerprints(speech),
             "train_clips": len(speech.train),

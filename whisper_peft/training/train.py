@@ -28,11 +28,13 @@ from whisper_peft.evaluation.transcribing import (
 )
 from whisper_peft.model.build import (
     build_model,
+    check_mode,
     condense_silence,
     load_config,
     load_preparation,
     target_pattern,
 )
+from whisper_peft.model.devices import dtype_of
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.recipe import Recipe, absolute, load_recipe, override, refuse_elsewhere, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
@@ -94,7 +96,6 @@ def train(
         UserError: settings, data or model that cannot be used; too many clips left out.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
-    import torch
     from transformers import set_seed
 
     began = time.monotonic()
@@ -119,11 +120,10 @@ def train(
     if name := recipe.model.language_token or recipe.model.language:
         language_code(name)  # raises: before anything slow
     target_pattern(recipe.lora.targets)  # likewise
-    rows = load_rows(recipe)
     located = locate(recipe.model.name)
+    check_mode(located, recipe.train.mode, recipe.train.quantize)
+    rows = load_rows(recipe)
     if located.adapter:
-        if recipe.train.mode == "full":
-            build_model(located, "full")  # raises: an adapter cannot be trained in full
         located = with_base(located)
     elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
         located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
@@ -154,7 +154,7 @@ def train(
     set_seed(recipe.train.seed)
     model = build_model(
         located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze,
-        autocast_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision),
+        quantize=recipe.train.quantize, autocast_dtype=dtype_of(recipe.train.precision),
     )  # fmt: skip
     if resume is None:  # all that can be refused has been: a folder appears only for a run that can begin
         with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
@@ -181,6 +181,8 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
     kind = "all weights" if train.mode == "full" else f"LoRA rank {lora.rank}, alpha {lora.alpha}, {lora.targets}"
     if located.adapter and train.mode == "lora":
         kind = f"LoRA, going on from {located.adapter}"
+    if train.quantize:
+        kind += f" on a {train.quantize} base"
     return [
         f"Model: {located.base}; {kind}; {train.precision}.",
         f"Clips: {len(speech.train)} train, {len(speech.eval)} eval"

@@ -1,0 +1,185 @@
+"""An adapter on an 8-bit or 4-bit base: over the same preparation, collator and trainer as any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_tiny_model, tiny_recipe
+from transformers import TrainerCallback
+
+from whisper_peft import SpeechCollator, SpeechDataset, UserError, evaluate, load_model, load_source, merge, runs, train
+from whisper_peft.model.build import build_model, load_base, locate, whisper_of
+from whisper_peft.training.trainer import first_batches
+
+KINDS = ("8bit", "4bit")
+QUICK = {"train.learning_rate": 0.02, "evaluate.compare_clips": 2, "evaluate.max_clips": 2}
+
+
+class Crash(TrainerCallback):
+    """In the third step, after the checkpoint of the second."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise MemoryError
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory):
+    """Wide enough for a block of 64 weights to be a part of a row."""
+    return make_tiny_model(tmp_path_factory.mktemp("wide") / "model", d_model=128, encoder_ffn_dim=256)
+
+
+@pytest.fixture(scope="module")
+def quantized_runs(wide_model, speech, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+    return {
+        kind: train(tiny_recipe(wide_model, speech, **{**QUICK, "train.quantize": kind}), output=folder / kind).run
+        for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_linear_layers_are_quantised(wide_model, kind):
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    model = load_base(str(wide_model), quantize=kind)
+    layer = {"8bit": Linear8bitLt, "4bit": Linear4bit}[kind]
+    for name, module in model.named_modules():
+        if ".layers." in name and name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
+            assert type(module) is layer, name
+        elif own := list(module.parameters(recurse=False)):
+            assert {parameter.dtype for parameter in own} == {torch.float32}, name
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_computes_is_near_the_unquantised_base(wide_model, kind):
+    torch.manual_seed(0)
+    features, tokens = torch.randn(2, 80, 120), torch.randint(0, 500, (2, 7))
+    with torch.no_grad():
+        exact, rounded = (
+            load_base(str(wide_model), quantize=quantize).eval()(input_features=features, decoder_input_ids=tokens)
+            for quantize in (None, kind)
+        )
+    gap = (exact.logits - rounded.logits).std() / exact.logits.std()
+    assert 0 < gap < {"8bit": 0.05, "4bit": 0.35}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_evaluation_leaves_the_gradient_as_it_was(wide_model, kind, autocast):
+    """In eval mode a 4-bit layer would repack its weights for a kernel that has no backward."""
+    dtype = torch.bfloat16 if autocast else None
+    torch.manual_seed(0)
+    model = build_model(
+        locate(wide_model), "lora", lora={"rank": 4, "dropout": 0.0}, quantize=kind, autocast_dtype=dtype
+    )
+    features, tokens = torch.randn(2, 80, 120), torch.randint(0, 500, (2, 7))
+
+    def gradient() -> torch.Tensor:
+        model.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(input_features=features, labels=tokens).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    before = gradient()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        encoded = whisper_of(model.eval()).get_encoder()(features)
+        whisper_of(model).generate(encoder_outputs=encoded, language="hi", max_new_tokens=3)
+    assert before.any() and torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_is_evaluated_as_trained_and_merged(wide_model, speech, tmp_path, quantized_runs, kind):
+    run = quantized_runs[kind]
+    facts = runs.read_json(run / "run.json")
+    assert facts["base"]["quantize"] == kind == runs.read_json(run / "adapter" / "base.json")["quantize"]
+    losses = [one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one]
+    assert losses[-1] < losses[0] - 0.3
+    for asked, found in (("as-trained", kind), ("none", None), ("8bit", "8bit"), ("4bit", "4bit")):
+        model, _, _ = load_model(run, quantize=asked)
+        loaded = [word for word in KINDS if getattr(whisper_of(model), f"is_loaded_in_{word}", False)]
+        assert loaded == ([found] if found else [])
+    same = evaluate(run, speech / "test")
+    assert same["token_loss"] == pytest.approx(facts["final"]["token_loss"], abs=1e-3)
+    plain = evaluate(run, speech / "test", quantize="none")
+    assert plain["token_loss"] == pytest.approx(same["token_loss"], abs=0.1) and plain != same
+    report = merge(run, tmp_path / "merged")
+    assert report["passed"] and report["logit_gap"] < 1e-4
+    assert report["quantized"]["base"] == kind and report["quantized"]["logit_gap"] > 10 * report["logit_gap"]
+    assert report["quantized"]["merged_wer"] >= 0 and report["quantized"]["adapter_wer"] >= 0
+    merged = evaluate(tmp_path / "merged", speech / "test")
+    assert merged["token_loss"] == pytest.approx(plain["token_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_is_uninterrupted(wide_model, speech, tmp_path, quantized_runs, kind):
+    recipe = tiny_recipe(wide_model, speech, **{**QUICK, "train.quantize": kind})
+    with pytest.raises(MemoryError):
+        train(recipe, output=tmp_path / "run", callbacks=[Crash()])
+    resumed = train(resume=tmp_path / "run")
+    name = "adapter_model.safetensors"
+    assert (resumed.model / name).read_bytes() == (quantized_runs[kind] / "adapter" / name).read_bytes()
+
+
+def test_every_mode_sees_the_same_batches(wide_model, speech, tmp_path):
+    from whisper_peft.training import trainer as room
+
+    seen = {}
+    for mode, quantize in (("full", None), ("lora", None), ("lora", "8bit"), ("lora", "4bit")):
+        changes = {**QUICK, "train.mode": mode, "train.quantize": quantize, "train.steps": 1}
+        with pytest.MonkeyPatch.context() as patch:
+
+            def look(self, *arguments, key=(mode, quantize), **options):
+                seen[key] = first_batches(self, 3)
+                raise InterruptedError
+
+            patch.setattr(room.SpeechTrainer, "train", look)
+            with pytest.raises(InterruptedError):
+                train(tiny_recipe(wide_model, speech, **changes), output=tmp_path / f"{mode}{quantize}")
+    first = seen.pop(("full", None))
+    for others in seen.values():
+        for a, b in zip(first, others, strict=True):
+            assert a["rows"] == b["rows"]
+            for key in ("input_features", "decoder_input_ids", "labels"):
+                assert torch.equal(a[key], b[key])
+
+
+def test_full_fine_tuning_of_a_quantised_base_is_refused(wide_model, speech, tmp_path):
+    recipe = tiny_recipe(wide_model, speech, **{"train.mode": "full", "train.quantize": "4bit"})
+    with pytest.raises(UserError, match=r"train.quantize: 4bit weights cannot be trained, only an adapter"):
+        train(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_optimizer_in_8_bits(wide_model, speech, tmp_path, mode):
+    changes = {**QUICK, "train.mode": mode, "train.optimizer": "adamw_8bit", "train.learning_rate": 0.003}
+    recipe = tiny_recipe(wide_model, speech, **changes)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::optimizer_update_8bit_blockwise", "CPU"):
+        with pytest.raises(UserError, match=r"bitsandbytes .* has adamw_8bit for GPUs only"):
+            train(recipe, output=tmp_path / "run")
+        return
+    with pytest.raises(MemoryError):
+        train(recipe, output=tmp_path / "run", callbacks=[Crash()])
+    train(resume=tmp_path / "run")
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("checkpoint-4"))
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    sizes = {torch.uint8: 0, torch.float32: 0}
+    for own in state.values():
+        for part in own.get("__bnb_optimizer_quant_state__", own).values():
+            if isinstance(part, torch.Tensor) and part.numel() > 256:  # else a table of its 256 values
+                sizes[part.dtype] += part.numel()
+    if mode == "full":  # the small tensors of an adapter this small stay in float32
+        assert sizes[torch.uint8] > sizes[torch.float32]
+    losses = [one["loss"] for one in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in one]
+    assert losses[-1] < losses[0]
+
+
+def test_the_collator_does_not_know(wide_model, speech, quantized_runs):
+    """What a quantised model is evaluated on is what any other is."""
+    for kind in KINDS:
+        model, preparation, _ = load_model(quantized_runs[kind])
+        dataset = SpeechDataset(load_source(str(speech / "test")), preparation, language="hi")
+        batch = SpeechCollator(preparation)([dataset[0]])
+        assert batch["input_features"].dtype == torch.float32 == whisper_of(model).get_encoder().conv1.weight.dtype

@@ -1,0 +1,58 @@
+"""Where a model runs, and in which arithmetic."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def best_device() -> torch.device:
+    """This process's CUDA device (of its local rank), else MPS (untested), else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_device(model):
+    """The model on the best device there is; a quantised one was loaded there."""
+    return model if getattr(model, "is_quantized", False) else model.to(best_device())
+
+
+def best_precision() -> str:
+    """bf16 where the device has it, else fp16 on CUDA and fp32 elsewhere (MPS, untested, among them)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if not torch.backends.mps.is_available() and bf16_pays() else "fp32"
+
+
+def bf16_pays(size: int = 1024, tries: int = 5) -> bool:
+    """Whether this CPU multiplies matrices faster in bf16 than in float32, by half at least.
+
+    Found by trying: torch emulates bf16 where instructions for it are missing, and is slower then.
+    """
+    import torch
+
+    def quickest(dtype: torch.dtype) -> float:
+        matrix, seconds = torch.ones(size, size, dtype=dtype), []
+        for _ in range(tries):
+            began = time.perf_counter()
+            torch.mm(matrix, matrix)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    return quickest(torch.bfloat16) * 1.5 < quickest(torch.float32)
+
+
+def dtype_of(precision: str) -> torch.dtype | None:
+    """The type that autocast computes in under a precision; None: float32, without autocast."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

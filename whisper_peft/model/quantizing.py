@@ -1,0 +1,58 @@
+"""A frozen base in 8 or 4 bits, by bitsandbytes, for an adapter to be trained on.
+
+Only the linear layers of encoder and decoder are quantised: convolutions, layer norms, embeddings and the output head
+(which is the embedding's own weight) stay as they are. On a CPU bitsandbytes computes otherwise than on a GPU: an 8-bit
+base trains with its weights turned back into floats, and evaluates by LLM.int8(), which rounds its inputs, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+HEAD = "proj_out"
+
+
+def quantization_config(kind: str, compute_dtype: torch.dtype | None):
+    """What transformers needs to load a base so.
+
+    Args:
+        kind: "8bit", LLM.int8() (Dettmers et al. 2022), or "4bit", NF4 with double quantisation (Dettmers et al. 2023).
+        compute_dtype: of a 4-bit base's matrix products; None: float32.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # It says at every call that inputs are rounded to float16 for LLM.int8(), and at its import that an optional
+    # kernel is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype or torch.float32, llm_int8_skip_modules=[HEAD],
+    )  # fmt: skip
+
+
+def settle(model) -> None:
+    """Makes a base that was loaded quantised fit for training and evaluation by turns."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for module in model.modules():
+        if isinstance(module, (Linear4bit, Linear8bitLt)):
+            module.register_forward_pre_hook(_in_autocast_dtype)
+        if isinstance(module, Linear4bit):
+            # In eval mode it would repack its weights for a kernel without backward, and never unpack them again.
+            module.support_avx512bf16_for_cpu = False
+
+
+def _in_autocast_dtype(module, inputs: tuple) -> tuple:
+    """bitsandbytes' layers are unknown to autocast: their input is cast here, and their output comes in its type."""
+    import torch
+
+    (states,) = inputs
+    kind = states.device.type
+    return (states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states,)

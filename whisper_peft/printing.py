@@ -1,0 +1,163 @@
+"""What a command says: where its lines go, and its result as lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import click
+
+
+class Printer:
+    """Where lines go: progress to stderr, results to stdout, JSON instead of them where it is asked for."""
+
+    def __init__(self, as_json: bool, quiet: bool):
+        self.as_json, self.quiet = as_json, quiet
+        _hush_libraries()
+
+    def say(self, line: str) -> None:
+        """A line about what happens."""
+        if not self.quiet:
+            click.echo(line, err=True)
+
+    def result(self, content: object, lines: list[str]) -> None:
+        """The result: as lines for people, or as JSON."""
+        if self.as_json:
+            click.echo(json.dumps(content, ensure_ascii=False, default=str))
+        else:
+            for line in lines:
+                click.echo(line)
+
+
+def _hush_libraries() -> None:
+    """Libraries warn of what our own code has taken care of; their errors still show."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, out: Printer):
+    """A progress bar on stderr that learns its length from the first call."""
+    if out.quiet:
+        yield lambda clips, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="clip", leave=False, disable=None) as bar:
+
+        def update(clips: int, total: int) -> None:
+            bar.total = total
+            bar.update(clips)
+
+        yield update
+
+
+def train_lines(result) -> list[str]:
+    """What a run came to, and what to do next."""
+    facts, shown = result.facts, shown_path(result.run)
+    lines = [f"Trained {facts['steps']} steps in {facts['train_seconds'] / 60:.1f} minutes; best: step "
+             f"{facts['best_step']} (by {facts['best_metric']} on the eval clips)."]  # fmt: skip
+    if facts.get("left_out"):
+        lines.append(f"Left out: {facts['left_out']} clips, each named in {shown}/left_out.jsonl.")
+    before, after, final = facts.get("before"), facts.get("after"), facts.get("final")
+    if before and after:
+        what = "test" if after["split"] == "test" else "eval (the selection set, optimistic)"
+        lines.append(f"On {after['clips']} {what} clips:")
+        lines.append(f"  {'':8}{'WER':>9}{'CER':>9}{'token loss':>12}")
+        for name, row in (("before", before), ("after", after)):
+            lines.append(f"  {name:8}{row['wer']:>9.1%}{row['cer']:>9.1%}{row['token_loss']:>12.3f}")
+    if final and (not after or final["clips"] != after["clips"]):
+        lines.append(f"Whole {final['split']} set, {final['clips']} clips: WER {final['wer']:.1%}, "
+                     f"CER {final['cer']:.1%}.")  # fmt: skip
+    if final and final["reached_limit"]:
+        lines.append(f"{final['reached_limit']} transcripts reached the generation limit.")
+    lines.append("Next:")
+    data = _data_of(result.run)
+    source = data.test or data.eval  # a held-out tenth is no source of its own, and the rest was learnt from
+    columns = "".join(
+        f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
+    )
+    if source:
+        lines.append(f"  whisper-peft evaluate {shown} {shown_path(source)}{columns}")
+    if facts["mode"] == "lora":
+        lines.append(f"  whisper-peft merge {shown} {shown}-merged")
+    lines.append(f"  whisper-peft transcribe {shown} {_first_clip(result.run)}")
+    return lines
+
+
+def _data_of(run):
+    from whisper_peft.recipe import load_recipe
+
+    return load_recipe(run / "recipe.yaml").data
+
+
+def _first_clip(run) -> str:
+    from whisper_peft.runs import read_jsonl
+
+    scored = read_jsonl(run / "transcripts.jsonl")
+    return shown_path(scored[0]["audio"]) if scored else "AUDIO"
+
+
+def shown_path(path: object) -> str:
+    """A path as a person would type it here."""
+    text = os.path.relpath(str(path)) if os.path.isabs(str(path)) else str(path)
+    return str(path) if text.startswith("../..") else text
+
+
+def score_lines(result: dict, output: str | None) -> list[str]:
+    """The table of an evaluation."""
+    language = f", language {result['language']}" if result["language"] else ""
+    lines = [f"{result['model']} on {result['source']}: {result['clips']} clips{language}, {result['window']} windows, "
+             f"{result['seconds']:.0f} s"]  # fmt: skip
+    lines.append(f"  {'':18}{'rate':>8}  {'95 % interval':>17}{'subst.':>8}{'delet.':>8}{'insert.':>8}")
+    for key, name in (("wer", "WER"), ("cer", "CER"), ("wer_normalized", "WER, normalised"),
+                      ("cer_normalized", "CER, normalised")):  # fmt: skip
+        interval = result.get(f"{key}_interval")
+        shown = f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
+        counts = "".join(f"{result[f'{key}_{kind}']:>8}" for kind in ("substitutions", "deletions", "insertions"))
+        lines.append(f"  {name:18}{result[key]:>8.1%}  {shown:>17}{counts}")
+    lines.append(f"  token loss {result['token_loss']:.3f}; normaliser: {result['normalizer']}")
+    if result["reached_limit"]:
+        lines.append(f"  {result['reached_limit']} transcripts reached the limit of {result['max_new_tokens']} tokens")
+    if result["left_out"]:
+        lines.append(
+            f"  {result['left_out']} clips left out" + (f", named in {output}/left_out.jsonl" if output else "")
+        )
+    if output:
+        lines.append(f"  transcripts: {output}/transcripts.jsonl")
+    return lines
+
+
+def merge_lines(output: str, report: dict) -> list[str]:
+    """The gaps of a merge."""
+    lines = [
+        f"Merged into {output} ({report['dtype']}), checked on {report['checked_on']}.",
+        f"  largest logit difference {report['logit_gap']:.2e}, limit {report['logit_limit']:.2e}",
+        f"  transcripts that differ: {report['transcripts_differing']} of {report['clips']}",
+    ]
+    for pair in report["transcripts"]:
+        lines += [f"    adapter: {pair['adapter']}", f"    merged:  {pair['merged']}"]
+    if found := report.get("quantized"):
+        lines.append(
+            f"  against the adapter on the {found['base']} base it was trained on (no limit): largest logit difference "
+            f"{found['logit_gap']:.2e}, {found['transcripts_differing']} transcripts differ; WER "
+            f"{found['adapter_wer']:.1%} there, {found['merged_wer']:.1%} merged"
+        )
+    return lines
+
+
+def first_comment(path: Path) -> str:
+    """What a recipe says of itself."""
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.lstrip("# ").strip()
