@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of
-from whisper_peft.model.devices import to_device
-from whisper_peft.model.head import logits_at, token_losses
+from whisper_peft.model.devices import free_unused_memory, is_out_of_memory, to_device
+from whisper_peft.model.head import states_at, token_losses
 from whisper_peft.recipe import CHOICES
 
 if TYPE_CHECKING:
     pass
 
+PER_CLIP = ("rows", "input_features", "decoder_input_ids", "labels")  # of a batch, what is cut with it
 BUDGET_S, MOST_CLIPS = 240.0, 64  # of a batch that is transcribed at a time: seconds of windows, and clips
 
 
@@ -101,18 +103,18 @@ def transcribe_rows(
         worker_init_fn=leave_signals_to_main if workers else None,
         generator=torch.Generator(),  # else drawing its seed would move the training's random state
     )  # fmt: skip
-    found = Transcripts()
+    found, pieces = Transcripts(), Pieces()
     was_training = model.training
     model.eval()
     try:
         for picked, batch in zip(batches, loader, strict=True):
             if batch["rows"]:
                 language = dataset.language_of(picked[0].row)
-                found.transcripts += _transcribe_batch(
-                    model, dataset.preparation, batch, language=language, task=dataset.task,
+                found.transcripts += pieces.each(batch, lambda piece, language=language: _transcribe_batch(
+                    model, dataset.preparation, piece, language=language, task=dataset.task,
                     max_new_tokens=max_new_tokens, beams=beams, stop_loops=stop_loops, with_loss=with_loss,
                     autocast=autocast,
-                )  # fmt: skip
+                ))  # fmt: skip
             found.left_out += batch["left_out"]
             progress(len(picked))
     finally:
@@ -120,6 +122,31 @@ def transcribe_rows(
     found.transcripts.sort(key=lambda transcript: transcript.row)
     found.left_out.sort(key=lambda left_out: left_out.row)
     return found
+
+
+class Pieces:
+    """A batch whole, or in as few pieces as memory allows; what was learnt of it holds for the batches that follow."""
+
+    def __init__(self) -> None:
+        self.window_frames_at_once = sys.maxsize
+
+    def each(self, batch: dict, work: Callable[[dict], list[Transcript]]) -> list[Transcript]:
+        """`work` of every piece, one after the other."""
+        n_clips, window_frames = len(batch["rows"]), batch["input_features"].shape[-1]
+        done: list[Transcript] = []
+        while len(done) < n_clips:
+            clips = max(1, min(n_clips - len(done), self.window_frames_at_once // window_frames))
+            part = slice(len(done), len(done) + clips)
+            try:
+                done += work({key: batch[key][part] for key in PER_CLIP})
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or clips == 1:
+                    raise
+                self.window_frames_at_once = clips // 2 * window_frames
+            else:
+                continue
+            free_unused_memory()
+        return done
 
 
 def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str, slack_s: float) -> list[list[Pick]]:
@@ -154,12 +181,12 @@ def _transcribe_batch(
             labels = batch["labels"].to(device)
             wanted = labels != IGNORED
             targets = labels[wanted]
-            with logits_at(whisper, wanted, then=lambda logits: token_losses(logits, targets)):
-                found = whisper(
+            with states_at(whisper, wanted) as states:
+                whisper(
                     encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
-                ).logits  # (n_targets,)
+                )
             each = torch.zeros(labels.shape, device=device)
-            each[wanted] = found
+            each[wanted] = token_losses(whisper, states.pop(), targets)
             losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
         sequences: list[list[int]] = [[] for _ in batch["rows"]]
         loops = Loops(len(sequences), eot=preparation.eot) if stop_loops and beams == 1 else None

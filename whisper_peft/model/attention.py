@@ -12,8 +12,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from whisper_peft.model.devices import PLAIN_ATTENTION_KEYS
+
 NAME = "whisper_peft"
-MOST_KEYS = 512  # of a window of 10 s; on long ones the fused kernel wins
 
 
 def attention(
@@ -21,7 +22,7 @@ def attention(
     scaling: float | None = None, dropout: float = 0.0, **kwargs,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Queries, keys and values (batch, heads, length, width) -> (batch, length, heads, width)."""
-    short = key.shape[2] <= MOST_KEYS or query.shape[2] == 1  # one query at a time: generation
+    short = key.shape[2] <= PLAIN_ATTENTION_KEYS or query.shape[2] == 1  # one query at a time: generation
     plain = short and query.device.type == "cpu" and query.dtype == torch.bfloat16
     if not plain:
         return sdpa_attention_forward(

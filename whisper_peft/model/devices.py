@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+PLAIN_ATTENTION_KEYS = 512  # a window of 10 s: up to so many a CPU in bf16 attends by plain products, see attention.py
 
 
 def best_device() -> torch.device:
@@ -49,6 +50,27 @@ def bf16_pays(size: int = 1024, tries: int = 5) -> bool:
         return min(seconds)
 
     return quickest(torch.bfloat16) * 1.5 < quickest(torch.float32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine, had no more memory to give."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def free_unused_memory() -> None:
+    """Gives back what nothing holds any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def dtype_of(precision: str) -> torch.dtype | None:

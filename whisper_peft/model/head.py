@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 ROWS = 32  # of logits in float32 at a time: 51,865 of a vocabulary each, about what a CPU's cache holds
 
+EVALUATED_ROWS = 256
+
 
 @contextlib.contextmanager
 def logits_at(whisper, wanted: Tensor, then: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -36,11 +38,33 @@ def logits_at(whisper, wanted: Tensor, then: Callable[[Tensor], Tensor]) -> Iter
             hook.remove()
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of each target, in float32 a few rows at a time.
+@contextlib.contextmanager
+def states_at(whisper, wanted: Tensor) -> Iterator[list[Tensor]]:
+    """Inside, a Whisper's forward makes no logits; the list gets the states (n_wanted, d_model) before the head.
 
     Args:
-        logits: (n_targets, vocab), any float type.
+        whisper: a WhisperForConditionalGeneration.
+        wanted: bool (batch, longest), which positions' states are wanted; their order is kept.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module, inputs: tuple) -> tuple:
+        kept.append(inputs[0][wanted])
+        return (inputs[0][:0],)
+
+    hook = whisper.proj_out.register_forward_pre_hook(keep)
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def token_losses(whisper, states: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each target, a few rows of logits at a time: for evaluation, without gradient.
+
+    Args:
+        whisper: whose head is used.
+        states: (n_targets, d_model), see `states_at`.
         targets: int64 (n_targets,).
 
     Returns:
@@ -48,5 +72,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """
     import torch
 
-    pairs = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
-    return torch.cat([torch.nn.functional.cross_entropy(rows.float(), of, reduction="none") for rows, of in pairs])
+    pairs = zip(states.split(EVALUATED_ROWS), targets.split(EVALUATED_ROWS), strict=True)
+    return torch.cat([
+        torch.nn.functional.cross_entropy(whisper.proj_out(rows).float(), of, reduction="none") for rows, of in pairs
+    ])  # fmt: skip

@@ -44,9 +44,23 @@ def settle(model) -> None:
     for module in model.modules():
         if isinstance(module, (Linear4bit, Linear8bitLt)):
             module.register_forward_pre_hook(_in_autocast_dtype)
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_hook(_forget_input)
         if isinstance(module, Linear4bit):
             # In eval mode it would repack its weights for a kernel without backward, and never unpack them again.
             module.support_avx512bf16_for_cpu = False
+
+
+def _forget_input(module, inputs: tuple, output: torch.Tensor) -> None:
+    """An 8-bit layer's function keeps its input for a gradient of its weights, which are frozen.
+
+    It is the larger half of what a layer keeps, and gradient checkpointing does not know of it.
+    """
+    function = output.grad_fn
+    if hasattr(function, "A"):
+        function.A = None
+    if hasattr(function, "tensors"):
+        function.tensors = (None, None, None)
 
 
 def _in_autocast_dtype(module, inputs: tuple) -> tuple:

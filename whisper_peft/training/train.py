@@ -256,11 +256,18 @@ def _fit(
         run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch,
         cut_short=lambda: bool(signals.received or left_out.stopped),
     ))  # fmt: skip
+
+    def finer_cut(clips: int) -> None:
+        """Kept for the rest of the run, and for its resume."""
+        say(f"Out of memory: the step is made again with {clips} clips at a time; its result is the same.")
+        finer = {"train.micro_batch_s": trainer.micro_batch_s, "train.micro_batch_size": trainer.micro_batch_size}
+        save_recipe(override(recipe, finer), run / runs.RECIPE)
+
     trainer = SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
         micro_batch_s=recipe.train.micro_batch_s, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
-        on_batch=left_out.on_batch, callbacks=extra,
+        on_batch=left_out.on_batch, on_finer_cut=finer_cut, callbacks=extra,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
 

@@ -19,7 +19,9 @@ from whisper_peft.data.batching import clips_at_once, cut, steps
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
+from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
+from whisper_peft.model.devices import free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import logits_at
 from whisper_peft.training.loss import token_loss_sum
 
@@ -76,6 +78,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
+        on_finer_cut: told how many clips are in memory at once from now on, after a step ran out of memory.
         callbacks: of transformers.
     """
 
@@ -93,12 +96,13 @@ class SpeechTrainer(Seq2SeqTrainer):
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
         on_batch: Callable[[dict], None] = lambda batch: None,
+        on_finer_cut: Callable[[int], None] = lambda clips: None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
         self.slack_s, self.start = slack_s, start
-        self.evaluate_model, self.loss, self.on_batch = evaluate_model, loss, on_batch
+        self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.speech_s, self.window_s = 0, 0.0, 0.0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -135,17 +139,45 @@ class SpeechTrainer(Seq2SeqTrainer):
         inputs["input_features"] = self._common_window(inputs["input_features"])
         window_s = inputs["input_features"].shape[-1] / self.train_dataset.preparation.frames_per_s
         self.window_s += window_s * len(labels)
-        fitting = clips_at_once(window_s, self.micro_batch_s)
-        pieces = cut(len(inputs["labels"]), fitting if self.micro_batch_size == "auto" else self.micro_batch_size)
+        return self._in_pieces(model, inputs, window_s, n_ranks / n_tokens)  # data parallel takes the mean over ranks
+
+    def _in_pieces(self, model, inputs: dict, window_s: float, scale: float) -> torch.Tensor:
+        """The step's micro-batches; where memory runs out the whole step again, cut finer: it is the same step."""
+        random_state = _random_state()
+        while True:
+            fitting = clips_at_once(window_s, self.micro_batch_s)
+            clips = min(len(inputs["labels"]), fitting if self.micro_batch_size == "auto" else self.micro_batch_size)
+            try:
+                return self._backward(model, inputs, cut(len(inputs["labels"]), clips), scale)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.accelerator.num_processes > 1:
+                    raise
+            if clips == 1:
+                raise UserError(
+                    f"out of memory with one clip of {window_s:.1f} s at a time; take --set "
+                    "train.gradient_checkpointing=true, --quantize 4bit or a smaller model. The run goes on from its "
+                    "last checkpoint with what it began with; other settings want a new run."
+                )
+            clips = -(-clips // 2)
+            self.micro_batch_s = clips * window_s
+            if self.micro_batch_size != "auto":
+                self.micro_batch_size = clips
+            model.zero_grad()
+            free_unused_memory()
+            _restore(random_state)
+            self.on_finer_cut(clips)
+
+    def _backward(self, model, inputs: dict, pieces: list[slice], scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, {key: inputs[key][piece] for key in MODEL_INPUTS})
-                loss = loss * (n_ranks / n_tokens)  # data parallel takes the mean over ranks
+                loss = loss * scale
                 self.accelerator.backward(loss)
             total += loss.detach()
+            del loss  # and with it what its functions still hold
         return self.accelerator.reduce(total, "mean")
 
     def _common_window(self, features: torch.Tensor) -> torch.Tensor:
@@ -186,6 +218,17 @@ def without_targets(empty: dict) -> dict:
         "decoder_input_ids": empty["decoder_input_ids"].new_zeros((1, 1)),
         "labels": empty["labels"].new_full((1, 1), IGNORED),
     }
+
+
+def _random_state() -> tuple:
+    """What dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _restore(state: tuple) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
 
 
 MODEL_INPUTS = ("input_features", "decoder_input_ids", "labels")

@@ -1,0 +1,99 @@
+"""Running out of memory: the same step, cut finer; the same transcripts, in smaller batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_recipe
+
+from whisper_peft import SpeechDataset, UserError, load_model, load_recipe, load_source, runs, train, transcribe_rows
+from whisper_peft.evaluation import transcribing
+from whisper_peft.training.trainer import SpeechTrainer
+
+CHANGES = {
+    "train.batch_size": 4, "train.learning_rate": 0.01, "lora.dropout": 0.2, "evaluate.compare_clips": 0,
+    "evaluate.max_clips": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def small_device(monkeypatch):
+    """A device on which more than so many clips at a time do not fit: fails half-way through the step."""
+    real, tried = SpeechTrainer.compute_loss, []
+
+    def fitting(most: int, error: Exception) -> list[int]:
+        def compute_loss(self, model, inputs, **options):
+            tried.append(len(inputs["labels"]))
+            loss = real(self, model, inputs, **options)  # draws random numbers
+            if len(inputs["labels"]) > most:
+                loss.backward()  # leaves gradients
+                raise error
+            return loss
+
+        monkeypatch.setattr(SpeechTrainer, "compute_loss", compute_loss)
+        return tried
+
+    return fitting
+
+
+def weights(run) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+])  # fmt: skip
+def test_a_step_that_does_not_fit_is_made_again_cut_finer(tiny_model, speech, tmp_path, small_device, error):
+    finer = {**CHANGES, "train.micro_batch_size": 1}
+    expected = train(tiny_recipe(tiny_model, speech, **finer), output=tmp_path / "expected").run
+    tried, said = small_device(1, error), []
+    run = train(tiny_recipe(tiny_model, speech, **CHANGES), output=tmp_path / "run", say=said.append).run
+    assert tried == [4, 2, 1, 1, 1, 1] + [1] * 12  # found once, then kept
+    assert weights(run) == weights(expected)  # dropout and all: random numbers and gradients were set back
+    lines = [line for line in said if "Out of memory" in line]
+    assert [line.split(" at a time")[0].rpartition("with ")[2] for line in lines] == ["2 clips", "1 clips"]
+    kept = load_recipe(run).train
+    assert kept.micro_batch_size == "auto" and 0 < kept.micro_batch_s < 3.1  # of the 3 s window: a resume starts so
+
+
+def test_the_result_of_the_step_is_that_of_the_whole_batch(tiny_model, speech, tmp_path, small_device):
+    changes = {**CHANGES, "lora.dropout": 0.0, "train.steps": 2, "features.window": "tight"}
+    whole = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "whole").run
+    small_device(2, torch.OutOfMemoryError("out of memory"))
+    fine = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "fine").run
+    losses = [[one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one] for run in (whole, fine)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 2
+
+
+def test_one_clip_that_does_not_fit_is_a_clear_message(tiny_model, speech, tmp_path, small_device):
+    small_device(0, torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(UserError, match=r"out of memory with one clip of 3\.0 s.*gradient_checkpointing=true"):
+        train(tiny_recipe(tiny_model, speech, **CHANGES, **{"features.window": "full"}), output=tmp_path / "run")
+
+
+def test_other_errors_are_not_taken_for_it(tiny_model, speech, tmp_path, small_device):
+    tried = small_device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(tiny_recipe(tiny_model, speech, **CHANGES), output=tmp_path / "run")
+    assert tried == [4]
+
+
+def test_an_evaluation_that_does_not_fit_goes_on_in_smaller_batches(tiny_model, speech, monkeypatch):
+    model, preparation, _ = load_model(tiny_model)
+    dataset = SpeechDataset(load_source(str(speech / "train")), preparation, language="hi")
+    expected = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
+    real, tried = transcribing._transcribe_batch, []
+
+    def small(model, preparation, batch, **options):
+        tried.append(len(batch["rows"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, preparation, batch, **options)
+
+    monkeypatch.setattr(transcribing, "_transcribe_batch", small)
+    found = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
+    assert tried == [6, 3, 1, 1, 1, 1, 1, 1, *[1] * 6]
+    assert [(one.row, one.text) for one in found.transcripts] == [(one.row, one.text) for one in expected.transcripts]
+    for one, other in zip(found.transcripts, expected.transcripts, strict=True):
+        assert one.loss_sum == pytest.approx(other.loss_sum, abs=1e-3) and one.loss_tokens == other.loss_tokens

@@ -1,0 +1,168 @@
+"""The memory that is predicted, held against the tensors that are really alive."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from whisper_peft.model.build import build_model, locate, whisper_of
+from whisper_peft.model.head import logits_at
+from whisper_peft.model.planning import (
+    PUBLISHED,
+    Architecture,
+    Load,
+    Method,
+    adapter_parameters,
+    predict_memory,
+    trainable,
+    weight_bytes,
+)
+from whisper_peft.training.loss import token_loss_sum
+
+CLIPS, TOKENS, RANK = 3, 30, 8
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors made inside that are alive, and the most there ever were."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.known and key not in self.sizes and storage.nbytes():
+                self.sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, key)
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def forget(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    """Four layers of 64: what is kept of layers outweighs the ends, as in a real one."""
+    return make_tiny_model(
+        tmp_path_factory.mktemp("deep") / "model", d_model=64, encoder_ffn_dim=256, decoder_ffn_dim=256,
+        encoder_layers=4, decoder_layers=4, max_source_positions=1500,
+    )  # fmt: skip
+
+
+def measured(model, frames: int, dtype, *, steps: int = 2) -> tuple[int, int]:
+    """(bytes at the highest point of a step beyond the model's own, target tokens)."""
+    labels = torch.randint(0, 500, (CLIPS, TOKENS))
+    labels[0, 25:] = -100
+    wanted = labels != -100
+    for _ in range(steps):  # the first one makes what stays
+        model.zero_grad()
+        alive = Alive([*model.parameters(), *model.buffers()])
+        with alive:
+            features = torch.randn(CLIPS, 80, frames)
+            with (
+                torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext(),
+                logits_at(whisper_of(model), wanted, then=lambda logits: token_loss_sum(logits, labels[wanted])),
+            ):
+                loss = model(input_features=features, decoder_input_ids=labels.clamp_min(0), use_cache=False).logits
+            loss.backward()
+    return alive.peak, int(wanted.sum())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "8bit", "4bit"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("frames", [400, 1600])  # plain attention on short windows in bf16, the fused kernel on long
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_what_a_step_holds_is_what_was_predicted(deep_model, kind, precision, frames, checkpointing, dropout):
+    if kind == "full" and dropout:
+        return  # an adapter's
+    mode, quantize = ("full", None) if kind == "full" else ("lora", None if kind == "lora" else kind)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    torch.manual_seed(0)
+    model = build_model(
+        locate(deep_model), mode, lora={"rank": RANK, "dropout": dropout}, quantize=quantize, autocast_dtype=dtype
+    ).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    peak, targets = measured(model, frames, dtype)
+    method = Method(
+        mode=mode, quantize=quantize, precision=precision, device="cpu", gradient_checkpointing=checkpointing,
+        rank=RANK, dropout=dropout,
+    )  # fmt: skip
+    found = predict_memory(Architecture.of(whisper_of(model).config), method, Load(CLIPS, frames // 2, TOKENS, targets))
+    assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.12)
+
+
+@pytest.mark.parametrize("targets", ["attention+mlp", "attention", "mlp", "encoder", "decoder+attention"])
+@pytest.mark.parametrize("freeze", [None, "encoder"])
+def test_partial_adapters(deep_model, targets, freeze):
+    if freeze and targets == "encoder":
+        return  # leaves nothing to train
+    model = build_model(locate(deep_model), "lora", lora={"rank": RANK, "targets": targets}, freeze=freeze).train()
+    words = targets.split("+")
+    method = Method(
+        precision="fp32", device="cpu", rank=RANK, freeze=freeze,
+        attention="mlp" not in words or "attention" in words, mlp="attention" not in words or "mlp" in words,
+        encoder="decoder" not in words, decoder="encoder" not in words,
+    )  # fmt: skip
+    shape = Architecture.of(whisper_of(model).config)
+    sizes = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
+    assert adapter_parameters(shape, method) == sum(sizes)
+    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    peak, n_targets = measured(model, 800, None)
+    found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
+    held = found.activations + found.logits + found.gradients
+    assert 0.95 * peak < held < 1.35 * peak  # what lies before the first adapter is counted, though it is not kept
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "8bit", "4bit"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_counted_to_the_byte(deep_model, kind, precision):
+    mode, quantize = ("full", None) if kind == "full" else ("lora", None if kind == "lora" else kind)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    model = build_model(locate(deep_model), mode, lora={"rank": RANK}, quantize=quantize, autocast_dtype=dtype)
+    held = [p for name, p in model.named_parameters() if "lora_" not in name]
+    shape = Architecture.of(whisper_of(model).config)
+    method = Method(mode=mode, quantize=quantize, precision=precision, device="cpu", rank=RANK)
+    found = sum(p.numel() * p.element_size() for p in held)
+    assert weight_bytes(shape, method) == pytest.approx(found, rel=0.03 if quantize else 1e-6)
+    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if kind == "full":
+        frozen = build_model(locate(deep_model), "full", freeze="encoder")
+        wanted = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+        assert trainable(shape, dataclasses.replace(method, freeze="encoder")) == wanted
+
+
+def test_the_published_sizes_have_their_published_parameters():
+    """As the checkpoints on the Hub have them, encoder positions included."""
+    known = {
+        "tiny": 37_760_640, "base": 72_593_920, "small": 241_734_912, "medium": 763_857_920,
+        "large-v2": 1_543_304_960, "large-v3": 1_543_490_560, "large-v3-turbo": 808_878_080,
+    }  # fmt: skip
+    assert len(PUBLISHED) == 12
+    assert {name: PUBLISHED[name].parameters for name in known} == known
+
+
+def test_an_evaluation_counts_where_it_is_the_highest_point():
+    shape, method = PUBLISHED["base"], Method(device="cpu")
+    step = Load(1, 200, 30, 30)
+    evaluated = dataclasses.replace(step, evaluated_clips=64, evaluated_positions=250, evaluated_tokens=200)
+    alone, both = predict_memory(shape, method, step), predict_memory(shape, method, evaluated)
+    assert alone.generation == 0 < both.generation and both.peak > alone.peak
+    assert both.activations == both.logits == both.gradients == 0  # another point in time

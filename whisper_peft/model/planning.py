@@ -1,0 +1,370 @@
+"""How much memory a training run takes, part by part, from the shapes of its model and its batches alone.
+
+What autograd keeps of a layer is counted tensor by tensor, as transformers' Whisper, peft and bitsandbytes run it
+(tests/test_planning.py holds the count against the tensors that are really alive). Sizes are in bytes, in the
+variables: N positions or tokens of a micro-batch in all, d the model's width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from whisper_peft.model.devices import PLAIN_ATTENTION_KEYS
+
+FLOAT = 4  # bytes of float32
+LOSS_ROWS = 3 * 32  # rows of logits in float32 while the loss is taken: see head.ROWS
+CONTEXT = {"cpu": 150_000_000, "cuda": 550_000_000}  # library code and handles that the first step brings in
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a Whisper."""
+
+    d_model: int
+    layers: int  # of the encoder
+    decoder_layers: int
+    heads: int
+    vocab: int = 51865
+    n_mels: int = 80
+    ffn: int = 0  # 0: four times the width
+    max_positions: int = 1500
+    max_tokens: int = 448
+
+    @property
+    def f(self) -> int:
+        """Width of the feed-forward layers."""
+        return self.ffn or 4 * self.d_model
+
+    @property
+    def encoder_matrices(self) -> int:
+        """Weights of the encoder's linear layers."""
+        return self.layers * (4 * self.d_model**2 + 2 * self.d_model * self.f)
+
+    @property
+    def decoder_matrices(self) -> int:
+        """Weights of the decoder's linear layers."""
+        return self.decoder_layers * (8 * self.d_model**2 + 2 * self.d_model * self.f)
+
+    @property
+    def convolutions(self) -> int:
+        """Weights of the two convolutions."""
+        return 3 * self.d_model * (self.n_mels + self.d_model) + 2 * self.d_model
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the token embedding, which is the output head, too."""
+        return self.vocab * self.d_model
+
+    @property
+    def positions(self) -> int:
+        """Weights of the two position embeddings."""
+        return (self.max_positions + self.max_tokens) * self.d_model
+
+    @property
+    def biases(self) -> int:
+        """Of the linear layers."""
+        d, f = self.d_model, self.f
+        return self.layers * (4 * d + f) + self.decoder_layers * (7 * d + f)
+
+    @property
+    def norms(self) -> int:
+        """Weights of the layer norms."""
+        return (4 * self.layers + 6 * self.decoder_layers + 4) * self.d_model
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return (
+            self.encoder_matrices + self.decoder_matrices + self.convolutions + self.embedding + self.positions
+            + self.biases + self.norms
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, config) -> Architecture:
+        """From a WhisperConfig."""
+        return cls(
+            d_model=config.d_model, layers=config.encoder_layers, decoder_layers=config.decoder_layers,
+            heads=config.encoder_attention_heads, vocab=config.vocab_size, n_mels=config.num_mel_bins,
+            ffn=config.encoder_ffn_dim, max_positions=config.max_source_positions,
+            max_tokens=config.max_target_positions,
+        )  # fmt: skip
+
+
+PUBLISHED = {
+    "tiny": Architecture(384, 4, 4, 6),
+    "tiny.en": Architecture(384, 4, 4, 6, vocab=51864),
+    "base": Architecture(512, 6, 6, 8),
+    "base.en": Architecture(512, 6, 6, 8, vocab=51864),
+    "small": Architecture(768, 12, 12, 12),
+    "small.en": Architecture(768, 12, 12, 12, vocab=51864),
+    "medium": Architecture(1024, 24, 24, 16),
+    "medium.en": Architecture(1024, 24, 24, 16, vocab=51864),
+    "large": Architecture(1280, 32, 32, 20),
+    "large-v2": Architecture(1280, 32, 32, 20),
+    "large-v3": Architecture(1280, 32, 32, 20, vocab=51866, n_mels=128),
+    "large-v3-turbo": Architecture(1280, 32, 4, 20, vocab=51866, n_mels=128),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is trained, as far as memory goes."""
+
+    mode: str = "lora"
+    quantize: str | None = None
+    precision: str = "bf16"
+    device: str = "cuda"
+    gradient_checkpointing: bool = False
+    optimizer: str = "adamw"
+    freeze: str | None = None
+    rank: int = 32
+    dropout: float = 0.05
+    attention: bool = True  # whether these layers have adapters
+    mlp: bool = True
+    encoder: bool = True
+    decoder: bool = True
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the matrix products."""
+        return FLOAT if self.precision == "fp32" else 2
+
+    @property
+    def mask(self) -> int:
+        """Bytes of a number in a dropout's mask."""
+        return 1 if self.device == "cuda" else FLOAT
+
+
+@dataclass(frozen=True)
+class Load:
+    """A micro-batch, and the batch of an evaluation."""
+
+    clips: int
+    positions: int  # the encoder's, of a clip
+    tokens: int  # of the longest transcript
+    targets: int  # tokens with a loss, of all clips
+    micro_batches: int = 1
+    evaluated_clips: int = 0  # at a time; 0: no evaluation
+    evaluated_positions: int = 0
+    evaluated_tokens: int = 0  # of the longest text made
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part; `peak` is their sum."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    generation: int
+    context: int
+
+    @property
+    def peak(self) -> int:
+        """All parts at once."""
+        return sum(dataclasses.asdict(self).values())
+
+    @property
+    def allocated(self) -> int:
+        """What the device's allocator sees of it."""
+        return self.peak - self.context
+
+
+def predict_memory(shape: Architecture, method: Method, load: Load) -> Memory:
+    """Memory at the highest point of a run.
+
+    Args:
+        shape: of the model.
+        method: of training.
+        load: the largest micro-batch.
+
+    Returns:
+        Memory, its parts being those of that point: of a step's forward and backward, or of an evaluation.
+    """
+    weights, adapters = weight_bytes(shape, method), adapter_parameters(shape, method) * FLOAT
+    trained = trainable(shape, method)
+    points = step_points(shape, method, load)
+    if load.evaluated_clips:
+        points.append({"generation": evaluation_bytes(shape, method, load)})
+    parts = max(points, key=lambda parts: sum(parts.values()))
+    return Memory(
+        weights=weights, adapters=adapters, optimizer=optimizer_bytes(trained, method), context=CONTEXT[method.device],
+        **{name: int(parts.get(name, 0)) for name in ("gradients", "activations", "logits", "generation")},
+    )  # fmt: skip
+
+
+def weight_bytes(shape: Architecture, method: Method) -> int:
+    """The model without its adapter, as `build_model` holds it."""
+    matrices = shape.encoder_matrices + shape.decoder_matrices
+    cast, rest = shape.convolutions + shape.embedding + shape.biases, shape.positions + shape.norms
+    if method.mode == "full":
+        return shape.parameters * FLOAT
+    per_weight = {
+        None: method.width,
+        "8bit": 1 + FLOAT / shape.d_model,  # a scale a row
+        "4bit": 0.5 + 1 / 64 + FLOAT / (64 * 256),  # a scale a block of 64, itself in 8 bits with one a 256
+    }[method.quantize]
+    return round(matrices * per_weight + cast * method.width + rest * FLOAT)
+
+
+def adapter_parameters(shape: Architecture, method: Method) -> int:
+    """Weights of the adapter's factors."""
+    if method.mode == "full":
+        return 0
+    d, f = shape.d_model, shape.f
+    mlp = 2 * (d + f) if method.mlp else 0
+    attention = 4 * 2 * d if method.attention else 0
+    encoder = shape.layers * (attention + mlp) if method.encoder else 0
+    decoder = shape.decoder_layers * (2 * attention + mlp) if method.decoder else 0
+    return method.rank * (encoder + decoder)
+
+
+def trainable(shape: Architecture, method: Method) -> int:
+    """How many weights have gradients."""
+    if method.mode == "lora":
+        only = dataclasses.replace(method, encoder=method.encoder and method.freeze != "encoder")
+        return adapter_parameters(shape, only)
+    frozen = shape.max_positions * shape.d_model  # the encoder's sinusoids
+    if method.freeze == "encoder":
+        d = shape.d_model
+        frozen += shape.encoder_matrices + shape.convolutions + shape.layers * (8 * d + shape.f) + 2 * d
+    return shape.parameters - frozen
+
+
+def optimizer_bytes(trained: int, method: Method) -> int:
+    """AdamW's two moments; in 8 bits, with a scale a block of 256. Paged ones are counted, too: they may lie there."""
+    return round(trained * 2 * (FLOAT if method.optimizer == "adamw" else 1 + FLOAT / 256))
+
+
+def kept_of_input(n: int, width: int, method: Method, *, adapted: bool, fresh: bool, sharing: int = 1) -> int:
+    """What autograd keeps of the input of `sharing` linear layers that read the same (n, width).
+
+    Args:
+        n: positions or tokens in all.
+        width: of the input.
+        method: of training.
+        adapted: whether these layers have adapters.
+        fresh: whether the input is in float32 (a layer norm's) and has to be cast for reduced precision.
+        sharing: how many layers read it.
+    """
+    a, size = method.width, n * width
+    cast_each = fresh and a < FLOAT
+    as_it_is = size * a * (sharing if cast_each else 1)
+    kept = 0
+    if method.mode == "full":
+        kept += as_it_is
+    if method.mode == "lora" and adapted:
+        dropped = size * sharing * (a + method.mask) if method.dropout else (0 if kept else as_it_is)
+        kept += dropped + n * method.rank * sharing * a
+    return kept
+
+
+def attention_kept(queries: int, keys: int, clips: int, shape: Architecture, method: Method) -> int:
+    """Of one attention, between its projections: queries, keys, values, and the scores or what stands for them."""
+    d, a = shape.d_model, method.width
+    kept = (queries + 2 * keys) * d * a
+    plain = method.device == "cpu" and a < FLOAT and keys // clips <= PLAIN_ATTENTION_KEYS
+    if plain:
+        return kept + shape.heads * queries * (keys // clips) * a
+    return kept + queries * d * a + shape.heads * queries * FLOAT
+
+
+def layer_kept(shape: Architecture, method: Method, n: int, clips: int, *, states: int = 0) -> int:
+    """What autograd keeps of one layer.
+
+    Args:
+        shape: of the model.
+        method: of training.
+        n: its positions or tokens in all.
+        clips: how many they belong to.
+        states: a decoder layer's: the encoder's positions in all.
+    """
+    d, f, half = shape.d_model, shape.f, method.decoder if states else method.encoder
+    attention, mlp = method.attention and half, method.mlp and half
+    norms = (3 if states else 2) * n * (d + 2) * FLOAT
+    kept = norms + attention_kept(n, n, clips, shape, method)
+    kept += kept_of_input(n, d, method, adapted=attention, fresh=True, sharing=3)
+    kept += kept_of_input(n, d, method, adapted=attention, fresh=False)
+    if states:
+        kept += attention_kept(n, states, clips, shape, method)
+        kept += kept_of_input(n, d, method, adapted=attention, fresh=True)
+        kept += kept_of_input(n, d, method, adapted=attention, fresh=False)
+        shared = method.width == FLOAT and not (method.mode == "lora" and method.dropout)
+        if not shared:  # else it is the encoder's output itself
+            kept += kept_of_input(states, d, method, adapted=attention, fresh=True, sharing=2)
+    kept += kept_of_input(n, d, method, adapted=mlp, fresh=True)
+    kept += n * f * method.width  # into the activation function
+    return kept + kept_of_input(n, f, method, adapted=mlp, fresh=False)
+
+
+def step_points(shape: Architecture, method: Method, load: Load) -> list[dict[str, float]]:
+    """Gradients, activations and logits at the points of a step that can be its highest."""
+    d, f, a = shape.d_model, shape.f, method.width
+    n, t = load.clips * load.positions, load.clips * load.tokens
+    full, frozen = method.mode == "full", method.freeze == "encoder"
+    encoder_layer = layer_kept(shape, method, n, load.clips)
+    decoder_layer = layer_kept(shape, method, t, load.clips, states=n)
+    stem = (load.clips * 2 * load.positions * shape.n_mels * a * (a < FLOAT) + 5 * n * d * a) if full else 0
+    if frozen or not (full or method.encoder):  # nothing behind its input learns: it keeps nothing
+        encoder_layer = stem = 0
+    ends = n * d * 2 * FLOAT + t * d * 2 * FLOAT + load.targets * d * (FLOAT + a * (a < FLOAT))
+    if method.gradient_checkpointing:
+        encoder, decoder = shape.layers * n * d * FLOAT, shape.decoder_layers * t * d * FLOAT
+        again = {"encoder": encoder_layer, "decoder": decoder_layer}
+    else:
+        encoder, decoder = shape.layers * encoder_layer, shape.decoder_layers * decoder_layer
+        again = {"encoder": 0, "decoder": 0}
+    casts = 0
+    if a < FLOAT:
+        matrices = shape.encoder_matrices * (not frozen) + shape.decoder_matrices + shape.convolutions + shape.embedding
+        casts = (matrices if full else adapter_parameters(shape, method)) * a
+    if method.gradient_checkpointing:
+        casts = casts // (shape.layers + shape.decoder_layers) + shape.embedding * a * full
+    trained = trainable(shape, method) * FLOAT
+    behind = trained if load.micro_batches > 1 else 0  # of the micro-batches before
+    decoder_share = trained if frozen or not shape.parameters else trained * _decoder_share(shape, method)
+    embedding = shape.embedding * FLOAT if full else 0
+    unpacked = d * f * (FLOAT + a) if method.quantize else 0  # a layer's weights, while it computes
+    inputs = load.clips * 2 * load.positions * shape.n_mels * FLOAT
+    all_of_it = encoder + decoder + stem + ends + casts + inputs
+
+    def in_layer(size: int) -> int:
+        """Gradients on their way through the widest part of a layer: peft casts an adapter's input to float32."""
+        wide = a if full else FLOAT * (2 if method.dropout and a < FLOAT else 1)
+        return size * (f * wide + d * FLOAT) + unpacked
+
+    logits = load.targets * shape.vocab * a
+    points = [
+        {"activations": all_of_it, "logits": 2 * logits + LOSS_ROWS * shape.vocab * FLOAT, "gradients": behind},
+        {"activations": all_of_it, "logits": logits + embedding / FLOAT * a, "gradients": max(behind, embedding)},
+        {"activations": all_of_it + again["decoder"] + in_layer(t), "gradients": max(behind, embedding)},
+        {"activations": encoder + stem + casts + inputs + again["encoder"] + in_layer(n),
+         "gradients": max(behind, decoder_share)},
+        {"activations": stem + inputs + n * d * FLOAT, "gradients": trained},
+    ]  # fmt: skip
+    return points
+
+
+def _decoder_share(shape: Architecture, method: Method) -> float:
+    """How much of the gradients the decoder has."""
+    if method.mode == "lora":
+        whole = trainable(shape, method)
+        return trainable(shape, dataclasses.replace(method, encoder=False)) / whole if whole else 0.0
+    return (shape.decoder_matrices + shape.embedding) / shape.parameters
+
+
+def evaluation_bytes(shape: Architecture, method: Method, load: Load) -> int:
+    """Of an evaluation's batch: keys and values for every position and token, a few copies of one token's logits."""
+    d, a, clips = shape.d_model, method.width, load.evaluated_clips
+    n, t = clips * load.evaluated_positions, clips * load.evaluated_tokens
+    encoding = n * (2 * d * 2 * a + 4 * d * FLOAT)  # the convolutions, then the states on their way
+    states = n * d * FLOAT + clips * 2 * load.evaluated_positions * shape.n_mels * FLOAT
+    cached = shape.decoder_layers * 2 * (n + t) * d * a + 2 * t * d * a
+    step = 5 * clips * shape.vocab * FLOAT
+    logits = LOSS_ROWS * shape.vocab * FLOAT + min(t, clips * shape.max_tokens) * shape.vocab * a
+    casts = (shape.parameters if method.mode == "full" and a < FLOAT else 0) * a
+    return states + casts + max(encoding, cached + step, logits)
