@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
     """One working call of every command; what it writes goes into `folder`."""
     return {
         "train": ["train", page, "--output", folder / "run"],
+        "plan": ["plan", page, "--gpu-memory", "8GB"],
         "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
         "merge": ["merge", run, folder / "merged", "--dtype", "float32"],
         "transcribe": ["transcribe", run, speech / "test" / "0.wav", speech / "test" / "1.wav"],
@@ -54,6 +56,7 @@ def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
 
 EXPECTED = {
     "train": {"run", "mode", "steps", "before", "after", "final", "best_step", "versions"},
+    "plan": {"device", "memory", "fits", "micro_batch_s", "clips_at_once", "hours_per_epoch", "remedy", "trainable"},
     "evaluate": {"model", "source", "wer", "cer", "wer_normalized", "wer_interval", "reached_limit", "left_out"},
     "merge": {"output", "dtype", "logit_gap", "logit_limit", "passed", "checked_on"},
     "transcribe": {"transcripts"},
@@ -69,6 +72,33 @@ def test_every_command_is_walked(page, lora_run, speech, tmp_path):
     for name, command in cli.cli.commands.items():
         names |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
     assert names == set(commands(page, lora_run, speech, tmp_path)) == set(EXPECTED)
+
+
+def test_a_plan_that_does_not_fit_is_shown_and_exits_with_1(call):
+    large = ["plan", "--model", "openai/whisper-large-v3", "--mode", "full", "--gpu-memory", "8GB"]
+    code, out, err = call(*large)
+    assert code == 1 and "does not fit" in out and "optimizer" in out
+    assert re.fullmatch(r"Error: openai/whisper-large-v3: 2\d\.\d GB do not fit into 8\.0 GB; try --mode lora.*\n", err)
+    code, out, _ = call(*large, "--json")
+    assert code == 1 and json.loads(out)["fits"] is False
+    code, out, err = call(*large[:3], "--mode", "lora", "--quantize", "4bit", "--gpu-memory", "8GB")
+    assert code == 0 and "fits" in out and not err
+
+
+def test_the_matrix_has_every_published_size_in_under_2_seconds(run_cli):
+    import time
+
+    began = time.monotonic()
+    done = run_cli("plan", "--matrix", "--gpu-memory", "8GB", "--json")
+    assert time.monotonic() - began < 10  # on a busy machine; without torch it is half a second
+    found = json.loads(done.stdout)
+    assert len(found["peaks"]) == 12 and set(found["peaks"]["base"]) == {"full", "lora", "lora 8bit", "lora 4bit"}
+    for size in ("peaks", "smallest"):
+        for row in found[size].values():
+            assert row["full"] > row["lora"] > row["lora 8bit"] > row["lora 4bit"] > 0
+    again = [sys.executable, "-X", "importtime", "-m", "whisper_peft", "plan", "--matrix"]
+    imported = subprocess.run(again, capture_output=True, text=True).stderr
+    assert "whisper_peft.training.fitting" in imported and not re.search(r"\| +(torch|transformers|peft)\n", imported)
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
@@ -105,7 +135,7 @@ def test_every_command(name, call, page, lora_run, speech, tmp_path, monkeypatch
     assert code == 2 and not out and "--no-such-option" in err and "Traceback" not in err
     code, out, err = call(*arguments, "--help")
     assert code == 0 and "--json" in out and "--quiet" in out
-    assert ("--set" in out) == (name == "train")
+    assert ("--set" in out) == (name in ("train", "plan"))
 
 
 def one_error(err: str) -> str:
@@ -135,6 +165,11 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
         (
             ["train", page, "--set", "train.optimizer=paged_adamw_8bit"],
             r"paged_adamw_8bit pages between",
+        ),
+        (["plan", page, "--gpu-memory", "much"], r"--gpu-memory much: expected a size, as 8GB"),
+        (
+            ["plan", "--model", "openai/whisper-large-v3", "--mode", "full", "--gpu-memory", "8GB"],
+            r"do not fit into 8.0",
         ),
         (["train", page, "--language", "klingon"], r"--language-token"),
         (["train", page, "--model", folder / "nothing"], r"no such folder"),

@@ -25,9 +25,11 @@ ROOMS = {
         "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
         "batching", "collator", "checking",
     ),
-    "model": ("devices", "attention", "windows", "head", "quantizing", "locating", "build", "planning"),
+    "model": ("devices", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
-    "training": ("loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "train"),
+    "training": (
+        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
+    ),
     "delivery": ("merging", "exporting", "publishing", "demo"),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip

@@ -210,24 +210,22 @@ def test_default_rates_fit_their_mode_and_the_other_modes_rate_is_remarked_on(d_
     rates = {}
     for mode in ("full", "lora"):
         recipe = override(Recipe(), {"train.mode": mode, "model.language": "hi", "train.steps": 1000})
-        resolved, remarks = resolve(recipe, n_rows=100, d_model=d_model, multilingual=True, window_s=30.0)
+        resolved, remarks = resolve(recipe, n_rows=100, d_model=d_model, multilingual=True)
         assert not remarks and resolved.train.warmup_steps < 1000
         rates[mode] = resolved.train.learning_rate
     assert rates["lora"] > 10 * rates["full"]
     for mode, other in (("full", "lora"), ("lora", "full")):
         changes = {"train.mode": mode, "train.learning_rate": rates[other], "train.steps": 1000}
-        _, remarks = resolve(override(Recipe(), changes), n_rows=100, d_model=d_model, multilingual=True, window_s=30.0)
+        _, remarks = resolve(override(Recipe(), changes), n_rows=100, d_model=d_model, multilingual=True)
         assert len(remarks) == 1 and f"looks like one for --mode {other}" in remarks[0]
 
 
 def test_best_metric_is_cer_where_a_script_has_no_spaces():
     for language, metric in (("hi", "wer"), ("thai", "cer"), ("ja", "cer"), (None, "wer")):
         recipe = override(Recipe(), {"model.language": language, "train.steps": 10})
-        resolved, _ = resolve(recipe, n_rows=100, d_model=512, multilingual=True, window_s=30.0)
+        resolved, _ = resolve(recipe, n_rows=100, d_model=512, multilingual=True)
         assert resolved.evaluate.best_metric == metric
-    kept, _ = resolve(
-        override(recipe, {"evaluate.best_metric": "loss"}), n_rows=9, d_model=512, multilingual=True, window_s=30.0
-    )
+    kept, _ = resolve(override(recipe, {"evaluate.best_metric": "loss"}), n_rows=9, d_model=512, multilingual=True)
     assert kept.evaluate.best_metric == "loss"
 
 

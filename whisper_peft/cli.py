@@ -12,9 +12,12 @@ import click
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.printing import (
+    GB,
     Printer,
     first_comment,
+    matrix_lines,
     merge_lines,
+    plan_lines,
     progress_bar,
     score_lines,
     shown_path,
@@ -106,63 +109,101 @@ def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, o
     return changes
 
 
+RECIPE_OPTIONS = (
+    click.argument("recipe", required=False),
+    click.option("--mode", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter (default: lora)."),
+    click.option("--model", help="Hub id, model folder, run or adapter folder to start from."),
+    click.option("--language", help="Name or code of the language, as hindi or hi."),
+    click.option("--language-token", help="Borrow this language's token for one that Whisper does not know."),
+    click.option("--task", type=click.Choice(["transcribe", "translate"])),
+    click.option("--train", "train_source", multiple=True, metavar="SRC", help=f"Learns. {SRC_HELP} Repeatable."),
+    click.option("--eval", "eval_source", metavar="SRC", help="Selects the checkpoint (default: a tenth of train)."),
+    click.option("--test", "test_source", metavar="SRC", help="Scored once before and once after."),
+    click.option("--steps", type=int, help="Optimizer steps."),
+    click.option("--epochs", type=float, help="Passes over the training clips (default: 3)."),
+    click.option("--batch-size", type=int, help="Clips in one optimizer step."),
+    click.option("--learning-rate", type=float),
+    click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed)."),
+    click.option("--audio-column", help="Where the columns have other than the usual names."),
+    click.option("--text-column"),
+    click.option("--quantize", type=click.Choice(["8bit", "4bit"]), help="An adapter's base in so many bits."),
+    click.option("--seed", type=int),
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable."),
+)
+FLAGS = {
+    "mode": "train.mode", "model": "model.name", "language": "model.language",
+    "language_token": "model.language_token", "task": "model.task", "train_source": "data.train",
+    "eval_source": "data.eval", "test_source": "data.test", "steps": "train.steps", "epochs": "train.epochs",
+    "batch_size": "train.batch_size", "learning_rate": "train.learning_rate", "window": "features.window",
+    "audio_column": "data.audio_column", "text_column": "data.text_column", "quantize": "train.quantize",
+    "seed": "train.seed",
+}  # fmt: skip
+
+
+def recipe_options(function: Callable) -> Callable:
+    """RECIPE, the flags that stand for its keys, and --set; the function is handed the changes they make."""
+
+    @functools.wraps(function)
+    def wrapped(*, settings: tuple[str, ...], **arguments: object) -> object:
+        flags = {key: arguments.pop(name) for name, key in FLAGS.items()}
+        return function(changes=_changes(settings, flags), **arguments)
+
+    for option in reversed(RECIPE_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 @cli.command()
-@click.argument("recipe", required=False)
-@click.option("--mode", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter (default: lora).")
-@click.option("--model", help="Hub id, model folder, run or adapter folder to start from.")
-@click.option("--language", help="Name or code of the language, as hindi or hi.")
-@click.option("--language-token", help="Borrow this language's token for one that Whisper does not know.")
-@click.option("--task", type=click.Choice(["transcribe", "translate"]))
-@click.option("--train", "train_source", multiple=True, metavar="SRC", help=f"Learns. {SRC_HELP} Repeatable.")
-@click.option("--eval", "eval_source", metavar="SRC", help="Selects the checkpoint (default: a tenth of train).")
-@click.option("--test", "test_source", metavar="SRC", help="Scored once before and once after.")
-@click.option("--steps", type=int, help="Optimizer steps.")
-@click.option("--epochs", type=float, help="Passes over the training clips (default: 3).")
-@click.option("--batch-size", type=int, help="Clips in one optimizer step.")
-@click.option("--learning-rate", type=float)
-@click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed).")
-@click.option("--audio-column", help="Where the columns have other than the usual names.")
-@click.option("--text-column")
-@click.option("--quantize", type=click.Choice(["8bit", "4bit"]), help="An adapter's base in so many bits.")
-@click.option("--seed", type=int)
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable.")
+@recipe_options
+@click.option("--gpu-memory", metavar="SIZE", help="Plan for a GPU with so much, as 8GB (default: the device here).")
+@click.option("--matrix", is_flag=True, help="Every published size against every mode.")
+@output_options
+def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memory: str | None, matrix: bool) -> None:
+    """Will it fit, in how large pieces, and how long is an epoch: RECIPE is a file, a shipped one's name or a run.
+
+    Example: whisper-peft plan small-hindi-lora --gpu-memory 8GB
+    """
+    from whisper_peft.training import fitting
+
+    if matrix:
+        found = fitting.plan_matrix(recipe, changes=changes, gpu_memory=gpu_memory)
+        out.result(found, matrix_lines(found))
+        return
+    found = fitting.plan(recipe, changes=changes, gpu_memory=gpu_memory)
+    out.result(found, plan_lines(found))
+    if not found["fits"]:
+        peak, free = found["memory"]["peak"] / GB, found["device"]["free"] / GB
+        raise UserError(f"{found['model']}: {peak:.1f} GB do not fit into {free:.1f} GB; {found['remedy']}.")
+
+
+@cli.command()
+@recipe_options
 @click.option("--output", type=click.Path(), help="The new run folder (default: runs/<recipe or model>-<n>).")
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with a run from its newest checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the resolved recipe; train nothing.")
+@click.option("--force", is_flag=True, help="Train although the plan says that memory is too small.")
 @output_options
 def train(
-    out: Printer, recipe: str | None, settings: tuple[str, ...], output: str | None, resume: str | None, dry_run: bool,
-    mode: str | None, model: str | None, language: str | None, language_token: str | None, task: str | None,
-    train_source: tuple[str, ...], eval_source: str | None, test_source: str | None, steps: int | None,
-    epochs: float | None, batch_size: int | None, learning_rate: float | None, window: str | None,
-    audio_column: str | None, text_column: str | None, quantize: str | None, seed: int | None,
+    out: Printer, recipe: str | None, changes: dict[str, object], output: str | None, resume: str | None,
+    dry_run: bool, force: bool,
 ) -> None:  # fmt: skip
     """Fine-tune as RECIPE says (a file, or the name of a shipped one), flags winning over it.
 
     Example: whisper-peft train quickstart
     """
-    flags = {
-        "train.mode": mode, "model.name": model, "model.language": language, "model.language_token": language_token,
-        "model.task": task, "data.train": train_source, "data.eval": eval_source, "data.test": test_source,
-        "train.steps": steps, "train.epochs": epochs, "train.batch_size": batch_size,
-        "data.audio_column": audio_column, "data.text_column": text_column,
-        "train.learning_rate": learning_rate, "features.window": window, "train.quantize": quantize,
-        "train.seed": seed,
-    }  # fmt: skip
     if resume and (recipe or output):
         raise click.UsageError("--resume takes the run's own recipe and folder; leave RECIPE and --output away.")
-    if not resume and not recipe and not train_source:
+    if not resume and not recipe and not changes.get("data.train"):
         raise click.UsageError("name a RECIPE, or the data with --train SRC.")
-    changes = _changes(settings, flags)
     if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
-        output = _free_run_name(recipe, model, changes.get("train.mode"))
+        output = _free_run_name(recipe, changes.get("model.name"), changes.get("train.mode"))
     from whisper_peft.recipe import as_dict
     from whisper_peft.training.train import train as run_training
 
     result = run_training(
-        recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, say=out.say,
+        recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, force=force, say=out.say,
         progress=not out.quiet,
     )  # fmt: skip
     if dry_run:

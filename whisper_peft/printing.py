@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+GB = 1024**3
+
 
 class Printer:
     """Where lines go: progress to stderr, results to stdout, JSON instead of them where it is asked for."""
@@ -136,6 +138,49 @@ def score_lines(result: dict, output: str | None) -> list[str]:
         )
     if output:
         lines.append(f"  transcripts: {output}/transcripts.jsonl")
+    return lines
+
+
+def plan_lines(found: dict) -> list[str]:
+    """The table of a plan."""
+    device, memory = found["device"], found["memory"]
+    kind = found["mode"] + (f", {found['quantize']} base" if found["quantize"] else "")
+    lines = [
+        f"{device['name']}: {device['memory'] / GB:.1f} GB, {device['free'] / GB:.1f} GB free",
+        f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.1f} M trained "
+        f"({kind}, {found['precision']}, {found['window']} windows"
+        + (", gradient checkpointing)" if found["gradient_checkpointing"] else ")"),
+        f"  {'at the highest point':22}{'GB':>8}",
+    ]
+    lines += [f"  {name:22}{size / GB:>8.2f}" for name, size in memory.items() if size and name != "peak"]
+    lines.append(f"  {'in all':22}{memory['peak'] / GB:>8.2f}  {'fits' if found['fits'] else 'does not fit'}")
+    lines.append(
+        f"{found['clips_at_once']} of a step's {found['batch_size']} clips at once where they are longest"
+        + ("." if found["clips"] else "; no clips to look at: 15 s with 15 tokens a second assumed.")
+    )
+    if found["hours_per_epoch"]:
+        lines.append(f"An epoch of {found['clips']} clips takes {found['hours_per_epoch']:.2f} hours, as timed.")
+    return lines
+
+
+def matrix_lines(found: dict) -> list[str]:
+    """Every size against every mode, in GB: the whole step at once, and one clip at a time."""
+    modes = list(next(iter(found["peaks"].values())))
+    limit = found["gpu_memory"]
+    lines = [
+        f"GB at the peak: {found['batch_size']} clips at once / one at a time; {found['precision']}, {found['window']} "
+        "windows" + (", gradient checkpointing" if found["gradient_checkpointing"] else "")
+        + (f"; * fits {limit / GB:.0f} GB" if limit else ""),
+        f"{'':16}" + "".join(f"{mode:>16}" for mode in modes),
+    ]  # fmt: skip
+    for name, row in found["peaks"].items():
+        cells = []
+        for mode, peak in row.items():
+            pair = [peak, found["smallest"][name][mode]]
+            cells.append("/".join(f"{size / GB:.1f}{'*' if limit and size <= limit else ''}" for size in pair))
+        lines.append(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells))
+    if not found["clips"]:
+        lines.append("No clips to look at: 15 s with 15 tokens a second assumed.")
     return lines
 
 

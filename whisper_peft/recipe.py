@@ -173,6 +173,18 @@ def load_recipe(name: str | Path) -> Recipe:
     return absolute(_build(Recipe, page, place=f"{path}: "), path.parent)
 
 
+def given(recipe: Recipe | str | Path | None, changes: typing.Mapping[str, object]) -> Recipe:
+    """A recipe as a user named it, with the changes of a command line, and paths made absolute.
+
+    Raises:
+        UserError: see `load_recipe`, `refuse_elsewhere` and `override`.
+    """
+    if recipe is not None and not isinstance(recipe, Recipe):
+        page, recipe = recipe, load_recipe(recipe)
+        refuse_elsewhere(recipe, page, changes)
+    return absolute(override(recipe or Recipe(), changes), Path.cwd())
+
+
 def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container[str]) -> None:
     """Keeps a page's relative source from being found in the working directory, when it is not beside the page.
 

@@ -96,7 +96,7 @@ def slack_policy(
 
 def clips_at_once(window_s: float, budget_s: float) -> int:
     """How many clips of a window fit into a budget of seconds, one at least: memory grows with their product."""
-    return max(1, int(budget_s / window_s + 1e-6))
+    return max(1, int(min(budget_s / window_s + 1e-6, 1e9)))  # the budget may be infinite
 
 
 def cut(n_clips: int, micro_batch_size: int) -> list[slice]:

@@ -156,6 +156,19 @@ def repair_generation_config(model: WhisperForConditionalGeneration) -> None:
         model.config.forced_decoder_ids = None
 
 
+def target_words(targets: str) -> tuple[set[str], set[str]]:
+    """What `lora.targets` names: kinds of layers, and halves of the model; without a word of one kind, all of it.
+
+    Raises:
+        UserError: an unknown word.
+    """
+    words = {word.strip() for word in targets.split("+")}
+    if unknown := words - set(TARGET_WORDS):
+        raise UserError(f"lora.targets: unknown word '{min(unknown)}'; join with +: {', '.join(TARGET_WORDS)}.")
+    layers, halves = ({*TARGET_WORDS[:2]} & words, {*TARGET_WORDS[2:]} & words)
+    return layers or {*TARGET_WORDS[:2]}, halves or {*TARGET_WORDS[2:]}
+
+
 def target_pattern(targets: str) -> str:
     """Plain words to the regular expression of peft's `target_modules`.
 
@@ -166,13 +179,9 @@ def target_pattern(targets: str) -> str:
     Raises:
         UserError: an unknown word.
     """
-    words = [word.strip() for word in targets.split("+")]
-    unknown = [word for word in words if word not in TARGET_WORDS]
-    if unknown:
-        raise UserError(f"lora.targets: unknown word '{unknown[0]}'; join with +: {', '.join(TARGET_WORDS)}.")
-    layers = (ATTENTION if "attention" in words else ()) + (MLP if "mlp" in words else ())
-    halves = [word for word in words if word in ("encoder", "decoder")]
-    return rf".*({'|'.join(halves or ('encoder', 'decoder'))})\.layers\..*\.({'|'.join(layers or ATTENTION + MLP)})"
+    layers, halves = target_words(targets)
+    names = (ATTENTION if "attention" in layers else ()) + (MLP if "mlp" in layers else ())
+    return rf".*({'|'.join(sorted(halves, reverse=True))})\.layers\..*\.({'|'.join(names)})"
 
 
 def add_adapter(

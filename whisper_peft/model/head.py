@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from whisper_peft.model.planning import EVALUATED_ROWS
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = 32  # of logits in float32 at a time: 51,865 of a vocabulary each, about what a CPU's cache holds
-
-EVALUATED_ROWS = 256
 
 
 @contextlib.contextmanager

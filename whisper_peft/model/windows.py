@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder, WhisperEncoderLayer
 
 from whisper_peft.model import attention
+from whisper_peft.model.planning import silence_positions
 
 EDGE_FRAMES = 8  # of silence behind a window, so that the convolutions end in it; a multiple of their stride
 # transformers 4 has an argument without default here
@@ -48,15 +49,6 @@ def condense(model, wanted: bool) -> None:
     inner.encoder.silence_positions = positions
     for layer in inner.decoder.layers:
         layer.encoder_attn.silence_positions = positions
-
-
-def silence_positions(max_source_positions: int) -> int:
-    """How many positions speak for the silence: 64 for Whisper's 1,500.
-
-    By trial on the untouched Whisper base (mean Kullback-Leibler divergence from its answers on 30 s, 32 Hindi clips,
-    0.5 s of slack): 0.126 with none, 0.050 with 32, 0.019 with 64, 0.010 with 128.
-    """
-    return round(max_source_positions * 64 / 1500)
 
 
 def silence_weight(n_positions: int, silence_positions: int, max_source_positions: int) -> float:

@@ -34,7 +34,6 @@ def resolve(
     n_rows: int,
     d_model: int,
     multilingual: bool,
-    window_s: float,
     row_languages: Collection[str | None] = (),
 ) -> tuple[Recipe, list[str]]:
     """Fills what a recipe leaves null.
@@ -44,7 +43,6 @@ def resolve(
         n_rows: of the training set.
         d_model: width of the model.
         multilingual: whether the checkpoint has language tokens.
-        window_s: seconds of its whole window.
         row_languages: codes that the training rows name.
 
     Returns:
@@ -107,7 +105,6 @@ def resolve(
         lora=dataclasses.replace(recipe.lora, alpha=recipe.lora.alpha or 2 * recipe.lora.rank),
         train=dataclasses.replace(
             train, steps=steps, epochs=None, learning_rate=rate, warmup_steps=warmup, precision=wanted,
-            micro_batch_s=train.micro_batch_s or micro_batch_s(train.batch_size, window_s),
             workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
         ),
         features=dataclasses.replace(recipe.features, slack_s=recipe.features.slack_s or short),
@@ -150,10 +147,3 @@ def adapters_own(recipe: Recipe, adapter: Path) -> tuple[Recipe, list[str]]:
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
     remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]
     return dataclasses.replace(recipe, lora=dataclasses.replace(lora, **own)), remarks
-
-
-def micro_batch_s(batch_size: int, window_s: float) -> float:
-    """Seconds of windows in memory at once: a GPU takes the whole step, a CPU eight whole windows."""
-    import torch
-
-    return window_s * (batch_size if torch.cuda.is_available() else min(8, batch_size))

@@ -36,11 +36,13 @@ from whisper_peft.model.build import (
 )
 from whisper_peft.model.devices import dtype_of
 from whisper_peft.model.locating import Located, locate, with_base
-from whisper_peft.recipe import Recipe, absolute, load_recipe, override, refuse_elsewhere, save_recipe
+from whisper_peft.model.planning import Architecture
+from whisper_peft.recipe import Recipe, given, load_recipe, override, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import adapters_own, resolve
 from whisper_peft.training.facts import check_unchanged, first_facts, hours, padding_share, peak_memory_bytes
+from whisper_peft.training.fitting import REFUSED_ABOVE, clips_of, fitted, found_device, most_at_once_s, remedy
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
@@ -66,6 +68,7 @@ def train(
     resume: str | Path | None = None,
     changes: dict[str, object] | None = None,
     dry_run: bool = False,
+    force: bool = False,
     augment: Augment | None = None,
     loss: Callable | None = None,
     callbacks: Sequence = (),
@@ -82,6 +85,7 @@ def train(
         changes: recipe keys to set, as ``{"train.steps": 200}``; with `resume` only train.steps (to a higher number)
             and data.max_left_out.
         dry_run: read the sources and resolve the recipe, train nothing; returns the resolved Recipe.
+        force: train although the plan says that there is not enough memory.
         augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss; None: cross-entropy.
         callbacks: transformers TrainerCallbacks.
@@ -107,11 +111,7 @@ def train(
         run = Path(resume)
         recipe = _resumed_recipe(run, changes or {}, say)
     else:
-        if recipe is not None and not isinstance(recipe, Recipe):
-            page, recipe = recipe, load_recipe(recipe)
-            refuse_elsewhere(recipe, page, changes or {})
-        recipe = recipe or Recipe()
-        recipe = absolute(override(recipe, changes or {}), Path.cwd())
+        recipe = given(recipe, changes or {})
         if output is None and not dry_run:
             raise UserError("--output: not set; name the run folder to write.")
         run = Path(output) if output is not None else Path("run")
@@ -128,9 +128,9 @@ def train(
     elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
         located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
     preparation = load_preparation(located.base, revision=located.commit)
+    config = load_config(located.base, revision=located.commit)
     recipe, remarks = resolve(
-        recipe, n_rows=len(rows.train), d_model=load_config(located.base, revision=located.commit).d_model,
-        multilingual=preparation.multilingual, window_s=preparation.window_s,
+        recipe, n_rows=len(rows.train), d_model=config.d_model, multilingual=preparation.multilingual,
         row_languages={row.language for row in rows.train},
     )  # fmt: skip
     remarks += overlap_remarks(rows)
@@ -139,9 +139,10 @@ def train(
         remarks += more
     speech = make_speech(rows, recipe, preparation, augment=augment)
     check_languages(speech, preparation)
+    recipe, planned = check_memory(recipe, speech, Architecture.of(config), force=force)
     for remark in remarks:
         say(f"Note: {remark}")
-    for line in summary(recipe, speech, located):
+    for line in (*summary(recipe, speech, located), planned):
         say(line)
     if dry_run:
         return recipe
@@ -192,6 +193,25 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         f"learning rate {train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; "
         f"evaluation every {recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
     ]
+
+
+def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: bool) -> tuple[Recipe, str]:
+    """The recipe with a micro-batch that fits this device, and what was planned, as a line.
+
+    Raises:
+        UserError: it takes clearly more than there is.
+    """
+    device, clips = found_device(), clips_of(speech.train, speech.train.preparation.tokenizer)
+    most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
+    recipe, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
+    line = (
+        f"Memory: {memory.peak / 1e9:.1f} GB predicted, {device.free / 1e9:.1f} GB free ({device.name}); "
+        f"{load.clips} of {recipe.train.batch_size} clips at once where they are longest."
+    )
+    if memory.peak > REFUSED_ABOVE * device.free and not force:
+        better = remedy(recipe, shape, device, clips, most_s=most_s)
+        raise UserError(f"{line} It does not fit: {better}; or --force.")
+    return recipe, line
 
 
 def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], None]) -> Recipe:
