@@ -85,12 +85,8 @@ def test_a_plan_that_does_not_fit_is_shown_and_exits_with_1(call):
     assert code == 0 and "fits" in out and not err
 
 
-def test_the_matrix_has_every_published_size_in_under_2_seconds(run_cli):
-    import time
-
-    began = time.monotonic()
+def test_the_matrix_has_every_published_size_and_needs_no_torch(run_cli):
     done = run_cli("plan", "--matrix", "--gpu-memory", "8GB", "--json")
-    assert time.monotonic() - began < 10  # on a busy machine; without torch it is half a second
     found = json.loads(done.stdout)
     assert len(found["peaks"]) == 12 and set(found["peaks"]["base"]) == {"full", "lora", "lora 8bit", "lora 4bit"}
     for size in ("peaks", "smallest"):
@@ -167,10 +163,6 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
             r"paged_adamw_8bit pages between",
         ),
         (["plan", page, "--gpu-memory", "much"], r"--gpu-memory much: expected a size, as 8GB"),
-        (
-            ["plan", "--model", "openai/whisper-large-v3", "--mode", "full", "--gpu-memory", "8GB"],
-            r"do not fit into 8.0",
-        ),
         (["train", page, "--language", "klingon"], r"--language-token"),
         (["train", page, "--model", folder / "nothing"], r"no such folder"),
         (["train", "--train", folder / "nothing", "--language", "hi"], r"no such file or folder"),
