@@ -254,7 +254,7 @@ def machine() -> dict:
 @click.option("--shape", type=click.Choice(["tiny", "base", "small", "medium"]), help="Random weights of this shape.")
 @click.option("--steps", default=8, show_default=True)
 @click.option("--batch-size", default=8, show_default=True)
-@click.option("--test-clips", default=16, show_default=True)
+@click.option("--test-clips", default=32, show_default=True)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--side", hidden=True)
 @click.option("--settings", hidden=True)

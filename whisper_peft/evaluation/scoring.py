@@ -124,7 +124,7 @@ def evaluate(
         language: a name or code for rows that name none; None: what the model was trained for.
         task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         window: full (30 s, as every other program runs it), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
         max_new_tokens: limit on generation; None: the model's own. Outputs that reach it are counted.

@@ -19,7 +19,7 @@ from whisper_peft.data.sources import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of
-from whisper_peft.model.devices import free_unused_memory, is_out_of_memory, to_device
+from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory, to_device
 from whisper_peft.model.head import states_at, token_losses
 from whisper_peft.recipe import CHOICES
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     pass
 
 PER_CLIP = ("rows", "input_features", "decoder_input_ids", "labels")  # of a batch, what is cut with it
-BUDGET_S, MOST_CLIPS = 240.0, 64  # of a batch that is transcribed at a time: seconds of windows, and clips
+# Of a batch that is transcribed at a time: seconds of windows, and clips. On a CPU larger ones only pad more.
+AT_ONCE = {"cuda": (240.0, 64), "cpu": (120.0, 16)}
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def transcribe_rows(
         model: Whisper, or an adapter on one; put into eval mode and back.
         dataset: makes the examples.
         rows: which of them.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         slack_s: seconds of silence behind the longest clip of a batch; infinite: the model's whole window.
         max_new_tokens: limit on generation; 0: no text is made, for the losses alone.
         beams: 1 is greedy.
-        stop_loops: whether a transcript that only repeats itself is ended; greedy only.
+        stop_loops: for a comparison of checkpoints: whether a transcript that only repeats itself is ended (greedy
+            only), or one that passes 1.5 times the longest reference of its batch and 10 tokens.
         with_loss: also the teacher-forced loss of the references.
         workers: processes that read audio.
         autocast: gives the context of reduced precision.
@@ -152,6 +154,7 @@ class Pieces:
 def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str, slack_s: float) -> list[list[Pick]]:
     """Picks of like length and one language (the prefix is the same for all), longest first."""
     seconds = {row: dataset.duration_s(row) for row in rows}
+    budget_s, most_clips = AT_ONCE["cuda" if best_device().type == "cuda" else "cpu"]
     batches: list[list[Pick]] = []
     most = 0
     for row in sorted(rows, key=lambda row: (dataset.language_of(row) or "", -seconds[row], row)):
@@ -159,7 +162,7 @@ def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str,
         if last is None or len(last) >= most or dataset.language_of(last[0].row) != dataset.language_of(row):
             batches.append([])
             window_s = max(0.1, min(dataset.preparation.window_s, seconds[row] + slack_s))
-            most = min(MOST_CLIPS, clips_at_once(window_s, BUDGET_S)) if batch_size == "auto" else batch_size
+            most = min(most_clips, clips_at_once(window_s, budget_s)) if batch_size == "auto" else batch_size
         batches[-1].append(Pick(row, slack_s=slack_s))
     return batches
 
@@ -190,6 +193,9 @@ def _transcribe_batch(
             losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
         sequences: list[list[int]] = [[] for _ in batch["rows"]]
         loops = Loops(len(sequences), eot=preparation.eot) if stop_loops and beams == 1 else None
+        if stop_loops:
+            longest = int((batch["labels"] != IGNORED).sum(1).max())
+            max_new_tokens = min(max_new_tokens, int(1.5 * longest) + 10)
         if max_new_tokens:
             sequences = generate(
                 whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams,
@@ -300,7 +306,7 @@ def transcribe(
         audio: files of any format.
         language: a name or code; None: the one the model was trained for, as its generation config says.
         task: transcribe or translate.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most.
+        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         window: full (30 s), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
         base: the adapter's base, if it has moved.

@@ -73,6 +73,22 @@ def free_unused_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees, on a CPU under glibc.
+
+    Tensors of megabytes are given back to the system when they are freed, and asked for again page by page at the next
+    step; that is about a twentieth of a short step's time. The peak stays what it was.
+    """
+    import contextlib
+    import ctypes
+
+    trim_threshold, mmap_max, largest = -1, -4, 2**31 - 1  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, largest)
+
+
 def dtype_of(precision: str) -> torch.dtype | None:
     """The type that autocast computes in under a precision; None: float32, without autocast."""
     import torch

@@ -16,6 +16,7 @@ from whisper_peft.data.batching import SLACK_S, clips_at_once, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.sources import Row
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.build import load_config, target_words
 from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import PUBLISHED, Architecture, Load, Memory, Method, predict_memory, trainable
@@ -27,7 +28,6 @@ REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as muc
 SAMPLE = 512  # clips whose headers and texts are read to know how long they are
 ASSUMED_S, TOKENS_PER_S = 15.0, 15  # of clips that cannot be looked at: long for read sentences
 TOKENS_PER_BYTE = 0.72  # of text, where no tokenizer is at hand: Malayalam's, the most
-EVALUATED_S, EVALUATED_CLIPS = 240.0, 64  # of a batch that is transcribed, see evaluation.transcribing
 PARTS_OF_BUDGET = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MATRIX = {"full": ("full", None), "lora": ("lora", None), "lora 8bit": ("lora", "8bit"), "lora 4bit": ("lora", "4bit")}
 REMEDIES: tuple[dict[str, object], ...] = (
@@ -124,14 +124,15 @@ def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
     return Clips(tuple((dataset.duration_s(row), n) for row, n in zip(sample, tokens, strict=True)), count)
 
 
-def loads(recipe: Recipe, shape: Architecture, clips: Clips) -> list[Load]:
+def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[Load]:
     """The first micro-batch of every step that the sample makes."""
     features, train = recipe.features, recipe.train
     slack_s = SLACK_S[features.window] if features.slack_s is None else features.slack_s
     whole = features.window == "full" or features.full_share or features.full_last
     silence = shape.silence_positions if features.window == "condensed" else 0
     sizes = sorted(clips.sizes * max(1, -(-train.batch_size // len(clips.sizes))))
-    evaluated = min(EVALUATED_CLIPS, int(EVALUATED_S / shape.window_s), clips.count or EVALUATED_CLIPS)
+    budget_s, evaluated = AT_ONCE[kind]
+    evaluated = max(1, min(evaluated, int(budget_s / shape.window_s), clips.count or evaluated))
     found = []
     for first in range(0, len(sizes), train.batch_size):
         step = sizes[first : first + train.batch_size]
@@ -141,7 +142,7 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips) -> list[Load]:
         tokens = [min(shape.max_tokens, count + 5) for _, count in step[-at_once:]]  # with prefix and end
         found.append(Load(
             at_once, min(shape.max_positions, shape.positions_of(window_s) + silence), max(tokens), sum(tokens),
-            micro_batches=-(-len(step) // at_once), evaluated_clips=max(1, evaluated),
+            micro_batches=-(-len(step) // at_once), evaluated_clips=evaluated,
             evaluated_positions=shape.max_positions, evaluated_tokens=min(shape.max_tokens, 2 * max(tokens)),
         ))  # fmt: skip
     return found
@@ -150,7 +151,7 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips) -> list[Load]:
 def memory_of(recipe: Recipe, shape: Architecture, device: Device, clips: Clips) -> tuple[Memory, Load]:
     """The memory of a recipe's largest micro-batch, and that."""
     method = method_of(recipe, device)
-    found = [(predict_memory(shape, method, load), load) for load in set(loads(recipe, shape, clips))]
+    found = [(predict_memory(shape, method, load), load) for load in set(loads(recipe, shape, clips, device.kind))]
     return max(found, key=lambda pair: pair[0].peak)
 
 
