@@ -27,8 +27,10 @@ PAGES = sorted(RECIPES.glob("*.yaml"))
 def stand_ins(model: Path, speech: Path) -> dict[str, object]:
     """The changes that make any recipe run here: another model, other sources, two steps, no GPU."""
     return {
-        "model.name": str(model), "data.train": [str(speech / "train")], "data.eval": str(speech / "eval"),
-        "data.test": str(speech / "test"), "train.steps": 2, "train.precision": "fp32", "train.workers": 0,
+        "model.name": str(model), "model.language": "hindi", "data.train": [str(speech / "train")],
+        "data.eval": str(speech / "eval"),
+        "data.test": str(speech / "test"), "train.steps": 2, "train.epochs": None, "train.precision": "fp32",
+        "train.workers": 0,
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from whisper_peft.data.sources import Row
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.build import load_config, target_words
+from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import PUBLISHED, Architecture, Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, given, override
@@ -28,7 +29,8 @@ REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as muc
 SAMPLE = 512  # clips whose headers and texts are read to know how long they are
 ASSUMED_S, TOKENS_PER_S = 15.0, 15  # of clips that cannot be looked at: long for read sentences
 TOKENS_PER_BYTE = 0.72  # of text, where no tokenizer is at hand: Malayalam's, the most
-PARTS_OF_BUDGET = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PARTS_OF_BUDGET = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
+FILLED = 0.9  # of the free memory, where the micro-batch is ours to choose
 MATRIX = {"full": ("full", None), "lora": ("lora", None), "lora 8bit": ("lora", "8bit"), "lora 4bit": ("lora", "4bit")}
 REMEDIES: tuple[dict[str, object], ...] = (
     {"train.micro_batch_size": "auto", "train.micro_batch_s": None},
@@ -172,7 +174,7 @@ def fitted(
     for part in PARTS_OF_BUDGET:
         tried = override(recipe, {"train.micro_batch_s": max(most_s / part, 1.0)})
         memory, load = memory_of(tried, shape, device, clips)
-        if memory.peak <= device.free or load.clips == 1:
+        if memory.peak <= FILLED * device.free or load.clips == 1:
             break
     return tried, memory, load
 
@@ -226,6 +228,8 @@ def plan(
     run = Path(recipe) if isinstance(recipe, (str, Path)) and runs.is_run(Path(recipe)) else None
     recipe = given(recipe, changes or {})
     device = imagined_device(gpu_memory) if gpu_memory else found_device()
+    if recipe.train.precision == "auto" and not gpu_memory:
+        recipe = override(recipe, {"train.precision": best_precision()})
     shape = shape_of(recipe.model.name)
     clips = _look_at(recipe)
     if run is not None and step_s is None:

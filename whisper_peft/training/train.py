@@ -288,7 +288,7 @@ def _fit(
     trainer = SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
-        micro_batch_s=recipe.train.micro_batch_s, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
+        micro_batch_s=recipe.train.micro_batch_s or math.inf, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
         on_batch=left_out.on_batch, on_finer_cut=finer_cut, callbacks=extra,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar

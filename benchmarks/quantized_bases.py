@@ -1,0 +1,106 @@
+"""What an 8-bit or 4-bit base costs an adapter: error on 30 s windows of real Malayalam, real Whisper base.
+
+    python benchmarks/quantized_bases.py WORK           every run that is missing; goes on where it stopped
+    python benchmarks/quantized_bases.py WORK --table   the table of what there is
+
+LoRA (r 32, all linear layers, lr 1e-3), 100 steps of 8 clips, condensed windows, in this machine's own precision,
+without gradient checkpointing. Each run is judged after its last step on the base that it was trained on and, for the
+quantised ones, merged into the unquantised base: teacher-forced token loss of each of 91 test clips, with 95 %
+bootstrap intervals paired over clips against the run on the full-precision base; and the error rates of its
+transcripts. On a CPU bitsandbytes computes otherwise than on a GPU (docs/memory.md): these rows stand for no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from notebook_vs_whisper_peft import machine
+from window_policies import claimed, mean_loss
+
+import whisper_peft
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "quantized_bases"
+KINDS = (None, "8bit", "4bit")
+STEPS = 100
+
+
+def losses_and_rates(model: Path, source: Path, quantize: str) -> dict:
+    """Token losses of each clip, and the error rates of all, as every other program would see them."""
+    loaded, preparation, _ = whisper_peft.load_model(model, quantize=quantize)
+    dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
+    found = whisper_peft.transcribe_rows(
+        loaded, dataset, range(len(dataset)), max_new_tokens=300, stop_loops=True, workers=2
+    ).transcripts
+    rates = whisper_peft.score([dataset.text(one.row) for one in found], [one.text for one in found])
+    return {
+        "sums": [round(one.loss_sum, 5) for one in found], "tokens": [one.loss_tokens for one in found],
+        "wer": rates["wer"], "cer": rates["cer"], "looped": sum(one.reached_limit for one in found),
+    }  # fmt: skip
+
+
+def one_run(work: Path, shared: Path, quantize: str | None) -> None:
+    name = quantize or "full-precision"
+    run, speech = work / name, shared / "data" / "malayalam"
+    print(f"== {name}", flush=True)
+    if not (run / "run.json").exists():
+        changes = {
+            "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.quantize": quantize,
+            "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": STEPS,
+            "train.learning_rate": 1e-3, "train.seed": 1, "evaluate.every_steps": STEPS // 4, "evaluate.max_clips": 8,
+            "evaluate.compare_clips": 0, "evaluate.best_metric": "loss", "train.keep_checkpoints": 1,
+        }  # fmt: skip
+        whisper_peft.train(changes=changes, output=run, say=print)
+    elif not json.loads((run / "run.json").read_text()).get("finished"):
+        whisper_peft.train(resume=run, say=print)
+    facts, last = json.loads((run / "run.json").read_text()), run / "checkpoints" / f"checkpoint-{STEPS}"
+    result = {
+        "machine": machine(), "quantize": quantize, "precision": whisper_peft.load_recipe(run).train.precision,
+        "step_s": facts["train_seconds"] / facts["steps"], "peak_memory_bytes": facts["peak_memory_bytes"],
+        "as trained": losses_and_rates(last, speech / "test", quantize or "none"),
+    }  # fmt: skip
+    if quantize:
+        result["merged"] = losses_and_rates(last, speech / "test", "none")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+
+def table() -> None:
+    pages = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    full = pages.get("full-precision")
+    print(f"{'base':16}{'judged on':24}{'token loss':>11}{'difference (95 %)':>30}{'CER':>8}{'WER':>8}")
+    for name, page in sorted(pages.items(), key=lambda pair: KINDS.index(pair[1]["quantize"])):
+        device = f"{page['machine']['device'].split()[0]}, {page['precision']}"
+        for judged in ("as trained", "merged"):
+            if judged not in page:
+                continue
+            row, between = page[judged], ""
+            if full and page is not full:
+                low, high = whisper_peft.paired_loss_interval(full["as trained"]["sums"], row["sums"], row["tokens"])
+                apart = mean_loss(row) - mean_loss(full["as trained"])
+                between = f"{apart:+.4f} ({low:+.4f} to {high:+.4f})"
+            where = "unquantised base" if judged == "merged" else "the base it knew"
+            print(
+                f"{name:16}{where:24}{mean_loss(row):>11.4f}{between:>30}{row['cer']:>8.1%}{row['wer']:>8.1%}  {device}"
+            )
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path))
+@click.option("--table", "only_table", is_flag=True)
+def main(work: Path, only_table: bool) -> None:
+    shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for quantize in () if only_table else KINDS:
+        name = quantize or "full-precision"
+        with claimed(work / f"{name}.lock") as ours:
+            if ours and not (RESULTS / f"{name}.json").exists():
+                one_run(work, shared, quantize)
+    table()
+
+
+if __name__ == "__main__":
+    main()
