@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 
 import whisper_peft
 from whisper_peft import (
+    Recipe,
     SpeechCollator,
     SpeechDataset,
     UserError,
@@ -26,20 +28,19 @@ from whisper_peft import (
     load_source,
     merge,
     normalize,
+    override,
     runs,
     score,
     train,
 )
 
 NOT_BUILT_YET = {
-    5: "AdaLoRA",
     14: "check: leaks, duplicates, scripts, silence, clipping",
     19: "hallucination on silence, noise and music",
     20: "paired comparison of two models, error rates by slice",
     22: "forgetting: English and long-form scores before and after",
     27: "exports to faster-whisper and whisper.cpp",
     28: "training on timestamps",
-    34: "plan: memory and time",
 }
 QUICK = {"train.steps": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 1}
 
@@ -114,6 +115,14 @@ def first_loss(recipe, folder: Path) -> tuple[float, bytes]:
     result = train(recipe, output=folder)
     loss = next(one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one)
     return loss, (result.model / "adapter_model.safetensors").read_bytes()
+
+
+def test_05_adalora_is_not_offered():
+    """It never re-allocates where nobody calls its update; peft's other variants need no call."""
+    for key in ("lora.adalora", "lora.kind", "train.adalora"):
+        with pytest.raises(UserError, match="unknown key"):
+            override(Recipe(), {key: True})
+    assert "adalora" not in {field.name for field in dataclasses.fields(Recipe().lora)}
 
 
 def test_06_the_cut_into_micro_batches_does_not_change_the_loss(tiny_model, speech, tmp_path):
@@ -448,6 +457,25 @@ def test_33_never_data_parallel(tiny_model, speech, tmp_path, monkeypatch):
         tiny_recipe(tiny_model, speech, **{**QUICK, "train.mode": "full"}), output=tmp_path / "run", callbacks=[Look()]
     )
     assert wrapped == [(1, "WhisperForConditionalGeneration")] * 2
+
+
+def test_34_memory_is_told_before_the_run_and_no_death_in_it(tiny_model, speech, tmp_path, monkeypatch):
+    from whisper_peft.training.trainer import SpeechTrainer
+
+    told = whisper_peft.plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="8GB")
+    assert told["memory"]["peak"] > 0 and told["clips_at_once"] >= 1 and (told["fits"] or told["remedy"])
+    events, real = [], SpeechTrainer.compute_loss
+
+    def wrong(self, model, inputs, **options):
+        if len(inputs["labels"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, inputs, **options)
+
+    monkeypatch.setattr(SpeechTrainer, "compute_loss", wrong)
+    train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run", say=events.append)
+    first = next(i for i, line in enumerate(events) if "GB predicted" in line)
+    assert first < next(i for i, line in enumerate(events) if "Out of memory: the step is made again" in line)
+    assert runs.read_json(tmp_path / "run" / "run.json")["steps"] == 2
 
 
 def test_35_the_oldest_versions_we_allow_are_the_ones_we_test():

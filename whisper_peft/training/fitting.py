@@ -17,7 +17,7 @@ from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.sources import Row
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
-from whisper_peft.model.build import load_config, target_words
+from whisper_peft.model.build import load_config, load_processor, target_words
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import PUBLISHED, Architecture, Load, Memory, Method, predict_memory, trainable
@@ -89,11 +89,16 @@ def imagined_device(memory: str) -> Device:
 
 def shape_of(name: str) -> Architecture:
     """The architecture of a MODEL; openai's own are known without a download."""
-    published = re.fullmatch(rf"(?:{HUB_PREFIX})?openai/whisper-([\w.-]+)", name)
-    if published and published[1] in PUBLISHED and not Path(name).exists():
-        return PUBLISHED[published[1]]
+    if known := _published(name):
+        return PUBLISHED[known]
     located = locate(name)
     return Architecture.of(load_config(located.base, revision=located.commit))
+
+
+def _published(name: str) -> str | None:
+    """Which of openai's own checkpoints a MODEL is."""
+    found = re.fullmatch(rf"(?:{HUB_PREFIX})?openai/whisper-([\w.-]+)", name)
+    return found[1] if found and found[1] in PUBLISHED and not Path(name).exists() else None
 
 
 def method_of(recipe: Recipe, device: Device) -> Method:
@@ -258,7 +263,11 @@ def _look_at(recipe: Recipe) -> Clips:
         rows: Sequence[Row] = load_rows(recipe).train
     except UserError:
         return Clips()
-    return clips_of(SpeechDataset(rows, None, language=recipe.model.language)) if rows else Clips()
+    tokenizer = None
+    if not _published(recipe.model.name):
+        located = locate(recipe.model.name)
+        tokenizer = load_processor(located.base, revision=located.commit).tokenizer
+    return clips_of(SpeechDataset(rows, None, language=recipe.model.language), tokenizer) if rows else Clips()
 
 
 def plan_matrix(
