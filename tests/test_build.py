@@ -26,6 +26,7 @@ from whisper_peft.model.build import (
     load_processor,
     repair_generation_config,
     target_pattern,
+    whisper_of,
 )
 from whisper_peft.model.locating import BASE_FACTS, base_identity, locate, weights_sha256, with_base
 
@@ -548,3 +549,28 @@ def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"runs/hindy: no such folder; runs holds hindi.*write hf:runs/hindy"):
         locate("runs/hindy")
     assert locate("hf:runs/hindy").from_hub and locate("elsewhere/hindy").from_hub
+
+
+@pytest.mark.parametrize("checkpoint", ["float32", "float16"])
+@pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
+def test_an_adapters_base_is_held_in_the_type_of_its_products(tiny_model, tmp_path, checkpoint, quantize):
+    import torch
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    exact = WhisperForConditionalGeneration.from_pretrained(tiny_model).to(getattr(torch, checkpoint))
+    exact.save_pretrained(tmp_path / "base")
+    WhisperProcessor.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    lora = {"rank": 2, "modules_to_save": ["layer_norm"]}
+    model = build_model(locate(tmp_path / "base"), "lora", lora=lora, quantize=quantize, autocast_dtype=torch.bfloat16)
+    whisper, weights = whisper_of(model), dict(exact.float().named_parameters())
+    for name, parameter in whisper.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, name
+        elif any(word in name for word in ("conv", "embed_tokens")):
+            assert parameter.dtype == torch.bfloat16, name
+        elif "norm" in name or "embed_positions" in name:
+            assert parameter.dtype == torch.float32, name
+        known = weights.get(name.replace(".base_layer", "").replace(".original_module", ""))
+        if known is not None and parameter.is_floating_point():
+            assert torch.equal(parameter.float(), known.to(parameter.dtype).float()), name  # nothing rounded twice
+    assert whisper.proj_out.weight is whisper.model.decoder.embed_tokens.weight

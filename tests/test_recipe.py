@@ -311,7 +311,7 @@ def test_shipped_recipes_load():
     for path in shipped_recipes():
         recipe = load_recipe(path.stem)
         assert load_recipe(path) == recipe
-        assert recipe.data.train, path.stem
+        assert recipe.data.train or path.stem.endswith("gb"), path.stem  # those for a card want --train
         assert find_recipe(path.stem) == path.resolve()
 
 

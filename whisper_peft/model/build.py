@@ -278,7 +278,11 @@ def build_model(
         UserError: see `check_mode`.
     """
     check_mode(located, mode, quantize)
-    model = load_base(located.base, revision=located.commit, quantize=quantize, compute_dtype=autocast_dtype)
+    held = mode == "lora" and autocast_dtype is not None  # then float32 copies would only be made to be thrown away
+    model = load_base(
+        located.base, dtype="auto" if held else None, revision=located.commit, quantize=quantize,
+        compute_dtype=autocast_dtype,
+    )  # fmt: skip
     if mode == "full":
         # Sinusoids, fixed in Whisper; transformers 5 loads them as trainable.
         model.get_encoder().embed_positions.requires_grad_(False)
@@ -292,18 +296,25 @@ def build_model(
         model.get_base_model().get_encoder().requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("train.freeze: leaves nothing to train with these lora.targets.")
-    if autocast_dtype is not None:
+    if held:
         hold_frozen(model, autocast_dtype)
     return model
 
 
 def hold_frozen(model, dtype: torch.dtype) -> None:
-    """Casts the linear and convolution layers that are not trained; what autocast keeps in float32 stays so."""
+    """Casts linear and convolution layers that are not trained to a type, and all else to float32.
+
+    In that order of modules: the output head comes last, and has the token embedding's weight.
+    """
+    import torch
     from torch.nn import Conv1d, Linear
 
     for module in model.modules():
-        if type(module) in (Conv1d, Linear) and not any(p.requires_grad for p in module.parameters()):
-            module.to(dtype)
+        own = list(module.parameters(recurse=False))
+        frozen = type(module) in (Conv1d, Linear) and not any(p.requires_grad for p in own)
+        for parameter in own:
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype if frozen else torch.float32)
 
 
 def load_model(

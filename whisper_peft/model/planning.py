@@ -16,7 +16,7 @@ POSITIONS_PER_S = 50  # of the encoder: half as many as frames
 FLOAT = 4  # bytes of float32
 ROWS = 32  # of logits in float32 at a time in training: 51,865 of a vocabulary each, about what a CPU's cache holds
 EVALUATED_ROWS = 256  # of logits at a time where no gradient is wanted: they are made as they are needed
-CONTEXT = {"cpu": 150_000_000, "cuda": 550_000_000}  # library code and handles that the first step brings in
+CONTEXT = {"cpu": 300_000_000, "cuda": 550_000_000}  # what tokenizer, libraries and their handles bring in with a run
 
 
 def silence_positions(max_source_positions: int) -> int:
@@ -175,6 +175,9 @@ class Load:
     evaluated_tokens: int = 0  # of the longest text made
 
 
+PARTS = ("gradients", "activations", "logits", "generation", "loading")  # of one point in time
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes by part; `peak` is their sum."""
@@ -186,6 +189,7 @@ class Memory:
     activations: int
     logits: int
     generation: int
+    loading: int
     context: int
 
     @property
@@ -208,18 +212,26 @@ def predict_memory(shape: Architecture, method: Method, load: Load) -> Memory:
         load: the largest micro-batch.
 
     Returns:
-        Memory, its parts being those of that point: of a step's forward and backward, or of an evaluation.
+        Memory, its parts being those of that point: of a step's forward and backward, of an evaluation, or on a CPU
+        of loading the model.
     """
     weights, adapters = weight_bytes(shape, method), adapter_parameters(shape, method) * FLOAT
     trained = trainable(shape, method)
     points = step_points(shape, method, load)
     if load.evaluated_clips:
         points.append({"generation": evaluation_bytes(shape, method, load)})
+    if method.device == "cpu":
+        points.append({"loading": loading_bytes(shape, method)})
     parts = max(points, key=lambda parts: sum(parts.values()))
     return Memory(
         weights=weights, adapters=adapters, optimizer=optimizer_bytes(trained, method), context=CONTEXT[method.device],
-        **{name: int(parts.get(name, 0)) for name in ("gradients", "activations", "logits", "generation")},
+        **{name: int(parts.get(name, 0)) for name in PARTS},
     )  # fmt: skip
+
+
+def loading_bytes(shape: Architecture, method: Method) -> int:
+    """Beside the weights: the file that is mapped and, where they are made of them, its own weights in 16 bits."""
+    return shape.parameters * (2 if method.mode == "full" else 4)
 
 
 def weight_bytes(shape: Architecture, method: Method) -> int:
@@ -387,7 +399,7 @@ def evaluation_bytes(shape: Architecture, method: Method, load: Load) -> int:
     """Of an evaluation's batch: keys and values for every position and token, a few copies of one token's logits."""
     d, a, clips = shape.d_model, method.width, load.evaluated_clips
     n, t = clips * load.evaluated_positions, clips * load.evaluated_tokens
-    encoding = n * (2 * d * 2 * a + 4 * d * FLOAT)  # the convolutions, then the states on their way
+    encoding = n * (3 * d * FLOAT + 2 * shape.f * a)  # the states on their way through the widest part of a layer
     states = n * d * FLOAT + clips * 2 * load.evaluated_positions * shape.n_mels * FLOAT
     cached = shape.decoder_layers * 2 * (n + t) * d * a + 2 * t * d * a
     step = 5 * clips * shape.vocab * FLOAT

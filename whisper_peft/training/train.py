@@ -34,7 +34,7 @@ from whisper_peft.model.build import (
     load_preparation,
     target_pattern,
 )
-from whisper_peft.model.devices import best_device, dtype_of, keep_freed_memory
+from whisper_peft.model.devices import best_device, dtype_of, free_unused_memory, keep_freed_memory
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.model.planning import Architecture
 from whisper_peft.recipe import Recipe, given, load_recipe, override, save_recipe
@@ -152,13 +152,14 @@ def train(
         facts = runs.read_json(run / runs.FACTS)
         check_unchanged(run, facts, speech, located)
     located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
-    if best_device().type == "cpu":
-        keep_freed_memory()
     set_seed(recipe.train.seed)
     model = build_model(
         located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze,
         quantize=recipe.train.quantize, autocast_dtype=dtype_of(recipe.train.precision),
     )  # fmt: skip
+    free_unused_memory()  # loading leaves some
+    if best_device().type == "cpu":
+        keep_freed_memory()
     if resume is None:  # all that can be refused has been: a folder appears only for a run that can begin
         with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
             save_recipe(recipe, folder / runs.RECIPE)
