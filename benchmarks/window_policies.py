@@ -182,6 +182,13 @@ def table() -> None:
                         full[split]["sums"], row[split]["sums"], row[split]["tokens"]
                     )
                     line += f"  {mean_loss(row[split]) - mean_loss(full[split]):+.4f} ({low:+.4f} to {high:+.4f})"
+                winner = load(mode, WINNER, row["seed"], MODES[mode]["steps"])
+                if row["policy"] == "full" and row["steps"] != MODES[mode]["steps"] and winner and split in winner:
+                    low, high = whisper_peft.paired_loss_interval(
+                        row[split]["sums"], winner[split]["sums"], row[split]["tokens"]
+                    )
+                    line += f"  {WINNER} in the same minutes: {mean_loss(winner[split]) - mean_loss(row[split]):+.4f}"
+                    line += f" ({low:+.4f} to {high:+.4f})"
                 print(line)
 
 
