@@ -71,31 +71,12 @@ def free_unused_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    elif libc := _glibc():
-        libc.malloc_trim(0)
+    else:
+        import contextlib
+        import ctypes
 
-
-def _glibc():
-    """The C library of Linux; None elsewhere."""
-    import ctypes
-
-    try:
-        library = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return None
-    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep what it frees, on a CPU under glibc.
-
-    Tensors of megabytes are given back to the system when they are freed, and asked for again page by page at the next
-    step; that is about a twentieth of a short step's time. The peak stays what it was.
-    """
-    trim_threshold, mmap_max, largest = -1, -4, 2**31 - 1  # of malloc.h
-    if libc := _glibc():
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, largest)
+        with contextlib.suppress(OSError, AttributeError):  # another C library than Linux's
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def dtype_of(precision: str) -> torch.dtype | None:

@@ -2,7 +2,8 @@
 
 Only the linear layers of encoder and decoder are quantised: convolutions, layer norms, embeddings and the output head
 (which is the embedding's own weight) stay as they are. On a CPU bitsandbytes computes otherwise than on a GPU: an 8-bit
-base trains with its weights turned back into floats, and evaluates by LLM.int8(), which rounds its inputs, too.
+base trains with its weights turned back into floats. It would be evaluated by LLM.int8(), which rounds its inputs, too,
+and takes 80 bytes a number there; here it is evaluated as it is trained.
 """
 
 from __future__ import annotations
@@ -46,9 +47,16 @@ def settle(model) -> None:
             module.register_forward_pre_hook(_in_autocast_dtype)
         if isinstance(module, Linear8bitLt):
             module.register_forward_hook(_forget_input)
+            if module.weight.device.type == "cpu":
+                module.register_forward_pre_hook(_as_in_training)
         if isinstance(module, Linear4bit):
             # In eval mode it would repack its weights for a kernel without backward, and never unpack them again.
             module.support_avx512bf16_for_cpu = False
+
+
+def _as_in_training(module, inputs: tuple) -> None:
+    """The layer looks at its mode for one thing only: which of the two ways it computes."""
+    module.training = True
 
 
 def _forget_input(module, inputs: tuple, output: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ from whisper_peft.model.build import (
     load_preparation,
     target_pattern,
 )
-from whisper_peft.model.devices import best_device, dtype_of, free_unused_memory, keep_freed_memory
+from whisper_peft.model.devices import dtype_of, free_unused_memory
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.model.planning import Architecture
 from whisper_peft.recipe import Recipe, given, load_recipe, override, save_recipe
@@ -158,8 +158,6 @@ def train(
         quantize=recipe.train.quantize, autocast_dtype=dtype_of(recipe.train.precision),
     )  # fmt: skip
     free_unused_memory()  # loading leaves some
-    if best_device().type == "cpu":
-        keep_freed_memory()
     if resume is None:  # all that can be refused has been: a folder appears only for a run that can begin
         with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
             save_recipe(recipe, folder / runs.RECIPE)
