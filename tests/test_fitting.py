@@ -10,7 +10,6 @@ from conftest import tiny_recipe
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
 from whisper_peft.model.planning import PUBLISHED
 from whisper_peft.recipe import Recipe, shipped_recipes
-from whisper_peft.training import fitting
 from whisper_peft.training import train as room
 from whisper_peft.training.fitting import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
 
@@ -85,6 +84,8 @@ def test_a_plan_looks_at_the_data_and_knows_the_time_of_a_run(tiny_model, speech
     assert plan(tiny_recipe(tiny_model, speech), step_s=2.0)["hours_per_epoch"] == pytest.approx(3 * 2 / 3600)
     elsewhere = tiny_recipe(tiny_model, speech, **{"data.train": ["nowhere/at/all"]})
     assert plan(elsewhere)["clips"] == 0  # and still an answer
+    with pytest.raises(UserError, match="nowhere"):  # what is named on the command line must be there
+        plan(tiny_recipe(tiny_model, speech), changes={"data.train": ["nowhere/at/all"]})
 
 
 def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_path, monkeypatch):
@@ -119,8 +120,7 @@ def test_the_remedy_is_the_nearest_setting_that_fits():
     }
     for (name, mode, card), words in cases.items():
         found = plan(changes={"model.name": f"openai/whisper-{name}", "train.mode": mode}, gpu_memory=card)
-        if not found["fits"]:
-            assert re.search(words, found["remedy"]), (name, found["remedy"])
+        assert not found["fits"] and re.search(words, found["remedy"]), (name, found["remedy"])
     hopeless = plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="1GB")
     assert not hopeless["fits"] and "smaller model" in hopeless["remedy"]
     by_hand = plan(changes={"model.name": "openai/whisper-medium", "train.micro_batch_size": 8}, gpu_memory="8GB")
@@ -132,4 +132,3 @@ def test_what_plan_predicts_is_what_fitting_was_given():
     found = plan(changes={"model.name": "openai/whisper-base"}, gpu_memory="4GB")
     parts = dict(found["memory"])
     assert parts.pop("peak") == sum(parts.values()) and parts["context"] == 550_000_000
-    assert fitting.GIB == 1024**3

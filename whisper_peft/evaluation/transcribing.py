@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.batching import SLACK_S, clips_at_once
@@ -22,9 +21,6 @@ from whisper_peft.model.build import condense_silence, load_model, whisper_of
 from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory, to_device
 from whisper_peft.model.head import states_at, token_losses
 from whisper_peft.recipe import CHOICES
-
-if TYPE_CHECKING:
-    pass
 
 PER_CLIP = ("rows", "input_features", "decoder_input_ids", "labels")  # of a batch, what is cut with it
 # Of a batch that is transcribed at a time: seconds of windows, and clips. On a CPU larger ones only pad more.

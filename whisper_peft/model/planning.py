@@ -197,11 +197,6 @@ class Memory:
         """All parts at once."""
         return sum(dataclasses.asdict(self).values())
 
-    @property
-    def allocated(self) -> int:
-        """What the device's allocator sees of it."""
-        return self.peak - self.context
-
 
 def predict_memory(shape: Architecture, method: Method, load: Load) -> Memory:
     """Memory at the highest point of a run.
@@ -295,7 +290,7 @@ def kept_of_input(n: int, width: int, method: Method, *, adapted: bool, fresh: b
     if method.mode == "full":
         kept += as_it_is
     if method.mode == "lora" and adapted:
-        dropped = size * sharing * (a + method.mask) if method.dropout else (0 if kept else as_it_is)
+        dropped = size * sharing * (a + method.mask) if method.dropout else as_it_is
         kept += dropped + n * method.rank * sharing * a
     return kept
 
@@ -364,7 +359,7 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[dict[st
         later = casts // (shape.layers + shape.decoder_layers) + shape.embedding * a * full * (a < FLOAT)
     trained = trainable(shape, method) * FLOAT
     behind = trained if load.micro_batches > 1 else 0  # of the micro-batches before
-    decoder_share = trained if frozen or not shape.parameters else trained * _decoder_share(shape, method)
+    decoder_share = trained if frozen else trained * _decoder_share(shape, method)
     embedding = shape.embedding * FLOAT if full else 0
     unpacked = d * f * (FLOAT + a) if method.quantize else 0  # a layer's weights, while it computes
     inputs = load.clips * 2 * load.positions * shape.n_mels * FLOAT

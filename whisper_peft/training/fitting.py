@@ -150,7 +150,7 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[
         found.append(Load(
             at_once, min(shape.max_positions, shape.positions_of(window_s) + silence), max(tokens), sum(tokens),
             micro_batches=-(-len(step) // at_once), evaluated_clips=evaluated,
-            evaluated_positions=shape.max_positions, evaluated_tokens=min(shape.max_tokens, 2 * max(tokens)),
+            evaluated_positions=shape.max_positions, evaluated_tokens=min(shape.max_tokens, int(1.5 * max(tokens)) + 10),
         ))  # fmt: skip
     return found
 
@@ -236,7 +236,7 @@ def plan(
     if recipe.train.precision == "auto" and not gpu_memory:
         recipe = override(recipe, {"train.precision": best_precision()})
     shape = shape_of(recipe.model.name)
-    clips = _look_at(recipe)
+    clips = _look_at(recipe, asked="data.train" in (changes or {}))
     if run is not None and step_s is None:
         facts = runs.read_json(run / runs.FACTS)
         step_s = facts["train_seconds"] / facts["steps"] if facts.get("steps") else None
@@ -257,11 +257,13 @@ def plan(
     }  # fmt: skip
 
 
-def _look_at(recipe: Recipe) -> Clips:
-    """The training clips, where they can be read here."""
+def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
+    """The training clips, where they can be read here; those that the user named (`asked`) must be there."""
     try:
         rows: Sequence[Row] = load_rows(recipe).train
     except UserError:
+        if asked:
+            raise
         return Clips()
     tokenizer = None
     if not _published(recipe.model.name):
@@ -288,7 +290,7 @@ def plan_matrix(
     """
     recipe = given(recipe, changes or {})
     device = imagined_device(gpu_memory or "80GB")
-    clips = _look_at(recipe)
+    clips = _look_at(recipe, asked="data.train" in (changes or {}))
     found: dict[str, dict[str, dict[str, int]]] = {"peaks": {}, "smallest": {}}
     for name, shape in PUBLISHED.items():
         for size, micro in (("peaks", recipe.train.batch_size), ("smallest", 1)):
