@@ -8,9 +8,9 @@ import pytest
 from conftest import tiny_recipe
 
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
-from whisper_peft.model.planning import PUBLISHED
+from whisper_peft.model.architecture import PUBLISHED
 from whisper_peft.recipe import Recipe, shipped_recipes
-from whisper_peft.training import train as room
+from whisper_peft.training import fitting as room
 from whisper_peft.training.fitting import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
 
 CARDS = {path.stem: path.stem.rpartition("-")[2] for path in shipped_recipes() if re.search(r"-\d+gb$", path.stem)}

@@ -25,7 +25,7 @@ ROOMS = {
         "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
         "batching", "collator", "checking",
     ),
-    "model": ("devices", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
+    "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",

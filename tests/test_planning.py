@@ -12,11 +12,10 @@ from conftest import make_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.build import build_model, locate, whisper_of
 from whisper_peft.model.head import logits_at
 from whisper_peft.model.planning import (
-    PUBLISHED,
-    Architecture,
     Load,
     Method,
     adapter_parameters,

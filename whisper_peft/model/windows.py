@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder, WhisperEncoderLayer
 
 from whisper_peft.model import attention
-from whisper_peft.model.planning import silence_positions
+from whisper_peft.model.architecture import silence_positions
 
 EDGE_FRAMES = 8  # of silence behind a window, so that the convolutions end in it; a multiple of their stride
 # transformers 4 has an argument without default here

@@ -17,12 +17,13 @@ from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.sources import Row
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
+from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.build import load_config, load_processor, target_words
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
-from whisper_peft.model.planning import PUBLISHED, Architecture, Load, Memory, Method, predict_memory, trainable
+from whisper_peft.model.planning import Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, given, override
-from whisper_peft.training.speech import load_rows
+from whisper_peft.training.speech import Speech, load_rows
 
 GIB = 1024**3
 REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as much
@@ -150,7 +151,8 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[
         found.append(Load(
             at_once, min(shape.max_positions, shape.positions_of(window_s) + silence), max(tokens), sum(tokens),
             micro_batches=-(-len(step) // at_once), evaluated_clips=evaluated,
-            evaluated_positions=shape.max_positions, evaluated_tokens=min(shape.max_tokens, int(1.5 * max(tokens)) + 10),
+            evaluated_positions=shape.max_positions,
+            evaluated_tokens=min(shape.max_tokens, int(1.5 * max(tokens)) + 10),
         ))  # fmt: skip
     return found
 
@@ -202,6 +204,25 @@ def remedy(recipe: Recipe, shape: Architecture, device: Device, clips: Clips, *,
 def most_at_once_s(batch_size: int, window_s: float, kind: str) -> float:
     """Seconds of windows in memory at once that pay: a GPU takes the whole step, a CPU eight whole windows."""
     return window_s * (batch_size if kind == "cuda" else min(8, batch_size))
+
+
+def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: bool) -> tuple[Recipe, str]:
+    """The recipe with a micro-batch that fits this device, and what was planned, as a line.
+
+    Raises:
+        UserError: it takes clearly more than there is.
+    """
+    device, clips = found_device(), clips_of(speech.train, speech.train.preparation.tokenizer)
+    most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
+    recipe, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
+    line = (
+        f"Memory: {memory.peak / 1e9:.1f} GB predicted, {device.free / 1e9:.1f} GB free ({device.name}); "
+        f"{load.clips} of {recipe.train.batch_size} clips at once where they are longest."
+    )
+    if memory.peak > REFUSED_ABOVE * device.free and not force:
+        better = remedy(recipe, shape, device, clips, most_s=most_s)
+        raise UserError(f"{line} It does not fit: {better}; or --force.")
+    return recipe, line
 
 
 def plan(

@@ -26,6 +26,7 @@ from whisper_peft.evaluation.transcribing import (
     training_limit,
     transcribe_rows,
 )
+from whisper_peft.model.architecture import Architecture
 from whisper_peft.model.build import (
     build_model,
     check_mode,
@@ -36,13 +37,12 @@ from whisper_peft.model.build import (
 )
 from whisper_peft.model.devices import dtype_of, free_unused_memory
 from whisper_peft.model.locating import Located, locate, with_base
-from whisper_peft.model.planning import Architecture
 from whisper_peft.recipe import Recipe, given, load_recipe, override, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import adapters_own, resolve
 from whisper_peft.training.facts import check_unchanged, first_facts, hours, padding_share, peak_memory_bytes
-from whisper_peft.training.fitting import REFUSED_ABOVE, clips_of, fitted, found_device, most_at_once_s, remedy
+from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
@@ -194,25 +194,6 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         f"learning rate {train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; "
         f"evaluation every {recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
     ]
-
-
-def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: bool) -> tuple[Recipe, str]:
-    """The recipe with a micro-batch that fits this device, and what was planned, as a line.
-
-    Raises:
-        UserError: it takes clearly more than there is.
-    """
-    device, clips = found_device(), clips_of(speech.train, speech.train.preparation.tokenizer)
-    most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
-    recipe, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
-    line = (
-        f"Memory: {memory.peak / 1e9:.1f} GB predicted, {device.free / 1e9:.1f} GB free ({device.name}); "
-        f"{load.clips} of {recipe.train.batch_size} clips at once where they are longest."
-    )
-    if memory.peak > REFUSED_ABOVE * device.free and not force:
-        better = remedy(recipe, shape, device, clips, most_s=most_s)
-        raise UserError(f"{line} It does not fit: {better}; or --force.")
-    return recipe, line
 
 
 def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], None]) -> Recipe:
