@@ -13,7 +13,8 @@ from conftest import make_wave
 from whisper_peft.data.batching import cut
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, LeftOut
-from whisper_peft.data.features import IGNORED, Segment
+from whisper_peft.data.features import IGNORED
+from whisper_peft.data.rows import Segment
 from whisper_peft.model.build import load_model, load_preparation
 
 

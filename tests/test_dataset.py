@@ -14,8 +14,8 @@ import soundfile
 from conftest import make_wave
 
 from whisper_peft.data.dataset import Example, LeftOut, Pick, SpeechDataset
-from whisper_peft.data.features import Segment
-from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
 from whisper_peft.model.build import load_preparation
 

@@ -10,7 +10,8 @@ import pytest
 from conftest import QUICKSTART, make_wave
 from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_processor_files, whisper_config
 
-from whisper_peft.data.features import IGNORED, Preparation, Segment, TooLongError
+from whisper_peft.data.features import IGNORED, Preparation, TooLongError
+from whisper_peft.data.rows import Segment
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import load_preparation
 

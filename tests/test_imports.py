@@ -22,7 +22,7 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "recipe", "runs", "pages"),
     "data": (
-        "containers", "audio", "text", "tables", "folders", "sources", "features", "augmentation", "dataset",
+        "containers", "audio", "text", "rows", "tables", "folders", "sources", "features", "augmentation", "dataset",
         "batching", "collator", "checking",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_peft.data.sources import Row, fingerprint, hold_out, load_source
+from whisper_peft.data.rows import Row, fingerprint, hold_out
+from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
 
 TEXTS = ['नमस्ते, "दुनिया"', "It's 3,5 %; isn't it?", "tab-free\u2028line", "ആലിൻപഴം\u200d പഴുത്തു", "plain"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.features import Preparation, Segment
-from whisper_peft.data.sources import Row
+from whisper_peft.data.features import Preparation
+from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -97,13 +98,13 @@ class SpeechDataset:
         try:
             return self._encode(pick, row)
         except (AudioError, ValueError) as error:
-            return LeftOut(pick.row, row.audio if isinstance(row.audio, str) else "bytes", row.place, str(error))
+            return LeftOut(pick.row, row.name, row.place, str(error))
 
     def duration_s(self, row_number: int) -> float:
         """Seconds of a row from its header; 0 where it cannot be told (the row is then left out when it is read)."""
         row = self.rows[row_number]
         try:
-            end_s = row.end_s if row.end_s is not None else duration_s(row.audio)
+            end_s = row.end_s if row.end_s is not None else duration_s(row.sound())
         except AudioError:
             return 0.0
         return max(0.0, end_s - row.start_s)
@@ -117,8 +118,7 @@ class SpeechDataset:
         return self.language_token or self.rows[row_number].language or self.language
 
     def _encode(self, pick: Pick, row: Row) -> Example:
-        wave = load_audio(row.audio, start_s=row.start_s, end_s=row.end_s)
-        text = "" if row.no_speech else self.clean(row.text)
+        wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
         if self.augment is not None and len(wave) <= self.preparation.window_samples:
             changed = self.augment(wave.copy(), np.random.default_rng((self.seed, pick.epoch, pick.row)))
             changed = np.asarray(changed, dtype=np.float32)
@@ -128,7 +128,9 @@ class SpeechDataset:
                 wave = changed
         features, floor = self.preparation.encode_audio(wave)
         seconds = len(wave) / self.preparation.sample_rate_hz
+        segments = () if row.no_speech else row.segments or (Segment(row.text, 0.0, seconds),)
         inputs, labels = self.preparation.encode_text(
-            [Segment(text, 0.0, seconds)], language=self.language_of(pick.row), task=self.task, no_speech=row.no_speech
-        )
+            [dataclasses.replace(one, text=self.clean(one.text)) for one in segments],
+            language=self.language_of(pick.row), task=self.task, prompt=self.clean(row.prompt), no_speech=row.no_speech,
+        )  # fmt: skip
         return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whisper_peft.data.rows import Segment
 from whisper_peft.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, WhisperProcessor
 
 IGNORED = -100  # the label where no loss is taken
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of speech within an example: its text, and where it starts and ends in seconds."""
-
-    text: str
-    start_s: float = 0.0
-    end_s: float | None = None
 
 
 class TooLongError(ValueError):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import random
 import re
 import textwrap
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from whisper_peft.data.folders import Table, find_tables
+from whisper_peft.data.rows import Row
 from whisper_peft.data.tables import read_table
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
@@ -28,21 +25,6 @@ _COLUMNS = {
     "no_speech": ("no_speech",),
     "speaker": ("speaker_id", "speaker", "client_id"),
 }
-_MAX_HELD_OUT = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One clip as its source names it."""
-
-    audio: str | bytes  # absolute path, or the contents of the file
-    text: str
-    language: str | None = None  # Whisper's code
-    start_s: float = 0.0
-    end_s: float | None = None
-    no_speech: bool = False
-    speaker: str | None = None
-    place: str = ""  # "metadata.csv:12", where the row was read, for messages
 
 
 def load_source(source: str, *, audio_column: str | None = None, text_column: str | None = None) -> list[Row]:
@@ -61,61 +43,6 @@ def load_source(source: str, *, audio_column: str | None = None, text_column: st
     if not rows:
         raise UserError(f"{source}: no rows in {', '.join(str(table.path) for table in tables)}.")
     return rows
-
-
-def fingerprint(rows: Iterable[Row]) -> str:
-    """Compute the SHA-256 over (path, start_s, end_s, text) of the rows as read, in their order; no file is touched."""
-    digest = hashlib.sha256()
-    for row in rows:
-        audio = row.audio if isinstance(row.audio, str) else hashlib.sha256(row.audio).hexdigest()
-        fields = f"{audio}\0{row.start_s!r}\0{row.end_s!r}\0{len(row.text)}\0{row.text}\n"
-        digest.update(fields.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def hold_out(rows: list[Row], *, seed: int) -> tuple[list[Row], list[Row]]:
-    """Hold a seeded tenth of the rows out of training, at most 500.
-
-    Where every row names its speaker, and there are two at least, it is whole speakers, who are in no other row; their
-    clips with a text of the training rows are on neither side, unless too few would remain because everybody reads the
-    same. Otherwise it is clips, and a text is never on both sides.
-
-    Returns:
-        (train, held out), each in the order of `rows`.
-
-    Raises:
-        UserError: The rows cannot be parted, because there is one only, or all say the same.
-    """
-    by_speaker = all(row.speaker for row in rows) and len({row.speaker for row in rows}) > 1
-    groups: defaultdict[Any, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[row.speaker if by_speaker else (_spoken(row) or index)].append(index)
-    if len(groups) < 2:
-        raise UserError(
-            f"data.train: {len(rows)} clip(s) with one text cannot be parted into training and evaluation; name --eval."
-        )
-    wanted = min(_MAX_HELD_OUT, max(1, round(len(rows) / 10)))
-    chance = random.Random(seed)
-    order = list(groups.values())
-    chance.shuffle(order)
-    chosen: list[int] = []
-    left = []
-    for group in order:
-        fits = len(chosen) + len(group) <= wanted
-        (chosen.extend if fits else left.append)(group)
-    if 2 * len(chosen) < wanted and len(left) > 1:
-        chosen += min(left, key=len)  # more than a tenth, but training can keep no part of a speaker anyway
-    training = set(range(len(rows))).difference(chosen)
-    if by_speaker:
-        texts = {_spoken(rows[index]) for index in training} - {""}
-        unheard = [index for index in chosen if _spoken(rows[index]) not in texts]
-        chosen = unheard if 2 * len(unheard) >= wanted else chosen
-    chosen = sorted(chance.sample(chosen, min(_MAX_HELD_OUT, len(chosen))))
-    return [rows[index] for index in sorted(training)], [rows[index] for index in chosen]
-
-
-def _spoken(row: Row) -> str:
-    return " ".join(row.text.split()).casefold()
 
 
 def _rows(table: Table, audio_column: str | None, text_column: str | None) -> Iterator[Row]:

@@ -10,7 +10,8 @@ from whisper_peft import runs
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
-from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.rows import Row
+from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled

@@ -11,7 +11,8 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.rows import Row
+from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
@@ -55,7 +56,7 @@ def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
     """One JSON-ready record a clip: audio, reference, prediction, both normalised, token loss."""
     return [
         {
-            "audio": dataset.rows[one.row].audio,
+            "audio": dataset.rows[one.row].name,
             "reference": (reference := dataset.text(one.row)),
             "prediction": one.text,
             "reference_normalized": normalize(reference),

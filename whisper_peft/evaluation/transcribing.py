@@ -14,7 +14,7 @@ from whisper_peft.data.batching import SLACK_S, clips_at_once
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED, Preparation
-from whisper_peft.data.sources import Row
+from whisper_peft.data.rows import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, load_model, whisper_of

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from whisper_peft import __version__
-from whisper_peft.data import sources
 from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.rows import fingerprint
 from whisper_peft.errors import UserError
 from whisper_peft.model.locating import Located, base_identity
 from whisper_peft.recipe import Recipe
@@ -51,7 +51,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
 def fingerprints(speech: Speech) -> dict[str, str]:
     """Of each split."""
     splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
-    return {name: sources.fingerprint(data.rows) for name, data in splits.items() if data is not None}
+    return {name: fingerprint(data.rows) for name, data in splits.items() if data is not None}
 
 
 def peak_memory_bytes() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, clips_at_once, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.sources import Row
+from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-from whisper_peft.data import sources
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.sources import Row, load_source
+from whisper_peft.data.rows import Row, hold_out
+from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
@@ -56,7 +56,7 @@ def load_rows(recipe: Recipe) -> Rows:
     test_rows = None if data.test is None else load_source(data.test, **columns)
     if data.eval is not None:
         return Rows(train_rows, load_source(data.eval, **columns), test_rows, held_out=False)
-    train_rows, eval_rows = sources.hold_out(train_rows, seed=recipe.train.seed)
+    train_rows, eval_rows = hold_out(train_rows, seed=recipe.train.seed)
     return Rows(train_rows, eval_rows, test_rows, held_out=True)
 
 

@@ -1,0 +1,112 @@
+"""A clip as its source names it; the fingerprint of many, and their parting into training and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from whisper_peft.errors import UserError
+
+_MAX_HELD_OUT = 500
+
+
+class Packed(Protocol):
+    """A sound file inside another file, as in a Parquet file; read when it is needed, never before."""
+
+    name: str  # of the file around it and its place there, stable: for messages and fingerprints
+
+    def read(self) -> str | bytes:
+        """The contents of the sound file, or the path of one that is only named there."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech within an example: its text, and where it starts and ends in seconds."""
+
+    text: str
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One clip as its source names it."""
+
+    audio: str | bytes | Packed  # absolute path, the contents of the file, or where they are packed
+    text: str
+    language: str | None = None  # Whisper's code
+    start_s: float = 0.0
+    end_s: float | None = None
+    no_speech: bool = False
+    speaker: str | None = None
+    place: str = ""  # "metadata.csv:12", where the row was read, for messages
+    segments: tuple[Segment, ...] = ()  # the text in parts, with times from start_s on, where they are known
+    prompt: str = ""  # what was said before; never learnt
+
+    @property
+    def name(self) -> str:
+        """The sound file, for messages and lists."""
+        return self.audio if isinstance(self.audio, str) else getattr(self.audio, "name", "bytes")
+
+    def sound(self) -> str | bytes:
+        """What `load_audio` takes: a path, or the contents of the file."""
+        return self.audio if isinstance(self.audio, (str, bytes)) else self.audio.read()
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """Compute the SHA-256 over (path, start_s, end_s, text) of the rows as read, in their order; no file is touched."""
+    digest = hashlib.sha256()
+    for row in rows:
+        audio = hashlib.sha256(row.audio).hexdigest() if isinstance(row.audio, bytes) else row.name
+        fields = f"{audio}\0{row.start_s!r}\0{row.end_s!r}\0{len(row.text)}\0{row.text}\n"
+        digest.update(fields.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def hold_out(rows: list[Row], *, seed: int) -> tuple[list[Row], list[Row]]:
+    """Hold a seeded tenth of the rows out of training, at most 500.
+
+    Where every row names its speaker, and there are two at least, it is whole speakers, who are in no other row; their
+    clips with a text of the training rows are on neither side, unless too few would remain because everybody reads the
+    same. Otherwise it is clips, and a text is never on both sides.
+
+    Returns:
+        (train, held out), each in the order of `rows`.
+
+    Raises:
+        UserError: The rows cannot be parted, because there is one only, or all say the same.
+    """
+    by_speaker = all(row.speaker for row in rows) and len({row.speaker for row in rows}) > 1
+    groups: defaultdict[Any, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[row.speaker if by_speaker else (_spoken(row) or index)].append(index)
+    if len(groups) < 2:
+        raise UserError(
+            f"data.train: {len(rows)} clip(s) with one text cannot be parted into training and evaluation; name --eval."
+        )
+    wanted = min(_MAX_HELD_OUT, max(1, round(len(rows) / 10)))
+    chance = random.Random(seed)
+    order = list(groups.values())
+    chance.shuffle(order)
+    chosen: list[int] = []
+    left = []
+    for group in order:
+        fits = len(chosen) + len(group) <= wanted
+        (chosen.extend if fits else left.append)(group)
+    if 2 * len(chosen) < wanted and len(left) > 1:
+        chosen += min(left, key=len)  # more than a tenth, but training can keep no part of a speaker anyway
+    training = set(range(len(rows))).difference(chosen)
+    if by_speaker:
+        texts = {_spoken(rows[index]) for index in training} - {""}
+        unheard = [index for index in chosen if _spoken(rows[index]) not in texts]
+        chosen = unheard if 2 * len(unheard) >= wanted else chosen
+    chosen = sorted(chance.sample(chosen, min(_MAX_HELD_OUT, len(chosen))))
+    return [rows[index] for index in sorted(training)], [rows[index] for index in chosen]
+
+
+def _spoken(row: Row) -> str:
+    return " ".join(row.text.split()).casefold()
