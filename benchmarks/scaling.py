@@ -76,6 +76,7 @@ def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size:
         "model.name": str(model), "model.language": "ml", "train.mode": "full", "data.train": [speech],
         "data.eval": speech, "train.steps": steps, "train.batch_size": batch_size, "features.window": window,
         "evaluate.compare_clips": 0, "evaluate.max_clips": 1, "evaluate.best_metric": "loss",
+        "evaluate.every_steps": steps,  # after the last: none lies between the steps
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder) as run:
         whisper_peft.train(changes=changes, output=Path(run) / "run", callbacks=[Clock()])
