@@ -22,8 +22,8 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "recipe", "runs", "pages"),
     "data": (
-        "containers", "audio", "text", "rows", "tables", "folders", "sources", "features", "augmentation", "dataset",
-        "batching", "collator", "checking",
+        "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
+        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "checking",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
     "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),

@@ -36,16 +36,32 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of several training sources."""
+
+    source: str
+    weight: float = 1.0  # how often each of its clips comes in an epoch; of a stream: how often it is drawn
+    language: str | None = None  # of its clips, where they name none themselves
+
+
+@dataclass(frozen=True)
 class Data:
     """Where speech comes from: train learns, eval selects, test is scored once before and once after."""
 
-    train: tuple[str, ...] = ()
+    train: tuple[str | Source, ...] = ()
     eval: str | None = None
     test: str | None = None
     audio_column: str | None = None
     text_column: str | None = None
     text: Text = field(default_factory=Text)
     max_left_out: float = 0.1  # the share of unusable clips above which the run stops
+    streaming: bool = False  # train's Hub data sets and Parquet files are read as they come, never stored
+    shuffle_buffer: int = 1024  # clips of a stream that are in memory and shuffled at a time
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The training sources, each with its weight."""
+        return tuple(one if isinstance(one, Source) else Source(one) for one in self.train)
 
 
 @dataclass(frozen=True)
@@ -138,10 +154,10 @@ CHOICES: dict[str, tuple] = {
 }
 SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last"}
 POSITIVE = {
-    "features.slack_s", "lora.rank", "lora.alpha", "train.steps", "train.epochs", "train.batch_size",
-    "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate", "train.keep_checkpoints",
-    "train.early_stopping", "train.logging_steps", "evaluate.every_steps", "evaluate.max_clips",
-    "evaluate.batch_size", "evaluate.beams",
+    "data.shuffle_buffer", "features.slack_s", "lora.rank", "lora.alpha", "train.steps",
+    "train.epochs", "train.batch_size", "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate",
+    "train.keep_checkpoints", "train.early_stopping", "train.logging_steps", "evaluate.every_steps",
+    "evaluate.max_clips", "evaluate.batch_size", "evaluate.beams",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
@@ -197,7 +213,7 @@ def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container
         UserError: there is such a source.
     """
     data = recipe.data
-    named = (*(("train", source) for source in data.train), ("eval", data.eval), ("test", data.test))
+    named = (*(("train", one.source) for one in data.sources), ("eval", data.eval), ("test", data.test))
     for key, source in named:
         if not source or Path(source).is_absolute() or f"data.{key}" in changes:
             continue
@@ -307,14 +323,17 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
         if name.startswith(PACKAGE_PREFIX):
             return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
         head, colon, split = name.rpartition(":")
-        for path, tail in ((name, ""), (head, colon + split)):
+        folder_of_config, colon_2, config = head.rpartition(":")
+        for path, tail in ((name, ""), (head, colon + split), (folder_of_config, colon_2 + config + colon + split)):
             if path and (folder / Path(path).expanduser()).exists():
                 return str((folder / Path(path).expanduser()).resolve()) + tail
         return name
 
-    data = dataclasses.replace(
-        recipe.data, train=tuple(map(fix, recipe.data.train)), eval=fix(recipe.data.eval), test=fix(recipe.data.test)
+    train = tuple(
+        dataclasses.replace(one, source=fix(one.source)) if isinstance(one, Source) else fix(one)
+        for one in recipe.data.train
     )
+    data = dataclasses.replace(recipe.data, train=train, eval=fix(recipe.data.eval), test=fix(recipe.data.test))
     model = dataclasses.replace(recipe.model, name=fix(recipe.model.name))
     return dataclasses.replace(recipe, data=data, model=model)
 
@@ -360,11 +379,24 @@ def _build(part: type, page: dict, place: str, prefix: str = "") -> typing.Any:
     return part(**values)
 
 
+def _source(item: object, key: str, place: str) -> str | Source:
+    if isinstance(item, (str, Source)):
+        return item
+    if not isinstance(item, dict) or "source" not in item:
+        raise UserError(f"{place}{key}: expected a source, or one as {{source: SRC, weight: 0.5, language: hindi}}.")
+    found = _build(Source, item, place, f"{key}.")
+    if found.weight <= 0:
+        raise UserError(f"{place}{key}.weight: expected more than 0, found {found.weight}.")
+    return found
+
+
 def _check(value: object, kind: object, key: str, place: str) -> object:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if typing.get_origin(allowed[0]) is tuple:
-        items = [value] if isinstance(value, str) else value or []
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        items = [value] if isinstance(value, (str, dict)) else value or []
+        if key == "data.train" and isinstance(items, (list, tuple)):
+            items = [_source(item, f"{key}[{number}]", place) for number, item in enumerate(items)]
+        elif not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
             raise UserError(f"{place}{key}: expected a list of names, found {value!r}.")
         return tuple(items)
     if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -18,6 +18,7 @@ from whisper_peft.errors import UserError
 RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
 COMPLETE = "complete.json"  # written into a checkpoint after everything else
+STREAM = "stream.json"  # in a checkpoint: where its streamed sources are
 
 
 def refuse_existing(path: Path, remedy: str = "choose another place") -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def steps(
     slack_s: Callable[[int], float] = lambda step: math.inf,
     start: int = 0,
     look_ahead: int = LOOK_AHEAD,
+    parts: Sequence[tuple[int, float]] = (),
 ) -> Iterator[list[Pick]]:
     """Endless optimizer steps: lists of `batch_size` clips, shuffled, clips of like length together.
 
@@ -41,26 +43,59 @@ def steps(
         slack_s: step -> seconds of silence wanted behind its longest clip; infinite, as by default: the whole window.
         start: the first step to yield, counted over all epochs; the ones before cost nothing but their shuffle.
         look_ahead: rows put in order of length at a time, rounded to whole steps.
+        parts: (rows, weight) of the sources that the rows are of, one after the other: how often each row comes in an
+            epoch; one source of weight 1, by default.
     """
-    block = max(1, round(look_ahead / batch_size)) * batch_size
-    per_epoch = steps_per_epoch(n_rows, batch_size)
+    parts = parts or [(n_rows, 1.0)]
+    block = block_size(batch_size, look_ahead)
+    per_epoch = steps_per_epoch(clips_per_epoch(parts), batch_size)
     epoch, skip = divmod(start, per_epoch)
     step = start
     while True:
-        order = np.random.default_rng((seed, epoch)).permutation(n_rows)
-        for first in range(0, n_rows, block):
-            drawn = order[first : first + block]
+        order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
+        for first in range(0, len(order), block):
+            drawn = [int(row) for row in order[first : first + block]]
             n_steps = steps_per_epoch(len(drawn), batch_size)
             if skip >= n_steps:
                 skip -= n_steps
                 continue
-            by_length = sorted((int(row) for row in drawn), key=lambda row: (duration_s(row), row))
-            batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-            for number in np.random.default_rng((seed, epoch, first)).permutation(len(batches))[skip:]:
-                yield [Pick(row, epoch, slack_s(step)) for row in batches[number]]
+            picks = [(duration_s(row), Pick(row, epoch)) for row in drawn]
+            for batch in like_lengths(picks, batch_size, (seed, epoch, first))[skip:]:
+                yield [replace(pick, slack_s=slack_s(step)) for pick in batch]
                 step += 1
             skip = 0
         epoch += 1
+
+
+def block_size(batch_size: int, look_ahead: int = LOOK_AHEAD) -> int:
+    """Rows whose like lengths are put together: a look-ahead, rounded to whole steps."""
+    return max(1, round(look_ahead / batch_size)) * batch_size
+
+
+def clips_per_epoch(parts: Sequence[tuple[int, float]]) -> int:
+    """How many clips an epoch has of sources given as (rows, weight)."""
+    return max(1, sum(round(n_rows * weight) for n_rows, weight in parts))
+
+
+def _drawn(parts: Sequence[tuple[int, float]], seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch, int64 (n_clips,): each `weight` times; of a fraction, other ones in each epoch."""
+    drawn, first = [], 0
+    for number, (n_rows, weight) in enumerate(parts):
+        wanted = round(n_rows * weight)
+        whole, rest = divmod(wanted, n_rows) if n_rows else (0, 0)
+        drawn += [np.arange(first, first + n_rows)] * whole
+        if rest:
+            always_same = np.random.default_rng((seed, number, 2)).permutation(n_rows)
+            drawn.append(first + always_same[np.arange(epoch * rest, (epoch + 1) * rest) % n_rows])
+        first += n_rows
+    return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+
+
+def like_lengths(picks: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:
+    """Cuts a block of (seconds, pick) into steps of like lengths, in seeded order."""
+    by_length = [pick for _, pick in sorted(picks, key=lambda pair: (pair[0], pair[1].row))]
+    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    return [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
 
 
 def slack_policy(

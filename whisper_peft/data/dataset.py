@@ -25,6 +25,7 @@ class Pick:
     row: int
     epoch: int = 0
     slack_s: float = math.inf  # silence wanted behind the step's longest clip; infinite: the model's whole window
+    given: Row | None = None  # the row itself, where it is of a stream
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class SpeechDataset:
     def __getitem__(self, pick: Pick | int) -> Example | LeftOut:
         """The example of one row, or the reason why there is none."""
         pick = pick if isinstance(pick, Pick) else Pick(int(pick))
-        row = self.rows[pick.row]
+        row = pick.given or self.rows[pick.row]
         try:
             return self._encode(pick, row)
         except (AudioError, ValueError) as error:
@@ -102,7 +103,11 @@ class SpeechDataset:
 
     def duration_s(self, row_number: int) -> float:
         """Seconds of a row from its header; 0 where it cannot be told (the row is then left out when it is read)."""
-        row = self.rows[row_number]
+        return self.seconds_of(self.rows[row_number])
+
+    @staticmethod
+    def seconds_of(row: Row) -> float:
+        """Seconds of a row from its header; 0 where it cannot be told."""
         try:
             end_s = row.end_s if row.end_s is not None else duration_s(row.sound())
         except AudioError:
@@ -113,9 +118,10 @@ class SpeechDataset:
         """The cleaned transcript of a row."""
         return self.clean(self.rows[row_number].text)
 
-    def language_of(self, row_number: int) -> str | None:
+    def language_of(self, row: Row | int) -> str | None:
         """The language token's code for a row: a borrowed one, the row's own, or the default."""
-        return self.language_token or self.rows[row_number].language or self.language
+        row = self.rows[row] if isinstance(row, int) else row
+        return self.language_token or row.language or self.language
 
     def _encode(self, pick: Pick, row: Row) -> Example:
         wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
@@ -131,6 +137,6 @@ class SpeechDataset:
         segments = () if row.no_speech else row.segments or (Segment(row.text, 0.0, seconds),)
         inputs, labels = self.preparation.encode_text(
             [dataclasses.replace(one, text=self.clean(one.text)) for one in segments],
-            language=self.language_of(pick.row), task=self.task, prompt=self.clean(row.prompt), no_speech=row.no_speech,
+            language=self.language_of(row), task=self.task, prompt=self.clean(row.prompt), no_speech=row.no_speech,
         )  # fmt: skip
         return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)

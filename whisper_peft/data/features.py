@@ -132,6 +132,10 @@ class Preparation:
         labels[: len(previous)] = IGNORED  # up to the position that predicts <|startoftranscript|>
         return inputs, labels
 
+    def n_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._words(text))
+
     def _words(self, text: str) -> list[int]:
         # "<|endoftext|>" in a transcript is thirteen characters, not the end of it.
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -1,4 +1,4 @@
-"""From SRC to the tables in it: AudioFolder and Common Voice folders, manifests, and their splits."""
+"""From SRC to what is in it: AudioFolder and Common Voice folders, manifests, Parquet, subtitles, and their splits."""
 
 from __future__ import annotations
 
@@ -8,32 +8,49 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from whisper_peft.data.archives import MARK, is_archive, unpacked
 from whisper_peft.data.tables import TABLE_SUFFIXES
 from whisper_peft.errors import UserError
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
-    "an unpacked Common Voice release (DIR:train, DIR:train+dev), or a manifest (.jsonl, .csv, .tsv)"
+    "a Common Voice release, unpacked or as .tar.gz (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
+    "Parquet files, a recording with .srt, .vtt or .json segments beside it, or a Hub data set "
+    "(owner/name:config:split)"
 )
-_LATER = "come in a later version"
-_LATER_SUFFIXES = {
-    ".parquet": "Parquet files",
-    ".arrow": "Arrow files",
-    ".gz": "packed releases",
-    ".tgz": "packed releases",
-    ".tar": "packed releases",
-    ".zip": "packed releases",
-    ".srt": "subtitles",
-    ".vtt": "subtitles",
-}
-_SOUND_SUFFIXES = frozenset(
-    [".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac", ".wma", ".aiff", ".aif"]
-)
+SOUND_SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".mkv", ".mov", ".webm", ".aac", ".wma", ".aiff",
+    ".aif",
+)  # fmt: skip
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".json")
 _SPLIT_NAMES = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
     ("test", "testing", "eval", "evaluation"),
 )
+
+
+@dataclass(frozen=True)
+class Columnar:
+    """A table with typed columns: a Parquet file, a folder of them, or a Hub data set."""
+
+    source: str  # as the user named it, without splits
+    config: str | None = None
+    splits: tuple[str, ...] = ()
+    is_file: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages and fingerprints."""
+        return ":".join(filter(None, [self.source, self.config, "+".join(self.splits)]))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound or video file, and the file of its segments."""
+
+    audio: Path
+    segments: Path
 
 
 @dataclass(frozen=True)
@@ -45,48 +62,81 @@ class Table:
     only_under: str | None = None  # only rows whose audio path starts with this folder
 
 
-def find_tables(source: str) -> list[Table]:
-    """Find the tables that a source names; an existing path always wins over the reading as PATH:split.
+def find_source(source: str) -> list[Table | Columnar | Recording]:
+    """Find what a source names; an existing path always wins over the reading as PATH:split, hf: means the Hub.
 
     Raises:
         UserError: There is nothing of the kind, or a split is not named, not there or empty.
     """
-    path, splits = _path_and_splits(source)
+    path, config, splits = _path_and_splits(source)
+    if path is None:
+        return [Columnar(source.removeprefix("hf:").split(":")[0], config, tuple(splits))]
+    if path.is_file() and is_archive(path):
+        path = _only_folder(unpacked(path))
     if path.is_dir():
-        return _tables_of_folder(path, splits)
+        return _in_folder(path, config, splits)
     if splits:
         raise UserError(
             f"{source}: {path.name} is a file, and only folders have splits; leave ':{'+'.join(splits)}' out."
         )
-    _check_kind(path)
-    is_common_voice = (path.parent / "clips").is_dir() and path in _common_voice_splits(path.parent).values()
-    return [Table(path, audio_folder=path.parent / "clips" if is_common_voice else None)]
+    return [_of_file(path)]
 
 
-def _check_kind(path: Path) -> None:
+def _of_file(path: Path) -> Table | Columnar | Recording:
     suffix = path.suffix.lower()
-    if suffix in TABLE_SUFFIXES:
-        return
-    if suffix in _LATER_SUFFIXES:
-        raise UserError(f"{path}: {_LATER_SUFFIXES[suffix]} {_LATER}. {KINDS_OF_SRC}.")
-    if suffix in _SOUND_SUFFIXES:
-        raise UserError(f"{path}: a sound file alone has no transcript. {KINDS_OF_SRC}.")
-    raise UserError(f"{path}: no source. {KINDS_OF_SRC}.")
+    if suffix == ".parquet":
+        return Columnar(str(path), is_file=True)
+    if suffix in SOUND_SUFFIXES:
+        segments = _beside(path, SUBTITLE_SUFFIXES)
+        if segments is None:
+            raise UserError(
+                f"{path}: no segment times beside it; put them into {path.stem}.srt, .vtt or .json, or name clips of "
+                "up to 30 s in a manifest."
+            )
+        return Recording(path, segments)
+    if suffix in SUBTITLE_SUFFIXES and (audio := _beside(path, SOUND_SUFFIXES)):
+        return Recording(audio, path)
+    if suffix in (".srt", ".vtt"):
+        raise UserError(f"{path}: no recording of this name beside it, as {path.stem}.wav or {path.stem}.mp4.")
+    if suffix not in TABLE_SUFFIXES:
+        packed = " Unpack it and name the folder." if suffix in (".zip", ".gz", ".7z", ".rar") else ""
+        raise UserError(f"{path}: no source.{packed} {KINDS_OF_SRC}.")
+    is_common_voice = (path.parent / "clips").is_dir() and path in _common_voice_splits(path.parent).values()
+    return Table(path, audio_folder=path.parent / "clips" if is_common_voice else None)
 
 
-def _path_and_splits(source: str) -> tuple[Path, list[str]]:
-    path = Path(source).expanduser()
-    if _exists(path):
-        return path.absolute(), []
-    name, colon, splits = source.rpartition(":")
-    if colon and name and _exists(Path(name).expanduser()):
-        chosen = [split.strip() for split in splits.split("+")]
-        if not all(chosen):
-            raise UserError(f"{source}: a split without a name; write {name}:train or {name}:train+dev.")
-        return Path(name).expanduser().absolute(), list(dict.fromkeys(chosen))
-    hub = re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+(:[^/]*)?", source)
-    and_hub = f" Hub data sets (owner/name:config:split) {_LATER}." if hub else ""
-    raise UserError(f"{source}: no such file or folder.{and_hub} {KINDS_OF_SRC}.")
+def _beside(path: Path, suffixes: Iterable[str]) -> Path | None:
+    """The file of the same name with one of these suffixes, the first that there is."""
+    return next((other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()), None)
+
+
+def _only_folder(folder: Path) -> Path:
+    """The folder in a folder of nothing else, as archives have it."""
+    while len(inside := [entry for entry in os.scandir(folder) if entry.name != MARK]) == 1 and inside[0].is_dir():
+        folder = Path(inside[0])
+    return folder
+
+
+def _path_and_splits(source: str) -> tuple[Path | None, str | None, list[str]]:
+    """(path, configuration, splits); no path for a Hub data set."""
+    pieces = source.split(":")
+    for n_tail in range(0 if source.startswith("hf:") else 3):  # PATH, PATH:split, PATH:config:split
+        name, tail = ":".join(pieces[: len(pieces) - n_tail]), pieces[len(pieces) - n_tail :]
+        if name and _exists(Path(name).expanduser()):
+            return Path(name).expanduser().absolute(), *_config_and_splits(source, name, tail)
+    hub = re.fullmatch(r"(?:hf:)?([\w.-]+/[\w.-]+)((?::[^/:]+){0,2})", source)
+    if hub:
+        return None, *_config_and_splits(source, hub[1], hub[2].split(":")[1:])
+    raise UserError(f"{source}: no such file or folder. {KINDS_OF_SRC}.")
+
+
+def _config_and_splits(source: str, name: str, tail: list[str]) -> tuple[str | None, list[str]]:
+    if not tail:
+        return None, []
+    chosen = [split.strip() for split in tail[-1].split("+")]
+    if not all(chosen):
+        raise UserError(f"{source}: a split without a name; write {name}:train or {name}:train+dev.")
+    return (tail[0] if len(tail) == 2 else None), list(dict.fromkeys(chosen))
 
 
 def _exists(path: Path) -> bool:
@@ -96,25 +146,27 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _tables_of_folder(folder: Path, splits: list[str]) -> list[Table]:
+def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:
     own = _metadata(folder)
     if own and not splits:
         return [Table(own)]
+    if config is not None and (own or _common_voice_folder(folder)):
+        raise UserError(f"{folder}: has no configurations; leave ':{config}' out.")
     release = None if own else _common_voice_folder(folder)
     if release:
         return _common_voice_tables(release, splits)
     subfolders = _subfolders(folder)
     below = {child.name: table for child in subfolders if (table := _metadata(child))}
     if not own and not below:
-        raise UserError(f"{folder}: {_no_metadata(folder)}")
+        return _without_metadata(folder, config, splits)
     if not splits:
         if len(below) > 1:
             raise UserError(f"{folder}: name one of its splits: {_listed(f'{folder}:{name}' for name in below)}.")
         return [Table(table) for table in below.values()]
     tables = []
     for split in splits:
-        name = _find_split(split, below)
-        inside = _find_split(split, (child.name for child in subfolders))
+        name = find_split(split, below)
+        inside = find_split(split, (child.name for child in subfolders))
         if name:
             tables.append(Table(below[name]))
         elif own and inside:
@@ -134,20 +186,25 @@ def _metadata(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _no_metadata(folder: Path) -> str:
+def _without_metadata(folder: Path, config: str | None, splits: list[str]) -> list[Columnar | Recording]:
+    """Parquet files, here or below, or else recordings with their segments beside them."""
+    if next(folder.rglob("*.parquet"), None):
+        return [Columnar(str(folder), config, tuple(splits))]
     names = sorted(entry.name for entry in os.scandir(folder))
-    if any(name.endswith(".parquet") for name in names):
-        return f"Parquet folders {_LATER}. {KINDS_OF_SRC}."
+    sounds = [folder / name for name in names if Path(name).suffix.lower() in SOUND_SUFFIXES]
+    found = [Recording(audio, segments) for audio in sounds if (segments := _beside(audio, SUBTITLE_SUFFIXES))]
+    if found and not splits:
+        return found
     manifests = [name for name in names if Path(name).suffix in TABLE_SUFFIXES]
     hint = f"; did you mean {_listed(f'{folder / name}' for name in manifests[:3])}?" if manifests else "."
-    return f"no metadata.csv or metadata.jsonl in it, nor in its subfolders{hint} {KINDS_OF_SRC}."
+    raise UserError(f"{folder}: no metadata.csv or metadata.jsonl in it, nor in its subfolders{hint} {KINDS_OF_SRC}.")
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir())
 
 
-def _find_split(wanted: str, names: Iterable[str]) -> str | None:
+def find_split(wanted: str, names: Iterable[str]) -> str | None:
     """Find a split by its own name, else by a synonym: dev, valid, val and validation are one."""
     by_lower = {name.lower(): name for name in names}
     synonyms = next((group for group in _SPLIT_NAMES if wanted.lower() in group), ())
@@ -183,7 +240,7 @@ def _common_voice_tables(folder: Path, splits: list[str]) -> list[Table]:
         raise UserError(f"{folder}: name a split of this release, as in {folder}:train; it has {has}.")
     names = []
     for split in splits:
-        name = _find_split(split, found)
+        name = find_split(split, found)
         if name is None or not sizes[name]:
             what = "is empty" if name else "is not there"
             raise UserError(f"{folder}: split {split!r} {what}; this release has {has}.")

@@ -1,48 +1,64 @@
-"""SRC -> rows of (audio reference, text, language, start, end); nothing is decoded, no audio file is touched."""
+"""SRC -> rows of (audio reference, text, language, start, end); nothing is decoded, no sound file is touched."""
 
 from __future__ import annotations
 
-import math
-import os
-import re
-import textwrap
-from collections.abc import Iterator
-from functools import lru_cache
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from whisper_peft.data.folders import Table, find_tables
+from whisper_peft.data.columns import find_meanings, pick, row_of
+from whisper_peft.data.folders import Columnar, Recording, Table, find_source
+from whisper_peft.data.hub import typed_rows
 from whisper_peft.data.rows import Row
+from whisper_peft.data.subtitles import WINDOW_S, cut, read_segments, utf8_bytes
 from whisper_peft.data.tables import read_table
-from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 
-_COLUMNS = {
-    "audio": ("audio", "file_name", "file", "path", "audio_filepath", "audio_path", "wav", "filename"),
-    "text": ("transcription", "text", "sentence", "transcript", "transcription_text", "normalized_text"),
-    "language": ("language", "lang", "locale"),
-    "start_s": ("start_s", "start", "offset"),
-    "end_s": ("end_s", "end"),
-    "no_speech": ("no_speech",),
-    "speaker": ("speaker_id", "speaker", "client_id"),
-}
 
-
-def load_source(source: str, *, audio_column: str | None = None, text_column: str | None = None) -> list[Row]:
-    """Read the rows of a source; an existing path always wins over the reading as PATH:split.
+def load_source(
+    source: str,
+    *,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    n_tokens: Callable[[str], int] = utf8_bytes,
+) -> list[Row]:
+    """Read the rows of a source; an existing path always wins over the reading as PATH:split or as a Hub data set.
 
     Args:
-        source: path of a folder or manifest, with `:split` or `:split+split` where the folder has splits.
-        audio_column: column or key that names the sound file, if not one of the usual.
+        source: a folder, manifest, packed release, Parquet file, recording with segments beside it, or the name of a
+            Hub data set, with `:split`, `:split+split` or `:config:split` where it has them.
+        audio_column: column or key that names or holds the sound, if not one of the usual.
         text_column: column or key of the transcript, if not one of the usual.
+        n_tokens: text -> how many tokens the model has for it, where long recordings are cut into clips.
 
     Raises:
         UserError: There is no such source, or it cannot be read; the message names the place and the remedy.
     """
-    tables = find_tables(source)
-    rows = [row for table in tables for row in _rows(table, audio_column, text_column)]
+    found = find_source(source)
+    rows: list[Row] = []
+    for one in found:
+        if isinstance(one, Recording):
+            recording = Row(str(one.audio), "", speaker=one.audio.stem, place=one.segments.name)
+            rows += cut(recording, read_segments(one.segments), n_tokens=n_tokens)
+        else:
+            read = typed_rows if isinstance(one, Columnar) else _rows
+            for row in read(one, audio_column, text_column):
+                rows += _clips(row, n_tokens)
     if not rows:
-        raise UserError(f"{source}: no rows in {', '.join(str(table.path) for table in tables)}.")
+        raise UserError(f"{source}: no rows in it.")
     return rows
+
+
+def _clips(row: Row, n_tokens: Callable[[str], int]) -> list[Row]:
+    """The row itself or, if the segments that it names go beyond the window, the clips that they make."""
+    if max((one.end_s for one in row.segments), default=0.0) <= WINDOW_S:
+        return [row]
+    moved = [
+        dataclasses.replace(one, start_s=row.start_s + one.start_s, end_s=row.start_s + one.end_s)
+        for one in sorted(row.segments, key=lambda one: one.start_s)
+        if one.text.strip()
+    ]
+    return cut(row, moved, n_tokens=n_tokens)
 
 
 def _rows(table: Table, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
@@ -53,120 +69,13 @@ def _rows(table: Table, audio_column: str | None, text_column: str | None) -> It
     for number, row_names, values in read_table(table.path):
         try:
             if row_names != names:
-                names, meanings = row_names, _meanings(row_names, {"audio": audio_column, "text": text_column})
-            fields = {meaning: _pick(meaning, found, names, values) for meaning, found in meanings.items()}
+                names, meanings = row_names, find_meanings(row_names, {"audio": audio_column, "text": text_column})
+            fields = {meaning: pick(meaning, found, names, values) for meaning, found in meanings.items()}
             if table.only_under is None or _first_folder(fields["audio"]) == table.only_under:
-                yield _row(fields, names, audio_folder, f"{table.path.name}:{number}")
+                yield row_of(fields, names, audio_folder, f"{table.path.name}:{number}")
         except UserError as error:
             raise UserError(f"{table.path}:{number}: {error}") from None
 
 
-def _row(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, place: str) -> Row:
-    """Build a row from the values by their meaning; None stands for empty."""
-    audio, text, speaker = fields["audio"], fields.get("text"), fields.get("speaker")
-    no_speech = "no_speech" in fields and _flag(fields["no_speech"])
-    if not isinstance(audio, str):
-        raise UserError(f"{'no' if audio is None else repr(audio) + ' is no'} name of a sound file.")
-    if "text" not in fields and not no_speech:
-        raise UserError(_no_column("text", names))
-    if isinstance(text, (bool, list, dict)):
-        raise UserError(f"the text is no string, but {text!r}.")
-    start_s = _seconds(fields.get("start_s")) or 0.0
-    end_s = _seconds(fields.get("end_s"))
-    if end_s is None and "duration" in fields:
-        duration_s = _seconds(fields["duration"])
-        end_s = None if duration_s is None else start_s + duration_s
-    return Row(
-        audio=os.path.join(audio_folder, audio),
-        text="" if text is None else str(text),
-        language=_language(str(fields["language"])) if fields.get("language") is not None else None,
-        start_s=start_s,
-        end_s=end_s,
-        no_speech=no_speech,
-        speaker=None if speaker is None else str(speaker),
-        place=place,
-    )
-
-
-def _meanings(names: tuple[str, ...], named: dict[str, str | None]) -> dict[str, list[int]]:
-    """Find the columns for each meaning, the most telling name first."""
-    lower = [name.strip().lower() for name in names]
-    meanings = {}
-    for meaning, usual in _COLUMNS.items():
-        column = named.get(meaning)
-        if column is None:
-            found = [index for name in usual for index, other in enumerate(lower) if other == name]
-        elif column in names:
-            found = [names.index(column)]
-        else:
-            raise UserError(f"no column {column!r} (data.{meaning}_column); there are {_shown(names)}.")
-        if found:
-            meanings[meaning] = found
-    if "audio" not in meanings:
-        raise UserError(_no_column("audio", names))
-    # NeMo's duration is the length of a piece; elsewhere it only repeats how long the file is.
-    if "duration" in lower and ("audio_filepath" in lower or "offset" in lower):
-        meanings["duration"] = [lower.index("duration")]
-    return meanings
-
-
-def _no_column(meaning: str, names: tuple[str, ...]) -> str:
-    usual = " or ".join(_COLUMNS[meaning])
-    return f"no column for the {meaning} ({usual}), only {_shown(names)}; name it: data.{meaning}_column."
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return textwrap.shorten(", ".join(map(repr, names)), 300, placeholder=" ...")
-
-
-def _pick(meaning: str, found: list[int], names: tuple[str, ...], values: list[Any]) -> Any:
-    """Pick the value that has this meaning, None if it is empty; two that differ are refused."""
-    picked, column = None, ""
-    for index in found:
-        value = values[index].strip() if isinstance(values[index], str) else values[index]
-        if value is None or value == "":
-            continue
-        if picked is None:
-            picked, column = value, names[index]
-        elif value != picked:
-            remedy = f"name it: data.{meaning}_column" if meaning in ("audio", "text") else "keep one of them"
-            raise UserError(
-                f"columns {column!r} and {names[index]!r} could both be the {meaning}, and differ; {remedy}."
-            )
-    return picked
-
-
 def _first_folder(audio: Any) -> str:
     return str(audio).replace("\\", "/").removeprefix("./").split("/")[0]
-
-
-@lru_cache
-def _language(name: str) -> str | None:
-    """Whisper's code; None for the code of a language that Whisper does not know: the recipe's is taken then."""
-    try:
-        return language_code(name)
-    except UserError:
-        if re.fullmatch(r"[a-z]{2,3}([-_]\w+)*", name):
-            return None
-        raise
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise UserError(f"{value!r} is no time in seconds.")
-    return seconds
-
-
-def _flag(value: Any) -> bool:
-    word = str(value).lower()
-    if value is None or word in ("false", "0", "no"):
-        return False
-    if word in ("true", "1", "yes"):
-        return True
-    raise UserError(f"no_speech is {value!r}; write true or false.")

@@ -244,7 +244,11 @@ def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
     """Rows of a run and which split they are, where they still are."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
     columns = {"audio_column": recipe.data.audio_column, "text_column": recipe.data.text_column}
-    splits = {"test": (recipe.data.test,), "eval": (recipe.data.eval,), "train": recipe.data.train}
+    splits = {
+        "test": (recipe.data.test,),
+        "eval": (recipe.data.eval,),
+        "train": [one.source for one in recipe.data.sources],
+    }
     for split, sources in splits.items():
         for source in filter(None, sources):
             try:

@@ -55,16 +55,18 @@ class RunFiles(TrainerCallback):
 
     def __init__(
         self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]], steps_per_epoch: int, *,
-        cut_short: Callable[[], bool] = lambda: False,
+        cut_short: Callable[[], bool] = lambda: False, add_to: Callable[[Path], None] = lambda checkpoint: None,
     ):  # fmt: skip
         self.run, self.keep, self.on_checkpoint, self.steps_per_epoch = run, keep, on_checkpoint, steps_per_epoch
         self.cut_short = cut_short  # whether training stops only to be gone on with
+        self.add_to = add_to  # writes what else belongs to a checkpoint
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """One line of metrics.jsonl."""
         if state.is_world_process_zero and logs:
             record = {"step": state.global_step, "time": time.time(), **logs}
-            record["epoch"] = round(state.global_step / self.steps_per_epoch, 4)  # the Trainer's own is of max_steps
+            # The Trainer's own is of max_steps; of a stream nobody knows it.
+            record["epoch"] = round(state.global_step / self.steps_per_epoch, 4) if self.steps_per_epoch else None
             runs.append_jsonl(self.run / runs.METRICS, record)
 
     def on_save(self, args, state, control, **kwargs):
@@ -74,6 +76,7 @@ class RunFiles(TrainerCallback):
         folder = self.run / runs.CHECKPOINTS
         checkpoint = folder / f"checkpoint-{state.global_step}"
         last = state.global_step >= state.max_steps or (control.should_training_stop and not self.cut_short())
+        self.add_to(checkpoint)
         runs.mark_complete(checkpoint, step=state.global_step, last_of=state.max_steps if last else None)
         best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
         runs.remove_old_checkpoints(self.run, self.keep, best)

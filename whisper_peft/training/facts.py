@@ -40,7 +40,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "base": {**base_identity(located.base, revision=located.commit), "quantize": recipe.train.quantize},
         "data": {
             "fingerprints": fingerprints(speech),
-            "train_clips": len(speech.train),
+            "train_clips": None if speech.stream else len(speech.train),
             "eval_clips": len(speech.eval),
             "eval_held_out": speech.held_out,
             "test_clips": None if speech.test is None else len(speech.test),
@@ -51,7 +51,10 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
 def fingerprints(speech: Speech) -> dict[str, str]:
     """Of each split."""
     splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
-    return {name: fingerprint(data.rows) for name, data in splits.items() if data is not None}
+    found = {name: fingerprint(data.rows) for name, data in splits.items() if data is not None}
+    if speech.stream is not None:
+        found["train"] = speech.stream.fingerprint()
+    return found
 
 
 def peak_memory_bytes() -> int:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, hold_out
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.streams import RowStream, first_rows, open_stream
+from whisper_peft.data.subtitles import utf8_bytes
+from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
 
 FEW_CLIPS = 20
+LOOKED_AT = 64  # rows of a stream, to plan with
+MOST_SCORED = 500  # clips of a streamed eval or test source
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a run; `held_out`: eval was held out of train."""
+    """The rows of a run; of a stream, `train` is what it begins with.
+
+    `parts`: (rows, weight) of the training sources; `held_out`: eval was held out of train.
+    """
 
     train: list[Row]
     eval: list[Row]
     test: list[Row] | None
     held_out: bool
+    parts: tuple[tuple[int, float], ...] = ()
+    stream: RowStream | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,13 @@ class Speech:
     eval: SpeechDataset
     test: SpeechDataset | None
     held_out: bool  # eval was held out of train
+    parts: tuple[tuple[int, float], ...] = ()  # (rows, weight) of the training sources
+    stream: RowStream | None = None  # of training rows; `train` is then only what it begins with
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Training clips in an epoch; of a stream, of which nobody knows the end, 0."""
+        return 0 if self.stream else clips_per_epoch(self.parts)
 
     @property
     def scored(self) -> tuple[str, SpeechDataset]:
@@ -42,22 +60,61 @@ class Speech:
         return ("test", self.test) if self.test is not None else ("eval", self.eval)
 
 
-def load_rows(recipe: Recipe) -> Rows:
+def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) -> Rows:
     """The rows of the three splits; without an eval source a tenth of train is held out.
+
+    Args:
+        recipe: that names them.
+        n_tokens: text -> how many tokens, where long recordings are cut into clips.
 
     Raises:
         UserError: no training source, or one that cannot be read.
     """
-    data = recipe.data
+    data, seed = recipe.data, recipe.train.seed
     if not data.train:
         raise UserError("data.train: not set; name the training data with --train SRC or in a recipe.")
     columns = {"audio_column": data.audio_column, "text_column": data.text_column}
-    train_rows = [row for source in data.train for row in load_source(source, **columns)]
-    test_rows = None if data.test is None else load_source(data.test, **columns)
-    if data.eval is not None:
-        return Rows(train_rows, load_source(data.eval, **columns), test_rows, held_out=False)
-    train_rows, eval_rows = hold_out(train_rows, seed=recipe.train.seed)
-    return Rows(train_rows, eval_rows, test_rows, held_out=True)
+    read = partial(load_source, **columns, n_tokens=n_tokens)
+    if data.streaming:
+        return _streamed(recipe, read, columns)
+    by_source = [[spoken_in(row, one.language) for row in read(one.source)] for one in data.sources]
+    train_rows = [row for rows in by_source for row in rows]
+    eval_rows = None if data.eval is None else read(data.eval)
+    test_rows = None if data.test is None else read(data.test)
+    if eval_rows is None:
+        train_rows, eval_rows = hold_out(train_rows, seed=seed)
+    kept = set(map(id, train_rows))
+    parts = tuple(
+        (sum(id(row) in kept for row in rows), one.weight) for rows, one in zip(by_source, data.sources, strict=True)
+    )
+    return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts)
+
+
+def spoken_in(row: Row, language: str | None) -> Row:
+    """The row, in its source's language where it names none itself."""
+    return row if row.language or language is None else dataclasses.replace(row, language=language_code(language))
+
+
+def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> Rows:
+    data, seed = recipe.data, recipe.train.seed
+    if recipe.train.steps is None:
+        raise UserError("data.streaming: a stream has no epochs; set --steps.")
+    if data.eval is None:
+        raise UserError("data.streaming: nothing can be held out of a stream; name --eval SRC.")
+    sources = []
+    for number, one in enumerate(data.sources):
+        mixed = open_stream(one.source, read, weight=one.weight, seed=seed + number, **columns)
+        mixed.change = partial(spoken_in, language=one.language)
+        sources.append(mixed)
+    stream = RowStream(sources, seed=seed)
+    state = stream.state()
+    first = [row for row, _ in stream.draw(LOOKED_AT)]
+    stream.go_on(state)
+    eval_rows, test_rows = (
+        None if source is None else first_rows(source, read, most=MOST_SCORED, **columns)
+        for source in (data.eval, data.test)
+    )
+    return Rows(first, eval_rows, test_rows, held_out=False, stream=stream)
 
 
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
@@ -73,7 +130,7 @@ def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment
         )  # fmt: skip
 
     test = None if rows.test is None else dataset(rows.test)
-    return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out)
+    return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out, rows.parts, rows.stream)
 
 
 def overlap_remarks(rows: Rows) -> list[str]:

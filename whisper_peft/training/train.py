@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import random
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import slack_policy, steps_per_epoch
+from whisper_peft.data.batching import clips_per_epoch, slack_policy, steps_per_epoch
 from whisper_peft.data.dataset import Augment
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.text import language_code
@@ -122,15 +123,16 @@ def train(
     target_pattern(recipe.lora.targets)  # likewise
     located = locate(recipe.model.name)
     check_mode(located, recipe.train.mode, recipe.train.quantize)
-    rows = load_rows(recipe)
     if located.adapter:
         located = with_base(located)
     elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
         located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
-    preparation = load_preparation(located.base, revision=located.commit)
+    prepared = functools.cache(lambda: load_preparation(located.base, revision=located.commit))
+    rows = load_rows(recipe, n_tokens=lambda text: prepared().n_tokens(text))
+    preparation = prepared()
     config = load_config(located.base, revision=located.commit)
     recipe, remarks = resolve(
-        recipe, n_rows=len(rows.train), d_model=config.d_model, multilingual=preparation.multilingual,
+        recipe, n_rows=clips_per_epoch(rows.parts), d_model=config.d_model, multilingual=preparation.multilingual,
         row_languages={row.language for row in rows.train},
     )  # fmt: skip
     remarks += overlap_remarks(rows)
@@ -187,7 +189,7 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         kind += f" on a {train.quantize} base"
     return [
         f"Model: {located.base}; {kind}; {train.precision}.",
-        f"Clips: {len(speech.train)} train, {len(speech.eval)} eval"
+        f"Clips: {'a stream of' if speech.stream else len(speech.train)} train, {len(speech.eval)} eval"
         + (" (held out of train)" if speech.held_out else "")
         + f", test: {test}.",
         f"Steps: {train.steps} of {train.batch_size} clips ({at_once} at a time), {recipe.features.window} windows; "
@@ -225,7 +227,7 @@ def _fit(
 
     from whisper_peft.training import callbacks as events
     from whisper_peft.training.loss import token_loss_sum
-    from whisper_peft.training.trainer import SpeechTrainer
+    from whisper_peft.training.trainer import SpeechTrainer, StreamSampler
 
     checkpoint = next(reversed(runs.complete_checkpoints(run)), None)
     start = runs.checkpoint_step(checkpoint) if checkpoint else 0
@@ -242,7 +244,8 @@ def _fit(
     )  # fmt: skip
 
     left_out = events.LeftOutRule(
-        run, n_rows=len(speech.train), batch_size=recipe.train.batch_size, start=start,
+        run, n_rows=speech.clips_per_epoch or recipe.train.steps * recipe.train.batch_size,
+        batch_size=recipe.train.batch_size, start=start,
         max_share=recipe.data.max_left_out, to_record=left_out_record,
     )  # fmt: skip
     signals = events.Signals()
@@ -253,10 +256,22 @@ def _fit(
         extra.append(tensorboard_callback(run))
     if recipe.train.early_stopping:
         extra.append(EarlyStoppingCallback(early_stopping_patience=recipe.train.early_stopping))
-    per_epoch = steps_per_epoch(len(speech.train), recipe.train.batch_size)
+    per_epoch = steps_per_epoch(speech.clips_per_epoch, recipe.train.batch_size)
+    stream = None
+    if speech.stream is not None:
+        saved = runs.read_json(checkpoint / runs.STREAM) if checkpoint else {"first_step": 0}
+        if checkpoint:
+            speech.stream.go_on(saved["stream"])
+        stream = StreamSampler(
+            speech.stream, recipe.train.batch_size, buffer_rows=recipe.data.shuffle_buffer, slack_s=slack_s,
+            seed=recipe.train.seed, start=start, first=saved["first_step"],
+        )  # fmt: skip
     extra.append(events.RunFiles(
         run, recipe.train.keep_checkpoints, list(on_checkpoint), per_epoch,
         cut_short=lambda: bool(signals.received or left_out.stopped),
+        add_to=lambda checkpoint: stream and runs.write_json(
+            checkpoint / runs.STREAM, stream.state_at(runs.checkpoint_step(checkpoint))
+        ),
     ))  # fmt: skip
 
     def finer_cut(clips: int) -> None:
@@ -268,7 +283,8 @@ def _fit(
     trainer = SpeechTrainer(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
-        micro_batch_s=recipe.train.micro_batch_s or math.inf, slack_s=slack_s, start=start, loss=loss or token_loss_sum,
+        micro_batch_s=recipe.train.micro_batch_s or math.inf, slack_s=slack_s, start=start, parts=speech.parts,
+        stream=stream, loss=loss or token_loss_sum,
         on_batch=left_out.on_batch, on_finer_cut=finer_cut, callbacks=extra,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
@@ -346,8 +362,9 @@ def _fit(
     facts = runs.update_facts(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
         after=after, final=final, trainable_parameters=trainable, parameters=total,
-        train_hours=hours(speech.train, left_out.rows("train")), empty_steps=trainer.empty_steps,
-        padding_share=padding_share(trainer), left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
+        train_hours=round(trainer.speech_s / 3600, 3) if stream else hours(speech.train, left_out.rows("train")),
+        empty_steps=trainer.empty_steps, padding_share=padding_share(trainer),
+        left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)
 

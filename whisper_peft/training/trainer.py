@@ -6,19 +6,21 @@ Imported only when training starts: transformers' trainer takes seconds to impor
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from whisper_peft.data.batching import clips_at_once, cut, steps
+from whisper_peft.data.batching import block_size, clips_at_once, cut, like_lengths, steps
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
+from whisper_peft.data.streams import RowStream
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import free_unused_memory, is_out_of_memory
@@ -49,18 +51,62 @@ class StepSampler:
 
     def __init__(
         self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
-        rank: int, n_ranks: int,
+        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
-        self.rank, self.n_ranks = rank, n_ranks
+        self.parts, self.rank, self.n_ranks = parts, rank, n_ranks
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
         drawn = steps(
             len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s,
-            slack_s=self.slack_s, start=self.start,
+            slack_s=self.slack_s, start=self.start, parts=self.parts,
         )  # fmt: skip
         return (picks[self.rank :: self.n_ranks] for picks in drawn)
+
+
+class StreamSampler:
+    """The picks of each optimizer step of a stream; the rows travel with them.
+
+    A block of the stream is in memory at a time, its like lengths put together. `state_at` says where the block lies
+    that a step is of, so that a resumed run draws that block again, and goes on inside it.
+
+    Args:
+        stream: at the start of the block that step `start` is of.
+        batch_size: clips in a step.
+        buffer_rows: of a block.
+        slack_s: step -> seconds of silence wanted behind its longest clip.
+        seed: of the order.
+        start: the first step.
+        first: the first step of the block.
+    """
+
+    def __init__(
+        self, stream: RowStream, batch_size: int, *, buffer_rows: int, slack_s: Callable[[int], float], seed: int,
+        start: int, first: int,
+    ):  # fmt: skip
+        self.stream, self.batch_size, self.rows = stream, batch_size, block_size(batch_size, buffer_rows)
+        self.slack_s, self.seed, self.start, self.first = slack_s, seed, start, first
+        self.blocks: list[tuple[int, dict]] = []
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        """Endless."""
+        step = self.first
+        while True:
+            self.blocks.append((step, self.stream.state()))
+            number = self.stream.block
+            drawn = enumerate(self.stream.draw(self.rows), start=step * self.batch_size)
+            picks = [(SpeechDataset.seconds_of(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
+            for batch in like_lengths(picks, self.batch_size, (self.seed, number)):
+                if step >= self.start:
+                    yield [dataclasses.replace(pick, slack_s=self.slack_s(step)) for pick in batch]
+                step += 1
+
+    def state_at(self, step: int) -> dict:
+        """Of the stream at the start of the block that holds the step after so many; older blocks are forgotten."""
+        while len(self.blocks) > 1 and self.blocks[1][0] <= step:
+            self.blocks.pop(0)
+        return {"first_step": self.blocks[0][0], "stream": self.blocks[0][1]}
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -75,6 +121,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         micro_batch_s: seconds of audio windows in memory at once.
         slack_s: step -> seconds of silence behind its longest clip, see `slack_policy`.
         start: the step to begin with.
+        parts: (rows, weight) of the sources, see `steps`.
+        stream: gives the steps, where the rows are of a stream.
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
@@ -93,6 +141,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         micro_batch_s: float = math.inf,
         slack_s: Callable[[int], float] = lambda step: math.inf,
         start: int = 0,
+        parts: Sequence[tuple[int, float]] = (),
+        stream: StreamSampler | None = None,
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
         on_batch: Callable[[dict], None] = lambda batch: None,
@@ -101,7 +151,7 @@ class SpeechTrainer(Seq2SeqTrainer):
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
-        self.slack_s, self.start = slack_s, start
+        self.slack_s, self.start, self.parts, self.stream = slack_s, start, parts, stream
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.speech_s, self.window_s = 0, 0.0, 0.0
 
@@ -110,9 +160,9 @@ class SpeechTrainer(Seq2SeqTrainer):
         dataset, workers = self.train_dataset, self.args.dataloader_num_workers
         return DataLoader(
             dataset,
-            batch_sampler=StepSampler(
+            batch_sampler=self.stream or StepSampler(
                 dataset, self.batch_size, slack_s=self.slack_s, seed=self.args.seed, start=self.start,
-                rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
+                parts=self.parts, rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
             ),
             collate_fn=SpeechCollator(dataset.preparation),
             num_workers=workers,

@@ -1,0 +1,181 @@
+"""Parquet files and local copies of Hub repositories: the code path of Hub data sets, offline."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from conftest import make_wave
+
+from whisper_peft.data.audio import load_audio
+from whisper_peft.data.hub import Remote, stored_sound
+from whisper_peft.data.rows import fingerprint
+from whisper_peft.data.sources import load_source
+from whisper_peft.errors import UserError
+
+
+def wav(number: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, make_wave(0.5, seed=number), 16000, format="WAV")
+    return file.getvalue()
+
+
+def table(n_rows: int, first: int = 0, **columns) -> datasets.Dataset:
+    """As a Hub data set is: sound as Audio, a text, a speaker, a language label."""
+    numbers = range(first, first + n_rows)
+    features = datasets.Features({
+        "client_id": datasets.Value("string"), "path": datasets.Value("string"),
+        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        "sentence": datasets.Value("string"), "language": datasets.ClassLabel(names=["hi", "te"]),
+        **{name: datasets.Value("string") for name in columns},
+    })  # fmt: skip
+    rows = {
+        "client_id": [f"s{number % 2}" for number in numbers], "path": [f"{number}.wav" for number in numbers],
+        "audio": [{"bytes": wav(number), "path": f"{number}.wav"} for number in numbers],
+        "sentence": [f"वाक्य {number}" for number in numbers], "language": [number % 2 for number in numbers],
+        **{name: [value] * n_rows for name, value in columns.items()},
+    }  # fmt: skip
+    # Encoding as Audio would ask for torchcodec.
+    return datasets.Dataset.from_dict(rows, features=features).cast_column("audio", datasets.Audio(decode=False))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A clone of a Hub repository with two configurations, the first in two files."""
+    folder = tmp_path_factory.mktemp("hub") / "clone"
+    for config, split, n_rows, files in (("hi", "train", 6, 2), ("hi", "validation", 3, 1), ("te", "test", 2, 1)):
+        (folder / config).mkdir(parents=True, exist_ok=True)
+        whole = table(n_rows)
+        for number in range(files):
+            part = whole.shard(files, number, contiguous=True)
+            part.to_parquet(str(folder / config / f"{split}-{number:05}-of-{files:05}.parquet"))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: hi\n  data_files:\n  - {split: train, path: hi/train-*}\n"
+        "  - {split: validation, path: hi/validation-*}\n- config_name: te\n  data_files:\n"
+        "  - {split: test, path: te/test-*}\n---\n"
+    )
+    return folder
+
+
+def refusal(source: object, **options: str) -> str:
+    with pytest.raises(UserError) as refused:
+        load_source(str(source), **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_repository_gives_rows_with_their_sound_packed(repository):
+    rows = load_source(f"{repository}:hi:train")
+    assert [row.text for row in rows] == [f"वाक्य {number}" for number in range(6)]
+    assert [row.language for row in rows] == ["hi", "te"] * 3 and [row.speaker for row in rows] == ["s0", "s1"] * 3
+    assert [row.sound() for row in rows] == [wav(number) for number in range(6)]
+    assert len({row.name for row in rows}) == 6
+    assert np.array_equal(load_audio(rows[5].sound()), load_audio(wav(5)))
+    assert fingerprint(rows) == fingerprint(load_source(f"{repository}:hi:train"))
+    assert rows == load_source(f"{repository}:hi:train")  # and so may be looked for in sets
+
+
+def test_splits_by_synonym_and_joined(repository):
+    assert len(load_source(f"{repository}:hi:dev")) == 3
+    both = load_source(f"{repository}:hi:train+validation")
+    assert [row.text for row in both][5:7] == ["वाक्य 5", "वाक्य 0"] and both[6].sound() == wav(0)
+
+
+def test_what_has_to_be_named(repository):
+    assert "name one of its configurations" in refusal(repository)
+    assert "no configuration 'mr'; there are hi, te" in refusal(f"{repository}:mr:train")
+    assert "no split 'test'; there are train, validation" in refusal(f"{repository}:hi:test")
+    assert f"add the split: {repository}:hi:train" in refusal(f"{repository}:hi")
+
+
+def test_a_parquet_file(tmp_path):
+    table(3).to_parquet(str(tmp_path / "a.parquet"))
+    rows = load_source(str(tmp_path / "a.parquet"))
+    assert [row.sound() for row in rows] == [wav(number) for number in range(3)]
+    assert rows[2].place == f"{tmp_path / 'a.parquet'}:3"
+
+
+def test_sound_as_bare_bytes_and_as_paths(tmp_path):
+    (tmp_path / "0.wav").write_bytes(wav(0))
+    bare = datasets.Dataset.from_dict({"wav": [wav(0)], "text": ["एक"]})
+    bare.to_parquet(str(tmp_path / "bare.parquet"))
+    assert load_source(str(tmp_path / "bare.parquet"))[0].sound() == wav(0)
+    paths = datasets.Dataset.from_dict({"file_name": ["0.wav"], "text": ["एक"]})
+    paths.to_parquet(str(tmp_path / "paths.parquet"))
+    assert load_audio(str(tmp_path / load_source(str(tmp_path / "paths.parquet"))[0].sound())).size == 8000
+
+
+def test_columns_that_cannot_be_told(tmp_path):
+    both = table(2).add_column("noisy", [{"bytes": wav(9), "path": "9.wav"}] * 2)
+    both.to_parquet(str(tmp_path / "both.parquet"))
+    assert "audio and noisy hold sound; name one: data.audio_column" in refusal(tmp_path / "both.parquet")
+    assert load_source(str(tmp_path / "both.parquet"), audio_column="noisy")[0].sound() == wav(9)
+    table(2, text="other").to_parquet(str(tmp_path / "texts.parquet"))
+    assert "could both be the text, and differ" in refusal(tmp_path / "texts.parquet")
+    assert load_source(str(tmp_path / "texts.parquet"), text_column="text")[0].text == "other"
+
+
+@pytest.mark.parametrize("page", [b"", b"PAR1 no parquet", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_broken_file(tmp_path, page):
+    (tmp_path / "a.parquet").write_bytes(page)
+    assert "cannot be read as a data set" in refusal(tmp_path / "a.parquet")
+
+
+def test_an_address_is_opened_by_fsspec(tmp_path):
+    (tmp_path / "0.wav").write_bytes(wav(0))
+    found = stored_sound({"bytes": None, "path": f"file://{tmp_path}/0.wav"})
+    assert isinstance(found, Remote) and found.read() == wav(0)
+
+
+class Hub:
+    """What datasets says of a repository on the Hub, at its interface."""
+
+    def __init__(self, monkeypatch, error: Exception, parquet: Path | None = None):
+        self.revisions, self.error, self.parquet = [], error, parquet
+        self.real = {name: getattr(datasets, name) for name in ("get_dataset_config_names", "get_dataset_split_names")}
+        self.load = datasets.load_dataset
+        monkeypatch.setattr(datasets, "get_dataset_config_names", self.configs)
+        monkeypatch.setattr(datasets, "get_dataset_split_names", self.splits)
+        monkeypatch.setattr(datasets, "load_dataset", self.table)
+
+    def configs(self, name, revision=None):
+        self.revisions.append(revision)
+        if revision is None or self.parquet is None:
+            raise self.error
+        return self.real["get_dataset_config_names"](str(self.parquet))
+
+    def splits(self, name, config, revision=None):
+        return self.real["get_dataset_split_names"](str(self.parquet), config)
+
+    def table(self, name, config, split, revision, streaming):
+        self.revisions.append(revision)
+        return self.load(str(self.parquet), config, split=split, streaming=streaming)
+
+
+SCRIPT = RuntimeError("Dataset scripts are no longer supported, but found x.py")
+
+
+def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository):
+    hub = Hub(monkeypatch, SCRIPT, repository)
+    assert len(load_source("owner/name:hi:train")) == 6
+    assert hub.revisions == [None, "refs/convert/parquet", "refs/convert/parquet"]
+    Hub(monkeypatch, SCRIPT)
+    assert "made by a loading script" in refusal("owner/name:hi:train")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "hf auth login"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
+         "no such data set on the Hub"),
+        (ConnectionError("Couldn't reach 'x' on the Hub"), "the Hub cannot be reached"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses(monkeypatch, error, said):
+    Hub(monkeypatch, error)
+    assert said in refusal("owner/name:hi:train")

@@ -1,0 +1,144 @@
+"""Long recordings with segment times: subtitles read, cut into clips, decoded where they lie."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import make_wave
+
+from whisper_peft.data.audio import load_audio
+from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.sources import load_source
+from whisper_peft.data.subtitles import cut, read_segments
+from whisper_peft.errors import UserError
+
+SRT = """1
+00:00:00,500 --> 00:00:02,000
+<i>एक</i> दो
+
+2
+00:00:02,100 --> 00:00:04,000
+तीन
+
+3
+00:00:09,000 --> 00:00:10,250
+चार
+पाँच
+"""
+VTT = """WEBVTT
+
+00:00.500 --> 00:02.000
+<v Anna>एक दो
+
+00:02.100 --> 00:04.000
+तीन
+
+00:09.000 --> 00:10.250
+चार
+पाँच
+"""
+SEGMENTS = [
+    {"start": 0.5, "end": 2.0, "text": " एक दो"},
+    {"start": 2.1, "end": 4.0, "text": " तीन"},
+    {"start": 9.0, "end": 10.25, "text": "चार पाँच"},
+]
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, make_wave(12.0), 16000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "page"),
+    [
+        (".srt", SRT), (".vtt", VTT), (".json", json.dumps(SEGMENTS)),
+        (".json", json.dumps({"text": "all", "segments": SEGMENTS})),
+    ],
+)  # fmt: skip
+def test_all_kinds_of_segments_give_the_same_clips(recording, suffix, page):
+    recording.with_suffix(suffix).write_text(page, encoding="utf-8")
+    rows = load_source(str(recording))
+    assert [(row.start_s, row.end_s, row.text, row.prompt) for row in rows] == [
+        (0.5, 4.0, "एक दो तीन", ""), (9.0, 10.25, "चार पाँच", ""),
+    ]  # fmt: skip
+    assert [(one.start_s, round(one.end_s, 6)) for one in rows[0].segments] == [(0.0, 1.5), (1.6, 3.5)]
+    assert rows == load_source(str(recording.with_suffix(suffix))) == load_source(str(recording.parent))
+    assert len(load_audio(rows[1].sound(), start_s=9.0, end_s=10.25)) == 20_000
+
+
+def test_clips_fill_the_window_and_the_token_limit_and_no_gap():
+    segments = [Segment("word " * 4, 2.0 * i, 2.0 * i + 1.9) for i in range(40)]
+    one_each = cut(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
+    assert all(row.end_s - row.start_s <= 30 for row in one_each) and len(one_each) == 3
+    assert [row.prompt for row in one_each] == ["", one_each[0].text, one_each[1].text]
+    assert " ".join(row.text for row in one_each).split() == ["word"] * 160
+    tight = cut(Row("a.wav", ""), segments, n_tokens=lambda text: 100)
+    assert all(len(row.segments) == 4 for row in tight)
+    apart = cut(Row("a.wav", ""), [Segment("a", 0, 1), Segment("b", 3.5, 4)], n_tokens=len)
+    assert [row.text for row in apart] == ["a", "b"] and apart[1].prompt == ""
+    overlapping = cut(Row("a.wav", ""), [Segment("a", 0, 29), Segment("b", 1, 2), Segment("c", 29.5, 31)], n_tokens=len)
+    assert [(row.text, row.end_s) for row in overlapping] == [("a b", 29), ("c", 31)]
+
+
+def test_segments_of_a_manifest(tmp_path, recording):
+    inside = [{"start": 0.0, "end": 1.0, "text": "एक"}, {"start": 1.2, "end": 2.0, "text": "दो"}]
+    long = [{"start": 20.0 * i, "end": 20.0 * i + 19, "text": str(i)} for i in range(3)]
+    lines = [
+        {"audio": "talk.wav", "segments": inside, "start_s": 3.0, "end_s": 6.0, "prompt": "before"},
+        {"audio": "talk.wav", "segments": long, "start_s": 5.0},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, *others = load_source(str(path))
+    assert (first.text, first.prompt, first.start_s, first.segments[1].start_s) == ("एक दो", "before", 3.0, 1.2)
+    assert [(row.start_s, row.text) for row in others] == [(5.0, "0"), (25.0, "1"), (45.0, "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "said"),
+    [
+        ("talk.json", '{"a": 1}', "no list of segments"), ("talk.json", "[1]", "segment 1: no text"),
+        ("talk.json", '[{"text": "a", "start": "x", "end": 2}]', "'x' is no time"), ("talk.json", "[", "not JSON"),
+        ("talk.json", '[{"text": " ", "start": 1, "end": 2}]', "no segments with text"),
+        ("talk.srt", "", "no segments with text"), ("other.srt", SRT, "no recording of this name"),
+    ],
+)  # fmt: skip
+def test_segments_that_cannot_be_read(recording, name, page, said):
+    path = recording.parent / name
+    path.write_text(page, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refused:
+        load_source(str(path))
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_subtitles_in_another_encoding(recording):
+    path = recording.with_suffix(".srt")
+    path.write_bytes(SRT.encode("utf-16"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_segments(path)
+
+
+def test_a_recording_alone_says_what_is_missing(recording):
+    with pytest.raises(UserError, match=r"no segment times beside it; put them into talk\.srt"):
+        load_source(str(recording))
+
+
+def test_the_long_ones_of_shared(shared):
+    folder = shared / "data" / "longform"
+    rows = load_source(str(folder / "ml_vasanavikruthi.ogg"))
+    segments = json.loads((folder / "ml_vasanavikruthi.json").read_text())
+    assert " ".join(row.text for row in rows).split() == " ".join(one["text"] for one in segments).split()
+    assert max(row.end_s - row.start_s for row in rows) <= 30 and rows[0].start_s == segments[0]["start"]
+    wave = load_audio(str(folder / "ml_vasanavikruthi.ogg"))
+    row = rows[len(rows) // 2]
+    piece = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+    whole = wave[round(row.start_s * 16000) :][: len(piece)]
+    assert np.corrcoef(piece, whole)[0, 1] > 0.999
+    with pytest.raises(UserError, match="no segment times"):
+        load_source(str(next(folder.glob("en_*.mp3"))))

@@ -1,0 +1,241 @@
+"""Parquet files and Hub data sets by the datasets library; the sound stays packed until a clip is read.
+
+Their cells are read with Audio(decode=False): datasets itself would decode with torchcodec, which needs FFmpeg's
+libraries (PITFALLS 16). Loading scripts are never run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from whisper_peft.data.columns import find_meanings, pick, row_of
+from whisper_peft.data.folders import Columnar, find_split
+from whisper_peft.data.rows import Packed, Row
+from whisper_peft.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it made of script-based data sets
+_BLOCK_ROWS = 1000  # read at a time, their sound not
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A sound file in a table: its contents, or only its path."""
+
+    name: str
+    table: datasets.Dataset = field(compare=False, repr=False)
+    number: int = field(compare=False)
+    column: str = field(compare=False)
+
+    def read(self) -> str | bytes:
+        """Read it."""
+        found = stored_sound(self.table[self.number][self.column])
+        return found.read() if isinstance(found, Remote) else found
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A sound file at an address that fsspec opens, as hf://...; fetched when it is read."""
+
+    name: str
+
+    def read(self) -> bytes:
+        """Fetch it."""
+        import fsspec
+
+        with fsspec.open(self.name) as file:
+            return file.read()
+
+
+def stored_sound(value: Any) -> str | bytes | Remote:
+    """What a cell holds: {"bytes", "path"}, bytes or a path, as an audio reference of a row."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and "://" in value:
+        return Remote(value)
+    return b"" if value is None else value
+
+
+def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
+    """Read the rows of a table with typed columns, its sound left where it is.
+
+    Raises:
+        UserError: See `open_columns`; or it is not clear which column is which.
+    """
+    table = open_columns(columns)
+    reader = Reader(columns, table.features, audio_column, text_column)
+    sound = table.select_columns([reader.audio])
+    others = table.select_columns(reader.others) if reader.others else None
+    number = 0
+    while number < len(table):
+        block = others[number : number + _BLOCK_ROWS] if others else {}
+        for within in range(min(_BLOCK_ROWS, len(table) - number)):
+            values = {name: block[name][within] for name in reader.others}
+            yield reader.row(values, Cell(f"{columns.name}#{number}", sound, number, reader.audio), number)
+            number += 1
+
+
+class Reader:
+    """What the columns of a table mean, and rows made of their values.
+
+    Args:
+        columns: the table.
+        features: of its columns, by name.
+        audio_column: that holds the sound, if it cannot be told.
+        text_column: of the transcript, if it has no usual name.
+
+    Raises:
+        UserError: It is not clear which column is which.
+    """
+
+    def __init__(
+        self, columns: Columnar, features: datasets.Features, audio_column: str | None, text_column: str | None
+    ):
+        self.place = columns.name
+        self.folder = os.path.dirname(columns.source) if columns.is_file else columns.source
+        sounds = [name for name, kind in features.items() if _holds_sound(kind)]
+        if audio_column is None and len(sounds) > 1:
+            raise UserError(f"{self.place}: {' and '.join(sounds)} hold sound; name one: data.audio_column.")
+        try:
+            self.names = tuple(features)
+            named = {"audio": audio_column or (sounds[0] if sounds else None), "text": text_column}
+            self.meanings = find_meanings(self.names, named)
+        except UserError as error:
+            raise UserError(f"{self.place}: {error}") from None
+        self.audio = self.names[self.meanings["audio"][0]]
+        wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
+        self.others = [name for name in self.names if name in wanted]
+        self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
+
+    def row(self, values: dict[str, Any], audio: str | bytes | Packed, number: int) -> Row:
+        """Build the row of one example from the values of `others`, by name."""
+        for name, label in self.labels.items():
+            values[name] = None if values[name] is None else label(values[name])
+        listed = [audio if name == self.audio else values.get(name) for name in self.names]
+        place = f"{self.place}:{number + 1}"
+        try:
+            fields = {meaning: pick(meaning, found, self.names, listed) for meaning, found in self.meanings.items()}
+            return row_of(fields, self.names, self.folder, place)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+
+
+def _holds_sound(kind: Any) -> bool:
+    """Whether a column of this type can hold sound files: datasets' Audio, {"bytes", ...}, or bytes."""
+    import datasets
+
+    if isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and "bytes" in kind):
+        return True
+    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+
+
+def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
+    """Open the splits of a table, one after the other; sound columns are not decoded.
+
+    Raises:
+        UserError: It is not there, cannot be reached or read, or a split or configuration has to be named.
+    """
+    import datasets
+
+    with _as_user_errors(columns.source):
+        if columns.is_file:
+            table = datasets.load_dataset("parquet", data_files=[columns.source], split="train", streaming=streaming)
+        else:
+            table = _of_repository(columns, streaming)
+        for name, kind in (table.features or {}).items():
+            if isinstance(kind, datasets.Audio):
+                table = table.cast_column(name, datasets.Audio(decode=False))
+    return table
+
+
+def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    import datasets
+
+    name, revision = columns.source, None
+    try:
+        configs = datasets.get_dataset_config_names(name)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        revision = PARQUET_REVISION
+        try:
+            configs = datasets.get_dataset_config_names(name, revision=revision)
+        except Exception as other:
+            raise UserError(
+                f"{name}: it is made by a loading script, which is not run, and its Parquet revision "
+                f"({PARQUET_REVISION}) cannot be had either ({_brief(other)}); take a data set in Parquet or download "
+                "its files."
+            ) from None
+    config, wanted = columns.config, list(columns.splits)
+    if config is None and len(wanted) == 1 and wanted[0] in configs and len(configs) > 1:
+        raise UserError(f"{name}: {wanted[0]!r} is a configuration; add the split: {name}:{wanted[0]}:train.")
+    if config is None:
+        if len(configs) > 1 and "default" not in configs:
+            raise UserError(
+                f"{name}: name one of its configurations, as in {name}:{configs[0]}:train: {_list(configs)}."
+            )
+        config = "default" if "default" in configs else configs[0]
+    elif config not in configs:
+        raise UserError(f"{name}: no configuration {config!r}; there are {_list(configs)}.")
+    names = datasets.get_dataset_split_names(name, config, revision=revision)
+    if not wanted:
+        if len(names) > 1:
+            raise UserError(f"{name}: name one of its splits: {', '.join(names)}.")
+        wanted = names
+    found = [find_split(split, names) for split in wanted]
+    if None in found:
+        raise UserError(f"{name}: no split {wanted[found.index(None)]!r}; there are {', '.join(names)}.")
+    tables = [
+        datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+        for split in dict.fromkeys(found)
+    ]
+    return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _as_user_errors(source: str) -> Iterator[None]:
+    """Turns what goes wrong on the way to a data set into one line."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        gated = isinstance(error, huggingface_hub.errors.GatedRepoError) or "gated" in str(error)
+        if gated:
+            raise UserError(
+                f"{source}: a gated data set; accept its terms on its page while logged in, then log in here "
+                "(hf auth login, or HF_TOKEN)."
+            ) from None
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            raise UserError(
+                f"{source}: no such file or folder, and no such data set on the Hub, or a private one (hf auth login, "
+                "or HF_TOKEN)."
+            ) from None
+        if isinstance(error, (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled)) or _is_network(error):
+            raise UserError(
+                f"{source}: no such file or folder, and the Hub cannot be reached ({_brief(error)})."
+            ) from None
+        if isinstance(error, (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError)):
+            raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
+        raise
+
+
+def _is_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("requests", "httpx", "aiohttp", "urllib3")
