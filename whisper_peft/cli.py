@@ -25,7 +25,7 @@ from whisper_peft.printing import (
 )
 
 WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
-SRC_HELP = "AudioFolder, Common Voice release (DIR:split) or manifest (.jsonl, .csv, .tsv)."
+SRC_HELP = "AudioFolder, Common Voice release (DIR:split), manifest, Parquet, subtitled recording, Hub data set."
 
 
 AT_LEAST_1 = click.IntRange(min=1)
