@@ -198,7 +198,8 @@ def _training(subject: Subject, words: CardWords) -> str | None:
     clips = f"{data['train_clips']} clips" + (f", {facts['train_hours']:g} hours" if facts.get("train_hours") else "")
     rows = [("data", f"{sources}: {clips}"), ("hardware", facts["device"])]
     if facts.get("train_seconds"):
-        done = f"{facts['train_seconds'] / 3600:.2f} hours for {facts['steps']} steps of {recipe['train']['batch_size']} clips"
+        steps = f"{facts['steps']} steps of {recipe['train']['batch_size']} clips"
+        done = f"{facts['train_seconds'] / 3600:.2f} hours for {steps}"
         best = f"; step {facts['best_step']} was the best by {facts['best_metric']}" if facts.get("best_step") else ""
         rows.append(("training time", done + best))
     if facts.get("trainable_parameters"):

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.delivery.card import CardWords, Subject, write_card
-from whisper_peft.delivery.hub import CARD, HubFile, check_base, check_login, check_repo_name, look, send
 from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, without_paths
+from whisper_peft.delivery.repository import CARD, HubFile, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.locating import BASE_FACTS, Located, locate
+from whisper_peft.model.locating import BASE_FACTS, WEIGHTS_INDEX, Located, locate
 
 MERGE_REPORT = "merge_report.json"
 ADAPTER_CONFIG = "adapter_config.json"
-SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")  # all that a loader needs
+PAGES = (  # all that a loader asks for beside the weights; what else lies there was not made to be seen
+    "config.json", "generation_config.json", ADAPTER_CONFIG, BASE_FACTS, "preprocessor_config.json",
+    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "normalizer.json",
+    "added_tokens.json", "special_tokens_map.json", WEIGHTS_INDEX,
+)  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")  # can run code where they are loaded
-STAY_HERE = (MERGE_REPORT, PROVENANCE, runs.COMPLETE, "trainer_state.json")
 RUN_FOLDER = "run"  # of the repository: how the model was made; beside the weights it would look like a run's folder
 
 
@@ -193,7 +196,8 @@ def _model_files(folder: Path, base: str | None, known: dict) -> list[HubFile]:
     """What loads from a folder, its configs without paths of this machine and an adapter's with its base."""
     files = []
     for path in folder.iterdir():
-        if not path.is_file() or path.suffix not in SUFFIXES or path.name in STAY_HERE or path.name.startswith("."):
+        weights = path.suffix == ".safetensors" and path.name.startswith(("model", "adapter_model"))
+        if not weights and path.name not in PAGES:
             continue
         content: Path | bytes = path
         if path.name.endswith("config.json") or path.name == BASE_FACTS:

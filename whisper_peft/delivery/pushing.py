@@ -11,8 +11,8 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.text import language_code
 from whisper_peft.delivery.card import CardWords
-from whisper_peft.delivery.hub import Unreachable, check_base, check_login, check_repo_name, look, send
 from whisper_peft.delivery.publishing import Package, base_on_hub, pack, publish
+from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import load_generation_config, load_processor
 from whisper_peft.model.locating import BASE_FACTS, Located, base_identity, locate

@@ -1,4 +1,7 @@
-"""The Hub: its client, and its errors as one clear line. A token is never printed or stored here."""
+"""A repository on the Hub: what is in it, a commit to it, and what goes wrong as one clear line.
+
+Login is huggingface_hub's; a token is never printed or stored here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 from whisper_peft.delivery.card import is_untouched
 from whisper_peft.errors import UserError
+from whisper_peft.model.locating import WEIGHTS, WEIGHTS_INDEX
 
 CARD = "README.md"
 LOGIN = "log in with 'hf auth login', or set HF_TOKEN, to a token that may write"
@@ -67,17 +71,19 @@ def check_repo_name(repo: str, what: str = "REPO") -> None:
 
 
 def check_login(repo: str) -> None:
-    """Refuses to begin without a login.
+    """Refuses to begin without a login that may write.
 
     Raises:
-        UserError: there is no token; one that the Hub refuses; Unreachable.
+        UserError: there is no token, one that the Hub refuses, or one that may only read; Unreachable.
     """
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
         raise UserError(f"{repo}: no login for the Hub; {LOGIN}.")
     with explained(repo):
-        HfApi().whoami()
+        who = HfApi().whoami()
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"{repo}: the login may only read; {LOGIN}.")
 
 
 def look(repo: str, kind: str) -> Found:
@@ -149,11 +155,13 @@ def send(repo: str, files: Sequence[HubFile], found: Found, *, private: bool, me
         URL of the repository, the commit, and whether an edited card was left as it was.
 
     Raises:
-        UserError: no permission; Unreachable.
+        UserError: no permission; weights there that would be loaded instead of these; Unreachable.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
+    if WEIGHTS in found.names and WEIGHTS_INDEX in {file.name for file in files}:
+        raise UserError(f"{repo}: holds a {WEIGHTS} that would be loaded instead of these parts; name another REPO.")
     with explained(repo):
         edited = CARD in found.names and _is_edited(repo)
         if not found.exists:
