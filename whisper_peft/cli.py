@@ -59,7 +59,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="whisper-peft")
 def cli() -> None:
-    """Fine-tune Whisper on your own speech: train, evaluate, merge, transcribe."""
+    """Fine-tune Whisper on your own speech: train, evaluate, merge, transcribe, publish."""
 
 
 def main() -> None:
