@@ -62,7 +62,7 @@ def check_repo_name(repo: str, what: str = "REPO") -> None:
     if repo.count("/") != 1:
         raise UserError(f"{what} {repo}: not the name of a repository; write owner/name.")
     try:
-        validate_repo_id(repo)
+        validate_repo_id(repo if repo.isascii() else "")  # huggingface_hub 0.x takes letters of any script
     except HFValidationError:
         raise UserError(
             f"{what} {repo}: not the name of a repository; letters, digits, '-', '_' and '.', at most 96 in all, no "
