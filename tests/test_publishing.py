@@ -291,6 +291,11 @@ def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     assert published["url"] == f"{hub.endpoint}/me/pushed" and hub.repos["me/pushed"].private
     commits = [one.message for one in hub.repos["me/pushed"].commits]
     assert len(commits) >= 2 and any(one.startswith("Step ") for one in commits)
+    first = hub.repos["me/pushed"].commits[0].files  # a checkpoint's, which loads alone, too
+    assert "**Not finished:**" in first["README.md"].decode() and "model-index" not in first["README.md"].decode()
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run/recipe.yaml"} <= first.keys()
+    assert json.loads(first["generation_config.json"])["language"] == "hi"
+    assert not [name for name in first if name.endswith((".pt", ".bin", ".pth"))]
     files = hub.repos["me/pushed"].head.files
     weights = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
     assert files["adapter_model.safetensors"] == weights

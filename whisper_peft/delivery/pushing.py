@@ -21,6 +21,7 @@ from whisper_peft.training.artefacts import save_processor
 
 STAGED = ".push-"  # folders in the run: what is on its way
 LONGEST_CHECK_S = 20  # the client itself waits for ever
+LONGEST_WAIT_S = 60  # of a run that ends early, for the upload that is on its way
 
 
 class Push:
@@ -81,6 +82,7 @@ class Push:
         """Lets go of what has not gone up: the run has it, and resuming or publishing takes it from there."""
         with self._changed:
             waiting, self._waiting = self._waiting, None
+            self._changed.wait_for(lambda: not self._busy, LONGEST_WAIT_S)
         if waiting:
             shutil.rmtree(waiting[1], ignore_errors=True)
 
