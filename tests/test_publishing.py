@@ -349,7 +349,8 @@ def test_a_hindi_run_of_the_real_base(shared, hub, ask, tmp_path):
         lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     done = ask(*command(
-        "train", "--model", model, "--language", "hindi", "--train", tmp_path / "train.jsonl", "--eval", tmp_path / "eval.jsonl",
+        "train", "--model", model, "--language", "hindi", "--train", tmp_path / "train.jsonl",
+        "--eval", tmp_path / "eval.jsonl",
         "--steps", 2, "--batch-size", 4, "--output", tmp_path / "run", "--set", "train.workers=0",
         "--set", "evaluate.max_clips=2", "--set", "evaluate.compare_clips=0", "--set", "train.warmup_steps=0",
     ))  # fmt: skip
