@@ -30,7 +30,7 @@ ROOMS = {
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),
-    "delivery": ("merging", "exporting", "publishing", "demo"),
+    "delivery": ("provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo"),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (

@@ -42,6 +42,8 @@ _ROOMS = {
     "training.fitting": ("plan", "plan_matrix"),
     "training.train": ("train", "TrainResult"),
     "delivery.merging": ("merge",),
+    "delivery.publishing": ("publish",),
+    "delivery.pushing": ("Push",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -19,6 +20,7 @@ from whisper_peft.printing import (
     merge_lines,
     plan_lines,
     progress_bar,
+    publish_lines,
     score_lines,
     shown_path,
     train_lines,
@@ -57,7 +59,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="whisper-peft")
 def cli() -> None:
-    """Fine-tune Whisper on your own speech: train, evaluate, merge, transcribe."""
+    """Fine-tune Whisper on your own speech: train, evaluate, merge, transcribe, publish."""
 
 
 def main() -> None:
@@ -182,10 +184,13 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with a run from its newest checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the resolved recipe; train nothing.")
 @click.option("--force", is_flag=True, help="Train although the plan says that memory is too small.")
+@click.option("--push", metavar="REPO", help="Upload each checkpoint, and at last the result, to the Hub (owner/name).")
+@click.option("--private", is_flag=True, help="With --push: a new REPO is private.")
+@click.option("--base", metavar="HUB_ID", help="With --push: the base on the Hub, where --model is a folder.")
 @output_options
 def train(
     out: Printer, recipe: str | None, changes: dict[str, object], output: str | None, resume: str | None,
-    dry_run: bool, force: bool,
+    dry_run: bool, force: bool, push: str | None, private: bool, base: str | None,
 ) -> None:  # fmt: skip
     """Fine-tune as RECIPE says (a file, or the name of a shipped one), flags winning over it.
 
@@ -195,6 +200,8 @@ def train(
         raise click.UsageError("--resume takes the run's own recipe and folder; leave RECIPE and --output away.")
     if not resume and not recipe and not changes.get("data.train"):
         raise click.UsageError("name a RECIPE, or the data with --train SRC.")
+    if (private or base) and not push:
+        raise click.UsageError("--private and --base are of --push REPO.")
     if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
@@ -202,17 +209,32 @@ def train(
     from whisper_peft.recipe import as_dict
     from whisper_peft.training.train import train as run_training
 
-    result = run_training(
-        recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, force=force, say=out.say,
-        progress=not out.quiet,
-    )  # fmt: skip
+    with _pushing(out, resume or recipe, changes, None if dry_run else push, private=private, base=base) as pushed:
+        result = run_training(
+            recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, force=force, say=out.say,
+            on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
+        )  # fmt: skip
+        published = pushed.finish(result.run) if pushed else None
     if dry_run:
         import yaml
 
         page = as_dict(result)
         out.result(page, [yaml.safe_dump(page, sort_keys=False, allow_unicode=True).rstrip()])
         return
-    out.result({"run": str(result.run), **result.facts}, train_lines(result))
+    lines = train_lines(result) + (publish_lines(published, dry_run=False) if published else [])
+    out.result({"run": str(result.run), **result.facts, **({"published": published} if pushed else {})}, lines)
+
+
+def _pushing(
+    out: Printer, recipe: str | None, changes: dict[str, object], repo: str | None, *, private: bool, base: str | None
+):  # fmt: skip
+    """A Push that has found its repository, or nothing."""
+    if repo is None:
+        return contextlib.nullcontext()
+    from whisper_peft.delivery.pushing import Push
+    from whisper_peft.recipe import given
+
+    return Push(repo, given(recipe, changes), private=private, base=base, say=out.say)
 
 
 def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> str:
@@ -288,6 +310,33 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> N
         {"transcripts": found},
         [f"{shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
     )
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="A new REPO is private.")
+@click.option("--dry-run", is_flag=True, help="Print the card and the files; touch no network.")
+@click.option("--base", metavar="HUB_ID", help="The adapter's base on the Hub, where it was trained on a folder.")
+@click.option("--license", help="Of the weights, as apache-2.0.")
+@click.option("--language", help="Name or code (default: the run's).")
+@click.option("--dataset-tags", multiple=True, metavar="HUB_ID", help="A data set it was trained on. Repeatable.")
+@click.option("--dataset", help="What the scored data is called (default: the last name of the run's source).")
+@click.option("--dataset-args", help="Its configuration and split, in words.")
+@click.option("--model-name", help="Title of the card (default: the name in REPO).")
+@click.option("--finetuned-from", metavar="HUB_ID", help="What the card calls the base (default: the base).")
+@click.option("--tasks", help="Default: automatic-speech-recognition.")
+@click.option("--tags", multiple=True, help="Besides whisper and whisper-peft. Repeatable.")
+@output_options
+def publish(out: Printer, model: str, repo: str, **options) -> None:
+    """Put MODEL on the Hub as REPO (owner/name), with a card filled in from its run.
+
+    MODEL is a run, an adapter or a model folder. The login is huggingface_hub's: hf auth login, or HF_TOKEN.
+    """
+    from whisper_peft.delivery.publishing import publish as run_publishing
+
+    report = run_publishing(model, repo, say=out.say, **options)
+    out.result({**report, "dry_run": options["dry_run"]}, publish_lines(report, dry_run=options["dry_run"]))
 
 
 @cli.group()

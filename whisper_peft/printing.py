@@ -202,6 +202,15 @@ def merge_lines(output: str, report: dict) -> list[str]:
     return lines
 
 
+def publish_lines(report: dict, *, dry_run: bool) -> list[str]:
+    """What went up, or would."""
+    if not dry_run:
+        kept = ", but for the card, which somebody has edited" if report["card_kept"] else ""
+        return [f"Published {report['url']} ({len(report['files'])} files{kept}), commit {report['commit']}."]
+    lines = [report["card"], f"Files for {report['repo']}:"]
+    return lines + [f"{file['size']:>15,}  {file['name']}" for file in report["files"]]
+
+
 def first_comment(path: Path) -> str:
     """What a recipe says of itself."""
     line = path.read_text(encoding="utf-8").partition("\n")[0]
