@@ -171,7 +171,7 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
         (["train", "--resume", folder], r"not a run folder"),
         (["evaluate", folder / "nothing", speech / "test"], r"no such folder"),
         (["evaluate", run, folder / "nothing"], r"no such file or folder"),
-        (["evaluate", run, wav], r"a sound file alone has no transcript"),
+        (["evaluate", run, wav], r"no segment times beside it"),
         (["merge", folder / "nothing", folder / "out"], r"no such folder"),
         (["transcribe", run, folder / "nothing.wav"], r"no such file"),
         (["transcribe", run, page], r"cannot be read as audio"),
