@@ -10,7 +10,7 @@ import pytest
 from conftest import QUICKSTART, make_wave
 from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_processor_files, whisper_config
 
-from whisper_peft.data.features import IGNORED, Preparation, TooLongError
+from whisper_peft.data.features import IGNORED, LONGEST_TOKEN, Preparation, TooLongError
 from whisper_peft.data.rows import Segment
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import load_preparation
@@ -342,3 +342,12 @@ def test_the_real_checkpoint_s_log_mel(shared):
     preparation = load_preparation(str(shared / "models" / "whisper-base"))
     wave = make_wave(7.3)
     assert np.abs(padded(preparation, wave) - extracted(preparation, wave)).max() < 1e-4
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_counted(preparations, monkeypatch):
+    preparation = preparations["base"]
+    longest = max(len(preparation.tokenizer.decode([token])) for token in range(preparation.eot))
+    assert longest <= LONGEST_TOKEN
+    monkeypatch.setattr(preparation, "_words", None)  # never called
+    with pytest.raises(TooLongError, match=r"10,000,000 characters of text"):
+        preparation.encode_text([Segment("x" * 10_000_000)], language="en")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, WhisperProcessor
 
 IGNORED = -100  # the label where no loss is taken
+LONGEST_TOKEN = 128  # characters: no token has more, so a text of more than so many a token needs no counting
 
 
 class TooLongError(ValueError):
@@ -108,6 +109,9 @@ class Preparation:
             ValueError: empty text in a row that does not say `no_speech`.
         """
         body = []
+        n_characters = sum(len(segment.text) for segment in segments)
+        if n_characters > LONGEST_TOKEN * self.max_label_tokens:  # tokens of megabytes would take gigabytes
+            raise TooLongError(f"{n_characters:,} characters of text; the model takes {self.max_label_tokens} tokens")
         for number, segment in enumerate(segments):
             text = segment.text.strip()
             words = self._words(f" {text}" if number and text else text)

@@ -27,6 +27,7 @@ from whisper_peft.training.speech import Speech, load_rows
 
 GIB = 1024**3
 REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as much
+MOST_CHARACTERS = 10_000  # of a text that are looked at: far over the token limit
 SAMPLE = 512  # clips whose headers and texts are read to know how long they are
 ASSUMED_S, TOKENS_PER_S = 15.0, 15  # of clips that cannot be looked at: long for read sentences
 TOKENS_PER_BYTE = 0.72  # of text, where no tokenizer is at hand: Malayalam's, the most
@@ -124,7 +125,7 @@ def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
     """
     count = len(dataset)
     sample = range(count) if count <= SAMPLE else random.Random(0).sample(range(count), SAMPLE)
-    texts = [dataset.text(row) for row in sample]
+    texts = [dataset.text(row)[:MOST_CHARACTERS] for row in sample]
     if tokenizer is not None:
         tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     else:
