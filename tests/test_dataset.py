@@ -14,6 +14,7 @@ import soundfile
 from conftest import make_wave
 
 from whisper_peft.data.dataset import Example, LeftOut, Pick, SpeechDataset
+from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
@@ -178,6 +179,32 @@ def test_language_and_task_of_each_row(preparation, clip):
     ]
     borrowed = prefixes(language="hi", language_token="ne")
     assert borrowed == [preparation.prefix("ne")] * 3
+
+
+def test_a_share_of_the_clips_is_given_what_was_said_before(preparation, clip):
+    rows = [row(clip, "घर", prompt="पानी")] * 200
+
+    def prompted(seed: int = 1, epoch: int = 0, **options) -> list[bool]:
+        dataset = SpeechDataset(rows, preparation, language="hi", seed=seed, **options)
+        start = preparation.token_id("<|startofprev|>")
+        return [dataset[Pick(number, epoch)].decoder_input_ids[0] == start for number in range(len(rows))]
+
+    assert not any(prompted()) and all(prompted(prompts=1.0))
+    some = prompted(prompts=0.5)
+    assert 70 < sum(some) < 130 and some == prompted(prompts=0.5)
+    assert some != prompted(prompts=0.5, epoch=1) and some != prompted(prompts=0.5, seed=2)
+    example = SpeechDataset(rows, preparation, language="hi", prompts=1.0)[0]
+    inputs, labels = preparation.encode_text([Segment("घर")], language="hi", prompt="पानी")
+    assert np.array_equal(example.decoder_input_ids, inputs) and np.array_equal(example.labels, labels)
+    assert (example.labels == IGNORED).sum() == len(
+        preparation.tokenizer(" पानी", add_special_tokens=False).input_ids
+    ) + 1
+
+
+def test_the_text_of_a_row_is_learnt_not_its_segments(preparation, clip):
+    """They may differ, and the text is what is scored."""
+    dataset = SpeechDataset([row(clip, "घर", segments=(Segment("पानी", 0.0, 0.5),))], preparation, language="hi")
+    assert preparation.decode(dataset[0].decoder_input_ids) == dataset.text(0) == "घर"
 
 
 def test_the_transcript_is_cleaned(preparation, clip):

@@ -12,10 +12,13 @@ import soundfile
 from conftest import make_wave
 
 from whisper_peft.data.audio import load_audio
-from whisper_peft.data.hub import Remote, stored_sound
-from whisper_peft.data.rows import fingerprint
+from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.folders import Columnar
+from whisper_peft.data.hub import Remote, revision_of, stored_sound
+from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
+from whisper_peft.model.build import load_preparation
 
 
 def wav(number: int) -> bytes:
@@ -106,7 +109,14 @@ def test_sound_as_bare_bytes_and_as_paths(tmp_path):
     assert load_source(str(tmp_path / "bare.parquet"))[0].sound() == wav(0)
     paths = datasets.Dataset.from_dict({"file_name": ["0.wav"], "text": ["एक"]})
     paths.to_parquet(str(tmp_path / "paths.parquet"))
-    assert load_audio(str(tmp_path / load_source(str(tmp_path / "paths.parquet"))[0].sound())).size == 8000
+    assert load_audio(load_source(str(tmp_path / "paths.parquet"))[0].sound()).size == 8000
+    kind = {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    named = datasets.Dataset.from_dict(
+        {"audio": [{"bytes": None, "path": "0.wav"}], "text": ["एक"]},
+        features=datasets.Features({**kind, "text": datasets.Value("string")}),
+    )
+    named.to_parquet(str(tmp_path / "named.parquet"))
+    assert load_audio(load_source(str(tmp_path / "named.parquet"))[0].sound()).size == 8000
 
 
 def test_columns_that_cannot_be_told(tmp_path):
@@ -127,8 +137,26 @@ def test_a_broken_file(tmp_path, page):
 
 def test_an_address_is_opened_by_fsspec(tmp_path):
     (tmp_path / "0.wav").write_bytes(wav(0))
-    found = stored_sound({"bytes": None, "path": f"file://{tmp_path}/0.wav"})
+    found = stored_sound({"bytes": None, "path": f"file://{tmp_path}/0.wav"}, "")
     assert isinstance(found, Remote) and found.read() == wav(0)
+
+
+def test_an_address_that_cannot_be_opened_costs_one_clip(tiny_model, tmp_path):
+    dataset = SpeechDataset([Row(Remote(f"file://{tmp_path}/no.wav"), "एक", "hi")], load_preparation(str(tiny_model)))
+    assert "cannot be fetched" in dataset[0].reason and dataset[0].audio == f"file://{tmp_path}/no.wav"
+    assert dataset.duration_s(0) == 0
+
+
+def test_a_revision_changes_with_the_contents(tmp_path, monkeypatch):
+    columns = Columnar(str(tmp_path / "a.parquet"), is_file=True)
+    table(2).to_parquet(columns.source)
+    before = revision_of(columns)
+    assert before == revision_of(columns)
+    table(3).to_parquet(columns.source)
+    assert revision_of(columns) != before
+    info = type("Info", (), {"sha": "abc"})
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name: info)
+    assert revision_of(Columnar("owner/name", "hi", ("train",))) == "abc"
 
 
 class Hub:

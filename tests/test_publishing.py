@@ -28,7 +28,7 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ImportError("whisper_peft is not installed here")
 sys.meta_path.insert(0, Blocker())
 """
-# What strangers write; the texts of both ways must be the same.
+# What strangers write; the first logits of both ways must be the same.
 STRANGER = """
 import json, soundfile, torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor

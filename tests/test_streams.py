@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import make_speech, tiny_recipe
 from test_hub import table
 
-from whisper_peft import UserError, runs, train
+from whisper_peft import UserError, publish, runs, train
 from whisper_peft.data.batching import clips_per_epoch, steps
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
@@ -65,9 +66,11 @@ def test_going_on_draws_what_would_have_come(parquet, blocks):
     assert other.fingerprint() == stream.fingerprint()
 
 
-def test_a_fingerprint_is_of_sources_and_weights(parquet):
+def test_a_fingerprint_is_of_sources_weights_and_revisions(parquet, tmp_path):
+    folder = make_speech(tmp_path / "listed", clips=1)
+
     def of(weight: float, *rows: str) -> str:
-        listed = Mixed([ListedRows([Row(f"{text}.wav", text) for text in rows], 7)], weight, "listed")
+        listed = open_stream(str(folder), lambda source: [Row(f"{text}.wav", text) for text in rows], weight=weight)
         return RowStream([open_stream(str(parquet), load_source), listed], seed=3).fingerprint()
 
     assert of(1.0, "a") == of(1.0, "a") and len({of(1.0, "a"), of(2.0, "a"), of(1.0, "b")}) == 3
@@ -84,6 +87,14 @@ def test_a_source_without_rows_says_so():
     stream = RowStream([Mixed([ListedRows([], 0)], 1.0, "nothing")], seed=0)
     with pytest.raises(UserError, match="nothing: no rows"):
         stream.draw(1)
+
+
+def test_a_stream_that_breaks_off_says_how_to_go_on(parquet, tmp_path):
+    folder = shutil.copytree(parquet, tmp_path / "train")
+    stream = RowStream([open_stream(str(folder), load_source)], seed=0)
+    (folder / "train-00001-of-00003.parquet").write_bytes(b"no parquet any more")
+    with pytest.raises(UserError, match=r"the stream broke off .* --resume"):
+        stream.draw(12)
 
 
 def test_the_first_rows_are_scored(parquet):
@@ -111,6 +122,11 @@ def test_weights_of_listed_sources():
     assert set(seen.values()) == {1} and len(seen) == 40  # other ones in each epoch
 
 
+def test_no_source_is_left_out_for_its_small_weight():
+    assert clips_per_epoch([(3, 0.01), (20, 1.0)]) == 21
+    assert len({rows_of_an_epoch([(3, 0.01), (20, 1.0)], epoch, 21)[i] for epoch in range(3) for i in range(21)}) == 23
+
+
 def test_one_source_is_what_it_was():
     assert rows_of_an_epoch([(17, 1.0)], 2) == [
         pick.row for step in [steps(17, 4, seed=5, duration_s=lambda row: 1.0, start=10)] for _ in range(5)
@@ -131,8 +147,8 @@ def test_a_mixture_trains_each_source_in_its_language(tiny_model, speech, tmp_pa
     n_train = len(load_source(str(speech / "train")))
     assert facts["steps"] == -(-(n_train + 4) // recipe.train.batch_size)
     assert facts["data"]["train_clips"] == n_train + 8
-    saved = runs.read_json(tmp_path / "run" / runs.FACTS)
-    assert saved["finished"]
+    card = publish(tmp_path / "run", "me/mixed", base="openai/whisper-small", dry_run=True)["card"]
+    assert "train, other (weight 0.5): " in card and str(tmp_path) not in card
 
 
 def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, speech, parquet, tmp_path):
@@ -146,6 +162,8 @@ def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, spe
     recipe = tiny_recipe(tiny_model, speech, **changes)
     whole = train(recipe, output=tmp_path / "whole")
     assert whole.facts["data"]["train_clips"] is None and whole.facts["train_hours"] > 0
+    card = publish(whole.run, "me/streamed", base="openai/whisper-small", dry_run=True)["card"]
+    assert "train (weight 0.5): a stream, " in card
 
     class Killed(Exception):
         pass
@@ -157,7 +175,7 @@ def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, spe
     with pytest.raises(Killed):
         train(stopping, output=tmp_path / "stopped", on_checkpoint=[kill])
     assert runs.read_json(tmp_path / "stopped/checkpoints/checkpoint-3" / runs.STREAM)["first_step"] == 2
-    train(resume=tmp_path / "stopped")
+    assert train(resume=tmp_path / "stopped").facts["train_hours"] is None
     last = Path("checkpoints/checkpoint-7/adapter_model.safetensors")
     one, two = load_file(whole.run / last), load_file(tmp_path / "stopped" / last)
     assert all((one[name] == two[name]).all() for name in one)

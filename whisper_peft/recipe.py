@@ -73,6 +73,7 @@ class Features:
     full_share: float = 0.0  # share of steps, at random, that get the full window all the same
     full_last: float = 0.0  # share of steps at the end that do
     timestamps: float = 0.0
+    prompts: float = 0.5  # share of training clips that are given what was said before, where that is known
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ CHOICES: dict[str, tuple] = {
     "train.freeze": (None, "encoder"),
     "evaluate.best_metric": (None, "wer", "cer", "loss"),
 }
-SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last"}
+SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts"}
 POSITIVE = {
     "data.shuffle_buffer", "features.slack_s", "lora.rank", "lora.alpha", "train.steps",
     "train.epochs", "train.batch_size", "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate",

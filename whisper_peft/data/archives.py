@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import zlib
@@ -77,7 +78,9 @@ def _extract(path: Path, folder: Path) -> None:
                 with open(target, "xb") as out:
                     shutil.copyfileobj(archive.extractfile(member), out)
                 bar.update(file.tell() - bar.n)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+            while archive.fileobj.read(1 << 20):  # what is packed is held against its checksum at its very end
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path}: no archive, or broken off ({str(error).splitlines()[0]}); download it again."
         ) from None

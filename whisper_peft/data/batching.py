@@ -74,21 +74,25 @@ def block_size(batch_size: int, look_ahead: int = LOOK_AHEAD) -> int:
 
 def clips_per_epoch(parts: Sequence[tuple[int, float]]) -> int:
     """How many clips an epoch has of sources given as (rows, weight)."""
-    return max(1, sum(round(n_rows * weight) for n_rows, weight in parts))
+    return sum(_clips_of_part(n_rows, weight) for n_rows, weight in parts)
+
+
+def _clips_of_part(n_rows: int, weight: float) -> int:
+    """One at least: no source is left out without a word."""
+    return max(1, round(n_rows * weight)) if n_rows else 0
 
 
 def _drawn(parts: Sequence[tuple[int, float]], seed: int, epoch: int) -> np.ndarray:
     """The rows of an epoch, int64 (n_clips,): each `weight` times; of a fraction, other ones in each epoch."""
     drawn, first = [], 0
     for number, (n_rows, weight) in enumerate(parts):
-        wanted = round(n_rows * weight)
-        whole, rest = divmod(wanted, n_rows) if n_rows else (0, 0)
+        whole, rest = divmod(_clips_of_part(n_rows, weight), n_rows) if n_rows else (0, 0)
         drawn += [np.arange(first, first + n_rows)] * whole
         if rest:
             always_same = np.random.default_rng((seed, number, 2)).permutation(n_rows)
             drawn.append(first + always_same[np.arange(epoch * rest, (epoch + 1) * rest) % n_rows])
         first += n_rows
-    return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+    return np.concatenate(drawn)
 
 
 def like_lengths(picks: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:

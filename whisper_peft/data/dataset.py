@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -70,7 +69,8 @@ class SpeechDataset:
         task: transcribe or translate.
         clean: text -> text, before tokens are made.
         augment: (wave float32 (n_samples,) at 16 kHz, random generator) -> wave, or None.
-        seed: of the augmentation.
+        prompts: the share of clips that are given what was said before them, where that is known.
+        seed: of the augmentation and of that share.
     """
 
     def __init__(
@@ -83,10 +83,12 @@ class SpeechDataset:
         language_token: str | None = None,
         clean: Callable[[str], str] = clean_text,
         augment: Augment | None = None,
+        prompts: float = 0.0,
         seed: int = 0,
     ):
         self.rows, self.preparation, self.task, self.clean = rows, preparation, task, clean
         self.language, self.language_token, self.augment, self.seed = language, language_token, augment, seed
+        self.prompts = prompts
 
     def __len__(self) -> int:
         """The number of rows, usable or not."""
@@ -134,9 +136,15 @@ class SpeechDataset:
                 wave = changed
         features, floor = self.preparation.encode_audio(wave)
         seconds = len(wave) / self.preparation.sample_rate_hz
-        segments = () if row.no_speech else row.segments or (Segment(row.text, 0.0, seconds),)
         inputs, labels = self.preparation.encode_text(
-            [dataclasses.replace(one, text=self.clean(one.text)) for one in segments],
-            language=self.language_of(row), task=self.task, prompt=self.clean(row.prompt), no_speech=row.no_speech,
+            [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)],
+            language=self.language_of(row), task=self.task, prompt=self._prompt(pick, row), no_speech=row.no_speech,
         )  # fmt: skip
         return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)
+
+    def _prompt(self, pick: Pick, row: Row) -> str:
+        """What was said before, for the seeded share of clips that is to have it."""
+        if not row.prompt or not self.prompts:
+            return ""
+        given = np.random.default_rng((self.seed, pick.epoch, pick.row, 1)).random() < self.prompts
+        return self.clean(row.prompt) if given else ""

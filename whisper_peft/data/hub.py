@@ -10,8 +10,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whisper_peft.data.audio import AudioError
 from whisper_peft.data.columns import find_meanings, pick, row_of
 from whisper_peft.data.folders import Columnar, find_split
 from whisper_peft.data.rows import Packed, Row
@@ -29,13 +31,14 @@ class Cell:
     """A sound file in a table: its contents, or only its path."""
 
     name: str
+    folder: str = field(compare=False)  # that paths in the table start from
     table: datasets.Dataset = field(compare=False, repr=False)
     number: int = field(compare=False)
     column: str = field(compare=False)
 
     def read(self) -> str | bytes:
         """Read it."""
-        found = stored_sound(self.table[self.number][self.column])
+        found = stored_sound(self.table[self.number][self.column], self.folder)
         return found.read() if isinstance(found, Remote) else found
 
 
@@ -46,19 +49,31 @@ class Remote:
     name: str
 
     def read(self) -> bytes:
-        """Fetch it."""
+        """Fetch it.
+
+        Raises:
+            AudioError: It cannot be had; one file is no reason to end a run.
+        """
         import fsspec
 
-        with fsspec.open(self.name) as file:
-            return file.read()
+        try:
+            with fsspec.open(self.name) as file:
+                return file.read()
+        except Exception as error:  # every file system has errors of its own
+            raise AudioError(f"cannot be fetched ({_brief(error)})") from None
 
 
-def stored_sound(value: Any) -> str | bytes | Remote:
-    """What a cell holds: {"bytes", "path"}, bytes or a path, as an audio reference of a row."""
+def stored_sound(value: Any, folder: str) -> str | bytes | Remote:
+    """What a cell holds: {"bytes", "path"}, bytes or a path, as an audio reference of a row.
+
+    Args:
+        value: of the cell.
+        folder: that a path starts from.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and "://" in value:
-        return Remote(value)
+    if isinstance(value, str):
+        return Remote(value) if "://" in value else os.path.join(folder, value)
     return b"" if value is None else value
 
 
@@ -77,7 +92,9 @@ def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | N
         block = others[number : number + _BLOCK_ROWS] if others else {}
         for within in range(min(_BLOCK_ROWS, len(table) - number)):
             values = {name: block[name][within] for name in reader.others}
-            yield reader.row(values, Cell(f"{columns.name}#{number}", sound, number, reader.audio), number)
+            yield reader.row(
+                values, Cell(f"{columns.name}#{number}", reader.folder, sound, number, reader.audio), number
+            )
             number += 1
 
 
@@ -152,6 +169,22 @@ def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Data
             if isinstance(kind, datasets.Audio):
                 table = table.cast_column(name, datasets.Audio(decode=False))
     return table
+
+
+def revision_of(columns: Columnar) -> str:
+    """What a table's contents are known by: the commit of a Hub data set, or the names and sizes of local files.
+
+    Raises:
+        UserError: The Hub cannot be reached.
+    """
+    import huggingface_hub
+
+    path = Path(columns.source)
+    if path.exists():
+        files = [path] if columns.is_file else sorted(path.rglob("*.parquet"))
+        return ", ".join(f"{file.relative_to(path.parent)}: {file.stat().st_size}" for file in files)
+    with _as_user_errors(columns.source):
+        return huggingface_hub.HfApi().dataset_info(columns.source).sha
 
 
 def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from whisper_peft.data.folders import Columnar, find_source
-from whisper_peft.data.hub import Reader, open_columns, stored_sound
+from whisper_peft.data.hub import Reader, open_columns, revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.errors import UserError
 
@@ -24,8 +24,6 @@ SHARDS = 8  # of a source that are read side by side: neighbours in a file are o
 
 class Part(Protocol):
     """Rows in an order of their own, that can be gone on with."""
-
-    identity: str  # changes with its rows
 
     def restart(self, epoch: int) -> None:
         """From the first row again."""
@@ -49,7 +47,7 @@ class ListedRows:
     """
 
     def __init__(self, rows: Sequence[Row], seed: int):
-        self.rows, self.seed, self.identity = rows, seed, fingerprint(rows)
+        self.rows, self.seed = rows, seed
         self.restart(0)
 
     def restart(self, epoch: int) -> None:
@@ -84,8 +82,6 @@ class Shard:
 
     def __init__(self, table: datasets.IterableDataset, reader: Reader):
         self.table, self.reader = table, reader
-        # The Hub's commit is in the addresses that these are made of.
-        self.identity = str(sorted((table.info.download_checksums or {}).items())) + str(table.num_shards)
         self.restart(0)
 
     def restart(self, epoch: int) -> None:
@@ -97,11 +93,17 @@ class Shard:
         if self.examples is None:
             self.table.load_state_dict(self.begun)
             self.examples = iter(self.table)
-        example = next(self.examples, None)
+        try:
+            example = next(self.examples, None)
+        except Exception as error:  # datasets' own, and those of every file system and network below it
+            raise UserError(
+                f"{self.reader.place}: the stream broke off ({' '.join(str(error).split())[:200]}); a run goes on from "
+                "its last checkpoint with --resume."
+            ) from error
         if example is None:
             return None
         self.number += 1
-        return self.reader.row(example, stored_sound(example[self.reader.audio]), self.number - 1)
+        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.folder), self.number - 1)
 
     def state(self) -> Any:
         """The table's own, and how many rows were drawn."""
@@ -120,6 +122,7 @@ class Mixed:
     parts: list[Part]
     weight: float
     name: str
+    revision: str = ""  # changes with its rows
     change: Callable[[Row], Row] = lambda row: row  # of every row that is drawn
     epoch: int = 0
     ended: list[int] = field(default_factory=list)
@@ -165,7 +168,7 @@ class RowStream:
 
     def fingerprint(self) -> str:
         """The SHA-256 over what the sources are called, their weights and revisions; no row is read."""
-        named = [(one.name, one.weight, [part.identity for part in one.parts]) for one in self.sources]
+        named = [(one.name, one.weight, one.revision) for one in self.sources]
         return hashlib.sha256(json.dumps(named).encode("utf-8", "surrogatepass")).hexdigest()
 
     def state(self) -> dict:
@@ -204,14 +207,14 @@ def open_stream(
     """
     found = find_source(source)
     if not all(isinstance(one, Columnar) for one in found):
-        return Mixed([ListedRows(rows(source), seed)], weight, source)
-    parts: list[Part] = []
-    for columns in found:
-        table = open_columns(columns, streaming=True)
-        reader = Reader(columns, table.features, audio_column, text_column)
-        n_shards = min(SHARDS, table.num_shards)
-        parts += [Shard(table.shard(n_shards, number) if n_shards > 1 else table, reader) for number in range(n_shards)]
-    return Mixed(parts, weight, source)
+        listed = rows(source)
+        return Mixed([ListedRows(listed, seed)], weight, source, fingerprint(listed))
+    [columns] = found
+    table = open_columns(columns, streaming=True)
+    reader = Reader(columns, table.features, audio_column, text_column)
+    n_shards = min(SHARDS, table.num_shards)
+    parts = [Shard(table.shard(n_shards, number) if n_shards > 1 else table, reader) for number in range(n_shards)]
+    return Mixed(parts, weight, source, revision_of(columns))
 
 
 def first_rows(
@@ -230,8 +233,9 @@ def first_rows(
     found = find_source(source)
     if not all(isinstance(one, Columnar) for one in found):
         return rows(source)
-    table = open_columns(found[0], streaming=True)
-    shard = Shard(table, Reader(found[0], table.features, audio_column, text_column))
+    [columns] = found
+    table = open_columns(columns, streaming=True)
+    shard = Shard(table, Reader(columns, table.features, audio_column, text_column))
     read = list(itertools.islice(iter(shard.draw, None), most))
     if not read:
         raise UserError(f"{source}: no rows in it.")

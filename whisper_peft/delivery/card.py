@@ -194,8 +194,9 @@ def _training(subject: Subject, words: CardWords) -> str | None:
     if not facts:
         return None
     recipe, data = subject.known["recipe"], facts["data"]
-    sources = ", ".join(words.dataset_tags) or ", ".join(recipe["data"]["train"])
-    clips = f"{data['train_clips']} clips" + (f", {facts['train_hours']:g} hours" if facts.get("train_hours") else "")
+    sources = ", ".join(words.dataset_tags) or _train_sources(recipe)
+    clips = "a stream" if data["train_clips"] is None else f"{data['train_clips']} clips"
+    clips += f", {facts['train_hours']:g} hours" if facts.get("train_hours") else ""
     rows = [("data", f"{sources}: {clips}"), ("hardware", facts["device"])]
     if facts.get("train_seconds"):
         steps = f"{facts['steps']} steps of {recipe['train']['batch_size']} clips"
@@ -266,7 +267,16 @@ def _source(subject: Subject) -> str | None:
     data, scored = subject.known["recipe"]["data"], _scored(subject)
     if scored["split"] == "test":
         return data["test"]
-    return data["eval"] or f"{', '.join(data['train'])} (held out)"
+    return data["eval"] or f"{_train_sources(subject.known['recipe'])} (held out)"
+
+
+def _train_sources(recipe: dict) -> str:
+    """What was learnt from, with weights where they are not 1."""
+    named = []
+    for one in recipe["data"]["train"]:
+        source, weight = (one, 1.0) if isinstance(one, str) else (one["source"], one["weight"])
+        named.append(source if weight == 1 else f"{source} (weight {weight:g})")
+    return ", ".join(named)
 
 
 def _language(subject: Subject, words: CardWords) -> str | None:

@@ -75,7 +75,7 @@ class Push:
             self._thread.start()
 
     def __enter__(self) -> Push:
-        """Removes nothing but what this leaves."""
+        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -185,7 +185,7 @@ def _link(path: Path, to: Path) -> None:
 
 
 def _save_generation_config(folder: Path, base: str, commit: str | None, recipe: Recipe) -> None:
-    """As the run's result will have it."""
+    """For the language that the recipe names; the run's result also knows those that its rows name."""
     if (folder / "generation_config.json").is_file() or not (config := load_generation_config(base, revision=commit)):
         return
     if getattr(config, "is_multilingual", False):

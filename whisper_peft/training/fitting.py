@@ -7,14 +7,12 @@ import os
 import platform
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import SLACK_S, clips_at_once, steps_per_epoch
+from whisper_peft.data.batching import SLACK_S, clips_at_once, clips_per_epoch, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
@@ -265,7 +263,7 @@ def plan(
     most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
     fitting, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
     method = method_of(recipe, device)
-    steps = steps_per_epoch(clips.count, recipe.train.batch_size)
+    steps = 0 if recipe.data.streaming else steps_per_epoch(clips.count, recipe.train.batch_size)
     fits = memory.peak <= device.free
     return {
         "device": dataclasses.asdict(device), "model": recipe.model.name, "mode": recipe.train.mode,
@@ -282,7 +280,7 @@ def plan(
 def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
     """The training clips, where they can be read here; those that the user named (`asked`) must be there."""
     try:
-        rows: Sequence[Row] = load_rows(recipe).train
+        found = load_rows(recipe)
     except UserError:
         if asked:
             raise
@@ -291,7 +289,8 @@ def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
     if not _published(recipe.model.name):
         located = locate(recipe.model.name)
         tokenizer = load_processor(located.base, revision=located.commit).tokenizer
-    return clips_of(SpeechDataset(rows, None, language=recipe.model.language), tokenizer) if rows else Clips()
+    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language), tokenizer)
+    return dataclasses.replace(clips, count=clips_per_epoch(found.parts) or clips.count)
 
 
 def plan_matrix(

@@ -52,7 +52,7 @@ class Speech:
     @property
     def clips_per_epoch(self) -> int:
         """Training clips in an epoch; of a stream, of which nobody knows the end, 0."""
-        return 0 if self.stream else clips_per_epoch(self.parts)
+        return clips_per_epoch(self.parts)
 
     @property
     def scored(self) -> tuple[str, SpeechDataset]:
@@ -77,7 +77,10 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     read = partial(load_source, **columns, n_tokens=n_tokens)
     if data.streaming:
         return _streamed(recipe, read, columns)
-    by_source = [[spoken_in(row, one.language) for row in read(one.source)] for one in data.sources]
+    by_source = []
+    for one in data.sources:
+        code = one.language and language_code(one.language)
+        by_source.append([spoken_in(row, code) for row in read(one.source)])
     train_rows = [row for rows in by_source for row in rows]
     eval_rows = None if data.eval is None else read(data.eval)
     test_rows = None if data.test is None else read(data.test)
@@ -90,9 +93,9 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts)
 
 
-def spoken_in(row: Row, language: str | None) -> Row:
+def spoken_in(row: Row, code: str | None) -> Row:
     """The row, in its source's language where it names none itself."""
-    return row if row.language or language is None else dataclasses.replace(row, language=language_code(language))
+    return row if row.language or code is None else dataclasses.replace(row, language=code)
 
 
 def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> Rows:
@@ -104,7 +107,7 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
     sources = []
     for number, one in enumerate(data.sources):
         mixed = open_stream(one.source, read, weight=one.weight, seed=seed + number, **columns)
-        mixed.change = partial(spoken_in, language=one.language)
+        mixed.change = partial(spoken_in, code=one.language and language_code(one.language))
         sources.append(mixed)
     stream = RowStream(sources, seed=seed)
     state = stream.state()
@@ -118,19 +121,20 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
 
 
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
-    """The three splits as datasets; only the training clips are augmented."""
+    """The three splits as datasets; only the training clips are augmented, or given what was said before."""
 
     clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
     model = recipe.model
 
-    def dataset(rows: list[Row], augment: Augment | None = None) -> SpeechDataset:
+    def dataset(rows: list[Row], augment: Augment | None = None, prompts: float = 0.0) -> SpeechDataset:
         return SpeechDataset(
             rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
-            clean=clean, augment=augment, seed=recipe.train.seed,
+            clean=clean, augment=augment, prompts=prompts, seed=recipe.train.seed,
         )  # fmt: skip
 
     test = None if rows.test is None else dataset(rows.test)
-    return Speech(dataset(rows.train, augment), dataset(rows.eval), test, rows.held_out, rows.parts, rows.stream)
+    train = dataset(rows.train, augment, recipe.features.prompts)
+    return Speech(train, dataset(rows.eval), test, rows.held_out, rows.parts, rows.stream)
 
 
 def overlap_remarks(rows: Rows) -> list[str]:

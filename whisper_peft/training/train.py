@@ -362,11 +362,16 @@ def _fit(
     facts = runs.update_facts(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
         after=after, final=final, trainable_parameters=trainable, parameters=total,
-        train_hours=round(trainer.speech_s / 3600, 3) if stream else hours(speech.train, left_out.rows("train")),
+        train_hours=_stream_hours(trainer, start) if stream else hours(speech.train, left_out.rows("train")),
         empty_steps=trainer.empty_steps, padding_share=padding_share(trainer),
         left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)
+
+
+def _stream_hours(trainer, start: int) -> float | None:
+    """Hours that were drawn of a stream; not known of a run that another process began."""
+    return None if start else round(trainer.speech_s / 3600, 3)
 
 
 def _forget_after(run: Path, step: int) -> None:
