@@ -1,0 +1,204 @@
+"""What can be wrong with a data set, why it matters and what to do: the table of kinds, and the list of what was found."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whisper_peft.data.rows import Row
+
+MOST_LISTED = 200  # clips that a report lists of one kind; the count is of all
+MOST_CHARACTERS = 300  # of a text in a report
+SEVERITIES = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding."""
+
+    severity: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source that is looked at."""
+
+    name: str  # as the user wrote it
+    rows: Sequence[Row]
+    split: str  # sources of one split may share speakers and sentences, splits may not
+
+
+# In the order in which a report lists what is equally severe.
+# fmt: off
+KINDS: dict[str, Kind] = {
+    "shifted-texts": Kind(
+        "error", "texts stand beside the wrong sound, moved by a few rows: all of them teach wrong words",
+        "pair them anew: find the row that is missing or twice where the stretch begins; --fix does it where it is sure"),
+    "other-order": Kind(
+        "error", "files were paired with texts in alphabetical order (rec_10 before rec_2), or texts so: nearly all are wrong",
+        "pair them by name, not by place in a list; --fix does it"),
+    "missing": Kind(
+        "error", "there is no such file, so the clip is never learnt from",
+        "correct the path, or leave the row out"),
+    "unreadable": Kind(
+        "error", "the file cannot be decoded, so the clip is never learnt from",
+        "fetch or convert the file again, or leave the row out"),
+    "truncated": Kind(
+        "error", "the file holds less sound than it states, while the text is whole",
+        "copy the file again, or leave the row out"),
+    "over-window": Kind(
+        "error", "longer than the model's window; cut audio with the whole text would teach to skip speech",
+        "cut the clip and its text, or give the times of its segments (docs/data.md)"),
+    "over-token-limit": Kind(
+        "error", "the text has more tokens than the model takes, and is never cut",
+        "cut the clip and its text"),
+    "empty-text": Kind(
+        "error", "there is no text, so the clip is not learnt from",
+        "write it down, or say no_speech where nobody speaks"),
+    "wrong-script": Kind(
+        "error", "the text is not in the script of its language: another language, a romanisation or a broken encoding",
+        "correct the text or the language, or leave the row out"),
+    "broken-characters": Kind(
+        "error", "characters that no text has (U+FFFD, private use): it was read in a wrong encoding",
+        "take the text from its origin again, as UTF-8"),
+    "two-texts": Kind(
+        "error", "the same sound has two texts, one of which must be wrong",
+        "listen, and keep the right one"),
+    "shared-audio": Kind(
+        "error", "the same sound is in two splits: figures on one are of what was learnt from the other",
+        "take it out of one of them"),
+    "silence": Kind(
+        "error", "there is text but no sound: the model learns to make up words",
+        "leave the clip out, or drop the text and say no_speech"),
+    "wrong-rate": Kind(
+        "error", "speech and spectrum are both faster or slower than everybody's: the header states a wrong sampling rate",
+        "write the right rate into the header, as sox -r does; never resample"),
+    "unlikely-text": Kind(
+        "warning", "the model finds this text far less likely for its sound than others: it may be of another clip",
+        "listen, and correct the text or leave the row out"),
+    "too-much-text": Kind(
+        "warning", "more text than can be said in the time: the audio is cut, or the text of another clip",
+        "listen, and correct the row or leave it out"),
+    "too-little-text": Kind(
+        "warning", "less text than the time holds: words are missing, or there is long silence, or another's text",
+        "listen, and correct the row or leave it out"),
+    "perhaps-over-token-limit": Kind(
+        "warning", "the text may have more tokens than the model takes; without a model its tokens are only estimated",
+        "name the model (--model), which counts them"),
+    "shared-text": Kind(
+        "warning", "a sentence is in two splits: the figures on one flatter what was learnt from the other",
+        "take it out of one of them"),
+    "shared-speaker": Kind(
+        "warning", "a speaker is in two splits: the figures are of voices that were heard in training",
+        "give each speaker to one split, or know that the figures are of known voices"),
+    "duplicate-audio": Kind(
+        "warning", "the same sound is there twice, and is learnt twice as often",
+        "keep one of them"),
+    "duplicate-row": Kind(
+        "warning", "the same row is there twice, and is learnt twice as often",
+        "keep one of them"),
+    "clipping": Kind(
+        "warning", "the waveform is cut at full scale: it sounds distorted",
+        "record at a lower level, or leave the clip out"),
+    "low-level": Kind(
+        "warning", "very quiet speech: noise of the recording is near it",
+        "see whether it can be understood; amplify it, or leave it out"),
+    "steady-noise": Kind(
+        "warning", "the level never changes, as it does in speech: hum, noise or a tone",
+        "listen, and leave it out where nobody speaks"),
+    "markup": Kind(
+        "warning", "tags, brackets or entities in the text would be learnt as words",
+        "take them out; --fix does"),
+    "control-characters": Kind(
+        "warning", "invisible characters in the text would be learnt",
+        "take them out; --fix does"),
+    "mixed-normal-forms": Kind(
+        "warning", "the same letters are spelt in two ways (NFC and NFD), which look alike and are other tokens",
+        "leave data.text.normal_form at NFC, as it is by default; --fix writes NFC"),
+    "digits": Kind(
+        "warning", "numbers in digits where other texts have words: one is read in two ways",
+        "write numbers as they are spoken"),
+    "mixed-script": Kind(
+        "note", "letters of two scripts within a word: look-alikes, typed or recognised wrongly",
+        "correct the letters"),
+    "duplicate-text": Kind(
+        "note", "the same sentence several times; fine from several speakers, else it is learnt by heart",
+        "see that few sentences do not make up the set"),
+    "casing": Kind(
+        "note", "most texts have one policy of capital letters, these another",
+        "take one policy: data.text.lowercase makes all small"),
+    "punctuation": Kind(
+        "note", "most texts end with a mark of punctuation, or most do not; these are the others",
+        "take one policy: data.text.remove_punctuation takes all marks out"),
+    "narrow-band": Kind(
+        "note", "nothing above 4 kHz, as on the telephone, whatever the header states, while other clips have it",
+        "fine if the speech to be recognised is like that, too"),
+}
+# fmt: on
+
+
+class Findings:
+    """What was found, kind by kind; rows are (number of the part, number of the row)."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = parts
+        self.found: defaultdict[str, dict[tuple[int, int], tuple[float, str, str | None]]] = defaultdict(dict)
+
+    def add(
+        self, kind: str, part: int, row: int, detail: str, *, weight: float = 0.0, suggestion: str | None = None
+    ) -> None:
+        """Note a row; once for each kind.
+
+        Args:
+            kind: one of KINDS.
+            part: its number.
+            row: its number in the part.
+            detail: what is the matter with it, in a few words.
+            weight: the heaviest are listed first.
+            suggestion: a better text.
+        """
+        if kind not in KINDS:
+            raise KeyError(kind)
+        self.found[kind].setdefault((part, row), (weight, detail, suggestion))
+
+    def rows(self, *kinds: str) -> set[tuple[int, int]]:
+        """All rows with one of these kinds."""
+        return {row for kind in kinds for row in self.found.get(kind, ())}
+
+    def report(self, seconds_of: Sequence[Sequence[float | None]]) -> list[dict]:
+        """As JSON, worst first; see docs/check.md.
+
+        Args:
+            seconds_of: part -> row -> seconds, None where they are not known.
+        """
+        listed = []
+        for kind, about in KINDS.items():
+            if rows := self.found.get(kind):
+                worst = sorted(rows.items(), key=lambda item: -item[1][0])[:MOST_LISTED]
+                clips = [self._clip(place, *noted, seconds_of) for place, noted in worst]
+                listed.append({"kind": kind, "severity": about.severity, "count": len(rows), "why": about.why,
+                               "remedy": about.remedy, "clips": clips})  # fmt: skip
+        return sorted(listed, key=lambda one: SEVERITIES.index(one["severity"]))
+
+    def count(self, severity: str) -> int:
+        """How many clips have a finding so severe."""
+        return len(self.rows(*(kind for kind, about in KINDS.items() if about.severity == severity)))
+
+    def _clip(
+        self, place: tuple[int, int], weight: float, detail: str, suggestion: str | None,
+        seconds_of: Sequence[Sequence[float | None]],
+    ) -> dict:  # fmt: skip
+        part, number = place
+        row = self.parts[part].rows[number]
+        clip = {
+            "name": row.name, "source": self.parts[part].name, "row": number, "place": row.place, "detail": detail,
+            "text": row.text[:MOST_CHARACTERS], "duration_s": seconds_of[part][number],
+        }  # fmt: skip
+        if row.start_s or row.end_s is not None:
+            clip |= {"start_s": row.start_s, "end_s": row.end_s}
+        if suggestion is not None:
+            clip["suggestion"] = suggestion[:MOST_CHARACTERS]
+        return clip
