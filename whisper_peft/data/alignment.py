@@ -23,8 +23,13 @@ FEWEST_ROWS = 40  # of a source, else nothing is said
 FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so often
 _ROTATIONS = 100
 _FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
-_FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # what a log-likelihood ratio exceeds by chance, were the place known
+_FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
+
+
+_OUTLIER = 6.0  # robust deviations of log seconds
+_FASTEST, _SLOWEST = 40.0, 0.4  # letters a second: no speech is beyond
+_FEWEST_FOR_OUTLIERS = 20
 
 
 @dataclass(frozen=True)
@@ -117,18 +122,16 @@ def find_mispairings(
     return sorted(found, key=lambda one: -one.evidence)
 
 
-def find_shifts(gains: dict[int, np.ndarray], chance: float | None = None) -> list[Mispairing]:
+def find_shifts(gains: dict[int, np.ndarray]) -> list[Mispairing]:
     """Find stretches of moved texts by what a model says of its own text and of its neighbours' texts.
 
     Args:
-        gains: shift -> float (n_rows,), how many nats better a row's text fits the sound so many rows further down than
-            its own; NaN where it is not known.
-        chance: the sum that is not exceeded by chance; None: found by mixing the signs of what speaks for a row's own.
+        gains: shift -> float (n_rows,), by the row of the sound: how many nats a token better the text of so many rows
+            further up fits it than the sound that it stands beside; NaN where that is not known.
     """
     n_rows = len(next(iter(gains.values())))
     gains = {shift: np.nan_to_num(values) for shift, values in gains.items()}
-    if chance is None:
-        chance = np.log(n_rows * len(gains) / FALSE_ALARMS) / min(map(_sharpness, gains.values()))
+    chance = np.log(n_rows * len(gains) / FALSE_ALARMS) / min(map(_sharpness, gains.values()))
     return sorted(_stretches(gains, np.zeros(n_rows, dtype=bool), chance), key=lambda one: -one.evidence)
 
 
@@ -141,6 +144,38 @@ def _sharpness(gains: np.ndarray) -> float:
     low, middle, high = np.percentile(gains, [25, 50, 75])
     spread = max((high - low) / 1.349, 1e-6)
     return float(np.clip(-2 * middle / spread**2, 0.02, 2.0))
+
+
+def length_outliers(
+    seconds: np.ndarray, sizes: np.ndarray, speakers: Sequence[str | None]
+) -> list[tuple[int, float, float]]:
+    """Find rows with far more or less text than their time holds.
+
+    Args:
+        seconds: float (n_rows,).
+        sizes: see `text_sizes`.
+        speakers: of each row.
+
+    Returns:
+        (row, how many times the usual pace, robust deviations from it).
+    """
+    if not len(seconds):
+        return []
+    length = np.log(np.maximum(seconds, 0.02))
+    letters = np.exp(sizes[:, 1]) - 4
+    deviations, ratio = np.zeros(len(length)), np.ones(len(length))
+    if len(length) >= _FEWEST_FOR_OUTLIERS:
+        everything = np.arange(len(length))
+        model = _Fit(sizes, speakers).model(length, everything, everything)
+        rest = length - model.of_text  # without the pace: one who has few clips has a pace that is theirs
+        deviations, ratio = np.abs(rest) / _robust_deviation(rest), np.exp(-rest)
+    rate = letters / np.maximum(seconds, 0.02)
+    beyond = (rate > _FASTEST) | ((rate < _SLOWEST) & (seconds > 5))
+    ratio = np.where(beyond & (len(length) < _FEWEST_FOR_OUTLIERS), np.where(rate > 1, 9.0, 0.1), ratio)
+    return [
+        (int(row), float(ratio[row]), float(deviations[row]))
+        for row in np.flatnonzero((deviations > _OUTLIER) | beyond)
+    ]
 
 
 class _Fit:
@@ -299,10 +334,10 @@ def _stretches(gains: dict[int, np.ndarray], taken: np.ndarray, chance: float) -
         evidence, start, end, shift = best
         if evidence <= chance:
             continue
-        start, end = first + start, first + end
-        rows = tuple(range(start, end))
-        text_of = {row: row - shift for row in rows if start <= row - shift < end}
-        found.append(Mispairing(rows, text_of, shift, evidence, chance))
+        sounds = range(first + start, first + end)
+        start, end = max(first, sounds[0] - max(0, shift)), min(last, sounds[-1] + 1 - min(0, shift))
+        text_of = {row: row - shift for row in sounds if start <= row - shift < end}
+        found.append(Mispairing(tuple(range(start, end)), text_of, shift, evidence, chance))
         pieces += [(first, start), (end, last)]
     return found
 
@@ -329,9 +364,7 @@ def _ordered(model: _Model, length: np.ndarray, orders: list[dict[int, int]]) ->
     for order in orders:
         audio, text = np.array(list(order)), np.array(list(order.values()))
         evidence = float(model.gain(length, audio, text).sum())
-        by_chance = [
-            model.gain(model.rotated(generator), audio, text).sum() for _ in range(_ROTATIONS)
-        ]
+        by_chance = [model.gain(model.rotated(generator), audio, text).sum() for _ in range(_ROTATIONS)]
         chance = _exceeded(by_chance, at_least=np.log(len(orders) / FALSE_ALARMS))
         if evidence > chance:
             found.append(Mispairing(tuple(sorted(order)), order, None, evidence, chance))

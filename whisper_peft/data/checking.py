@@ -1,0 +1,367 @@
+"""What is wrong with a data set: from headers and texts, and from the decoded sound."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from whisper_peft.data.alignment import (
+    Mispairing,
+    correlations,
+    find_mispairings,
+    find_shifts,
+    length_outliers,
+    text_sizes,
+)
+from whisper_peft.data.audio import AudioError, duration_s
+from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
+from whisper_peft.data.findings import Findings, Part
+from whisper_peft.data.listening import Measures, listen
+from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.sound_findings import look_at_sounds
+from whisper_peft.data.text import clean_text
+from whisper_peft.data.wording import look_at_texts, scripts_of
+
+UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
+TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them
+UNLIKELY = 5.0  # robust deviations over the usual loss
+T, R = TypeVar("T"), TypeVar("R")
+
+Losses = Callable[[Sequence[Row]], np.ndarray]
+"""Rows -> float (n_rows, 7): the teacher-forced loss a token of the texts of the rows from 3 before to 3 after, given a
+row's sound; NaN where there is none. The data's rooms know no model."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model takes, and how its tokens are counted."""
+
+    window_s: float = 30.0
+    preparation: Preparation | None = None  # None: tokens are estimated, on the high side
+    clean: Callable[[str], str] = clean_text
+
+    def n_tokens(self, text: str, language: str | None, task: str) -> int:
+        """Tokens of a text.
+
+        Raises:
+            TooLongError: More than the model takes.
+        """
+        if self.preparation is None:
+            count = round(len(text.encode("utf-8", "surrogatepass")) * TOKENS_PER_BYTE[text.isascii()])
+            if count > 444:
+                raise TooLongError(f"about {count} text tokens")
+            return count
+        prefix = self.preparation.prefix(language or "en", task)
+        _, labels = self.preparation.encode_text([Segment(text)], language=language or "en", task=task)
+        return len(labels) - len(prefix)
+
+
+@dataclass
+class Checked:
+    """What a check came to."""
+
+    parts: Sequence[Part]
+    findings: Findings
+    seconds: list[list[float | None]]  # part -> row, by the header
+    tokens: list[list[int | None]]  # part -> row
+    mispairings: list[list[Mispairing]] = field(default_factory=list)  # part ->
+    correlations: list[dict[int, float]] = field(default_factory=list)
+    languages: list[Counter] = field(default_factory=list)
+    listened: int = 0
+    took_s: float = 0.0
+
+    def report(self, model: str | None = None) -> dict:
+        """As JSON: `sources`, `findings` (worst first), `errors`, `warnings`, `checked`, `seconds`."""
+        return {
+            "sources": [self._source(number) for number in range(len(self.parts))],
+            "findings": self.findings.report(self.seconds),
+            "errors": self.findings.count("error"), "warnings": self.findings.count("warning"),
+            "notes": self.findings.count("note"),
+            "checked": {"headers": sum(map(len, self.seconds)), "audio": self.listened, "model": model},
+            "seconds": round(self.took_s, 2),
+        }  # fmt: skip
+
+    def _source(self, number: int) -> dict:
+        part, seconds, tokens = self.parts[number], self.seconds[number], self.tokens[number]
+        known = [one for one in seconds if one is not None]
+        speakers = {row.speaker for row in part.rows if row.speaker is not None}
+        characters = Counter(c for row in part.rows for c in row.text if not c.isspace())
+        scripts = sum((scripts_of(row.text) for row in part.rows), Counter())
+        letters = max(1, sum(scripts.values()))
+        rates = [n / s for n, s in zip(tokens, seconds, strict=True) if n and s]
+        return {
+            "name": part.name, "split": part.split, "clips": len(part.rows), "hours": sum(known) / 3600,
+            "speakers": len(speakers) or None, "durations_s": [round(one, 3) for one in known],
+            "tokens_per_second": [round(rate, 3) for rate in rates], "characters": dict(characters.most_common(80)),
+            "scripts": {script.title(): round(n / letters, 4) for script, n in scripts.most_common(8)},
+            "languages": dict(self.languages[number].most_common()),
+            "correlation_at_shift": {str(shift): round(value, 3) for shift, value in self.correlations[number].items()},
+        }  # fmt: skip
+
+
+def check_parts(
+    parts: Sequence[Part],
+    *,
+    limits: Limits = Limits(),
+    language: str | None = None,
+    task: str = "transcribe",
+    audio: bool = True,
+    losses: Losses | None = None,
+    progress: bool = False,
+) -> Checked:
+    """Look at headers and texts and, if asked, at the decoded sound and at a model's losses; nothing is changed.
+
+    Args:
+        parts: the sources.
+        limits: of the model.
+        language: code for rows that name none.
+        task: transcribe or translate.
+        audio: whether to decode the clips.
+        losses: a model's, see `Losses`.
+        progress: show bars on stderr.
+    """
+    began = time.monotonic()
+    findings = Findings(parts)
+    checked = Checked(parts, findings, [], [])
+    for number, part in enumerate(parts):
+        found = mapped(_header(), part.rows, _bar(f"headers of {part.name}", progress))
+        checked.seconds.append([_note_header(findings, number, row, one, limits) for row, one in enumerate(found)])
+        checked.tokens.append(
+            [_note_text(findings, number, row, limits, language, task) for row in range(len(part.rows))]
+        )
+        look_at_texts(findings, number, language=language, task=task)
+        checked.languages.append(Counter(row.language or language or "not named" for row in part.rows))
+    look_at_twins(findings)
+    measures: list[dict[int, Measures]] = [{} for _ in parts]
+    if audio:
+        for number in range(len(parts)):
+            measures[number] = _listen(findings, number, checked.seconds[number], limits, progress)
+            checked.listened += len(measures[number])
+        look_at_sounds(findings, measures)
+    for number in range(len(parts)):
+        _look_at_pairing(checked, number, measures[number], losses)
+    checked.took_s = time.monotonic() - began
+    return checked
+
+
+def mapped(function: Callable[[T], R], items: Iterable[T], bar: Callable[[Iterable], Iterable]) -> Iterator[R]:
+    """`function` of each, in order, by threads (decoders leave the interpreter); few are waiting at any time."""
+    workers = min(8, (os.cpu_count() or 1) + 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for item in bar(items):
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _bar(label: str, shown: bool) -> Callable[[Iterable], Iterable]:
+    if not shown:
+        return iter
+    from tqdm import tqdm
+
+    return partial(tqdm, desc=label, unit="clip", leave=False, disable=None)
+
+
+def _header() -> Callable[[Row], float | str]:
+    """Row -> its seconds by the header, or why there are none; a recording of many rows is read once."""
+    known: dict[str, float | str] = {}
+
+    def read(row: Row) -> float | str:
+        many = row.end_s is not None and isinstance(row.audio, str)
+        if not many or row.audio not in known:
+            try:
+                found: float | str = duration_s(row.sound())
+            except AudioError as error:
+                found = str(error)
+            if many:
+                known[row.audio] = found
+        else:
+            found = known[row.audio]
+        if isinstance(found, str):
+            return found
+        if row.start_s >= found:
+            return f"starts at {row.start_s:g} s, but the recording has only {found:.2f} s"
+        if row.end_s is not None and row.end_s <= row.start_s:
+            return f"ends at {row.end_s:g} s, before it starts"
+        return (found if row.end_s is None else row.end_s) - row.start_s
+
+    return read
+
+
+def _note_header(findings: Findings, part: int, row: int, found: float | str, limits: Limits) -> float | None:
+    if isinstance(found, str):
+        findings.add(_kind_of(found), part, row, found)
+        return None
+    if found > limits.window_s:
+        findings.add("over-window", part, row, f"{found:.1f} s; the model takes {limits.window_s:g} s", weight=found)
+    return found
+
+
+def _kind_of(reason: str) -> str:
+    if "no such file" in reason:
+        return "missing"
+    short = ("truncated", "breaks off", "but the recording has only")
+    return "truncated" if any(word in reason for word in short) else "unreadable"
+
+
+def _note_text(
+    findings: Findings, part: int, number: int, limits: Limits, language: str | None, task: str
+) -> int | None:
+    row = findings.parts[part].rows[number]
+    text = limits.clean(row.text)
+    if not text:
+        if not row.no_speech:
+            findings.add("empty-text", part, number, "no text")
+        return None
+    try:
+        return limits.n_tokens(text, row.language or language, task)
+    except TooLongError as error:
+        kind = "over-token-limit" if limits.preparation else "perhaps-over-token-limit"
+        findings.add(kind, part, number, str(error), weight=len(text))
+        return None if len(text) > LONGEST_TOKEN * 448 or limits.preparation is None else len(text)
+
+
+def look_at_twins(findings: Findings) -> None:
+    """Find what is there twice, within a part or in two splits: rows, sentences, speakers."""
+    seen: dict[Any, tuple[int, int]] = {}
+    sentences: dict[str, tuple[int, int]] = {}
+    speakers: dict[str, str] = {}
+    crossing = defaultdict(set)
+    for part, found in enumerate(findings.parts):
+        for number, row in enumerate(found.rows):
+            sentence = said(row.text)
+            sound = (row.audio, row.start_s, row.end_s)
+            first = seen.setdefault(sound, (part, number))
+            if first != (part, number):
+                _note_twin(findings, first, (part, number), by="the same file")
+            if sentence:
+                first = sentences.setdefault(sentence, (part, number))
+                other = findings.parts[first[0]]
+                if first != (part, number) and other.split != found.split:
+                    for place, split in (((part, number), other.split), (first, found.split)):
+                        findings.add("shared-text", *place, f"in {split}, too")
+                elif first != (part, number):
+                    findings.add("duplicate-text", part, number, f"as {other.rows[first[1]].place or first[1]}")
+            if row.speaker is not None and speakers.setdefault(row.speaker, found.split) != found.split:
+                crossing[row.speaker].add(found.split)
+    for part, found in enumerate(findings.parts if crossing else ()):
+        for number, row in enumerate(found.rows):
+            if (
+                others := crossing.get(row.speaker, set()) | {speakers.get(row.speaker)}
+                if row.speaker in crossing
+                else ()
+            ):
+                findings.add("shared-speaker", part, number, f"{row.speaker[:40]}: in {', '.join(sorted(others))}")
+
+
+def said(text: str) -> str:
+    """What a text says, whatever its capitals, punctuation and normal form."""
+    return clean_text(text.casefold(), remove_punctuation=True)
+
+
+def _note_twin(findings: Findings, first: tuple[int, int], second: tuple[int, int], *, by: str) -> None:
+    """Two rows with one sound: what that means depends on their splits and texts."""
+    rows = [findings.parts[part].rows[number] for part, number in (first, second)]
+    splits = [findings.parts[part].split for part, _ in (first, second)]
+    named = [f"{by} as {row.name if by != 'the same file' else row.place or row.name}" for row in reversed(rows)]
+    if said(rows[0].text) != said(rows[1].text):
+        for place, name, other in zip((first, second), named, reversed(rows), strict=True):
+            findings.add("two-texts", *place, f"{name}, which has: {other.text[:80]}")
+    if splits[0] != splits[1]:
+        for place, name in zip((first, second), named, strict=True):
+            findings.add("shared-audio", *place, name)
+    elif said(rows[0].text) == said(rows[1].text):
+        findings.add("duplicate-row" if by == "the same file" else "duplicate-audio", *second, named[1])
+
+
+def _listen(
+    findings: Findings, part: int, seconds: list[float | None], limits: Limits, progress: bool
+) -> dict[int, Measures]:
+    rows = findings.parts[part].rows
+
+    def look(number: int) -> Measures | str:
+        row = rows[number]
+        too_long = seconds[number] > limits.window_s
+        try:
+            return listen(row, end_s=row.start_s + limits.window_s if too_long else row.end_s)
+        except AudioError as error:
+            return str(error)
+
+    readable = [number for number, one in enumerate(seconds) if one is not None]
+    found = {}
+    bar = _bar(f"sound of {findings.parts[part].name}", progress)
+    for number, one in zip(readable, mapped(look, readable, bar), strict=True):
+        if isinstance(one, str):
+            findings.add(_kind_of(one), part, number, one)
+        else:
+            found[number] = one
+    return found
+
+
+def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures], losses: Losses | None) -> None:
+    """Texts beside the wrong sound, first in stretches, then alone."""
+    findings, rows = checked.findings, checked.parts[part].rows
+    seconds, tokens = checked.seconds[part], checked.tokens[part]
+    usable = [number for number in range(len(rows)) if seconds[number] and tokens[number]]
+    heard = np.array([measures[n].speech_s if n in measures else seconds[n] for n in usable])
+    sizes = text_sizes([rows[n].text for n in usable], [tokens[n] for n in usable])
+    speakers, names = [rows[n].speaker for n in usable], [rows[n].name for n in usable]
+    checked.correlations.append(correlations(heard, sizes))
+    found = find_mispairings(heard, sizes, speakers, names)
+    table = losses([rows[n] for n in usable]) if losses else None
+    if table is not None:
+        found = [one for one in found if one.is_order] + find_shifts(_gains(table))
+    mispairings = [_renumbered(one, usable) for one in found]
+    checked.mispairings.append(mispairings)
+    moved = set()
+    for one in mispairings:
+        kind = "other-order" if one.is_order else "shifted-texts"
+        for number in one.rows:
+            right = one.text_of.get(number)
+            what = f"moved by {one.shift:+d}" if one.shift else "other order of the names"
+            findings.add(kind, part, number, what, suggestion=None if right is None else rows[right].text)
+        moved |= set(one.rows)
+    for number, ratio, deviations in length_outliers(heard, sizes, speakers):
+        row = usable[number]
+        if row not in moved and (part, row) not in findings.rows("wrong-rate"):
+            kind = "too-much-text" if ratio > 1 else "too-little-text"
+            detail = f"{tokens[row]} tokens in {seconds[row]:.1f} s; " + (
+                f"{ratio:.1f} times the usual pace" if ratio > 1 else f"{1 / ratio:.1f} times as long as usual"
+            )
+            findings.add(kind, part, row, detail, weight=deviations)
+    if table is not None:
+        own = table[:, table.shape[1] // 2]
+        usual = np.nanmedian(own)
+        spread = max(0.05, 1.4826 * np.nanmedian(np.abs(own - usual)))
+        for number in np.flatnonzero(own > usual + UNLIKELY * spread):
+            if usable[number] not in moved:
+                detail = f"loss {own[number]:.2f} a token; usual: {usual:.2f}"
+                findings.add("unlikely-text", part, usable[number], detail, weight=float(own[number]))
+
+
+def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
+    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than its own sound."""
+    n_rows, width = losses.shape
+    gains = {}
+    for shift in range(-(width // 2), width // 2 + 1):
+        if shift:
+            sound = np.arange(max(0, shift), n_rows + min(0, shift))
+            gains[shift] = np.full(n_rows, np.nan)
+            gains[shift][sound] = losses[sound - shift, width // 2] - losses[sound, width // 2 - shift]
+    return gains
+
+
+def _renumbered(one: Mispairing, usable: Sequence[int]) -> Mispairing:
+    text_of = {usable[sound]: usable[text] for sound, text in one.text_of.items()}
+    return Mispairing(tuple(usable[row] for row in one.rows), text_of, one.shift, one.evidence, one.chance)

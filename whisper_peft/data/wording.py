@@ -1,0 +1,175 @@
+"""What is wrong with texts alone: scripts, normal forms, invisible characters, markup, digits, capitals, punctuation."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from whisper_peft.data.findings import Findings
+from whisper_peft.data.rows import Row
+
+_NEARLY_ALL = 0.9  # of the letters of a source in one script: then texts in another are remarked on
+_MOST_OF = 0.6  # of the texts with one policy: then the others are
+_JOINERS = frozenset("\u200c\u200d")  # they spell
+_MARKUP = re.compile(
+    r"<[^<>]{1,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
+    r"|\((?:[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*)\)"
+    r"|#(?:NAME\?|REF!|N/A|VALUE!|DIV/0!)|https?://\S+|[♪♫]",
+    re.IGNORECASE,
+)
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+# fmt: off
+_SCRIPTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ru", "uk", "bg", "mk", "be", "tg", "ba", "kk", "mn", "tt"), ("CYRILLIC",)),
+    **dict.fromkeys(("sr", "bs", "uz", "az", "tk"), ("CYRILLIC", "LATIN")),
+    **dict.fromkeys(("ar", "fa", "ur", "ps"), ("ARABIC",)), "sd": ("ARABIC", "DEVANAGARI"),
+    **dict.fromkeys(("hi", "mr", "ne", "sa"), ("DEVANAGARI",)), **dict.fromkeys(("bn", "as"), ("BENGALI",)),
+    **dict.fromkeys(("he", "yi"), ("HEBREW",)), **dict.fromkeys(("zh", "yue"), ("CJK",)),
+    "ja": ("HIRAGANA", "KATAKANA", "CJK", "KATAKANA-HIRAGANA"), "ko": ("HANGUL", "CJK"), "pa": ("GURMUKHI", "ARABIC"),
+    "el": ("GREEK",), "hy": ("ARMENIAN",), "ka": ("GEORGIAN",), "am": ("ETHIOPIC",), "ta": ("TAMIL",),
+    "te": ("TELUGU",), "kn": ("KANNADA",), "ml": ("MALAYALAM",), "gu": ("GUJARATI",), "si": ("SINHALA",),
+    "th": ("THAI",), "lo": ("LAO",), "my": ("MYANMAR",), "km": ("KHMER",), "bo": ("TIBETAN",),
+    "ha": ("LATIN", "ARABIC"), "ms": ("LATIN", "ARABIC"), "su": ("LATIN", "SUNDANESE"), "jw": ("LATIN", "JAVANESE"),
+}  # every other language that Whisper knows is written in Latin letters
+# fmt: on
+
+
+@lru_cache(maxsize=1 << 14)
+def script_of(character: str) -> str | None:
+    """The script of a letter or vowel sign, by the first word of its Unicode name: "LATIN"; None for other characters."""
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    script = unicodedata.name(character, "").split(" ")[0]
+    if script in ("COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "VARIATION", ""):
+        return None
+    return {"FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA", "MICRO": "LATIN"}.get(script, script)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What is known of one text."""
+
+    row: int
+    scripts: Counter[str]
+    form: str | None  # NFC, or another; None where all forms are one
+    has_digits: bool
+    casing: str | None  # of scripts with two cases
+    ends_with_mark: bool
+
+
+def without_markup(text: str) -> str:
+    """The text without tags, brackets, entities and invisible characters, in NFC and single spaces."""
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", _MARKUP.sub(" ", text))).split())
+
+
+def scripts_of(text: str) -> Counter[str]:
+    """How many letters of each script a text has."""
+    return Counter(script for script in map(script_of, text) if script)
+
+
+def look_at_texts(findings: Findings, part: int, *, language: str | None, task: str) -> None:
+    """Find what is wrong with the texts of a part, each alone and against the part's others.
+
+    Args:
+        findings: takes what is found.
+        part: its number.
+        language: code for rows that name none; None: the script that nearly all are in is taken to be right.
+        task: of a translation every text is English.
+    """
+    texts = []
+    for number, row in enumerate(findings.parts[part].rows):
+        if row.text.strip():
+            _look_at_one(findings, part, number, row)
+            texts.append(_known(number, row.text))
+    letters = sum((text.scripts for text in texts), Counter())
+    for text in texts:
+        row = findings.parts[part].rows[text.row]
+        code = "en" if task == "translate" else row.language or language
+        _look_at_script(findings, part, text, row, _SCRIPTS.get(code, ("LATIN",)) if code else _main_script(letters))
+    forms = Counter(text.form for text in texts if text.form)
+    if len(forms) > 1:
+        for text in texts:
+            if text.form and text.form != forms.most_common(1)[0][0]:
+                findings.add(
+                    "mixed-normal-forms", part, text.row, f"{text.form}, most are {forms.most_common(1)[0][0]}"
+                )
+    with_digits = [text for text in texts if text.has_digits]
+    if 2 * len(with_digits) < len(texts):
+        for text in with_digits:
+            shown = re.findall(r"\S*\d\S*", findings.parts[part].rows[text.row].text)
+            findings.add("digits", part, text.row, ", ".join(shown[:3]))
+    _look_at_policy(findings, part, "casing", {text.row: text.casing for text in texts if text.casing})
+    ends = {text.row: "ends with a mark" if text.ends_with_mark else "ends without a mark" for text in texts}
+    _look_at_policy(findings, part, "punctuation", ends)
+
+
+def _look_at_one(findings: Findings, part: int, number: int, row: Row) -> None:
+    broken = sorted({c for c in row.text if c == "\ufffd" or unicodedata.category(c) in ("Co", "Cs", "Cn")})
+    if broken:
+        findings.add("broken-characters", part, number, ", ".join(f"U+{ord(c):04X}" for c in broken[:5]))
+    invisible = sorted(set(_INVISIBLE.findall(row.text)))
+    if invisible:
+        findings.add("control-characters", part, number, ", ".join(f"U+{ord(c):04X}" for c in invisible[:5]))
+    if found := _MARKUP.findall(row.text):
+        findings.add("markup", part, number, ", ".join(found[:3]), suggestion=without_markup(row.text))
+
+
+def _known(number: int, text: str) -> _Text:
+    composed = unicodedata.normalize("NFC", text)
+    form = None
+    if not text.isascii() and (text != composed or composed != unicodedata.normalize("NFD", text)):
+        form = "NFC" if text == composed else "NFD" if unicodedata.is_normalized("NFD", text) else "neither NFC nor NFD"
+    upper, lower = any(map(str.isupper, text)), any(map(str.islower, text))
+    casing = "capitals and small" if upper and lower else "capitals only" if upper else "small only" if lower else None
+    last = text.rstrip().rstrip("\"'”’»)")[-1:]
+    scripts = scripts_of(_MARKUP.sub(" ", text))
+    return _Text(
+        number, scripts, form, any(unicodedata.category(c) == "Nd" for c in text), casing,
+        bool(last) and unicodedata.category(last)[0] == "P",
+    )  # fmt: skip
+
+
+def _main_script(letters: Counter[str]) -> tuple[str, ...]:
+    """The script that nearly all letters are in; nothing if there is none."""
+    [(script, count)] = letters.most_common(1) or [("", 0)]
+    return (script,) if count >= _NEARLY_ALL * max(1, sum(letters.values())) else ()
+
+
+def _look_at_script(findings: Findings, part: int, text: _Text, row: Row, expected: tuple[str, ...]) -> None:
+    total = sum(text.scripts.values())
+    if not expected or not total:
+        return
+    right = sum(text.scripts[script] for script in expected)
+    if 2 * right < total:
+        script, count = text.scripts.most_common(1)[0]
+        findings.add("wrong-script", part, text.row, f"{count} of {total} letters are {script.title()}, not "
+                     f"{' or '.join(one.title() for one in expected)}", weight=total)  # fmt: skip
+        return
+    if len(text.scripts) > 1:
+        words = [
+            word
+            for word in row.text.split()
+            if len(_word_scripts(word)) > 1 and len(_word_scripts(word) & set(expected)) == 1
+        ]
+        if words:
+            findings.add("mixed-script", part, text.row, ", ".join(words[:3]))
+
+
+def _word_scripts(word: str) -> set[str]:
+    """The scripts within a word; what stands behind a hyphen or joiner is a word of its own."""
+    pieces = [{script for script in map(script_of, piece) if script} for piece in re.split(r"[\W\d_]", word)]
+    return max(pieces, key=len, default=set())
+
+
+def _look_at_policy(findings: Findings, part: int, kind: str, policies: dict[int, str]) -> None:
+    counts = Counter(policies.values())
+    if len(counts) > 1 and counts.most_common(1)[0][1] >= _MOST_OF * len(policies):
+        usual = counts.most_common(1)[0][0]
+        for number, policy in policies.items():
+            if policy != usual:
+                findings.add(kind, part, number, f"{policy}; most: {usual}")
