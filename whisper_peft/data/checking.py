@@ -351,7 +351,7 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
 
 
 def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than its own sound."""
+    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than that's own."""
     n_rows, width = losses.shape
     gains = {}
     for shift in range(-(width // 2), width // 2 + 1):

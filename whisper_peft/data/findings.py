@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, why it matters and what to do: the table of kinds, and the list of what was found."""
+"""What can be wrong with a data set, why it matters and what to do about it; and the list of what was found."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Part:
 KINDS: dict[str, Kind] = {
     "shifted-texts": Kind(
         "error", "texts stand beside the wrong sound, moved by a few rows: all of them teach wrong words",
-        "pair them anew: find the row that is missing or twice where the stretch begins; --fix does it where it is sure"),
+        "find the row that is missing or twice where the stretch begins; --fix pairs them anew where it is sure"),
     "other-order": Kind(
-        "error", "files were paired with texts in alphabetical order (rec_10 before rec_2), or texts so: nearly all are wrong",
+        "error", "files and texts were paired in two orders, one alphabetical (rec_10 before rec_2): nearly all are wrong",
         "pair them by name, not by place in a list; --fix does it"),
     "missing": Kind(
         "error", "there is no such file, so the clip is never learnt from",
@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
         "error", "there is text but no sound: the model learns to make up words",
         "leave the clip out, or drop the text and say no_speech"),
     "wrong-rate": Kind(
-        "error", "speech and spectrum are both faster or slower than everybody's: the header states a wrong sampling rate",
+        "error", "pace and pitch are both far from everybody's: the header states a wrong sampling rate",
         "write the right rate into the header, as sox -r does; never resample"),
     "unlikely-text": Kind(
         "warning", "the model finds this text far less likely for its sound than others: it may be of another clip",

@@ -16,9 +16,7 @@ FULL_SCALE = 1.0
 SILENT_DB, QUIET_DB = -60.0, -42.0  # level of the loud frames, of full scale
 STEADY_DB = 4.0  # between loud and quiet frames; speech has 15 and more
 CLIPPED_SHARE = 0.005  # of the samples at the peak
-BANDS_HZ = np.geomspace(
-    100, 7_600, 53
-)  # edges, 12 in an octave or so: a rate that is wrong by a factor moves the spectrum
+BANDS_HZ = np.geomspace(100, 7_600, 53)  # edges: a rate that is wrong by a factor moves the spectrum
 
 
 @dataclass(frozen=True, slots=True)

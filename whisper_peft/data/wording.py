@@ -1,4 +1,4 @@
-"""What is wrong with texts alone: scripts, normal forms, invisible characters, markup, digits, capitals, punctuation."""
+"""What is wrong with texts alone: script, normal form, invisible characters, markup, digits, capitals, punctuation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SCRIPTS: dict[str, tuple[str, ...]] = {
 
 @lru_cache(maxsize=1 << 14)
 def script_of(character: str) -> str | None:
-    """The script of a letter or vowel sign, by the first word of its Unicode name: "LATIN"; None for other characters."""
+    """The script of a letter or vowel sign, by the first word of its Unicode name: "LATIN"; None of other signs."""
     if unicodedata.category(character)[0] not in "LM":
         return None
     script = unicodedata.name(character, "").split(" ")[0]
@@ -93,11 +93,10 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
         _look_at_script(findings, part, text, row, _SCRIPTS.get(code, ("LATIN",)) if code else _main_script(letters))
     forms = Counter(text.form for text in texts if text.form)
     if len(forms) > 1:
+        usual = forms.most_common(1)[0][0]
         for text in texts:
-            if text.form and text.form != forms.most_common(1)[0][0]:
-                findings.add(
-                    "mixed-normal-forms", part, text.row, f"{text.form}, most are {forms.most_common(1)[0][0]}"
-                )
+            if text.form and text.form != usual:
+                findings.add("mixed-normal-forms", part, text.row, f"{text.form}; most: {usual}")
     with_digits = [text for text in texts if text.has_digits]
     if 2 * len(with_digits) < len(texts):
         for text in with_digits:
@@ -151,19 +150,18 @@ def _look_at_script(findings: Findings, part: int, text: _Text, row: Row, expect
                      f"{' or '.join(one.title() for one in expected)}", weight=total)  # fmt: skip
         return
     if len(text.scripts) > 1:
-        words = [
-            word
-            for word in row.text.split()
-            if len(_word_scripts(word)) > 1 and len(_word_scripts(word) & set(expected)) == 1
-        ]
+        words = [word for word in row.text.split() if _is_mixed(word, set(expected))]
         if words:
             findings.add("mixed-script", part, text.row, ", ".join(words[:3]))
 
 
-def _word_scripts(word: str) -> set[str]:
-    """The scripts within a word; what stands behind a hyphen or joiner is a word of its own."""
-    pieces = [{script for script in map(script_of, piece) if script} for piece in re.split(r"[\W\d_]", word)]
-    return max(pieces, key=len, default=set())
+def _is_mixed(word: str, expected: set[str]) -> bool:
+    """Whether letters of the expected script and of another touch; what stands behind a hyphen is a word of its own."""
+    for piece in re.split(r"[\W\d_]", word):
+        scripts = {script for script in map(script_of, piece) if script}
+        if scripts & expected and scripts - expected:
+            return True
+    return False
 
 
 def _look_at_policy(findings: Findings, part: int, kind: str, policies: dict[int, str]) -> None:
