@@ -23,11 +23,11 @@ ROOMS = {
     "": ("errors", "recipe", "runs", "pages"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings", "alignment", "wording", "listening",
-        "sound_findings", "checking", "mending",
+        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings",
+        "alignment", "wording", "listening", "sound_findings", "checking", "mending",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
-    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report", "check_page", "checking"),
+    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report", "neighbours", "check_page", "checking"),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),

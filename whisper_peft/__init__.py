@@ -38,6 +38,7 @@ _ROOMS = {
     ),
     "evaluation.transcribing": ("transcribe", "transcribe_rows"),
     "evaluation.scoring": ("evaluate",),
+    "evaluation.checking": ("check",),
     "training.loss": ("token_loss_sum",),
     "training.fitting": ("plan", "plan_matrix"),
     "training.train": ("train", "TrainResult"),

@@ -15,6 +15,7 @@ from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.printing import (
     GB,
     Printer,
+    check_lines,
     first_comment,
     matrix_lines,
     merge_lines,
@@ -59,7 +60,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="whisper-peft")
 def cli() -> None:
-    """Fine-tune Whisper on your own speech: train, evaluate, merge, transcribe, publish."""
+    """Fine-tune Whisper on your own speech: check, train, evaluate, merge, transcribe, publish."""
 
 
 def main() -> None:
@@ -153,6 +154,37 @@ def recipe_options(function: Callable) -> Callable:
     for option in reversed(RECIPE_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+@cli.command()
+@click.argument("sources", metavar="SRC...|RECIPE", nargs=-1, required=True)
+@click.option("--language", help="Name or code, for clips that name none.")
+@click.option("--model", help="Let this model tell texts that belong elsewhere. Hub id, model, run or adapter folder.")
+@click.option("--no-audio", is_flag=True, help="Look at headers and texts only.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write the report as a page to look at and listen to.")
+@click.option("--fix", type=click.Path(), metavar="OUT", help="Write a cleaned manifest: a .jsonl file, or a folder.")
+@click.option("--audio-column", help="Where the columns have other than the usual names.")
+@click.option("--text-column")
+@output_options
+def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> int:
+    """Look at the data before a GPU-hour is spent on it: SRC (several: each is a split), or the sources of a RECIPE.
+
+    Nothing is changed. Exits with 3 if there are errors in it.
+
+    Example: whisper-peft check my-speech:train my-speech:test
+    """
+    from whisper_peft.evaluation.checking import check as run_check
+    from whisper_peft.evaluation.checking import is_recipe
+
+    recipes = [one for one in sources if is_recipe(one)]
+    if recipes and len(sources) > 1:
+        raise click.UsageError(f"{recipes[0]} is a recipe; name it alone, or sources.")
+    report = run_check(
+        () if recipes else sources, recipe=recipes[0] if recipes else None, audio=not no_audio,
+        progress=not out.quiet, **options,
+    )  # fmt: skip
+    out.result(report, check_lines(report, html=options["html"]))
+    return 3 if report["errors"] else 0
 
 
 @cli.command()

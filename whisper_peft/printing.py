@@ -141,6 +141,53 @@ def score_lines(result: dict, output: str | None) -> list[str]:
     return lines
 
 
+MOST_SHOWN = 3  # clips of a finding
+MARKS = {"error": "✕", "warning": "!", "note": "·"}
+
+
+def check_lines(report: dict, *, html: str | None = None) -> list[str]:
+    """What a check found: the sources in a line each, the findings with their first clips."""
+    lines = [_source_line(one) for one in report["sources"]]
+    for one in report["findings"]:
+        count = f"{one['count']:,} {'clip' if one['count'] == 1 else 'clips'}"
+        lines += ["", f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {count}", f"  {one['why']}."]
+        if one["severity"] != "note":
+            lines.append(f"  Remedy: {one['remedy']}.")
+        for clip in one["clips"][: MOST_SHOWN if one["severity"] != "note" else 1]:
+            place = f" ({clip['place']})" if clip["place"] else ""
+            lines.append(f"    {_name_of(clip)}{place}: {clip['detail']}")
+    counted = ", ".join(
+        f"{report[f'{kind}s']:,} clips with {kind}s" if report[f"{kind}s"] else f"no {kind}s"
+        for kind in ("error", "warning")
+    )
+    checked = report["checked"]
+    how = "headers, texts and sound" if checked["audio"] else "headers and texts"
+    how += f", and what {checked['model']} makes of them" if checked["model"] else ""
+    lines += ["", f"{counted[0].upper()}{counted[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
+    return lines + ([f"The page: {html}"] if html else [])
+
+
+def _name_of(clip: dict) -> str:
+    piece = f" {clip['start_s']:.2f}-{clip['end_s']:.2f} s" if clip.get("end_s") is not None else ""
+    return shown_path(clip["name"]) + piece
+
+
+def _source_line(one: dict) -> str:
+    lengths = sorted(one["durations_s"])
+    facts = [
+        f"{one['clips']:,} clips",
+        f"{one['hours']:.2f} h" if one["hours"] >= 0.1 else f"{one['hours'] * 60:.1f} min",
+    ]
+    if one["speakers"]:
+        facts.append(f"{one['speakers']:,} speakers")
+    if lengths:
+        facts.append(f"{lengths[0]:.1f} to {lengths[-1]:.1f} s (median {lengths[len(lengths) // 2]:.1f})")
+    if rates := sorted(one["tokens_per_second"]):
+        facts.append(f"{rates[len(rates) // 2]:.0f} tokens a second")
+    facts += [" and ".join(name for name, share in one["scripts"].items() if share > 0.1), ", ".join(one["languages"])]
+    return f"{shown_path(one['name'])}: {', '.join(filter(None, facts))}"
+
+
 def plan_lines(found: dict) -> list[str]:
     """The table of a plan."""
     device, memory = found["device"], found["memory"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -132,7 +132,7 @@ def check_parts(
     findings = Findings(parts)
     checked = Checked(parts, findings, [], [])
     for number, part in enumerate(parts):
-        found = mapped(_header(), part.rows, _bar(f"headers of {part.name}", progress))
+        found = mapped(_header(), part.rows, f"headers of {part.name}", progress)
         checked.seconds.append([_note_header(findings, number, row, one, limits) for row, one in enumerate(found)])
         checked.tokens.append(
             [_note_text(findings, number, row, limits, language, task) for row in range(len(part.rows))]
@@ -152,25 +152,31 @@ def check_parts(
     return checked
 
 
-def mapped(function: Callable[[T], R], items: Iterable[T], bar: Callable[[Iterable], Iterable]) -> Iterator[R]:
-    """`function` of each, in order, by threads (decoders leave the interpreter); few are waiting at any time."""
+@contextlib.contextmanager
+def bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr, or nothing."""
+    if not shown:
+        yield lambda clips: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="clip", leave=False, disable=None) as shown_bar:
+        yield shown_bar.update
+
+
+def mapped(function: Callable[[T], R], items: Sequence[T], label: str, progress: bool) -> Iterator[R]:
+    """`function` of each, in order, by threads (decoders leave the interpreter); only a few are waiting at any time."""
     workers = min(8, (os.cpu_count() or 1) + 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in bar(items):
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool, bar(label, len(items), progress) as update:
+        for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
+                update(1)
         while waiting:
             yield waiting.popleft().result()
-
-
-def _bar(label: str, shown: bool) -> Callable[[Iterable], Iterable]:
-    if not shown:
-        return iter
-    from tqdm import tqdm
-
-    return partial(tqdm, desc=label, unit="clip", leave=False, disable=None)
+            update(1)
 
 
 def _header() -> Callable[[Row], float | str]:
@@ -300,8 +306,8 @@ def _listen(
 
     readable = [number for number, one in enumerate(seconds) if one is not None]
     found = {}
-    bar = _bar(f"sound of {findings.parts[part].name}", progress)
-    for number, one in zip(readable, mapped(look, readable, bar), strict=True):
+    looked = mapped(look, readable, f"sound of {findings.parts[part].name}", progress)
+    for number, one in zip(readable, looked, strict=True):
         if isinstance(one, str):
             findings.add(_kind_of(one), part, number, one)
         else:

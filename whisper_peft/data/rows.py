@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections import defaultdict
@@ -55,6 +56,11 @@ class Row:
     def sound(self) -> str | bytes:
         """What `load_audio` takes: a path, or the contents of the file."""
         return self.audio if isinstance(self.audio, (str, bytes)) else self.audio.read()
+
+
+def spoken_in(row: Row, code: str | None) -> Row:
+    """Give the row, in its source's language where it names none itself."""
+    return row if row.language or code is None else dataclasses.replace(row, language=code)
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

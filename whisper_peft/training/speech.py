@@ -10,7 +10,7 @@ from functools import partial
 from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.rows import Row, hold_out
+from whisper_peft.data.rows import Row, hold_out, spoken_in
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
 from whisper_peft.data.subtitles import utf8_bytes
@@ -91,11 +91,6 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         (sum(id(row) in kept for row in rows), one.weight) for rows, one in zip(by_source, data.sources, strict=True)
     )
     return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts)
-
-
-def spoken_in(row: Row, code: str | None) -> Row:
-    """The row, in its source's language where it names none itself."""
-    return row if row.language or code is None else dataclasses.replace(row, language=code)
 
 
 def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> Rows:
