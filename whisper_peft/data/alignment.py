@@ -24,6 +24,8 @@ FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so ofte
 _ROTATIONS = 100
 _FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
 _FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
+_SURE = 4.0  # nats: odds of 50 to 1
+_FAR = 200  # rows to either side of an edge that are looked at
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
 
 
@@ -41,6 +43,7 @@ class Mispairing:
     shift: int | None  # a row's text belongs to the sound so many rows further down; None: another order of names
     evidence: float  # log-likelihood ratio, in nats
     chance: float  # what it would have to exceed
+    doubtful: frozenset[int] = frozenset()  # rows at the edges, within and outside, of which it is not sure
 
     @property
     def is_order(self) -> bool:
@@ -131,7 +134,9 @@ def find_shifts(gains: dict[int, np.ndarray]) -> list[Mispairing]:
     """
     n_rows = len(next(iter(gains.values())))
     gains = {shift: np.nan_to_num(values) for shift, values in gains.items()}
-    chance = np.log(n_rows * len(gains) / FALSE_ALARMS) / min(map(_sharpness, gains.values()))
+    sharpness = min(map(_sharpness, gains.values()))
+    gains = {shift: sharpness * values for shift, values in gains.items()}
+    chance = float(np.log(n_rows * len(gains) / FALSE_ALARMS))
     return sorted(_stretches(gains, np.zeros(n_rows, dtype=bool), chance), key=lambda one: -one.evidence)
 
 
@@ -337,9 +342,24 @@ def _stretches(gains: dict[int, np.ndarray], taken: np.ndarray, chance: float) -
         sounds = range(first + start, first + end)
         start, end = max(first, sounds[0] - max(0, shift)), min(last, sounds[-1] + 1 - min(0, shift))
         text_of = {row: row - shift for row in sounds if start <= row - shift < end}
-        found.append(Mispairing(tuple(range(start, end)), text_of, shift, evidence, chance))
+        doubtful = _doubtful(gains[shift], sounds, first, last)
+        found.append(Mispairing(tuple(range(start, end)), text_of, shift, evidence, chance, doubtful))
         pieces += [(first, start), (end, last)]
     return found
+
+
+def _doubtful(gains: np.ndarray, sounds: range, first: int, last: int) -> frozenset[int]:
+    """Rows at the edges of a stretch that it could do without, or could have as well, for less than _SURE."""
+    doubtful = set()
+    for inwards, outwards in (
+        (sounds, range(sounds[0] - 1, first - 1, -1)),
+        (reversed(sounds), range(sounds[-1] + 1, last)),
+    ):
+        for rows, sign in ((inwards, 1), (outwards, -1)):
+            rows = list(rows)[:_FAR]
+            within = np.flatnonzero(sign * np.cumsum(gains[rows]) < _SURE)
+            doubtful.update(rows[: within[-1] + 1] if len(within) else ())
+    return frozenset(doubtful)
 
 
 def _name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:

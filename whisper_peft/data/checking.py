@@ -370,4 +370,5 @@ def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
 
 def _renumbered(one: Mispairing, usable: Sequence[int]) -> Mispairing:
     text_of = {usable[sound]: usable[text] for sound, text in one.text_of.items()}
-    return Mispairing(tuple(usable[row] for row in one.rows), text_of, one.shift, one.evidence, one.chance)
+    doubtful = frozenset(usable[row] for row in one.doubtful)
+    return Mispairing(tuple(usable[row] for row in one.rows), text_of, one.shift, one.evidence, one.chance, doubtful)
