@@ -1,0 +1,236 @@
+"""What `check` found, as one HTML file to look at and to listen to."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_peft import pages, runs
+from whisper_peft.data.text import LANGUAGES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Audio = Callable[[dict], np.ndarray | None]
+
+MOST_PLAYERS = 40
+MOST_CLIPS = 50  # listed of a finding
+MOST_SOURCES = 20  # with charts of their own
+MOST_SOUND_BYTES = 6_000_000  # of all players
+MOST_LIST_BYTES = 2_000_000  # of all lists of clips
+WINDOW_S = 30.0
+_OPEN_CLIPS = 5  # of a finding; the others are behind a fold
+_FREQUENT, _RARE = 60, 30  # characters shown of a source
+_MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
+
+
+def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
+    """Writes what `check` found as a self-contained page, whole or not at all.
+
+    The page stays under 10 MB: every finding is there with its first clips, 50 at most, and says how many more there
+    are; the worst 40 clips at most have a player.
+
+    Args:
+        report: as `check` gives it, with the worst findings first.
+        path: a new file.
+        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, or None if it cannot be read.
+
+    Raises:
+        UserError: something is at `path` already, or it cannot be made.
+    """
+    with runs.new_file(path, "name another page") as part:
+        part.write_text(_page(report, audio), encoding="utf-8")
+
+
+def _page(report: dict, audio: Audio) -> str:
+    sources, findings = report["sources"], report["findings"]
+    body = [_head(report), _contents(findings), *_findings(findings, _Players(findings, audio), len(sources) > 1)]
+    body += ["<h2>The data</h2>", _sizes(sources), *(_source(one) for one in sources[:MOST_SOURCES])]
+    if len(sources) > MOST_SOURCES:
+        body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
+    return pages.frame(f"check: {', '.join(one['name'] for one in sources)[:200]}", "\n".join(body))
+
+
+def _head(report: dict) -> str:
+    sources, checked = report["sources"], report["checked"]
+    figures = [
+        _counted(sum(one["clips"] for one in sources), "clip"),
+        f"{sum(one['hours'] for one in sources):,.2f} hours",
+        *(f'<b class="{kind}">{_counted(report[f"{kind}s"], kind)}</b>' for kind in ("error", "warning")),
+    ]
+    summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
+    model = (
+        f"texts weighed by {pages.escaped(checked['model'])}" if checked["model"] else "texts not weighed by a model"
+    )
+    return (
+        f'<p class="quiet">whisper-peft check</p><h1>{", ".join(pages.escaped(one["name"]) for one in sources[:5])}'
+        f'{f" and {len(sources) - 5} more" if len(sources) > 5 else ""}</h1><p class="summary">{summary}</p>'
+        f'<p class="quiet">{_counted(checked["headers"], "header")} read, {_counted(checked["audio"], "clip")} decoded, '
+        f"{model}; {report['seconds']:,.0f} s.</p>"
+    )
+
+
+def _contents(findings: Sequence[dict]) -> str:
+    if not findings:
+        return '<p class="summary">Nothing found.</p>'
+    lines = [
+        f'<li><a href="#finding-{number}">{_mark(one)}<span class="kind">{_title(one)}</span>'
+        f'<span class="number">{one["count"]:,}</span></a></li>'
+        for number, one in enumerate(findings)
+    ]
+    return f'<ul class="contents">{"".join(lines)}</ul>'
+
+
+class _Players:
+    """The players of a page: of each finding the first clip in turn, then each second, while there is room."""
+
+    def __init__(self, findings: Sequence[dict], audio: Audio):
+        self.html: dict[tuple, str] = {}  # by (source, row)
+        self.written: set[tuple] = set()
+        n_bytes, tried = 0, set()
+        for depth in range(max((len(one["clips"][:MOST_CLIPS]) for one in findings), default=0)):
+            for clip in (one["clips"][depth] for one in findings if depth < len(one["clips"])):
+                key = (clip["source"], clip["row"])
+                if len(self.html) == MOST_PLAYERS:
+                    return
+                if key in tried:
+                    continue
+                tried.add(key)
+                wave = audio(clip)
+                player = "" if wave is None or not len(wave) else pages.player(wave, clip["name"])
+                if player and n_bytes + len(player) <= MOST_SOUND_BYTES:
+                    n_bytes += len(player)
+                    self.html[key] = player
+
+    def of(self, clip: dict) -> str:
+        """The player of a clip or, if it has been on the page already, the way there."""
+        key = (clip["source"], clip["row"])
+        if key not in self.html:
+            return ""
+        name = f"sound-{list(self.html).index(key)}"
+        if key in self.written:
+            return f'<div class="sound"><a class="quiet" href="#{name}">player above</a></div>'
+        self.written.add(key)
+        return f'<div class="sound" id="{name}">{self.html[key]}</div>'
+
+
+def _findings(findings: Sequence[dict], players: _Players, with_source: bool) -> list[str]:
+    room = MOST_LIST_BYTES // max(1, len(findings))
+    return [_finding(number, one, players, with_source, room) for number, one in enumerate(findings)]
+
+
+def _finding(number: int, finding: dict, players: _Players, with_source: bool, room: int) -> str:
+    clips: list[str] = []
+    for clip in finding["clips"][:MOST_CLIPS]:
+        about = _clip(clip, with_source)
+        room -= len(about.encode("utf-8"))
+        if clips and room < 0:
+            break
+        clips.append(f'<li class="clip">{about}{players.of(clip)}</li>')
+    listed = f'<ul class="clips">{"".join(clips[:_OPEN_CLIPS])}</ul>' if clips else ""
+    if len(clips) > _OPEN_CLIPS:
+        folded = f'<ul class="clips">{"".join(clips[_OPEN_CLIPS:])}</ul>'
+        listed += f"<details><summary>{len(clips) - _OPEN_CLIPS} more</summary>{folded}</details>"
+    if len(clips) < len(finding["clips"]):
+        left = len(finding["clips"]) - len(clips)
+        listed += f'<p class="quiet">{_counted(left, "more clip")} not on this page; --json names all.</p>'
+    return (
+        f'<section class="finding" id="finding-{number}"><header>{_mark(finding)}<h2>{_title(finding)}</h2>'
+        f'<span class="quiet number">{finding["count"]:,}</span></header><p>{pages.escaped(finding["why"])}</p>'
+        f'<p class="quiet">{pages.escaped(finding["remedy"])}</p>{listed}</section>'
+    )
+
+
+def _clip(clip: dict, with_source: bool) -> str:
+    facts = [pages.escaped(clip["source"], 80)] if with_source else []
+    facts.append(f"row {clip['row']}")
+    if clip["duration_s"] is not None:
+        facts.append(f"{clip['duration_s']:,.2f} s")
+    suggestion = clip.get("suggestion")
+    return (
+        f'<div class="about"><span class="name">{pages.escaped(clip["name"])}</span> '
+        f'<span class="quiet">{" · ".join(facts)}</span>'
+        + (f"<p>{pages.escaped(clip['detail'])}</p>" if clip["detail"] else "")
+        + (f'<p class="text" dir="auto">{pages.escaped(clip["text"])}</p>' if clip["text"] else "")
+        + (f'<p class="text" dir="auto">→ {pages.escaped(suggestion)}</p>' if suggestion else "")
+        + "</div>"
+    )
+
+
+def _sizes(sources: Sequence[dict]) -> str:
+    """How much there is of each source, beside each other."""
+    if len(sources) < 2:
+        return ""
+    most = max(one["hours"] for one in sources) or 1.0
+    return pages.bars(
+        (one["name"], one["hours"] / most, f"{one['hours']:,.2f} h, {_counted(one['clips'], 'clip')}")
+        for one in sources
+    )
+
+
+def _source(source: dict) -> str:
+    facts = [_counted(source["clips"], "clip"), f"{source['hours']:,.2f} hours"]
+    if source["speakers"] is not None:
+        facts.append(_counted(source["speakers"], "speaker"))
+    durations = pages.histogram(source["durations_s"], title="Clip length", unit="s", limit=WINDOW_S)
+    density = pages.histogram(source["tokens_per_second"], title="Tokens per second", unit="tokens/s")
+    scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
+    clips = sum(source["languages"].values()) or 1
+    languages = [
+        (f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named", count / clips, f"{count:,}")
+        for code, count in _by_count(source["languages"])
+    ]
+    return (
+        f"<section><h3>{pages.escaped(source['name'])}</h3>"
+        f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
+        f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
+        f"{_characters(source['characters'])}</section>"
+    )
+
+
+def _by_count(counts: dict) -> list[tuple]:
+    return sorted(counts.items(), key=lambda one: -one[1])
+
+
+def _characters(counts: dict[str, int]) -> str:
+    """All characters or, of many, the most frequent and the rarest, which are often slips."""
+    ordered = _by_count(counts)
+    if len(ordered) <= _FREQUENT + _RARE:
+        return f"<h4>{_counted(len(ordered), 'character')}</h4>{_chips(ordered)}"
+    return (
+        f"<h4>The {_FREQUENT} most frequent of {len(ordered):,} characters</h4>{_chips(ordered[:_FREQUENT])}"
+        f"<h4>The {_RARE} rarest</h4>{_chips(ordered[-_RARE:])}"
+    )
+
+
+def _chips(counts: Sequence[tuple[str, int]]) -> str:
+    chips = []
+    for character, count in counts:
+        name = f"U+{ord(character):04X} {unicodedata.name(character, '')}"
+        chips.append(f'<li title="{html.escape(name)}">{_drawn(character)}<small>{count:,}</small></li>')
+    return f'<ul class="characters">{"".join(chips)}</ul>'
+
+
+def _drawn(character: str) -> str:
+    """A character by itself: a mark on a circle, a space or a joiner by its number."""
+    category = unicodedata.category(character)
+    if category[0] == "M":
+        return pages.escaped("◌" + character)
+    if category == "Zs" or character in "\u200c\u200d":
+        return f'<span class="unseen">{"space" if character == " " else f"U+{ord(character):04X}"}</span>'
+    return pages.escaped(character)
+
+
+def _mark(finding: dict) -> str:
+    return f'<span class="mark {finding["severity"]}">{_MARKS[finding["severity"]]}</span>'
+
+
+def _title(finding: dict) -> str:
+    return html.escape(finding["kind"].replace("_", " ").capitalize())
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
