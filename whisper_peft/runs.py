@@ -54,7 +54,7 @@ def new_folder(path: str | Path, remedy: str = "choose another place") -> Iterat
 
 @contextlib.contextmanager
 def new_file(path: str | Path, remedy: str = "choose another place") -> Iterator[Path]:
-    """A file that appears whole or not at all: yields the place of a temporary one beside `path`, renamed on success."""
+    """A file that appears whole or not at all: yields a temporary one's place beside `path`, renamed on success."""
     path = Path(path)
     refuse_existing(path, remedy)
     try:

@@ -56,20 +56,19 @@ def _page(report: dict, audio: Audio) -> str:
 
 def _head(report: dict) -> str:
     sources, checked = report["sources"], report["checked"]
+    names = ", ".join(pages.escaped(one["name"]) for one in sources[:5])
+    names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
         _counted(sum(one["clips"] for one in sources), "clip"),
         f"{sum(one['hours'] for one in sources):,.2f} hours",
-        *(f'<b class="{kind}">{_counted(report[f"{kind}s"], kind)}</b>' for kind in ("error", "warning")),
+        *(f'<b class="{kind}">{_counted(report[kind + "s"], kind)}</b>' for kind in ("error", "warning")),
     ]
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
-    model = (
-        f"texts weighed by {pages.escaped(checked['model'])}" if checked["model"] else "texts not weighed by a model"
-    )
+    looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
+    looked.append(f"texts weighed by {pages.escaped(checked['model'])}" if checked["model"] else "no model asked")
     return (
-        f'<p class="quiet">whisper-peft check</p><h1>{", ".join(pages.escaped(one["name"]) for one in sources[:5])}'
-        f'{f" and {len(sources) - 5} more" if len(sources) > 5 else ""}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{_counted(checked["headers"], "header")} read, {_counted(checked["audio"], "clip")} decoded, '
-        f"{model}; {report['seconds']:,.0f} s.</p>"
+        f'<p class="quiet">whisper-peft check</p><h1>{names}</h1><p class="summary">{summary}</p>'
+        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.</p>'
     )
 
 
