@@ -32,26 +32,36 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _FLOOR = 360, 150, 36, 348, 14, 128  # of 
 def escaped(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text as HTML: never markup; what cannot be seen is named; a long text is cut, and says so.
 
-    The direction of writing is the text's own and ends with it, also where it is Arabic or holds overrides.
+    For an element of its own, with `dir="auto"`; within a line take `isolated`.
     """
-    shown = "".join(_visible(character) for character in text[:longest])
+    # The names are isolated: their letters must not decide the direction of what is around them.
+    parts = [
+        f'<bdi class="unseen">{name}</bdi>' if (name := _unseen(character)) else html.escape(character)
+        for character in text[:longest]
+    ]
     if len(text) > longest:
-        shown += f'<span class="unseen">… of {len(text):,} characters</span>'
-    return f'<bdi dir="auto">{shown}</bdi>'
+        parts.append(f'<bdi class="unseen">… of {len(text):,} characters</bdi>')
+    return "".join(parts)
 
 
-def _visible(character: str) -> str:
+def isolated(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text as `escaped` gives it, within a line: its direction of writing is its own, and ends with it."""
+    return f"<bdi>{escaped(text, longest)}</bdi>"
+
+
+def plain(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text for where no element can be, attributes and titles: what cannot be seen is named, a long text is cut."""
+    return html.escape("".join(_unseen(character) or character for character in text[:longest]))
+
+
+def _unseen(character: str) -> str | None:
+    """What stands for a character that cannot be seen; None for one that can."""
     category, code = unicodedata.category(character), ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8, as Python holds it
-        return f'<span class="unseen">\\x{code - 0xDC00:02x}</span>'
+        return f"\\x{code - 0xDC00:02x}"
     if category in ("Cc", "Cs", "Co", "Zl", "Zp") or (category == "Cf" and character not in _SEEN):
-        return f'<span class="unseen">U+{code:04X}</span>'
-    return html.escape(character)
-
-
-def _attribute(text: str) -> str:
-    """Plain text for an attribute, where nothing can be marked."""
-    return html.escape("".join("\ufffd" if unicodedata.category(one) in ("Cc", "Cs") else one for one in text))
+        return f"U+{code:04X}"
+    return None
 
 
 def player(wave: np.ndarray, label: str, *, sample_rate_hz: int = 16_000) -> str:
@@ -63,10 +73,10 @@ def player(wave: np.ndarray, label: str, *, sample_rate_hz: int = 16_000) -> str
         sample_rate_hz: of the wave.
     """
     kept = wave[: int(LONGEST_SOUND_S * sample_rate_hz)]
-    kind, sound = _compressed(np.nan_to_num(kept), sample_rate_hz)
+    kind, sound = _compressed(np.clip(np.nan_to_num(kept), -1.0, 1.0), sample_rate_hz)  # beyond, LAME may crash
     source = f"data:{kind};base64,{base64.b64encode(sound).decode('ascii')}"
     cut = f"the first {LONGEST_SOUND_S:g} of {len(wave) / sample_rate_hz:,.1f} s" if len(kept) < len(wave) else ""
-    label = _attribute(label[:LONGEST_TEXT])
+    label = plain(label)
     note = f'<span class="quiet">{cut}</span>' if cut else ""
     return f'<audio controls preload="metadata" aria-label="{label}" src="{source}"></audio>{note}'
 
@@ -130,7 +140,7 @@ def histogram(values: Sequence[float | None], *, title: str, unit: str, limit: f
         words = f"median {_short(np.median(known))}, {_short(known.min())} to {_short(known.max())} {unit}"
         words += f"; {len(values) - len(known):,} not known" if len(known) < len(values) else ""
     picture = _bars_svg(*bins(known), unit, limit, f"{title}: {words}") if len(known) else ""
-    return f"<figure><figcaption><b>{html.escape(title)}</b>{html.escape(words)}</figcaption>{picture}</figure>"
+    return f"<figure><figcaption><b>{escaped(title)}</b>{escaped(words)}</figcaption>{picture}</figure>"
 
 
 def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, limit: float | None, label: str) -> str:
@@ -139,7 +149,7 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     step, highest = (_RIGHT - _LEFT) / len(heights), max(heights)
     per_unit = step / (edges[1] - edges[0])
     parts = []
-    for count in _ticks(0, highest, 3, least=1):
+    for count in _ticks(0, highest, 4, least=1):
         y = _FLOOR - (_FLOOR - _TOP) * count / highest
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{count:,.0f}</text>')
@@ -149,7 +159,7 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
         tall = max(1.0, (_FLOOR - _TOP) * count / highest) if count else 0.0  # one among thousands is still seen
         place = f'x="{_LEFT + number * step + 0.5:.1f}" y="{_FLOOR - tall:.1f}"'
         size = f'width="{max(1.0, step - 1):.1f}" height="{tall:.1f}"'
-        title = f"<title>{where} {html.escape(unit)}: {count:,}</title>"
+        title = f"<title>{where} {plain(unit)}: {count:,}</title>"
         parts.append(f'<rect class="{"far" if far else "bar"}" {place} {size}>{title}</rect>' if count else "")
     for value in _ticks(edges[0], edges[-1], 5):
         x = _LEFT + (value - edges[0]) * per_unit
@@ -159,7 +169,7 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     if limit is not None and edges[0] <= limit <= edges[-1]:
         parts.append(f'<path class="limit" d="M{_LEFT + (limit - edges[0]) * per_unit:.1f} {_TOP}V{_FLOOR}"/>')
     parts.append(f'<path class="axis" d="M{_LEFT} {_FLOOR}H{_RIGHT}"/>')
-    return f'<svg role="img" aria-label="{_attribute(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
+    return f'<svg role="img" aria-label="{plain(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
 
 
 def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
@@ -180,7 +190,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
         bar = f'<rect class="bar" rx="2" width="{100 * min(1.0, max(0.0, share)):.2f}%" height="10"/>'
         picture = f'<td class="wide"><svg height="10" aria-hidden="true">{bar}</svg></td>'
         lines.append(
-            f'<tr><th scope="row">{escaped(label)}</th>{picture}<td class="number">{html.escape(value)}</td></tr>'
+            f'<tr><th scope="row">{isolated(label)}</th>{picture}<td class="number">{escaped(value)}</td></tr>'
         )
     return f'<table class="bars">{"".join(lines)}</table>'
 
@@ -196,7 +206,7 @@ def frame(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{_attribute(title)}</title>
+<title>{plain(title)}</title>
 <style>
 {style}</style>
 </head>

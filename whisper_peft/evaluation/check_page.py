@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft import pages, runs
+from whisper_peft.data.subtitles import WINDOW_S
 from whisper_peft.data.text import LANGUAGES
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ MOST_CLIPS = 50  # listed of a finding
 MOST_SOURCES = 20  # with charts of their own
 MOST_SOUND_BYTES = 6_000_000  # of all players
 MOST_LIST_BYTES = 2_000_000  # of all lists of clips
-WINDOW_S = 30.0
 _OPEN_CLIPS = 5  # of a finding; the others are behind a fold
 _FREQUENT, _RARE = 60, 30  # characters shown of a source
 _MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
@@ -56,7 +56,7 @@ def _page(report: dict, audio: Audio) -> str:
 
 def _head(report: dict) -> str:
     sources, checked = report["sources"], report["checked"]
-    names = ", ".join(pages.escaped(one["name"]) for one in sources[:5])
+    names = ", ".join(pages.isolated(one["name"]) for one in sources[:5])
     names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
         _counted(sum(one["clips"] for one in sources), "clip"),
@@ -65,7 +65,7 @@ def _head(report: dict) -> str:
     ]
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
     looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
-    looked.append(f"texts weighed by {pages.escaped(checked['model'])}" if checked["model"] else "no model asked")
+    looked.append(f"texts weighed by {pages.isolated(checked['model'])}" if checked["model"] else "no model asked")
     return (
         f'<p class="quiet">whisper-peft check</p><h1>{names}</h1><p class="summary">{summary}</p>'
         f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.</p>'
@@ -99,10 +99,13 @@ class _Players:
                     continue
                 tried.add(key)
                 wave = audio(clip)
-                player = "" if wave is None or not len(wave) else pages.player(wave, clip["name"])
-                if player and n_bytes + len(player) <= MOST_SOUND_BYTES:
-                    n_bytes += len(player)
-                    self.html[key] = player
+                if wave is None or not len(wave):
+                    continue
+                player = pages.player(wave, clip["name"])
+                n_bytes += len(player)
+                if n_bytes > MOST_SOUND_BYTES:
+                    return
+                self.html[key] = player
 
     def of(self, clip: dict) -> str:
         """The player of a clip or, if it has been on the page already, the way there."""
@@ -137,26 +140,24 @@ def _finding(number: int, finding: dict, players: _Players, with_source: bool, r
         left = len(finding["clips"]) - len(clips)
         listed += f'<p class="quiet">{_counted(left, "more clip")} not on this page; --json names all.</p>'
     return (
-        f'<section class="finding" id="finding-{number}"><header>{_mark(finding)}<h2>{_title(finding)}</h2>'
-        f'<span class="quiet number">{finding["count"]:,}</span></header><p>{pages.escaped(finding["why"])}</p>'
-        f'<p class="quiet">{pages.escaped(finding["remedy"])}</p>{listed}</section>'
+        f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
+        f'<p class="quiet">{_mark(finding)} · {_counted(finding["count"], "clip")}</p>'
+        f"<p>{pages.isolated(finding['why'])}</p>"
+        f'<p><span class="quiet">Remedy:</span> {pages.isolated(finding["remedy"])}</p>{listed}</section>'
     )
 
 
 def _clip(clip: dict, with_source: bool) -> str:
-    facts = [pages.escaped(clip["source"], 80)] if with_source else []
+    facts = [pages.isolated(clip["source"], 80)] if with_source else []
     facts.append(f"row {clip['row']}")
     if clip["duration_s"] is not None:
         facts.append(f"{clip['duration_s']:,.2f} s")
-    suggestion = clip.get("suggestion")
-    return (
-        f'<div class="about"><span class="name">{pages.escaped(clip["name"])}</span> '
-        f'<span class="quiet">{" · ".join(facts)}</span>'
-        + (f"<p>{pages.escaped(clip['detail'])}</p>" if clip["detail"] else "")
-        + (f'<p class="text" dir="auto">{pages.escaped(clip["text"])}</p>' if clip["text"] else "")
-        + (f'<p class="text" dir="auto">→ {pages.escaped(suggestion)}</p>' if suggestion else "")
-        + "</div>"
-    )
+    about = f'<span class="name">{pages.isolated(clip["name"])}</span> '
+    about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
+    for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
+        if clip.get(key):
+            about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(clip[key])}</p>'
+    return f'<div class="about">{about}</div>'
 
 
 def _sizes(sources: Sequence[dict]) -> str:
@@ -179,11 +180,15 @@ def _source(source: dict) -> str:
     scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
     clips = sum(source["languages"].values()) or 1
     languages = [
-        (f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named", count / clips, f"{count:,}")
+        (
+            f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named",
+            count / clips,
+            _counted(count, "clip"),
+        )
         for code, count in _by_count(source["languages"])
     ]
     return (
-        f"<section><h3>{pages.escaped(source['name'])}</h3>"
+        f'<section class="source"><h3>{pages.isolated(source["name"])}</h3>'
         f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
         f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
         f"{_characters(source['characters'])}</section>"
@@ -217,10 +222,10 @@ def _drawn(character: str) -> str:
     """A character by itself: a mark on a circle, a space or a joiner by its number."""
     category = unicodedata.category(character)
     if category[0] == "M":
-        return pages.escaped("◌" + character)
+        return pages.isolated("◌" + character)
     if category == "Zs" or character in "\u200c\u200d":
-        return f'<span class="unseen">{"space" if character == " " else f"U+{ord(character):04X}"}</span>'
-    return pages.escaped(character)
+        return f'<bdi class="unseen">{"space" if character == " " else f"U+{ord(character):04X}"}</bdi>'
+    return pages.isolated(character)
 
 
 def _mark(finding: dict) -> str:
