@@ -22,6 +22,7 @@ MOST_CLIPS = 50  # listed of a finding
 MOST_SOURCES = 20  # with charts of their own
 MOST_SOUND_BYTES = 6_000_000  # of all players
 MOST_LIST_BYTES = 2_000_000  # of all lists of clips
+_NAME = 120  # characters of a source's name that are shown; of a file's, twice as many
 _OPEN_CLIPS = 5  # of a finding; the others are behind a fold
 _FREQUENT, _RARE = 60, 30  # characters shown of a source
 _MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
@@ -48,15 +49,15 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
 def _page(report: dict, audio: Audio) -> str:
     sources, findings = report["sources"], report["findings"]
     body = [_head(report), _contents(findings), *_findings(findings, _Players(findings, audio), len(sources) > 1)]
-    body += ["<h2>The data</h2>", _sizes(sources), *(_source(one) for one in sources[:MOST_SOURCES])]
+    body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES]), *(_source(one) for one in sources[:MOST_SOURCES])]
     if len(sources) > MOST_SOURCES:
         body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
-    return pages.frame(f"check: {', '.join(one['name'] for one in sources)[:200]}", "\n".join(body))
+    return pages.frame(f"check: {', '.join(one['name'][:_NAME] for one in sources[:5])}", "\n".join(body))
 
 
 def _head(report: dict) -> str:
     sources, checked = report["sources"], report["checked"]
-    names = ", ".join(pages.isolated(one["name"]) for one in sources[:5])
+    names = ", ".join(pages.isolated(one["name"], _NAME) for one in sources[:5])
     names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
         _counted(sum(one["clips"] for one in sources), "clip"),
@@ -148,11 +149,11 @@ def _finding(number: int, finding: dict, players: _Players, with_source: bool, r
 
 
 def _clip(clip: dict, with_source: bool) -> str:
-    facts = [pages.isolated(clip["source"], 80)] if with_source else []
+    facts = [pages.isolated(clip["source"], _NAME)] if with_source else []
     facts.append(f"row {clip['row']}")
     if clip["duration_s"] is not None:
         facts.append(f"{clip['duration_s']:,.2f} s")
-    about = f'<span class="name">{pages.isolated(clip["name"])}</span> '
+    about = f'<span class="name">{pages.isolated(clip["name"], 2 * _NAME)}</span> '
     about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
     for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
         if clip.get(key):
@@ -188,7 +189,7 @@ def _source(source: dict) -> str:
         for code, count in _by_count(source["languages"])
     ]
     return (
-        f'<section class="source"><h3>{pages.isolated(source["name"])}</h3>'
+        f'<section class="source"><h3>{pages.isolated(source["name"], _NAME)}</h3>'
         f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
         f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
         f"{_characters(source['characters'])}</section>"
