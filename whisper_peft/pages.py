@@ -156,7 +156,7 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     for number, count in enumerate(heights):
         far = number >= len(counts)
         where = f"over {_short(edges[-1])}" if far else f"{_short(edges[number])} to {_short(edges[number + 1])}"
-        tall = max(1.0, (_FLOOR - _TOP) * count / highest) if count else 0.0  # one among thousands is still seen
+        tall = max(2.0, (_FLOOR - _TOP) * count / highest) if count else 0.0  # one among thousands is still seen
         place = f'x="{_LEFT + number * step + 0.5:.1f}" y="{_FLOOR - tall:.1f}"'
         size = f'width="{max(1.0, step - 1):.1f}" height="{tall:.1f}"'
         title = f"<title>{where} {plain(unit)}: {count:,}</title>"
@@ -167,7 +167,8 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     if beyond:
         parts.append(f'<text x="{_RIGHT}" y="{_FLOOR + 15}" text-anchor="end">more</text>')
     if limit is not None and edges[0] <= limit <= edges[-1]:
-        parts.append(f'<path class="limit" d="M{_LEFT + (limit - edges[0]) * per_unit:.1f} {_TOP}V{_FLOOR}"/>')
+        where = f"M{_LEFT + (limit - edges[0]) * per_unit:.1f} {_TOP}V{_FLOOR}"
+        parts.append(f'<path class="limit" d="{where}"><title>{_short(limit)} {plain(unit)}</title></path>')
     parts.append(f'<path class="axis" d="M{_LEFT} {_FLOOR}H{_RIGHT}"/>')
     return f'<svg role="img" aria-label="{plain(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
 
