@@ -167,6 +167,14 @@ def test_a_far_value_does_not_flatten_the_rest():
     assert sum(count > 0 for count in counts) > 10
 
 
+def test_counts_are_marked_in_whole_clips():
+    for highest in (1, 2, 3, 9, 11, 99, 1234):
+        figure = pages.histogram([1.0] * highest + [2.0, 9.0], title="Length", unit="s")
+        marks = [int(mark.replace(",", "")) for mark in re.findall(r'text-anchor="end">([\d,]+)<', figure)]
+        assert marks[0] == 0 and 2 <= len(marks) <= 6
+        assert len(set(np.diff(marks))) == 1, marks  # evenly spaced, so none is rounded
+
+
 def test_a_histogram_of_nothing_says_so():
     for values in ([], [None, math.nan]):
         figure = pages.histogram(values, title="Length", unit="s")

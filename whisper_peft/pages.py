@@ -119,10 +119,11 @@ def _finite(values: Iterable[float | None]) -> np.ndarray:
     return np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
 
 
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= least * (1 - 1e-9))
+def _round_step(least: float, *, whole: bool = False) -> float:
+    """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below; of 1, 2 and 5, if it is to be whole."""
+    power = 10.0 ** math.floor(math.log10(max(1.0, least) if whole else least))
+    steps = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    return next(step * power for step in steps if step * power >= least * (1 - 1e-9))
 
 
 def histogram(values: Sequence[float | None], *, title: str, unit: str, limit: float | None = None) -> str:
@@ -149,7 +150,7 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     step, highest = (_RIGHT - _LEFT) / len(heights), max(heights)
     per_unit = step / (edges[1] - edges[0])
     parts = []
-    for count in _ticks(0, highest, 4, least=1):
+    for count in _ticks(0, highest, 4, whole=True):
         y = _FLOOR - (_FLOOR - _TOP) * count / highest
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{count:,.0f}</text>')
@@ -173,9 +174,9 @@ def _bars_svg(edges: list[float], counts: list[int], beyond: int, unit: str, lim
     return f'<svg role="img" aria-label="{plain(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
 
 
-def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
-    """Round values from low to high, about so many at most, no closer than `least`."""
-    step = max(least, _round_step((high - low) / most))
+def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """Round values from low to high, about so many at most."""
+    step = _round_step((high - low) / most, whole=whole)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 

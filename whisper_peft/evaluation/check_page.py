@@ -181,12 +181,7 @@ def _source(source: dict) -> str:
     scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
     clips = sum(source["languages"].values()) or 1
     languages = [
-        (
-            f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named",
-            count / clips,
-            _counted(count, "clip"),
-        )
-        for code, count in _by_count(source["languages"])
+        (_language(code), count / clips, _counted(count, "clip")) for code, count in _by_count(source["languages"])
     ]
     return (
         f'<section class="source"><h3>{pages.isolated(source["name"], _NAME)}</h3>'
@@ -194,6 +189,10 @@ def _source(source: dict) -> str:
         f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
         f"{_characters(source['characters'])}</section>"
     )
+
+
+def _language(code: str | None) -> str:
+    return f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named"
 
 
 def _by_count(counts: dict) -> list[tuple]:
