@@ -69,7 +69,7 @@ def written(tmp_path, content: dict, audio=nothing) -> str:
 def test_a_page_says_all_of_it_in_order(tmp_path):
     findings = [
         finding("unreadable", "error", [clip(3), clip(4, duration_s=None)]),
-        finding("text_too_long", "warning", [clip(7, suggestion="shorter")], count=1234),
+        finding("text-too-long", "warning", [clip(7, suggestion="shorter")], count=1234),
         finding("clipping", "note", [clip(9, text=ARABIC, name="تسجيل.wav")]),
     ]
     page = assert_self_contained(written(tmp_path, report(findings), short))
@@ -78,8 +78,8 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
         "speech/train",
         "683 clips",
         "0.69 hours",
-        "1 error",
-        "22 warnings",
+        "errors in 1 clip",
+        "warnings in 22 clips",
         "683 headers read",
         "680 clips decoded",
     ]
@@ -94,11 +94,27 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
     for part in parts:
         assert part in text[at:], part
         at = text.index(part, at)
-    assert "→ shorter" in text
+    assert "→ shorter" in text and "1,233 more clips not on this page" in text
     assert len(page.named("audio")) == 4
     links = [one["href"] for one in page.named("a")]
     assert links == ["#finding-0", "#finding-1", "#finding-2"]
     assert {link[1:] for link in links} < {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_files_are_named_below_the_folder_of_them_all(tmp_path):
+    names = ("/data/cv/hi/clips/1.mp3", "/data/cv/hi/more/clips/1.mp3")
+    clips = [clip(row, name=name, place=f"train.tsv:{row}", start_s=2.5) for row, name in enumerate(names)]
+    page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)]), short))
+    assert "Files are in /data/cv/hi/" in page.text and page.text.count("/data/cv/hi") == 1
+    assert "more/clips/1.mp3 train.tsv:1 from 2.50 s 1.50 s" in page.text
+    assert [one["aria-label"] for one in page.named("audio")] == ["clips/1.mp3", "more/clips/1.mp3"]
+    common = check_page._common_folder
+    assert [common(list(of)) for of in (("/a/1", "/b/2"), ("a/1", "/a/2"), (), ("/a/b/1", "/a/bc/1"))] == [
+        "",
+        "",
+        "",
+        "/a/",
+    ]
 
 
 def test_names_texts_and_details_are_text(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,28 +49,36 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
 
 def _page(report: dict, audio: Audio) -> str:
     sources, findings = report["sources"], report["findings"]
-    body = [_head(report), _contents(findings), *_findings(findings, _Players(findings, audio), len(sources) > 1)]
+    clips, room = _Clips(report, audio), MOST_LIST_BYTES // max(1, len(findings))
+    body = [_head(report, clips.folder), _contents(findings)]
+    body += [_finding(number, one, clips, room) for number, one in enumerate(findings)]
     body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES]), *(_source(one) for one in sources[:MOST_SOURCES])]
     if len(sources) > MOST_SOURCES:
         body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
     return pages.frame(f"check: {', '.join(one['name'][:_NAME] for one in sources[:5])}", "\n".join(body))
 
 
-def _head(report: dict) -> str:
+def _head(report: dict, folder: str) -> str:
     sources, checked = report["sources"], report["checked"]
     names = ", ".join(pages.isolated(one["name"], _NAME) for one in sources[:5])
     names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
         _counted(sum(one["clips"] for one in sources), "clip"),
         f"{sum(one['hours'] for one in sources):,.2f} hours",
-        *(f'<b class="{kind}">{_counted(report[kind + "s"], kind)}</b>' for kind in ("error", "warning")),
+        *(
+            f'<b class="{kind}">{kind}s in {_counted(report[kind + "s"], "clip")}</b>'
+            if report[kind + "s"]
+            else f"no {kind}s"
+            for kind in ("error", "warning")
+        ),
     ]
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
     looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
     looked.append(f"texts weighed by {pages.isolated(checked['model'])}" if checked["model"] else "no model asked")
     return (
         f'<p class="quiet">whisper-peft check</p><h1>{names}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.</p>'
+        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.'
+        f"{f' Files are in {pages.isolated(folder)}' if folder else ''}</p>"
     )
 
 
@@ -84,81 +93,98 @@ def _contents(findings: Sequence[dict]) -> str:
     return f'<ul class="contents">{"".join(lines)}</ul>'
 
 
-class _Players:
-    """The players of a page: of each finding the first clip in turn, then each second, while there is room."""
+def _finding(number: int, finding: dict, clips: _Clips, room: int) -> str:
+    """A finding and its first clips, of so many bytes at most, but one at least."""
+    listed: list[str] = []
+    for clip in finding["clips"][:MOST_CLIPS]:
+        about = clips.about(clip)
+        room -= len(about.encode("utf-8"))
+        if listed and room < 0:
+            break
+        listed.append(f'<li class="clip">{about}{clips.player(clip)}</li>')
+    parts = [
+        f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
+        f'<p class="quiet">{_mark(finding)} · {_counted(finding["count"], "clip")}</p>'
+        f"<p>{pages.isolated(finding['why'])}</p>"
+        f'<p><span class="quiet">Remedy:</span> {pages.isolated(finding["remedy"])}</p>'
+    ]
+    if listed:
+        parts.append(f'<ul class="clips">{"".join(listed[:_OPEN_CLIPS])}</ul>')
+    if folded := listed[_OPEN_CLIPS:]:
+        parts.append(
+            f'<details><summary>{len(folded)} more</summary><ul class="clips">{"".join(folded)}</ul></details>'
+        )
+    if listed and len(listed) < finding["count"]:
+        parts.append(f'<p class="quiet">{_counted(finding["count"] - len(listed), "more clip")} not on this page.</p>')
+    return "".join([*parts, "</section>"])
 
-    def __init__(self, findings: Sequence[dict], audio: Audio):
-        self.html: dict[tuple, str] = {}  # by (source, row)
-        self.written: set[tuple] = set()
-        n_bytes, tried = 0, set()
-        for depth in range(max((len(one["clips"][:MOST_CLIPS]) for one in findings), default=0)):
+
+class _Clips:
+    """The clips as the page shows them: named below the folder of them all; the worst of each finding with a player."""
+
+    def __init__(self, report: dict, audio: Audio):
+        findings = report["findings"]
+        self.folder = _common_folder([clip["name"] for one in findings for clip in one["clips"]])
+        self.with_source = len(report["sources"]) > 1
+        self.players = dict(self._players(findings, audio))  # by (source, row)
+        self.written: dict[tuple, str] = {}  # and its place on the page
+
+    def name(self, clip: dict) -> str:
+        """The file's name, without what all have in common."""
+        return clip["name"].removeprefix(self.folder)
+
+    def about(self, clip: dict) -> str:
+        """What is known of a clip, as HTML."""
+        facts = [pages.isolated(clip["source"], _NAME)] if self.with_source else []
+        facts.append(pages.isolated(clip.get("place") or f"row {clip['row']}", _NAME))
+        if clip.get("start_s"):
+            facts.append(f"from {clip['start_s']:,.2f} s")
+        if clip["duration_s"] is not None:
+            facts.append(f"{clip['duration_s']:,.2f} s")
+        about = f'<span class="name">{pages.isolated(self.name(clip), 2 * _NAME)}</span> '
+        about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
+        for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
+            if clip.get(key):
+                about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(clip[key])}</p>'
+        return f'<div class="about">{about}</div>'
+
+    def player(self, clip: dict) -> str:
+        """The player of a clip or, if it has been on the page already, the way there."""
+        key = (clip["source"], clip["row"])
+        if key not in self.players:
+            return ""
+        if key in self.written:
+            return f'<div class="sound"><a class="quiet" href="#{self.written[key]}">player above</a></div>'
+        self.written[key] = f"sound-{len(self.written)}"
+        return f'<div class="sound" id="{self.written[key]}">{self.players[key]}</div>'
+
+    def _players(self, findings: Sequence[dict], audio: Audio) -> Iterator[tuple[tuple, str]]:
+        """Of each finding the first clip, then of each the second, while there is room."""
+        n_players, n_bytes, tried = 0, 0, set()
+        for depth in range(MOST_CLIPS):
             for clip in (one["clips"][depth] for one in findings if depth < len(one["clips"])):
                 key = (clip["source"], clip["row"])
-                if len(self.html) == MOST_PLAYERS:
-                    return
                 if key in tried:
                     continue
                 tried.add(key)
                 wave = audio(clip)
                 if wave is None or not len(wave):
                     continue
-                player = pages.player(wave, clip["name"])
-                n_bytes += len(player)
+                player = pages.player(wave, self.name(clip))
+                n_players, n_bytes = n_players + 1, n_bytes + len(player)
                 if n_bytes > MOST_SOUND_BYTES:
                     return
-                self.html[key] = player
-
-    def of(self, clip: dict) -> str:
-        """The player of a clip or, if it has been on the page already, the way there."""
-        key = (clip["source"], clip["row"])
-        if key not in self.html:
-            return ""
-        name = f"sound-{list(self.html).index(key)}"
-        if key in self.written:
-            return f'<div class="sound"><a class="quiet" href="#{name}">player above</a></div>'
-        self.written.add(key)
-        return f'<div class="sound" id="{name}">{self.html[key]}</div>'
+                yield key, player
+                if n_players == MOST_PLAYERS:
+                    return
 
 
-def _findings(findings: Sequence[dict], players: _Players, with_source: bool) -> list[str]:
-    room = MOST_LIST_BYTES // max(1, len(findings))
-    return [_finding(number, one, players, with_source, room) for number, one in enumerate(findings)]
-
-
-def _finding(number: int, finding: dict, players: _Players, with_source: bool, room: int) -> str:
-    clips: list[str] = []
-    for clip in finding["clips"][:MOST_CLIPS]:
-        about = _clip(clip, with_source)
-        room -= len(about.encode("utf-8"))
-        if clips and room < 0:
-            break
-        clips.append(f'<li class="clip">{about}{players.of(clip)}</li>')
-    listed = f'<ul class="clips">{"".join(clips[:_OPEN_CLIPS])}</ul>' if clips else ""
-    if len(clips) > _OPEN_CLIPS:
-        folded = f'<ul class="clips">{"".join(clips[_OPEN_CLIPS:])}</ul>'
-        listed += f"<details><summary>{len(clips) - _OPEN_CLIPS} more</summary>{folded}</details>"
-    if len(clips) < len(finding["clips"]):
-        left = len(finding["clips"]) - len(clips)
-        listed += f'<p class="quiet">{_counted(left, "more clip")} not on this page; --json names all.</p>'
-    return (
-        f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
-        f'<p class="quiet">{_mark(finding)} · {_counted(finding["count"], "clip")}</p>'
-        f"<p>{pages.isolated(finding['why'])}</p>"
-        f'<p><span class="quiet">Remedy:</span> {pages.isolated(finding["remedy"])}</p>{listed}</section>'
-    )
-
-
-def _clip(clip: dict, with_source: bool) -> str:
-    facts = [pages.isolated(clip["source"], _NAME)] if with_source else []
-    facts.append(f"row {clip['row']}")
-    if clip["duration_s"] is not None:
-        facts.append(f"{clip['duration_s']:,.2f} s")
-    about = f'<span class="name">{pages.isolated(clip["name"], 2 * _NAME)}</span> '
-    about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
-    for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
-        if clip.get(key):
-            about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(clip[key])}</p>'
-    return f'<div class="about">{about}</div>'
+def _common_folder(names: Sequence[str]) -> str:
+    """The folder that all files are in, with its last slash; empty where there is none below the root."""
+    if not names or not all(name.startswith("/") for name in names):
+        return ""
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    return "" if folder == "/" else f"{folder}/"
 
 
 def _sizes(sources: Sequence[dict]) -> str:
@@ -233,7 +259,7 @@ def _mark(finding: dict) -> str:
 
 
 def _title(finding: dict) -> str:
-    return html.escape(finding["kind"].replace("_", " ").capitalize())
+    return html.escape(finding["kind"].replace("-", " ").capitalize())
 
 
 def _counted(number: int, what: str) -> str:
