@@ -32,7 +32,7 @@ def clip(row: int, *, source: str = "speech/train", name: str = "", text: str = 
 
 def finding(kind: str, severity: str, clips: list[dict], count: int | None = None) -> dict:
     count = len(clips) if count is None else count
-    why, remedy = f"why {kind} matters", f"how {kind} is mended"
+    why, remedy = f"why {kind} matters", f"how {kind} is mended; tell"
     return {"kind": kind, "severity": severity, "count": count, "why": why, "remedy": remedy, "clips": clips}
 
 
@@ -85,7 +85,7 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
     ]
     parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]  # the contents
     for one in findings:  # and each in full
-        parts += [one["severity"], f"why {one['kind']} matters", f"how {one['kind']} is mended"]
+        parts += [one["severity"], f"Why {one['kind']} matters.", f"How {one['kind']} is mended; tell."]
         for about in one["clips"]:
             parts += [about["name"], f"row {about['row']}", about["detail"], about["text"]]
     parts += ["The data", "683 clips · 0.69 hours · 49 speakers", "Clip length", "Tokens per second", "1 not known"]
@@ -133,7 +133,7 @@ def test_names_texts_and_details_are_text(tmp_path):
     hostile = assert_self_contained(page_with(HOSTILE))
     assert hostile.shape() == assert_self_contained(page_with(("a",) * len(HOSTILE))).shape()
     for word in HOSTILE:
-        assert hostile.text.count(word) >= 8
+        assert hostile.text.count(word) >= 7
     page_with(("\udce9\ud800\0\u202e",))  # what UTF-8 cannot hold is written all the same
 
 
@@ -179,7 +179,7 @@ def test_a_page_is_bounded_whatever_it_is_given(tmp_path):
     parsed = assert_self_contained(page)
     assert "80 more sources are not on this page" in parsed.text
     assert "The 60 most frequent of 20,000 characters" in parsed.text
-    assert all(f"why kind_{number} matters" in parsed.text for number in range(40))
+    assert all(f"Why kind_{number} matters." in parsed.text for number in range(40))
 
 
 def test_players_stop_where_their_room_ends(tmp_path, monkeypatch):
@@ -233,7 +233,9 @@ def chromium():
 def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
     long_name = "clips/" + "a_folder_with_a_long_name" * 8 + "/clip.wav"
     findings = [
-        finding("silence", "warning", [clip(1, text=HOSTILE[0]), clip(2, name=long_name, text="x" * 400)]),
+        finding(
+            "silence", "warning", [clip(1, text=HOSTILE[0]), clip(2, name=long_name, text="x" * 400, place="y" * 110)]
+        ),
         finding("clipping", "note", [clip(3, text=ARABIC)]),
     ]
     waves = {1: make_wave(1.37), 2: make_wave(3.0), 3: make_wave(2.2)}

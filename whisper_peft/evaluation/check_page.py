@@ -105,8 +105,8 @@ def _finding(number: int, finding: dict, clips: _Clips, room: int) -> str:
     parts = [
         f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
         f'<p class="quiet">{_mark(finding)} · {_counted(finding["count"], "clip")}</p>'
-        f"<p>{pages.isolated(finding['why'])}</p>"
-        f'<p><span class="quiet">Remedy:</span> {pages.isolated(finding["remedy"])}</p>'
+        f"<p>{pages.isolated(_sentence(finding['why']))}</p>"
+        f'<p><span class="quiet">Remedy:</span> {pages.isolated(_sentence(finding["remedy"]))}</p>'
     ]
     if listed:
         parts.append(f'<ul class="clips">{"".join(listed[:_OPEN_CLIPS])}</ul>')
@@ -260,6 +260,10 @@ def _mark(finding: dict) -> str:
 
 def _title(finding: dict) -> str:
     return html.escape(finding["kind"].replace("-", " ").capitalize())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _counted(number: int, what: str) -> str:
