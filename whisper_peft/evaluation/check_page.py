@@ -217,8 +217,8 @@ def _source(source: dict) -> str:
     )
 
 
-def _language(code: str | None) -> str:
-    return f"{LANGUAGES.get(code, code).title()} ({code})" if code else "not named"
+def _language(code: str) -> str:
+    return f"{LANGUAGES[code].title()} ({code})" if code in LANGUAGES else code
 
 
 def _by_count(counts: dict) -> list[tuple]:
@@ -229,7 +229,7 @@ def _characters(counts: dict[str, int]) -> str:
     """All characters or, of many, the most frequent and the rarest, which are often slips."""
     ordered = _by_count(counts)
     if len(ordered) <= _FREQUENT + _RARE:
-        return f"<h4>{_counted(len(ordered), 'character')}</h4>{_chips(ordered)}"
+        return f"<h4>Characters</h4>{_chips(ordered)}"
     return (
         f"<h4>The {_FREQUENT} most frequent of {len(ordered):,} characters</h4>{_chips(ordered[:_FREQUENT])}"
         f"<h4>The {_RARE} rarest</h4>{_chips(ordered[-_RARE:])}"
