@@ -27,7 +27,9 @@ ROOMS = {
         "alignment", "wording", "listening", "sound_findings", "checking", "mending",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
-    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report", "neighbours", "check_page", "checking"),
+    "evaluation": (
+        "transcribing", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking", "report",
+    ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),

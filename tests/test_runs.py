@@ -225,3 +225,24 @@ def test_is_run(tmp_path):
     (tmp_path / runs.RECIPE).touch()
     assert runs.is_run(tmp_path)
     assert not runs.is_run(tmp_path / "none")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    with pytest.raises(RuntimeError), runs.new_file(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert not list(path.parent.iterdir())
+    with runs.new_file(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(UserError, match="exists already; name another"), runs.new_file(path, "name another"):
+        raise AssertionError("nothing is to be made")
+    late = tmp_path / "late.html"
+    with pytest.raises(UserError, match="exists already"), runs.new_file(late) as part:
+        late.write_text("somebody else's, meanwhile")
+    assert late.read_text() == "somebody else's, meanwhile"
+    with pytest.raises(UserError, match="cannot be made in"), runs.new_file(path / "below" / "page.html"):
+        pass

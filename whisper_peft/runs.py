@@ -52,6 +52,28 @@ def new_folder(path: str | Path, remedy: str = "choose another place") -> Iterat
         raise
 
 
+@contextlib.contextmanager
+def new_file(path: str | Path, remedy: str = "choose another place") -> Iterator[Path]:
+    """A file that appears whole or not at all: yields a temporary one's place beside `path`, renamed on success."""
+    path = Path(path)
+    refuse_existing(path, remedy)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); name another place.") from None
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)  # mkstemp's 0600 is for secrets
+        refuse_existing(path, remedy)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: str | Path, content: object) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     path = Path(path)

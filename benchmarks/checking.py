@@ -1,0 +1,120 @@
+"""How long `check` takes, and how its time and its memory grow with the number of clips.
+
+    python benchmarks/checking.py
+
+Made clips (two of the quickstart's sentences each, 16-bit wav files of 16 kHz) by 2,500, 5,000, 10,000 and 20,000:
+their headers and texts, and then their sound as well; and the sound of the real Malayalam clips (Ogg Opus), where the
+shared folder is. Each case is a process of its own; what is timed is the call, imports excepted, with the files in the
+system's cache as they were just written. Peak memory is beyond what the process held after its imports. Writes
+checking.json beside itself; needs 2.5 GB of disk for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+HERE = Path(__file__).parent
+SPEECH = HERE.parent / "whisper_peft" / "quickstart" / "speech" / "train"
+COUNTS = (2_500, 5_000, 10_000, 20_000)
+
+
+def make_clips(folder: Path, count: int) -> None:
+    """Distinct clips, each of two sentences of one speaker, and for each of COUNTS a manifest of the first so many."""
+    import numpy as np
+    import soundfile
+
+    import whisper_peft
+
+    clips = [
+        (row.text, row.speaker, whisper_peft.load_audio(row.audio)) for row in whisper_peft.load_source(str(SPEECH))
+    ]
+    draw, pairs, lines = random.Random(0), set(), []
+    while len(lines) < count:
+        first, second = draw.choice(clips), draw.choice(clips)
+        text = f"{first[0]} {second[0]}"
+        if first[1] != second[1] or text in pairs:
+            continue
+        pairs.add(text)
+        name = f"clip_{len(lines):05}.wav"
+        wave = np.concatenate([first[2], second[2]]) * draw.uniform(0.5, 1.0)
+        soundfile.write(folder / name, wave, 16_000, subtype="PCM_16")
+        lines.append(
+            json.dumps({"audio": name, "text": text, "language": "hi", "speaker": first[1]}, ensure_ascii=False)
+        )
+    for size in COUNTS:
+        if size <= count:
+            (folder / f"{size}.jsonl").write_text("\n".join(lines[:size]) + "\n", encoding="utf-8")
+
+
+def resident_bytes() -> int:
+    """What the process holds now."""
+    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def measure(source: str, audio: bool) -> dict:
+    """In a fresh process: seconds, growth of memory, and what was found."""
+    import soundfile  # noqa: F401 - imports are not what is measured
+    import soxr  # noqa: F401
+
+    import whisper_peft
+
+    before, load, start = resident_bytes(), os.getloadavg()[0], time.monotonic()
+    report = whisper_peft.check(source, audio=audio)
+    seconds = time.monotonic() - start
+    hours = sum(one["hours"] for one in report["sources"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "clips": sum(one["clips"] for one in report["sources"]), "hours": hours, "audio": audio, "seconds": seconds,
+        "times_real_time": 3600 * hours / seconds, "peak_bytes": peak - before, "load": load,
+        "findings": {one["kind"]: one["count"] for one in report["findings"]},
+    }  # fmt: skip
+
+
+def in_fresh_process(source: Path, audio: bool) -> dict:
+    command = [sys.executable, __file__, "--case", json.dumps([str(source), audio])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.rpartition("RESULT ")[2])
+
+
+@click.command()
+@click.option("--most", default=COUNTS[-1], show_default=True, help="Clips of the largest made source.")
+@click.option("--case", hidden=True)
+def main(most: int, case: str | None) -> None:
+    if case:
+        print("RESULT " + json.dumps(measure(*json.loads(case))))
+        return
+    from notebook_vs_whisper_peft import machine
+
+    shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    page = {"machine": machine(), "cases": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        make_clips(Path(folder), most)
+        sizes = [size for size in COUNTS if size <= most]
+        cases = [(f"made, {'sound' if audio else 'headers and texts'}, {size:,}", Path(folder, f"{size}.jsonl"), audio)
+                 for audio in (False, True) for size in sizes]  # fmt: skip
+        malayalam = shared / "data" / "malayalam"
+        if malayalam.is_dir():
+            cases.append(("Malayalam, sound", malayalam / "train", True))
+        print(f"{'':36}{'s':>8}{'x real time':>13}{'MB':>8}{'load':>7}")
+        for name, source, audio in cases:
+            row = page["cases"][name] = in_fresh_process(source, audio)
+            print(
+                f"{name:36}{row['seconds']:>8.1f}{row['times_real_time']:>13,.0f}{row['peak_bytes'] / 1e6:>8.0f}"
+                f"{row['load']:>7.1f}", flush=True,
+            )  # fmt: skip
+    (HERE / "checking.json").write_text(json.dumps(page, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

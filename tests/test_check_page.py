@@ -1,0 +1,276 @@
+"""The page of what check found: all of it there, worst first, bounded, and open in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_wave
+from test_pages import HOSTILE, assert_self_contained, sound_of
+
+from whisper_peft import UserError, pages
+from whisper_peft.evaluation import check_page
+from whisper_peft.evaluation.check_page import write_check_page
+
+ARABIC = "مرحبا بالعالم، كيف حالك؟"
+
+
+def clip(row: int, *, source: str = "speech/train", name: str = "", text: str = "पानी लाओ", **more) -> dict:
+    name = name or f"clip_{row}.wav"
+    return {
+        "name": name,
+        "source": source,
+        "row": row,
+        "detail": f"detail {row}",
+        "text": text,
+        "duration_s": 1.5,
+        **more,
+    }
+
+
+def finding(kind: str, severity: str, clips: list[dict], count: int | None = None) -> dict:
+    count = len(clips) if count is None else count
+    why, remedy = f"why {kind} matters", f"how {kind} is mended; tell"
+    return {"kind": kind, "severity": severity, "count": count, "why": why, "remedy": remedy, "clips": clips}
+
+
+def source(name: str = "speech/train", **changes) -> dict:
+    return {
+        "name": name, "clips": 683, "hours": 0.69, "speakers": 49, "durations_s": [1.0, 2.0, 3.0, 3.5],
+        "tokens_per_second": [10.0, 12.0, None, 14.0], "characters": {"प": 3, "ा": 2, " ": 9, "\u200d": 1, "\0": 1},
+        "scripts": {"Devanagari": 0.99, "Latin": 0.01}, "languages": {"hi": 680, "not named": 3}, **changes,
+    }  # fmt: skip
+
+
+def report(findings: list[dict], sources: list[dict] | None = None, model: str | None = None) -> dict:
+    return {
+        "sources": sources or [source()], "findings": findings, "errors": 1, "warnings": 22,
+        "checked": {"headers": 683, "audio": 680, "model": model}, "seconds": 4.2,
+    }  # fmt: skip
+
+
+def nothing(clip: dict) -> None:
+    return None
+
+
+def short(clip: dict) -> np.ndarray:
+    return make_wave(0.2, seed=clip["row"])
+
+
+def written(tmp_path, content: dict, audio=nothing) -> str:
+    path = tmp_path / "page.html"
+    write_check_page(content, path, audio)
+    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_page_says_all_of_it_in_order(tmp_path):
+    findings = [
+        finding("unreadable", "error", [clip(3), clip(4, duration_s=None)]),
+        finding("text-too-long", "warning", [clip(7, suggestion="shorter")], count=1234),
+        finding("clipping", "note", [clip(9, text=ARABIC, name="تسجيل.wav")]),
+    ]
+    page = assert_self_contained(written(tmp_path, report(findings), short))
+    text = re.sub(r"\s+", " ", page.text)
+    parts = [
+        "speech/train",
+        "683 clips",
+        "0.69 hours",
+        "errors in 1 clip",
+        "warnings in 22 clips",
+        "683 headers read",
+        "680 clips decoded",
+    ]
+    parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]  # the contents
+    for one in findings:  # and each in full
+        parts += [one["severity"], f"Why {one['kind']} matters.", f"How {one['kind']} is mended; tell."]
+        for about in one["clips"]:
+            parts += [about["name"], f"row {about['row']}", about["detail"], about["text"]]
+    parts += ["The data", "683 clips · 0.69 hours · 49 speakers", "Clip length", "Tokens per second", "1 not known"]
+    parts += ["Scripts", "Devanagari", "99.0%", "Languages", "Hindi (hi)", "680 clips", "not named", "Characters"]
+    at = 0
+    for part in parts:
+        assert part in text[at:], part
+        at = text.index(part, at)
+    assert "→ shorter" in text and "1,233 more clips not on this page" in text
+    assert len(page.named("audio")) == 4
+    links = [one["href"] for one in page.named("a")]
+    assert links == ["#finding-0", "#finding-1", "#finding-2"]
+    assert {link[1:] for link in links} < {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_files_are_named_below_the_folder_of_them_all(tmp_path):
+    names = ("/data/cv/hi/clips/1.mp3", "/data/cv/hi/more/clips/1.mp3")
+    clips = [clip(row, name=name, place=f"train.tsv:{row}", start_s=2.5) for row, name in enumerate(names)]
+    page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)]), short))
+    assert "Files are in /data/cv/hi/" in page.text and page.text.count("/data/cv/hi") == 1
+    assert "more/clips/1.mp3 train.tsv:1 from 2.50 s 1.50 s" in page.text
+    assert [one["aria-label"] for one in page.named("audio")] == ["clips/1.mp3", "more/clips/1.mp3"]
+    common = check_page._common_folder
+    assert [common(list(of)) for of in (("/a/1", "/b/2"), ("a/1", "/a/2"), (), ("/a/b/1", "/a/bc/1"))] == [
+        "",
+        "",
+        "",
+        "/a/",
+    ]
+
+
+def test_names_texts_and_details_are_text(tmp_path):
+    def page_with(words: tuple[str, ...]) -> str:
+        clips = [
+            clip(row, name=word, text=word, source=word, detail=word, suggestion=word) for row, word in enumerate(words)
+        ]
+        findings = [{**finding("unreadable", "error", clips), "why": words[0], "remedy": words[0]}]
+        sources = [
+            source(word, scripts={word: 1.0}, languages={word: 1}, characters={"<": 1, '"': 2, "&": 1})
+            for word in words
+        ]
+        (tmp_path / "page.html").unlink(missing_ok=True)
+        return written(tmp_path, report(findings, sources, model=words[0]), short)
+
+    hostile = assert_self_contained(page_with(HOSTILE))
+    assert hostile.shape() == assert_self_contained(page_with(("a",) * len(HOSTILE))).shape()
+    for word in HOSTILE:
+        assert hostile.text.count(word) >= 7
+    page_with(("\udce9\ud800\0\u202e",))  # what UTF-8 cannot hold is written all the same
+
+
+def test_the_worst_clips_of_each_finding_are_heard_and_none_twice(tmp_path):
+    findings = [
+        finding("unreadable", "error", [clip(row) for row in range(60)]),
+        finding("silence", "warning", [clip(row) for row in range(100, 160)]),
+        finding("clipping", "note", [clip(100), clip(7), *(clip(row) for row in range(200, 260))]),
+    ]
+    asked = []
+
+    def audio(one: dict) -> np.ndarray | None:
+        asked.append((one["source"], one["row"]))
+        return None if one["row"] < 60 else short(one)
+
+    page = assert_self_contained(written(tmp_path, report(findings), audio))
+    heard = [one["aria-label"] for one in page.named("audio")]
+    assert len(heard) == len(set(heard)) == check_page.MOST_PLAYERS
+    assert {"clip_100.wav", "clip_119.wav", "clip_200.wav", "clip_217.wav"} < set(heard)
+    assert len(asked) == len(set(asked))
+    again = [one["href"] for one in page.named("a") if one["href"].startswith("#sound")]
+    assert len(again) == 1  # clip 100, at its second finding
+    assert again[0][1:] in {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_what_is_not_on_the_page_is_counted(tmp_path):
+    findings = [finding("silence", "warning", [clip(row) for row in range(1234)], count=1234)]
+    page = assert_self_contained(written(tmp_path, report(findings)))
+    listed = len([1 for tag, attributes in page.elements if attributes.get("class") == "clip"])
+    assert listed == check_page.MOST_CLIPS
+    assert f"{1234 - listed:,} more clips not on this page" in page.text
+    assert len(page.named("details")) == 1  # five are seen at once
+
+
+def test_a_page_is_bounded_whatever_it_is_given(tmp_path):
+    unseen = "\u202e" * 5_000_000
+    clips = [clip(row, name=unseen, text=unseen, detail=unseen, suggestion=unseen) for row in range(60)]
+    findings = [finding(f"kind_{number}", "warning", clips) for number in range(40)]
+    characters = {chr(0x4E00 + number): number for number in range(20_000)}
+    many = [source(unseen, characters=characters, durations_s=[1.0] * 5_000) for _ in range(100)]
+    page = written(tmp_path, report(findings, many))
+    assert len(page.encode("utf-8")) < 10_000_000 - check_page.MOST_SOUND_BYTES
+    parsed = assert_self_contained(page)
+    assert "80 more sources are not on this page" in parsed.text
+    assert "The 60 most frequent of 20,000 characters" in parsed.text
+    assert all(f"Why kind_{number} matters." in parsed.text for number in range(40))
+
+
+def test_players_stop_where_their_room_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_page, "MOST_SOUND_BYTES", 40_000)
+    findings = [finding("silence", "warning", [clip(row) for row in range(50)])]
+    page = written(tmp_path, report(findings), short)
+    players = re.findall(r"<audio.*?</audio>", page)
+    assert 2 <= len(players) < 40
+    assert sum(map(len, players)) <= 40_000
+
+
+def test_a_clean_data_set_is_said_to_be_so(tmp_path):
+    empty = source(clips=0, hours=0.0, speakers=None, durations_s=[], tokens_per_second=[], characters={}, scripts={},
+                   languages={})  # fmt: skip
+    for number, sources in enumerate(([source()], [empty], [empty, empty])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        page = assert_self_contained(written(folder, report([], sources)))
+        assert "Nothing found." in page.text and not page.named("audio")
+
+
+def test_a_page_appears_whole_or_not_at_all(tmp_path):
+    findings = [finding("silence", "warning", [clip(1)])]
+    path = tmp_path / "page.html"
+
+    def breaks(one: dict) -> np.ndarray:
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError):
+        write_check_page(report(findings), path, breaks)
+    assert not list(tmp_path.iterdir())
+    path.write_text("mine")
+    with pytest.raises(UserError, match="exists already; name another page"):
+        write_check_page(report(findings), path, breaks)  # and no clip is decoded for it
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("no Chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium: playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
+    long_name = "clips/" + "a_folder_with_a_long_name" * 8 + "/clip.wav"
+    findings = [
+        finding(
+            "silence", "warning", [clip(1, text=HOSTILE[0]), clip(2, name=long_name, text="x" * 400, place="y" * 110)]
+        ),
+        finding("clipping", "note", [clip(3, text=ARABIC)]),
+    ]
+    waves = {1: make_wave(1.37), 2: make_wave(3.0), 3: make_wave(2.2)}
+    write_check_page(
+        report(findings, [source(), source("b" * 90)]), tmp_path / "page.html", lambda one: waves[one["row"]]
+    )
+
+    context = chromium.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("requestfailed", lambda request: trouble.append(request.url))
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_function("[...document.querySelectorAll('audio')].every(one => one.readyState > 0 || one.error)")
+    sounds = page.evaluate("[...document.querySelectorAll('audio')].map(one => one.duration)")
+    np.testing.assert_allclose(sounds, [1.37, 3.0, 2.2], atol=0.03)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to be scrolled sideways
+    directions = page.evaluate("[...document.querySelectorAll('p.text')].map(one => getComputedStyle(one).direction)")
+    assert directions == ["ltr", "ltr", "rtl"]
+    assert page.evaluate("document.querySelectorAll('figure svg rect').length") > 4
+    page.locator("a", has_text="Clipping").click()
+    assert page.evaluate("location.hash") == "#finding-1"
+    assert not trouble
+    assert all(url.startswith(("file:", "data:")) for url in requests), requests
+    context.close()
+
+
+def test_a_player_holds_the_clip(tmp_path):
+    wave = make_wave(1.0)
+    findings = [finding("silence", "warning", [clip(1)])]
+    page = written(tmp_path, report(findings), lambda one: wave)
+    heard, rate_hz, _ = sound_of(re.search(r"<audio.*?</audio>", page)[0])
+    assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
+    assert pages.POLICY in page

@@ -1,0 +1,245 @@
+"""Pieces of a page: text stays text, pictures show the data, and nothing is asked of the network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import make_wave
+
+from whisper_peft import pages
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "' onmouseover='alert(1)",
+    "</style></title></svg><iframe src=https://example.org>",
+    "<!-- &lt;b&gt; &amp; ]]> <!DOCTYPE html>",
+    "javascript:alert(1) {% raw %} ${7*7}",
+)
+VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+
+class Parsed(HTMLParser):
+    """A page taken apart; it must be well nested."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+        self.text = "".join(self.texts)
+
+    def handle_starttag(self, tag, attributes):
+        assert len({name for name, _ in attributes}) == len(attributes), (tag, attributes)
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open[-1] == tag, f"</{tag}> within {self._open}"
+        self._open.pop()
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+    def named(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def shape(self) -> list[tuple]:
+        """Elements and their attributes' names, without what they hold."""
+        return [(tag, sorted(attributes)) for tag, attributes in self.elements]
+
+
+def assert_self_contained(page: str) -> Parsed:
+    """A policy before all else, no script, and no reference but to the page itself and to what it holds."""
+    parsed = Parsed(page)
+    assert [tag for tag, _ in parsed.elements[:4]] == ["html", "head", "meta", "meta"]
+    policy = parsed.elements[3][1]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"].startswith("default-src 'none'; ") and "http" not in policy["content"]
+    assert not {"script", "iframe", "object", "embed", "base", "form", "img"} & {tag for tag, _ in parsed.elements}
+    for tag, attributes in parsed.elements:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        for name in ("src", "href", "srcset", "poster", "action", "data", "style"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert style and "url(" not in style and "@import" not in style and "//" not in style
+    return parsed
+
+
+def body_of(text: str) -> str:
+    """Every piece, with a text wherever one can be."""
+    return "\n".join((
+        f'<p dir="auto">{pages.escaped(text)}</p>', pages.isolated(text), pages.bars([(text, 0.5, text)]),
+        pages.histogram([1.0, 2.0, 50.0], title=text, unit=text), pages.player(make_wave(0.1), text),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_is_never_markup(text):
+    hostile = assert_self_contained(pages.frame(text, body_of(text)))
+    assert hostile.shape() == Parsed(pages.frame("a", body_of("a"))).shape()
+    assert hostile.text.count(text) >= 6  # also in the page's title; and as it was typed
+    assert hostile.named("audio")[0]["aria-label"] == text
+
+
+def test_what_cannot_be_seen_is_named():
+    text = "a\0b\u202ec\u200bd\ufeffe\ud800f\udce9g\ue000h\x85i\nj"
+    page = pages.frame(text, body_of(text))
+    page.encode("utf-8")  # half a character, as a broken file name gives it, would fail here
+    assert not re.search("[\0\u202e\u200b\ufeff\ud800-\udfff\ue000\x85]", page.partition("<body>")[2])
+    shown = Parsed(pages.escaped(text)).text
+    assert shown == r"aU+0000bU+202EcU+200BdU+FEFFeU+D800f\xe9gU+E000hU+0085iU+000Aj"
+    spelling = "ന്‍ क्‌ष می‌خواهم 👩‍🔧 \u0661 é"  # joiners and marks belong to the spelling
+    assert pages.escaped(spelling) == spelling
+
+
+def test_a_named_character_does_not_decide_the_direction():
+    # dir="auto" goes by the first letter outside of <bdi>: the U of U+FEFF is inside of one.
+    assert re.sub("<bdi.*?</bdi>", "", pages.escaped("\ufeffمرحبا")) == "مرحبا"
+
+
+def test_a_long_text_is_cut_and_says_so():
+    shown = pages.escaped("<" * 2_000_000)
+    assert len(shown) < 3000 and "of 2,000,000 characters" in shown
+    assert pages.escaped("x" * pages.LONGEST_TEXT) == "x" * pages.LONGEST_TEXT
+
+
+DATA = {
+    "lengths": np.random.default_rng(0).gamma(4, 1, 5000),
+    "one far": [*np.random.default_rng(1).uniform(1, 9, 300), 36000.0],
+    "few": [3.0, 3.5, 4.0, 400.0],
+    "one": [3.9],
+    "same": [2.5] * 7,
+    "on the edges": [0.0, 1.0, 2.0, 3.0, 24.0],
+    "zeros": [0.0, 0.0],
+    "negative": [-3.0, -2.0, 5.0],
+    "narrow and high": [1e6 + number for number in range(9)],
+    "tiny": [1e-7, 2e-7, 9e-7],
+    "not known": [None, math.nan, math.inf, 1.0, 2.0],
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_histogram_counts_the_data(name):
+    values = DATA[name]
+    known = np.array([value for value in values if value is not None and math.isfinite(value)])
+    edges, counts, beyond = pages.bins(values)
+    assert len(counts) == len(edges) - 1 <= 26
+    np.testing.assert_allclose(np.diff(edges), edges[1] - edges[0], rtol=1e-6)
+    assert sum(counts) + beyond == len(known)
+    assert beyond == (known >= edges[-1]).sum()
+    expected = [((low <= known) & (known < high)).sum() for low, high in itertools.pairwise(edges)]
+    assert counts == expected
+
+    figure = pages.histogram(values, title="Length", unit="s")
+    drawn = re.findall(r"<title>(.*?) s: ([\d,]+)</title>", figure)
+    assert [int(count.replace(",", "")) for _, count in drawn] == [count for count in [*counts, beyond] if count]
+    assert ("over" in drawn[-1][0]) == bool(beyond)
+    heights = [float(height) for height in re.findall(r'<rect .*?height="([\d.]+)"', figure)]
+    shown = [count for count in [*counts, beyond] if count]
+    assert heights[shown.index(max(shown))] == max(heights)
+    assert ("3 not known" in figure) == (name == "not known")
+    parsed = Parsed(figure)
+    assert parsed.named("svg")[0]["aria-label"].startswith("Length: median")
+    for rectangle in parsed.named("rect"):
+        x, width, y = (float(rectangle[key]) for key in ("x", "width", "y"))
+        assert x >= 0 and x + width <= 360 and y >= 0
+
+
+def test_a_far_value_does_not_flatten_the_rest():
+    edges, counts, beyond = pages.bins(DATA["one far"])
+    assert beyond == 1 and edges[-1] < 20
+    assert sum(count > 0 for count in counts) > 10
+
+
+def test_counts_are_marked_in_whole_clips():
+    for highest in (1, 2, 3, 9, 11, 99, 1234):
+        figure = pages.histogram([1.0] * highest + [2.0, 9.0], title="Length", unit="s")
+        marks = [int(mark.replace(",", "")) for mark in re.findall(r'text-anchor="end">([\d,]+)<', figure)]
+        assert marks[0] == 0 and 2 <= len(marks) <= 6
+        assert len(set(np.diff(marks))) == 1, marks  # evenly spaced, so none is rounded
+
+
+def test_a_histogram_of_nothing_says_so():
+    for values in ([], [None, math.nan]):
+        figure = pages.histogram(values, title="Length", unit="s")
+        assert "nothing known" in figure and "<svg" not in figure
+        Parsed(figure)
+
+
+def test_the_limit_is_marked_where_it_can_be_seen():
+    within, without = ([1.0, 20.0, 40.0], [1.0, 2.0])
+    assert 'class="limit"' in pages.histogram(within, title="Length", unit="s", limit=30.0)
+    assert 'class="limit"' not in pages.histogram(without, title="Length", unit="s", limit=30.0)
+
+
+def sound_of(player: str) -> tuple[np.ndarray, int, str]:
+    """What a player plays: samples, rate, type."""
+    import soundfile
+
+    kind, data = re.fullmatch(r"data:(audio/\w+);base64,(.*)", Parsed(player).named("audio")[0]["src"]).groups()
+    wave, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(data, validate=True)), dtype="float32")
+    return wave, rate_hz, kind
+
+
+@pytest.mark.parametrize("kind", ["audio/mpeg", "audio/wav"])
+def test_a_player_has_its_sound_with_it(kind, monkeypatch):
+    import soundfile
+
+    if kind == "audio/wav":  # libsndfile built without MP3
+        monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "OGG": ""})
+    wave = make_wave(2.3)
+    heard, rate_hz, found = sound_of(pages.player(wave, "clip.wav"))
+    assert (found, rate_hz, heard.shape) == (kind, 16_000, wave.shape)
+    assert np.corrcoef(heard, wave)[0, 1] > 0.98
+    assert abs(np.std(heard) / np.std(wave) - 1) < 0.05
+
+
+def test_a_player_of_speech_is_small():
+    player = pages.player(make_wave(2.0), "clip.wav")
+    assert len(player) < 2.0 * 12_000 + 1000  # WAV would have 43,000 a second
+
+
+def test_a_long_recording_is_cut_and_says_so():
+    wave = np.zeros(16_000 * 195, np.float32)
+    player = pages.player(wave, "story.mp3")
+    assert "the first 30 of 195.0 s" in player
+    assert len(sound_of(player)[0]) == 30 * 16_000
+
+
+def test_a_player_survives_samples_that_are_no_sound():
+    heard, _, _ = sound_of(pages.player(np.array([math.nan, math.inf, -math.inf, 7.0] * 400, np.float32), "a"))
+    assert np.isfinite(heard).all() and np.abs(heard).max() < 2
+    for samples in (1, 17, 1151, 1153):
+        assert len(sound_of(pages.player(make_wave(1.0)[:samples], "a"))[0]) == samples
+
+
+def test_bars_stay_within_their_cells():
+    rows = [("much", 7.0, "700 %"), ("less", -1.0, "-1"), ("half", 0.5, "50 %")]
+    widths = [one["width"] for one in Parsed(pages.bars(rows)).named("rect")]
+    assert widths == ["100.00%", "0.00%", "50.00%"]
+    assert html.unescape(re.sub("<.*?>", " ", pages.bars(rows))).split() == [
+        "much",
+        "700",
+        "%",
+        "less",
+        "-1",
+        "half",
+        "50",
+        "%",
+    ]
