@@ -164,6 +164,11 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     how = "headers, texts and sound" if checked["audio"] else "headers and texts"
     how += f", and what {checked['model']} makes of them" if checked["model"] else ""
     lines += ["", f"{counted[0].upper()}{counted[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
+    if fixed := report.get("fixed"):
+        lines.append(
+            f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}, {fixed['changed']:,} of them changed; "
+            f"{fixed['left_out']:,} left out. Each is named in {shown_path(fixed['changes'])}."
+        )
     return lines + ([f"The page: {html}"] if html else [])
 
 

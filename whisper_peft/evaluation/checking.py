@@ -15,6 +15,7 @@ from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.checking import Checked, Limits, bar, check_parts
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.findings import Part
+from whisper_peft.data.mending import write_mended
 from whisper_peft.data.rows import Row, spoken_in
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.streams import first_rows
@@ -96,6 +97,8 @@ def check(
     )  # fmt: skip
     report = checked.report(model=None if model is None else str(model))
     report["checked"]["tokens"] = "counted" if preparation else "estimated"
+    if fix is not None:
+        report["fixed"] = write_mended(checked, Path(fix))
     if html is not None:
         from whisper_peft.evaluation.check_page import write_check_page
 
