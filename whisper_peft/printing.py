@@ -166,8 +166,8 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     lines += ["", f"{counted[0].upper()}{counted[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
     if fixed := report.get("fixed"):
         lines.append(
-            f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}, {fixed['changed']:,} of them changed; "
-            f"{fixed['left_out']:,} left out. Each is named in {shown_path(fixed['changes'])}."
+            f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}: {fixed['changed']:,} "
+            f"changed, {fixed['left_out']:,} left out, each named in {shown_path(fixed['changes'])}."
         )
     return lines + ([f"The page: {html}"] if html else [])
 

@@ -29,8 +29,7 @@ _FAR = 200  # rows to either side of an edge that are looked at
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
 
 
-_OUTLIER = 6.0  # robust deviations of log seconds
-_FASTEST, _SLOWEST = 40.0, 0.4  # letters a second: no speech is beyond
+_FASTEST, _USUAL, _SLOWEST = 40.0, 12.0, 0.4  # letters a second: no speech is beyond
 _FEWEST_FOR_OUTLIERS = 20
 
 
@@ -151,10 +150,10 @@ def _sharpness(gains: np.ndarray) -> float:
     return float(np.clip(-2 * middle / spread**2, 0.02, 2.0))
 
 
-def length_outliers(
+def unusual_paces(
     seconds: np.ndarray, sizes: np.ndarray, speakers: Sequence[str | None]
-) -> list[tuple[int, float, float]]:
-    """Find rows with far more or less text than their time holds.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold each row's seconds against what its text should take.
 
     Args:
         seconds: float (n_rows,).
@@ -162,25 +161,21 @@ def length_outliers(
         speakers: of each row.
 
     Returns:
-        (row, how many times the usual pace, robust deviations from it).
+        How many times the usual pace it is, and how far from it, in robust deviations (infinite for what no speech can
+        be; 0 in sets that are too small to say): float64 (n_rows,) each.
     """
-    if not len(seconds):
-        return []
     length = np.log(np.maximum(seconds, 0.02))
-    letters = np.exp(sizes[:, 1]) - 4
     deviations, ratio = np.zeros(len(length)), np.ones(len(length))
     if len(length) >= _FEWEST_FOR_OUTLIERS:
         everything = np.arange(len(length))
-        model = _Fit(sizes, speakers).model(length, everything, everything)
-        rest = length - model.of_text  # without the pace: one who has few clips has a pace that is theirs
+        # Without the speaker's own pace: of few clips it is what is wrong with them.
+        rest = length - _Fit(sizes, speakers).model(length, everything, everything).of_text
+        rest -= np.median(rest)
         deviations, ratio = np.abs(rest) / _robust_deviation(rest), np.exp(-rest)
+    letters = np.exp(sizes[:, 1]) - 4
     rate = letters / np.maximum(seconds, 0.02)
     beyond = (rate > _FASTEST) | ((rate < _SLOWEST) & (seconds > 5))
-    ratio = np.where(beyond & (len(length) < _FEWEST_FOR_OUTLIERS), np.where(rate > 1, 9.0, 0.1), ratio)
-    return [
-        (int(row), float(ratio[row]), float(deviations[row]))
-        for row in np.flatnonzero((deviations > _OUTLIER) | beyond)
-    ]
+    return np.where(beyond, rate / _USUAL, ratio), np.where(beyond, np.inf, deviations)
 
 
 class _Fit:

@@ -18,20 +18,21 @@ from whisper_peft.data.alignment import (
     correlations,
     find_mispairings,
     find_shifts,
-    length_outliers,
     text_sizes,
+    unusual_paces,
 )
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
 from whisper_peft.data.findings import Findings, Part
 from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.rows import Row, Segment
-from whisper_peft.data.sound_findings import look_at_sounds
+from whisper_peft.data.sound_findings import look_at_sounds, misstated_rate
 from whisper_peft.data.text import clean_text
 from whisper_peft.data.wording import look_at_texts, scripts_of
 
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
 TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them
+SUSPECT, OUTLIER = 3.0, 6.0  # robust deviations of log seconds from what the text should take
 UNLIKELY = 5.0  # robust deviations over the usual loss
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -338,14 +339,19 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
             what = f"moved by {one.shift:+d}" if one.shift else "other order of the names"
             findings.add(kind, part, number, what, suggestion=None if right is None else rows[right].text)
         moved |= set(one.rows)
-    for number, ratio, deviations in length_outliers(heard, sizes, speakers):
-        row = usable[number]
-        if row not in moved and (part, row) not in findings.rows("wrong-rate"):
-            kind = "too-much-text" if ratio > 1 else "too-little-text"
-            detail = f"{tokens[row]} tokens in {seconds[row]:.1f} s; " + (
-                f"{ratio:.1f} times the usual pace" if ratio > 1 else f"{1 / ratio:.1f} times as long as usual"
-            )
-            findings.add(kind, part, row, detail, weight=deviations)
+    ratios, deviations = unusual_paces(heard, sizes, speakers)
+    usual_spectrum = np.median([one.spectrum for one in measures.values()], axis=0) if measures else None
+    for row, ratio, deviation in zip(usable, ratios, deviations, strict=True):
+        if row in moved or deviation < SUSPECT:
+            continue
+        factor = misstated_rate(measures[row], usual_spectrum, ratio) if row in measures else None
+        if factor:
+            detail = f"speech and spectrum are about {factor:.1f} times as fast and high as others'"
+            findings.add("wrong-rate", part, row, detail, weight=abs(np.log(factor)))
+        elif deviation > OUTLIER:
+            much = f"{ratio:.1f} times the usual pace" if ratio > 1 else f"{1 / ratio:.1f} times as long as usual"
+            detail = f"{tokens[row]} tokens in {seconds[row]:.1f} s: {much}"
+            findings.add("too-much-text" if ratio > 1 else "too-little-text", part, row, detail, weight=deviation)
     if table is not None:
         own = table[:, table.shape[1] // 2]
         usual = np.nanmedian(own)

@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
         "error", "texts stand beside the wrong sound, moved by a few rows: all of them teach wrong words",
         "find the row that is missing or twice where the stretch begins; --fix pairs them anew where it is sure"),
     "other-order": Kind(
-        "error", "files and texts were paired in two orders, one by letters (rec_10 before rec_2): nearly all are wrong",
+        "error", "files and texts were paired in two orders, one by letters (rec_10 before rec_2): most are wrong",
         "pair them by name, not by place in a list; --fix does it"),
     "missing": Kind(
         "error", "there is no such file, so the clip is never learnt from",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from whisper_peft.data.findings import Findings
-from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures
+from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures, speed_of
 
 _NARROW_DB = -45.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it
-_STRETCHED = 1.35  # factor of frequencies from which on a rate is looked at
+_STRETCHED, _AGREE = np.log(1.3), np.log(1.5)  # of the factor of frequencies, and between it and the pace
+_NEARER_DB = 1.0  # the spectrum is to the usual one when it is put right
 
 
 def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) -> None:
@@ -25,6 +28,19 @@ def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) 
                 continue
             _look_at_level(findings, part, number, one)
         _look_at_bands(findings, part, known)
+
+
+def misstated_rate(one: Measures, usual: np.ndarray, pace: float) -> float | None:
+    """By which factor the header's sampling rate is too high, if pace and spectrum agree that it is wrong; else None.
+
+    Args:
+        one: of the clip.
+        usual: the spectrum of the others.
+        pace: how many times the usual one it is.
+    """
+    factor, gain_db = speed_of(one.spectrum, usual)
+    far, agree = abs(np.log(factor)) > _STRETCHED, abs(np.log(factor / pace)) < _AGREE
+    return factor if far and agree and gain_db > _NEARER_DB else None
 
 
 def _look_at_level(findings: Findings, part: int, number: int, one: Measures) -> None:
