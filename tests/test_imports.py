@@ -31,7 +31,8 @@ ROOMS = {
         "transcribing", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking", "report",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
+        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
+        "first_look", "train",
     ),
     "delivery": ("provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo"),
     "command line": ("printing", "cli", "__main__"),

@@ -55,6 +55,7 @@ class Data:
     text_column: str | None = None
     text: Text = field(default_factory=Text)
     max_left_out: float = 0.1  # the share of unusable clips above which the run stops
+    allow_shift: bool = False  # train although texts seem to stand beside the wrong sound
     streaming: bool = False  # train's Hub data sets and Parquet files are read as they come, never stored
     shuffle_buffer: int = 1024  # clips of a stream that are in memory and shuffled at a time
 

@@ -27,7 +27,8 @@ MOST_SCORED = 500  # clips of a streamed eval or test source
 class Rows:
     """The rows of a run; of a stream, `train` is what it begins with.
 
-    `parts`: (rows, weight) of the training sources; `held_out`: eval was held out of train.
+    `parts`: (rows, weight) of the training sources; `held_out`: eval was held out of train; `read`: the training
+    sources as they were read, by name, with what was held out.
     """
 
     train: list[Row]
@@ -36,6 +37,7 @@ class Rows:
     held_out: bool
     parts: tuple[tuple[int, float], ...] = ()
     stream: RowStream | None = None
+    read: tuple[tuple[str, list[Row]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     parts = tuple(
         (sum(id(row) in kept for row in rows), one.weight) for rows, one in zip(by_source, data.sources, strict=True)
     )
-    return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts)
+    named = tuple((one.source, rows) for one, rows in zip(data.sources, by_source, strict=True))
+    return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts, read=named)
 
 
 def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> Rows:

@@ -43,6 +43,7 @@ from whisper_peft.training.arguments import tensorboard_callback, training_argum
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import adapters_own, resolve
 from whisper_peft.training.facts import check_unchanged, first_facts, hours, padding_share, peak_memory_bytes
+from whisper_peft.training.first_look import first_look
 from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
@@ -146,6 +147,9 @@ def train(
         say(f"Note: {remark}")
     for line in (*summary(recipe, speech, located), planned):
         say(line)
+    if resume is None:  # else it was looked at when the run began, and has not changed since
+        for line in first_look(rows, speech, recipe, preparation):
+            say(line)
     if dry_run:
         return recipe
     if resume is None:
