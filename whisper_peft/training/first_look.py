@@ -48,7 +48,7 @@ def _refuse_moved(checked: Checked) -> None:
             first, last = part.rows[one.rows[0]], part.rows[one.rows[-1]]
             what = "follow another order of the file names" if one.is_order else f"are moved by {one.shift:+d}"
             raise UserError(
-                f"data.{part.split}: {part.name}: the texts of {len(one.rows)} clips {what}, by their lengths "
-                f"({first.place or first.name} to {last.place or last.name}). Look: whisper-peft check {part.name}; mend: "
-                "check --fix OUT; or train on it as it is: --set data.allow_shift=true"
+                f"data.{part.split}: {part.name}: by the clips' lengths the texts of {len(one.rows)} {what}, from "
+                f"{first.place or first.name} to {last.place or last.name}. Look with whisper-peft check {part.name}, "
+                "mend with --fix OUT, or train on it as it is: --set data.allow_shift=true"
             )

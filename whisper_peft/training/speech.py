@@ -115,7 +115,8 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
         None if source is None else first_rows(source, read, most=MOST_SCORED, **columns)
         for source in (data.eval, data.test)
     )
-    return Rows(first, eval_rows, test_rows, held_out=False, stream=stream)
+    named = (("the stream's first clips", first),)
+    return Rows(first, eval_rows, test_rows, held_out=False, stream=stream, read=named)
 
 
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
