@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sound_findings import look_at_sounds, misstated_rate
 from whisper_peft.data.text import clean_text
+from whisper_peft.data.twins import look_at_copies, look_at_twins
 from whisper_peft.data.wording import look_at_texts, scripts_of
 
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
@@ -147,6 +148,7 @@ def check_parts(
             measures[number] = _listen(findings, number, checked.seconds[number], limits, progress)
             checked.listened += len(measures[number])
         look_at_sounds(findings, measures)
+        look_at_copies(findings, measures)
     for number in range(len(parts)):
         _look_at_pairing(checked, number, measures[number], losses)
     checked.took_s = time.monotonic() - began
@@ -237,59 +239,6 @@ def _note_text(
         kind = "over-token-limit" if limits.preparation else "perhaps-over-token-limit"
         findings.add(kind, part, number, str(error), weight=len(text))
         return None if len(text) > LONGEST_TOKEN * 448 or limits.preparation is None else len(text)
-
-
-def look_at_twins(findings: Findings) -> None:
-    """Find what is there twice, within a part or in two splits: rows, sentences, speakers."""
-    seen: dict[Any, tuple[int, int]] = {}
-    sentences: dict[str, tuple[int, int]] = {}
-    speakers: dict[str, str] = {}
-    crossing = defaultdict(set)
-    for part, found in enumerate(findings.parts):
-        for number, row in enumerate(found.rows):
-            sentence = said(row.text)
-            sound = (row.audio, row.start_s, row.end_s)
-            first = seen.setdefault(sound, (part, number))
-            if first != (part, number):
-                _note_twin(findings, first, (part, number), by="the same file")
-            if sentence:
-                first = sentences.setdefault(sentence, (part, number))
-                other = findings.parts[first[0]]
-                if first != (part, number) and other.split != found.split:
-                    for place, split in (((part, number), other.split), (first, found.split)):
-                        findings.add("shared-text", *place, f"in {split}, too")
-                elif first != (part, number):
-                    findings.add("duplicate-text", part, number, f"as {other.rows[first[1]].place or first[1]}")
-            if row.speaker is not None and speakers.setdefault(row.speaker, found.split) != found.split:
-                crossing[row.speaker].add(found.split)
-    for part, found in enumerate(findings.parts if crossing else ()):
-        for number, row in enumerate(found.rows):
-            if (
-                others := crossing.get(row.speaker, set()) | {speakers.get(row.speaker)}
-                if row.speaker in crossing
-                else ()
-            ):
-                findings.add("shared-speaker", part, number, f"{row.speaker[:40]}: in {', '.join(sorted(others))}")
-
-
-def said(text: str) -> str:
-    """What a text says, whatever its capitals, punctuation and normal form."""
-    return clean_text(text.casefold(), remove_punctuation=True)
-
-
-def _note_twin(findings: Findings, first: tuple[int, int], second: tuple[int, int], *, by: str) -> None:
-    """Two rows with one sound: what that means depends on their splits and texts."""
-    rows = [findings.parts[part].rows[number] for part, number in (first, second)]
-    splits = [findings.parts[part].split for part, _ in (first, second)]
-    named = [f"{by} as {row.name if by != 'the same file' else row.place or row.name}" for row in reversed(rows)]
-    if said(rows[0].text) != said(rows[1].text):
-        for place, name, other in zip((first, second), named, reversed(rows), strict=True):
-            findings.add("two-texts", *place, f"{name}, which has: {other.text[:80]}")
-    if splits[0] != splits[1]:
-        for place, name in zip((first, second), named, strict=True):
-            findings.add("shared-audio", *place, name)
-    elif said(rows[0].text) == said(rows[1].text):
-        findings.add("duplicate-row" if by == "the same file" else "duplicate-audio", *second, named[1])
 
 
 def _listen(
