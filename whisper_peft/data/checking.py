@@ -13,18 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from whisper_peft.data.alignment import (
-    Mispairing,
-    correlations,
-    find_mispairings,
-    find_shifts,
-    text_sizes,
-    unusual_paces,
-)
+from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
 from whisper_peft.data.findings import Findings, Part
 from whisper_peft.data.listening import Measures, listen
+from whisper_peft.data.pacing import text_sizes, unusual_paces
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sound_findings import look_at_sounds, misstated_rate
 from whisper_peft.data.text import clean_text
@@ -274,10 +268,8 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     sizes = text_sizes([rows[n].text for n in usable], [tokens[n] for n in usable])
     speakers, names = [rows[n].speaker for n in usable], [rows[n].name for n in usable]
     checked.correlations.append(correlations(heard, sizes))
-    found = find_mispairings(heard, sizes, speakers, names)
     table = losses([rows[n] for n in usable]) if losses else None
-    if table is not None:
-        found = [one for one in found if one.is_order] + find_shifts(_gains(table))
+    found = find_mispairings(heard, sizes, speakers, names, None if table is None else _gains(table))
     mispairings = [_renumbered(one, usable) for one in found]
     checked.mispairings.append(mispairings)
     moved = set()
