@@ -282,8 +282,9 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
         moved |= set(one.rows)
     ratios, deviations = unusual_paces(heard, sizes, speakers)
     usual_spectrum = np.median([one.spectrum for one in measures.values()], axis=0) if measures else None
+    explained = findings.rows(*UNUSABLE, "wrong-script", "silence")
     for row, ratio, deviation in zip(usable, ratios, deviations, strict=True):
-        if row in moved or deviation < SUSPECT:
+        if row in moved or (part, row) in explained or deviation < SUSPECT:
             continue
         factor = misstated_rate(measures[row], usual_spectrum, ratio) if row in measures else None
         if factor:
