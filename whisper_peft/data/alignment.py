@@ -23,6 +23,7 @@ FEWEST_ROWS = 40  # of a source, else nothing is said
 FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so often
 _ROTATIONS = 100
 _FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
+_TELLS = 12.0  # nats that lengths must say of the texts in all, or a pairing more than the one that stands there
 _SURE = 4.0  # nats: odds of 50 to 1
 _FAR = 200  # rows to either side of an edge that are looked at
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
@@ -96,7 +97,11 @@ def find_mispairings(
         text = everything.copy()
         text[list(order)] = list(order.values())
         hypotheses.append((everything, text))
-    model = max((fit.model(length, *pairs) for pairs in hypotheses), key=lambda model: model.merit)
+    models = [fit.model(length, *pairs) for pairs in hypotheses]
+    merits = [n_rows * model.merit - (_TELLS if number else 0) for number, model in enumerate(models)]
+    if max(merits) < _TELLS and not gains:
+        return []
+    model = models[int(np.argmax(merits))]
     found = _ordered(model, length, orders)
     taken = np.zeros(n_rows, dtype=bool)
     for one in found:

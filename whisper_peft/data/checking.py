@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -305,14 +306,28 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
 
 
 def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than that's own."""
+    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than what stands there.
+
+    What stands there is both: the sound's own text, and the text's own sound. Each text's middle loss is taken off, as
+    some texts are unlikely beside any sound.
+    """
     n_rows, width = losses.shape
+    reach = width // 2
+    place = np.arange(n_rows)
+    by_text = np.full_like(losses, np.nan)  # (text, sound)
+    for step in range(-reach, reach + 1):
+        sound = place[max(0, -step) : n_rows - max(0, step)] + step
+        by_text[sound - step, reach + step] = losses[sound, reach - step]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row without any loss
+        usual = np.nanmedian(by_text, axis=1)
     gains = {}
-    for shift in range(-(width // 2), width // 2 + 1):
-        if shift:
-            sound = np.arange(max(0, shift), n_rows + min(0, shift))
-            gains[shift] = np.full(n_rows, np.nan)
-            gains[shift][sound] = losses[sound - shift, width // 2] - losses[sound, width // 2 - shift]
+    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+        sound = np.arange(max(0, shift), n_rows + min(0, shift))
+        text = sound - shift
+        stands = (losses[sound, reach] - usual[sound] + losses[text, reach] - usual[text]) / 2
+        gains[shift] = np.full(n_rows, np.nan)
+        gains[shift][sound] = stands - (losses[sound, reach - shift] - usual[text])
     return gains
 
 

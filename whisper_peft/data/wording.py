@@ -16,7 +16,7 @@ _NEARLY_ALL = 0.9  # of the letters of a source in one script: then texts in ano
 _MOST_OF = 0.6  # of the texts with one policy: then the others are
 _JOINERS = frozenset("\u200c\u200d")  # they spell
 _MARKUP = re.compile(
-    r"<[^<>]{1,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
+    r"<[/|!]?[^\W\d][^<>]{0,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
     r"|\((?:[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*)\)"
     r"|#(?:NAME\?|REF!|N/A|VALUE!|DIV/0!)|https?://\S+|[♪♫]",
     re.IGNORECASE,
