@@ -1,4 +1,4 @@
-"""check on the command line and in train: every kind of source, exit codes, --fix, and a poisoned copy of real speech."""
+"""check on the command line and in train: every kind of source, exit codes, --fix, a poisoned copy of real speech."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def call(capfd, monkeypatch):
 def test_exit_codes_say_errors_none_or_that_nothing_could_be_checked(call, tmp_path):
     rows = make_spoken(tmp_path, 4)
     good = write_manifest(tmp_path / "good.jsonl", rows)
-    bad = write_manifest(tmp_path / "bad.jsonl", [*rows, {"audio": "gone.wav", "text": "घर"}])
+    others = make_spoken(tmp_path, 4, seed=1, name="b{}")
+    bad = write_manifest(tmp_path / "bad.jsonl", [*others, {"audio": "gone.wav", "text": "घर"}])
     code, out, err = call(good, "--language", "hi", "--quiet")
     assert code == 0 and "No errors, no warnings" in out and not err
     code, out, _ = call(good, bad, "--language", "hi", "--json")
@@ -64,7 +65,7 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
         "data.eval": str(tmp_path / "eval.jsonl"), "data.test": None, "model.language": "hi",
     }  # fmt: skip
     save_recipe(tiny_recipe(tiny_model, tmp_path, **settings), tmp_path / "r.yaml")
-    code, out, err = call(tmp_path / "r.yaml", "--json", "--no-audio")
+    _, out, _ = call(tmp_path / "r.yaml", "--json", "--no-audio")
     report = json.loads(out)
     assert [(one["split"], one["clips"]) for one in report["sources"]] == [("train", 5), ("train", 5), ("eval", 5)]
     assert report["checked"]["tokens"] == "counted"  # by the recipe's model, of which no weights are read
