@@ -194,3 +194,121 @@ def test_the_malayalam_splits_have_few_false_alarms(shared):
     assert report["errors"] == 0
     counts = {one["kind"]: one["count"] for one in report["findings"] if one["severity"] == "warning"}
     assert counts.pop("shared-text") < 110 and counts.pop("too-little-text") <= 5 and not counts
+
+
+def poison(source: Path, folder: Path) -> tuple[Path, dict[str, set[str]], dict[str, str]]:
+    """Malayalam's training clips with 34 faults of 17 kinds, 20 texts moved by one, and 60 files paired by letters.
+
+    Returns:
+        The manifest, kind -> files it was planted in, and file -> what is said in it.
+    """
+    with (source / "metadata.csv").open(encoding="utf-8") as file:
+        rows = [
+            {"audio": str(source / row["file_name"]), "text": row["transcription"], "speaker_id": row["speaker_id"],
+             "language": "ml"} for row in csv.DictReader(file)
+        ]  # fmt: skip
+    planted: dict[str, set[str]] = {}
+    places = iter(range(5, 400, 7))
+    spoken_in = {Path(row["audio"]).name: row["text"] for row in rows}
+
+    def plant(kind: str, change, wave=None, rate_hz: int = 16000) -> None:
+        for turn in range(2):
+            row = rows[next(places)]
+            old = load_audio(row["audio"])
+            if wave is not None:
+                row["audio"] = str(folder / f"{kind}-{turn}.wav")
+                soundfile.write(row["audio"], wave(old), rate_hz)
+            if change is not None:
+                change(row)
+            planted.setdefault(kind, set()).add(Path(row["audio"]).name)
+            spoken_in.setdefault(Path(row["audio"]).name, row["text"])
+
+    def text(function):
+        return lambda row: row.update(text=function(row["text"]))
+
+    def breaks(name: str, content):
+        def change(row):
+            path = folder / f"{name}-{Path(row['audio']).name}"
+            path.write_bytes(content(Path(row["audio"]).read_bytes()))
+            row["audio"] = str(path)
+
+        return change
+
+    long_text = " ".join(dict.fromkeys(row["text"] for row in rows[600:660]))
+    plant("missing", lambda row: row.update(audio=row["audio"] + ".gone"))
+    plant("unreadable", breaks("unreadable", lambda content: b"\x00\x01nothing" * 500))
+    plant("truncated", breaks("truncated", lambda content: content[: len(content) // 2]))
+    plant("over-window", None, lambda old: np.tile(old, 20)[: 33 * 16000])
+    plant("over-token-limit", text(lambda _: long_text))
+    plant("empty-text", text(lambda _: "  "))
+    plant("wrong-script", text(lambda _: "alinpazham pazhuthappol kakkaykku vayappunnu"))
+    plant("broken-characters", text(lambda old: old[:3] + "\ufffd" + old[4:]))
+    plant("silence", None, lambda old: np.zeros_like(old))
+    plant("wrong-rate", None, lambda old: old, rate_hz=48000)
+    plant("clipping", None, lambda old: np.clip(old * 30 / np.abs(old).max(), -0.99, 0.99))
+    plant("low-level", None, lambda old: old * 0.002 / np.abs(old).max())
+    plant("markup", text(lambda old: f"<b>{old}</b> [noise]"))
+    plant("control-characters", text(lambda old: "\ufeff" + old.replace(" ", "\u200b ", 1)))
+    plant("digits", text(lambda old: old + " 25"))
+    plant("too-much-text", text(lambda old: " ".join(row["text"] for row in rows[660:666])))
+    plant("too-little-text", text(lambda _: "ആ"))
+    for kind in ("duplicate-audio", "two-texts"):
+        row = rows[next(places)]
+        copy = folder / f"{kind}.ogg"
+        shutil.copy(row["audio"], copy)
+        rows.append(
+            {**row, "audio": str(copy), "text": row["text"] if kind == "duplicate-audio" else rows[670]["text"]}
+        )
+        planted[kind] = {copy.name} | ({Path(row["audio"]).name} if kind == "two-texts" else set())
+        spoken_in[copy.name] = row["text"]
+    moved = rows[420:440]
+    planted["shifted-texts"] = {Path(row["audio"]).name for row in moved}
+    for row, said in zip(moved, [*[row["text"] for row in moved[1:]], moved[0]["text"]], strict=True):
+        row["text"] = said
+    block = rows[480:540]
+    letters = sorted(range(1, 61), key=str)
+    said = [row["text"] for row in block]
+    for number, row in enumerate(block, start=1):
+        copy = folder / f"rec_{number}.ogg"
+        shutil.copy(row["audio"], copy)
+        row["audio"] = str(copy)
+        spoken_in[copy.name] = said[number - 1]
+    for number, text_of in zip(letters, said, strict=True):  # the n-th file of the listing has the n-th text
+        block[number - 1]["text"] = text_of
+    planted["other-order"] = {f"rec_{n}.ogg" for n, other in zip(range(1, 61), letters, strict=True) if n != other}
+    return write_manifest(folder / "poisoned.jsonl", rows), planted, spoken_in
+
+
+def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(shared, tiny_model, tmp_path):
+    manifest, planted, spoken_in = poison(shared / "data" / "malayalam" / "train", tmp_path)
+    assert sum(map(len, planted.values())) >= 30 + 20 and len(planted) >= 15 + 2
+    before = manifest.read_bytes()
+    clean = tmp_path / "clean.jsonl"
+    recipe = tiny_recipe(shared / "models" / "whisper-base", tmp_path, **{
+        "data.train": [str(manifest)], "data.eval": None, "data.test": None, "model.language": "ml",
+    })  # fmt: skip
+    report = check(recipe=recipe, fix=clean)
+    assert manifest.read_bytes() == before
+    seen = found(report)
+    for kind, files in planted.items():
+        assert files <= seen.get(kind, set()), (kind, files - seen.get(kind, set()))
+    alarms = {kind: files - planted.get(kind, set()) for kind, files in found(report, "error").items()}
+    assert sum(map(len, alarms.values())) <= 4, alarms  # the edges of the moved stretch
+    kept = {row.name: row.text for row in load_source(str(clean))}
+    texts = {Path(name).name: text for name, text in kept.items()}
+    bad = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text", "wrong-script",
+           "broken-characters", "silence", "wrong-rate", "two-texts", "too-much-text", "too-little-text")  # fmt: skip
+    assert not texts.keys() & {name for kind in bad for name in planted[kind]}
+    changed = set().union(*(planted[kind] for kind in ("markup", "control-characters", "digits")))
+    wrong = [name for name, text in texts.items() if name not in changed
+             and text != unicodedata.normalize("NFC", " ".join(spoken_in[name].split()))]  # fmt: skip
+    assert len(wrong) <= 1, wrong
+    assert len(planted["other-order"] & texts.keys()) == len(planted["other-order"])
+    assert len(planted["shifted-texts"] & texts.keys()) >= 8
+    short = tmp_path / "short.jsonl"  # the miniature's window is 3 s and 64 tokens
+    lines = [json.loads(line) for line in clean.read_text(encoding="utf-8").splitlines()]
+    write_manifest(short, [line for line in lines if len(line["text"].encode()) < 60][:40])
+    settings = {"data.train": [str(short)], "data.eval": None, "data.test": None, "model.language": "ml",
+                "model.language_token": "hi", "data.max_left_out": 1.0, "evaluate.compare_clips": 0}  # fmt: skip
+    result = train(tiny_recipe(tiny_model, tmp_path, **settings), output=tmp_path / "run")
+    assert result.facts["steps"] == 4 and result.facts["empty_steps"] < 4

@@ -202,7 +202,8 @@ def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, spee
         ["evaluate", "model"], ["evaluate", "model", "speech", "--beams", "0"], ["merge", "run"],
         ["evaluate", "model", "speech", "--batch-size", "none"], ["evaluate", "model", "speech", "--max-clips", "0"],
         ["evaluate", "model", "speech", "--window", "wide"], ["train", "quickstart", "--window", "wide"],
-        ["check"], ["check", "quickstart", "speech"], ["transcribe", "model"], ["recipes", "show"], ["recipes", "nonsense"],
+        ["check"], ["check", "quickstart", "speech"], ["transcribe", "model"], ["recipes", "show"],
+        ["recipes", "nonsense"],
     ],
 )  # fmt: skip
 def test_wrong_command_lines_exit_2(arguments, call):
