@@ -83,8 +83,10 @@ def main(tries: int) -> None:
                 result |= {"tries": tries, "false_alarms": false_alarms(seconds, sizes, speakers, names, 3 * tries)}
                 who = "known" if speakers is known else "not"
                 page[f"{name}, {what}, speakers {who}"] = result
-                print(f"{name:26}{what:>12}{who:>10}{result['found']:>6} of {tries}{result['right'] / tries:>10.1f}"
-                      f"{result['wrong'] / tries:>9.2f}{result['false_alarms']:>9} of {3 * tries}", flush=True)  # fmt: skip
+                print(
+                    f"{name:26}{what:>12}{who:>10}{result['found']:>6} of {tries}{result['right'] / tries:>10.1f}"
+                    f"{result['wrong'] / tries:>9.2f}{result['false_alarms']:>9} of {3 * tries}", flush=True,
+                )  # fmt: skip
     (HERE / "check_shifts.json").write_text(json.dumps(page, indent=1) + "\n")
 
 

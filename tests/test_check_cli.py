@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import sys
 import tarfile
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import tiny_recipe
 from spoken import make_spoken, write_manifest
 from test_checking import found
 
-from whisper_peft import UserError, check, cli, load_source, train
+from whisper_peft import UserError, check, cli, load_audio, load_source, train
 from whisper_peft.recipe import save_recipe
 
 
