@@ -280,7 +280,9 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
             right = one.text_of.get(number)
             what = f"moved by {one.shift:+d}" if one.shift else "other order of the names"
             findings.add(kind, part, number, what, suggestion=None if right is None else rows[right].text)
-        moved |= set(one.rows)
+        for number in one.doubtful.difference(one.rows):
+            findings.add(kind, part, number, f"perhaps {what}: at the edge of the stretch", weight=-1.0)
+        moved |= one.doubtful.union(one.rows)
     ratios, deviations = unusual_paces(heard, sizes, speakers)
     usual_spectrum = np.median([one.spectrum for one in measures.values()], axis=0) if measures else None
     explained = findings.rows(*UNUSABLE, "wrong-script", "silence")

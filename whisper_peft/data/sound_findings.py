@@ -12,7 +12,7 @@ from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEA
 _NARROW_DB = -60.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it
 _STRETCHED = np.log(1.3)  # the factor of frequencies, at least
-_NEARER_DB = 4.0  # the spectrum is to the usual one when it is put right; by chance 1 or 2
+_NEARER_DB = 2.5  # the spectrum is to the usual one when it is put right; by chance up to 2
 
 
 def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) -> None:
