@@ -316,3 +316,23 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
                 "model.language_token": "hi", "data.max_left_out": 1.0, "evaluate.compare_clips": 0}  # fmt: skip
     result = train(tiny_recipe(tiny_model, tmp_path, **settings), output=tmp_path / "run")
     assert result.facts["steps"] == 4 and result.facts["empty_steps"] < 4
+
+
+@pytest.mark.slow
+def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared, tmp_path):
+    """On Hindi, which Whisper base understands; lengths alone find so few of so few clips by luck only."""
+    rows = load_source(str(shared / "data" / "hindi_tts" / "test"))[:44]
+    lines = [{"audio": row.audio, "text": row.text, "language": "hi"} for row in rows]
+    for line, text in zip(lines[12:32], [*[row.text for row in rows[13:32]], rows[12].text], strict=True):
+        line["text"] = text
+    lines[4]["text"] = load_source(str(shared / "data" / "hindi_tts" / "test"))[80].text
+    manifest = write_manifest(tmp_path / "moved.jsonl", lines)
+    report = check(str(manifest), model=shared / "models" / "whisper-base", audio=False)
+    [moved] = [one for one in report["findings"] if one["kind"] == "shifted-texts"]
+    named = {clip["row"] for clip in moved["clips"]}
+    assert set(range(12, 32)) <= named <= set(range(11, 33))
+    right = {clip["row"]: clip.get("suggestion") for clip in moved["clips"]}
+    assert all(right[row] == rows[row].text for row in range(13, 32))
+    assert any(
+        clip["row"] == 4 for one in report["findings"] if one["kind"] == "unlikely-text" for clip in one["clips"]
+    )
