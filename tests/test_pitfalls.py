@@ -215,6 +215,12 @@ def test_12_texts_belong_to_the_file_they_name(tmp_path):
     (folder / "texts.txt").write_text("\n".join(lines[1:]), encoding="utf-8")
     with pytest.raises(UserError, match="no metadata"):  # nothing is paired by sorting names
         load_source(str(folder))
+    rows = make_spoken(tmp_path / "sorted", 60, name="rec_{}")
+    texts = [row["text"] for row in rows]
+    for row, text in zip(sorted(rows, key=lambda row: row["audio"]), texts, strict=True):  # somebody else did
+        row["text"] = text
+    report = whisper_peft.check(write_manifest(tmp_path / "sorted" / "all.jsonl", rows), audio=False)
+    assert report["findings"][0]["kind"] == "other-order" and report["findings"][0]["count"] > 50
 
 
 def test_13_a_bad_file_neither_kills_a_run_nor_is_replaced(tiny_model, speech, tmp_path):
