@@ -16,7 +16,7 @@ import numpy as np
 
 from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
 from whisper_peft.data.audio import AudioError, duration_s
-from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
+from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.findings import Findings, Part
 from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.pacing import text_sizes, unusual_paces
@@ -52,13 +52,18 @@ class Limits:
             TooLongError: More than the model takes.
         """
         if self.preparation is None:
-            count = round(len(text.encode("utf-8", "surrogatepass")) * TOKENS_PER_BYTE[text.isascii()])
+            count = estimated_tokens(text)
             if count > 444:
                 raise TooLongError(f"about {count} text tokens")
             return count
         prefix = self.preparation.prefix(language or "en", task)
         _, labels = self.preparation.encode_text([Segment(text)], language=language or "en", task=task)
         return len(labels) - len(prefix)
+
+
+def estimated_tokens(text: str) -> int:
+    """How many tokens a text has at most, nearly, where no vocabulary is at hand."""
+    return round(len(text.encode("utf-8", "surrogatepass")) * TOKENS_PER_BYTE[text.isascii()])
 
 
 @dataclass
@@ -233,7 +238,7 @@ def _note_text(
     except TooLongError as error:
         kind = "over-token-limit" if limits.preparation else "perhaps-over-token-limit"
         findings.add(kind, part, number, str(error), weight=len(text))
-        return None if len(text) > LONGEST_TOKEN * 448 or limits.preparation is None else len(text)
+        return estimated_tokens(text)
 
 
 def _listen(
