@@ -47,7 +47,7 @@ def test_exit_codes_say_errors_none_or_that_nothing_could_be_checked(call, tmp_p
     assert code == 3 and report["errors"] == 1 and found(report, "error") == {"missing": {"gone.wav"}}
     assert [one["name"] for one in report["sources"]] == [str(good), str(bad)]
     code, out, _ = call(bad, "--language", "hi")
-    assert code == 3 and "error: missing, 1 clip" in out and "bad.jsonl:5" in out and "1 clips with errors" in out
+    assert code == 3 and "error: missing, 1 clip" in out and "bad.jsonl:5" in out and "1 clip with errors" in out
     code, out, err = call(tmp_path / "nothing")
     assert (code, out) == (1, "") and err.startswith("Error: ") and len(err.splitlines()) == 1
     for extra in (["--html", good], ["--fix", good]):

@@ -157,7 +157,9 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
             place = f" ({clip['place']})" if clip["place"] else ""
             lines.append(f"    {_name_of(clip)}{place}: {clip['detail']}")
     counted = ", ".join(
-        f"{report[f'{kind}s']:,} clips with {kind}s" if report[f"{kind}s"] else f"no {kind}s"
+        f"{report[f'{kind}s']:,} clip{'s' * (report[f'{kind}s'] != 1)} with {kind}s"
+        if report[f"{kind}s"]
+        else f"no {kind}s"
         for kind in ("error", "warning")
     )
     checked = report["checked"]

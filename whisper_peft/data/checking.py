@@ -56,8 +56,9 @@ class Limits:
             if count > 444:
                 raise TooLongError(f"about {count} text tokens")
             return count
-        prefix = self.preparation.prefix(language or "en", task)
-        _, labels = self.preparation.encode_text([Segment(text)], language=language or "en", task=task)
+        language = language or "en"  # as good as any: each is one token, and not counted
+        prefix = self.preparation.prefix(language, task)
+        _, labels = self.preparation.encode_text([Segment(text)], language=language, task=task)
         return len(labels) - len(prefix)
 
 

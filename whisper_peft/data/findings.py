@@ -140,6 +140,11 @@ KINDS: dict[str, Kind] = {
 # fmt: on
 
 
+def printable(text: str) -> str:
+    """The text, with marks for what cannot be written as UTF-8: file names may be any bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class Findings:
     """What was found, kind by kind; rows are (number of the part, number of the row)."""
 
@@ -194,11 +199,11 @@ class Findings:
         part, number = place
         row = self.parts[part].rows[number]
         clip = {
-            "name": row.name, "source": self.parts[part].name, "row": number, "place": row.place, "detail": detail,
-            "text": row.text[:MOST_CHARACTERS], "duration_s": seconds_of[part][number],
+            "name": printable(row.name), "source": self.parts[part].name, "row": number, "place": printable(row.place), "detail": printable(detail),
+            "text": printable(row.text[:MOST_CHARACTERS]), "duration_s": seconds_of[part][number],
         }  # fmt: skip
         if row.start_s or row.end_s is not None:
             clip |= {"start_s": row.start_s, "end_s": row.end_s}
         if suggestion is not None:
-            clip["suggestion"] = suggestion[:MOST_CHARACTERS]
+            clip["suggestion"] = printable(suggestion[:MOST_CHARACTERS])
         return clip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.checking import Checked
-from whisper_peft.data.findings import KINDS
+from whisper_peft.data.findings import KINDS, printable
 from whisper_peft.data.rows import Row
 from whisper_peft.data.wording import without_markup
 from whisper_peft.errors import UserError
@@ -51,7 +51,8 @@ def write_mended(checked: Checked, output: Path) -> dict:
         for number, row in enumerate(checked.parts[part].rows):
             line, record = _mended_row(checked, part, number, row)
             if record:
-                listed.append({"source": checked.parts[part].name, "row": number, "place": row.place, **record})
+                source, place = checked.parts[part].name, printable(row.place)
+                listed.append({"source": source, "row": number, "place": place, **record})
                 counts["left_out" if line is None else "changed"] += 1
             if line is not None:
                 lines.append(line)
@@ -72,6 +73,8 @@ def _mended_row(checked: Checked, part: int, number: int, row: Row) -> tuple[dic
             if number not in one.text_of or one.text_of[number] in one.doubtful:
                 return None, {"left_out": "shifted-texts", "detail": "its text is not found for sure"}
             text_row = one.text_of[number]
+    if isinstance(row.audio, str) and row.audio != printable(row.audio):
+        return None, {"left_out": "name", "detail": f"{printable(row.audio)}: a manifest is UTF-8, this name is not"}
     kinds = [kind for kind in (*BAD_SOUND, *BAD_PAIR, *TWICE) if (part, number) in findings.found.get(kind, ())]
     kinds += [kind for kind in BAD_TEXT if (part, text_row) in findings.found.get(kind, ())]
     if (part, number) in findings.found.get("shared-audio", ()) and checked.parts[part].split == checked.parts[0].split:

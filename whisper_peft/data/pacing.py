@@ -125,13 +125,13 @@ class Model:
 
 def _paces(residuals: np.ndarray, speaker: np.ndarray, n_speakers: int) -> np.ndarray:
     """Each speaker's median residual, drawn towards 0 where there are few clips; 0 for the last one, -1."""
+    order = np.lexsort((residuals, speaker))
+    sorted_residuals, count = residuals[order], np.bincount(speaker + 1, minlength=n_speakers)[1:]
+    first = np.searchsorted(speaker[order], np.arange(n_speakers - 1))
     pace = np.zeros(n_speakers)
-    order = np.argsort(speaker, kind="stable")
-    starts = np.searchsorted(speaker[order], np.arange(n_speakers))
-    for number in range(n_speakers - 1):
-        rows = order[starts[number] : starts[number + 1]]
-        if len(rows):
-            pace[number] = np.median(residuals[rows]) * len(rows) / (len(rows) + 2)
+    known = np.flatnonzero(count)
+    low, high = first[known] + (count[known] - 1) // 2, first[known] + count[known] // 2
+    pace[known] = (sorted_residuals[low] + sorted_residuals[high]) / 2 * count[known] / (count[known] + 2)
     return pace
 
 
