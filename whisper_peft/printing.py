@@ -156,16 +156,15 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
         for clip in one["clips"][: MOST_SHOWN if one["severity"] != "note" else 1]:
             place = f" ({clip['place']})" if clip["place"] else ""
             lines.append(f"    {_name_of(clip)}{place}: {clip['detail']}")
-    counted = ", ".join(
-        f"{report[f'{kind}s']:,} clip{'s' * (report[f'{kind}s'] != 1)} with {kind}s"
-        if report[f"{kind}s"]
-        else f"no {kind}s"
-        for kind in ("error", "warning")
-    )
+    counted = []
+    for kind in ("error", "warning"):
+        clips = report[f"{kind}s"]
+        counted.append(f"{clips:,} clip{'s' * (clips != 1)} with {kind}s" if clips else f"no {kind}s")
+    said = ", ".join(counted)
     checked = report["checked"]
     how = "headers, texts and sound" if checked["audio"] else "headers and texts"
     how += f", and what {checked['model']} makes of them" if checked["model"] else ""
-    lines += ["", f"{counted[0].upper()}{counted[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
+    lines += ["", f"{said[0].upper()}{said[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
     if fixed := report.get("fixed"):
         lines.append(
             f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}: {fixed['changed']:,} "

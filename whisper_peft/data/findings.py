@@ -199,7 +199,8 @@ class Findings:
         part, number = place
         row = self.parts[part].rows[number]
         clip = {
-            "name": printable(row.name), "source": self.parts[part].name, "row": number, "place": printable(row.place), "detail": printable(detail),
+            "name": printable(row.name), "source": self.parts[part].name, "row": number,
+            "place": printable(row.place), "detail": printable(detail),
             "text": printable(row.text[:MOST_CHARACTERS]), "duration_s": seconds_of[part][number],
         }  # fmt: skip
         if row.start_s or row.end_s is not None:
