@@ -149,8 +149,8 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     """What a check found: the sources in a line each, the findings with their first clips."""
     lines = [_source_line(one) for one in report["sources"]]
     for one in report["findings"]:
-        count = f"{one['count']:,} {'clip' if one['count'] == 1 else 'clips'}"
-        lines += ["", f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {count}", f"  {one['why']}."]
+        head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {_counted(one['count'], 'clip')}"
+        lines += ["", head, f"  {one['why']}."]
         if one["severity"] != "note":
             lines.append(f"  Remedy: {one['remedy']}.")
         for clip in one["clips"][: MOST_SHOWN if one["severity"] != "note" else 1]:
@@ -159,7 +159,7 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     counted = []
     for kind in ("error", "warning"):
         clips = report[f"{kind}s"]
-        counted.append(f"{clips:,} clip{'s' * (clips != 1)} with {kind}s" if clips else f"no {kind}s")
+        counted.append(f"{_counted(clips, 'clip')} with {kind}s" if clips else f"no {kind}s")
     said = ", ".join(counted)
     checked = report["checked"]
     how = "headers, texts and sound" if checked["audio"] else "headers and texts"
@@ -179,19 +179,21 @@ def _name_of(clip: dict) -> str:
 
 
 def _source_line(one: dict) -> str:
-    lengths = sorted(one["durations_s"])
-    facts = [
-        f"{one['clips']:,} clips",
-        f"{one['hours']:.2f} h" if one["hours"] >= 0.1 else f"{one['hours'] * 60:.1f} min",
-    ]
+    lengths, rates = sorted(one["durations_s"]), sorted(one["tokens_per_second"])
+    facts = [_counted(one["clips"], "clip")]
+    facts.append(f"{one['hours']:.2f} h" if one["hours"] >= 0.1 else f"{one['hours'] * 60:.1f} min")
     if one["speakers"]:
-        facts.append(f"{one['speakers']:,} speakers")
+        facts.append(_counted(one["speakers"], "speaker"))
     if lengths:
         facts.append(f"{lengths[0]:.1f} to {lengths[-1]:.1f} s (median {lengths[len(lengths) // 2]:.1f})")
-    if rates := sorted(one["tokens_per_second"]):
+    if rates:
         facts.append(f"{rates[len(rates) // 2]:.0f} tokens a second")
     facts += [" and ".join(name for name, share in one["scripts"].items() if share > 0.1), ", ".join(one["languages"])]
-    return f"{shown_path(one['name'])}: {', '.join(filter(None, facts))}"
+    return f"{one['name']}: {', '.join(filter(None, facts))}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 def plan_lines(found: dict) -> list[str]:
