@@ -141,8 +141,9 @@ KINDS: dict[str, Kind] = {
 
 
 def printable(text: str) -> str:
-    """The text, with marks for what cannot be written as UTF-8: file names may be any bytes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """The text, with marks for what cannot be written as UTF-8 (file names may be any bytes) or would move a cursor."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else "\ufffd" for c in text)
 
 
 class Findings:
@@ -201,7 +202,7 @@ class Findings:
         clip = {
             "name": printable(row.name), "source": self.parts[part].name, "row": number,
             "place": printable(row.place), "detail": printable(detail),
-            "text": printable(row.text[:MOST_CHARACTERS]), "duration_s": seconds_of[part][number],
+            "text": row.text[:MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8"), "duration_s": seconds_of[part][number],
         }  # fmt: skip
         if row.start_s or row.end_s is not None:
             clip |= {"start_s": row.start_s, "end_s": row.end_s}
