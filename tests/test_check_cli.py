@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import tiny_recipe
+from conftest import ROOT, tiny_recipe
 from spoken import make_spoken, write_manifest
 from test_checking import found
 
 from whisper_peft import UserError, check, cli, load_audio, load_source, train
+from whisper_peft.data.findings import KINDS
 from whisper_peft.recipe import save_recipe
 
 
@@ -336,3 +338,9 @@ def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared,
     assert any(
         clip["row"] == 4 for one in report["findings"] if one["kind"] == "unlikely-text" for clip in one["clips"]
     )
+
+
+def test_the_page_names_every_kind():
+    page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    assert listed == [(name, kind.severity, kind.why) for name, kind in KINDS.items()]

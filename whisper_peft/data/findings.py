@@ -199,10 +199,11 @@ class Findings:
     ) -> dict:  # fmt: skip
         part, number = place
         row = self.parts[part].rows[number]
+        text = row.text[:MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
         clip = {
             "name": printable(row.name), "source": self.parts[part].name, "row": number,
             "place": printable(row.place), "detail": printable(detail),
-            "text": row.text[:MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8"), "duration_s": seconds_of[part][number],
+            "text": text, "duration_s": seconds_of[part][number],
         }  # fmt: skip
         if row.start_s or row.end_s is not None:
             clip |= {"start_s": row.start_s, "end_s": row.end_s}
