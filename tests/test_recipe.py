@@ -86,7 +86,7 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("lora: {dropout: -0.1}", "lora.dropout: expected a share between 0 and 1"),
         ("train: {mode: qlora}", "train.mode: 'qlora' is not among full, lora."),
         ("features: {window: wide}", "features.window: 'wide' is not among full, condensed, tight."),
-        ("features: {timestamps: 0.5}", "features.timestamps: "),
+        ("features: {timestamps: 1.5}", "features.timestamps: expected a share"),
         ("train: {batch_size: 0}", "train.batch_size: expected more than 0, found 0."),
     ],
 )  # fmt: skip

@@ -72,7 +72,7 @@ class Features:
     slack_s: float | None = None  # silence behind the longest clip of a step; null: 0.2 condensed, 0.5 tight
     full_share: float = 0.0  # share of steps, at random, that get the full window all the same
     full_last: float = 0.0  # share of steps at the end that do
-    timestamps: float = 0.0
+    timestamps: float = 0.0  # share of training clips that are learnt with the times of their text
     prompts: float = 0.5  # share of training clips that are given what was said before, where that is known
 
 
@@ -153,7 +153,10 @@ CHOICES: dict[str, tuple] = {
     "train.freeze": (None, "encoder"),
     "evaluate.best_metric": (None, "wer", "cer", "loss"),
 }
-SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts"}
+SHARES = {
+    "data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts",
+    "features.timestamps",
+}  # fmt: skip
 POSITIVE = {
     "data.shuffle_buffer", "features.slack_s", "lora.rank", "lora.alpha", "train.steps",
     "train.epochs", "train.batch_size", "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate",
@@ -423,6 +426,4 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
     if key in SHARES and not 0 <= value <= 1:
         raise UserError(f"{place}{key}: expected a share between 0 and 1, found {value}.")
-    if key == "features.timestamps" and value != 0:
-        raise UserError(f"{place}{key}: training on timestamp tokens is not built yet; leave it at 0.")
     return value

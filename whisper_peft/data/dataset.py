@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.features import Preparation
+from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+PROMPTS, TIMESTAMPS = 1, 2  # what a share of the clips is drawn for; the augmentation draws without a number
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class SpeechDataset:
         clean: text -> text, before tokens are made.
         augment: (wave float32 (n_samples,) at 16 kHz, random generator) -> wave, or None.
         prompts: the share of clips that are given what was said before them, where that is known.
-        seed: of the augmentation and of that share.
+        timestamps: the share of clips whose text has its times: of its segments where the row has them, else of the
+            clip's start and end. A clip that they would bring over the token limit has none.
+        seed: of the augmentation and of these shares.
     """
 
     def __init__(
@@ -84,11 +88,12 @@ class SpeechDataset:
         clean: Callable[[str], str] = clean_text,
         augment: Augment | None = None,
         prompts: float = 0.0,
+        timestamps: float = 0.0,
         seed: int = 0,
     ):
         self.rows, self.preparation, self.task, self.clean = rows, preparation, task, clean
         self.language, self.language_token, self.augment, self.seed = language, language_token, augment, seed
-        self.prompts = prompts
+        self.prompts, self.timestamps = prompts, timestamps
 
     def __len__(self) -> int:
         """The number of rows, usable or not."""
@@ -127,6 +132,7 @@ class SpeechDataset:
 
     def _encode(self, pick: Pick, row: Row) -> Example:
         wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+        n_samples = len(wave)
         if self.augment is not None and len(wave) <= self.preparation.window_samples:
             changed = self.augment(wave.copy(), np.random.default_rng((self.seed, pick.epoch, pick.row)))
             changed = np.asarray(changed, dtype=np.float32)
@@ -136,15 +142,31 @@ class SpeechDataset:
                 wave = changed
         features, floor = self.preparation.encode_audio(wave)
         seconds = len(wave) / self.preparation.sample_rate_hz
-        inputs, labels = self.preparation.encode_text(
-            [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)],
-            language=self.language_of(row), task=self.task, prompt=self._prompt(pick, row), no_speech=row.no_speech,
-        )  # fmt: skip
+        inputs, labels = self._tokens(pick, row, seconds, timed=len(wave) == n_samples)
         return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)
 
-    def _prompt(self, pick: Pick, row: Row) -> str:
-        """What was said before, for the seeded share of clips that is to have it."""
-        if not row.prompt or not self.prompts:
-            return ""
-        given = np.random.default_rng((self.seed, pick.epoch, pick.row, 1)).random() < self.prompts
-        return self.clean(row.prompt) if given else ""
+    def _tokens(self, pick: Pick, row: Row, seconds: float, *, timed: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens in and out of a clip of so many seconds; `timed`: whether the row's times are still its own."""
+        prompt = self.clean(row.prompt) if row.prompt and self._drawn(pick, PROMPTS) < self.prompts else ""
+        options = {"language": self.language_of(row), "task": self.task, "prompt": prompt, "no_speech": row.no_speech}
+        whole = [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)]
+        if whole and self._drawn(pick, TIMESTAMPS) < self.timestamps:
+            segments = (timed and self._segments(row, seconds)) or whole
+            with contextlib.suppress(TooLongError):  # which clips are left out does not depend on the draw
+                return self.preparation.encode_text(segments, timestamps=True, **options)
+        return self.preparation.encode_text(whole, **options)
+
+    def _drawn(self, pick: Pick, purpose: int) -> float:
+        """A number from 0 to 1, by seed, epoch and row."""
+        return np.random.default_rng((self.seed, pick.epoch, pick.row, purpose)).random()
+
+    def _segments(self, row: Row, seconds: float) -> list[Segment]:
+        """The row's segments with times that never go back, as Whisper says them; none where they say another text."""
+        if self.clean(" ".join(one.text for one in row.segments)) != self.clean(row.text):
+            return []
+        segments, now_s = [], 0.0
+        for one in row.segments:
+            start_s = min(max(now_s, one.start_s), seconds)
+            now_s = min(max(start_s, one.end_s), seconds)
+            segments.append(Segment(self.clean(one.text), start_s, now_s))
+        return segments

@@ -128,6 +128,8 @@ def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
         tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     else:
         tokens = [round(len(text.encode()) * TOKENS_PER_BYTE) for text in texts]
+    if dataset.timestamps:  # a start and an end of each segment, or of the clip
+        tokens = [n + 2 * max(1, len(dataset.rows[row].segments)) for row, n in zip(sample, tokens, strict=True)]
     return Clips(tuple((dataset.duration_s(row), n) for row, n in zip(sample, tokens, strict=True)), count)
 
 
@@ -289,7 +291,8 @@ def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
     if not _published(recipe.model.name):
         located = locate(recipe.model.name)
         tokenizer = load_processor(located.base, revision=located.commit).tokenizer
-    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language), tokenizer)
+    timestamps = recipe.features.timestamps
+    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language, timestamps=timestamps), tokenizer)
     return dataclasses.replace(clips, count=clips_per_epoch(found.parts) or clips.count)
 
 

@@ -121,19 +121,21 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
 
 
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
-    """The three splits as datasets; only the training clips are augmented, or given what was said before."""
+    """The three splits as datasets; only the training clips are augmented, given what was said before, or timed."""
 
     clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
     model = recipe.model
 
-    def dataset(rows: list[Row], augment: Augment | None = None, prompts: float = 0.0) -> SpeechDataset:
+    def dataset(
+        rows: list[Row], augment: Augment | None = None, prompts: float = 0.0, timestamps: float = 0.0
+    ) -> SpeechDataset:
         return SpeechDataset(
             rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
-            clean=clean, augment=augment, prompts=prompts, seed=recipe.train.seed,
+            clean=clean, augment=augment, prompts=prompts, timestamps=timestamps, seed=recipe.train.seed,
         )  # fmt: skip
 
     test = None if rows.test is None else dataset(rows.test)
-    train = dataset(rows.train, augment, recipe.features.prompts)
+    train = dataset(rows.train, augment, recipe.features.prompts, recipe.features.timestamps)
     return Speech(train, dataset(rows.eval), test, rows.held_out, rows.parts, rows.stream)
 
 
