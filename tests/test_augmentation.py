@@ -248,6 +248,12 @@ def test_a_share_of_the_clips_is_noise_alone(preparation, clip, noise_folder):
     assert abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.05
 
 
+def test_what_is_left_out_is_so_in_every_epoch(preparation, clip, noise_folder):
+    rows = [replace(clip, text=""), replace(clip, text="घर " * 60)]
+    silent = dataset(preparation, rows, no_speech=1.0, noise_folder=noise_folder)
+    assert silent[Pick(0, 1)].reason == "empty text" and "text tokens" in silent[Pick(1, 1)].reason
+
+
 def test_noise_alone_can_be_simulated(simulated):
     wave = Augmentation(no_speech=1.0).without_speech(WAVE, np.random.default_rng(0))
     assert 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30 and abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.1
@@ -399,6 +405,12 @@ def test_plan_reckons_with_slower_clips(tiny_model, speech):
         [load.positions for load in loads(one, PUBLISHED["small"], clips, "cpu")] for one in (recipe, slower, faster)
     )
     assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain  # 2.5 s of 50 positions each
+
+
+def test_masks_that_the_model_has_no_room_for_are_refused(tiny_model, speech, tmp_path):
+    changes = {"augment.spec_augment": True, "augment.mask_feature_length": 81}
+    with pytest.raises(UserError, match=r"mask_feature_length: 81; the model has 80 mel bins, take fewer"):
+        train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
 
 
 def test_the_recipe_s_effects_are_those_of_the_class():

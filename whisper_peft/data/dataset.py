@@ -158,6 +158,7 @@ class SpeechDataset:
         stretch, effects = 1.0, self.augmentation
         if effects is not None:
             if not row.no_speech and self._generator(pick, NO_SPEECH).random() < effects.no_speech:
+                self._tokens(pick, row, 0.0, None)  # raises: what is left out is so in every epoch
                 silence = effects.without_speech(wave, self._generator(pick, EFFECTS))
                 return silence, dataclasses.replace(row, no_speech=True), stretch
             changed = effects(wave, self._generator(pick, EFFECTS))

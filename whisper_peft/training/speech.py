@@ -127,7 +127,10 @@ def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment
     Raises:
         UserError: an augmentation that cannot be made here.
     """
-    model, features, effects = recipe.model, recipe.features, recipe.augment.effects
+    model, features, effects, masks = recipe.model, recipe.features, recipe.augment.effects, recipe.augment.masks
+    if masks and masks["mask_feature_length"] > preparation.n_mels:
+        found = f"{masks['mask_feature_length']}; the model has {preparation.n_mels} mel bins"
+        raise UserError(f"augment.mask_feature_length: {found}, take fewer.")
     clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
     plain = partial(
         SpeechDataset, preparation=preparation, language=model.language, task=model.task,

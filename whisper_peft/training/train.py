@@ -87,7 +87,8 @@ def train(
             and data.max_left_out.
         dry_run: read the sources and resolve the recipe, train nothing; returns the resolved Recipe.
         force: train although the plan says that there is not enough memory.
-        augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row.
+        augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row; after
+            the recipe's own augmentation.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss; None: cross-entropy.
         callbacks: transformers TrainerCallbacks.
         on_checkpoint: functions of a checkpoint folder, called when it is complete.
