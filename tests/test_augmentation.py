@@ -234,11 +234,11 @@ def test_the_window_is_that_of_the_longest_clip_after_augmentation(preparation, 
 
 
 def test_a_share_of_the_clips_is_noise_alone(preparation, clip, noise_folder):
-    rows = [replace(clip, prompt="नीला")] * 60
+    rows = [replace(clip, prompt="नीला")] * 30
     half = dataset(preparation, rows, no_speech=0.5, noise_folder=noise_folder, timestamps=1.0, gain=1.0)
     found = [half[Pick(number, 1)] for number in range(len(rows))]
     silent = [preparation.decode(one.labels) == "" for one in found]
-    assert 15 < sum(silent) < 45
+    assert 5 < sum(silent) < 25
     assert silent == [preparation.decode(half[Pick(number, 1)].labels) == "" for number in range(len(rows))]
     assert silent != [preparation.decode(half[Pick(number, 2)].labels) == "" for number in range(len(rows))]
     one = found[silent.index(True)]
@@ -358,10 +358,10 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
     import json
 
     changes = {
-        "augment.speed": 0.5, "augment.gain": 0.5, "augment.noise": 0.5, "augment.no_speech": 0.2,
+        "augment.speed": 1.0, "augment.gain": 0.5, "augment.noise": 0.5, "augment.no_speech": 0.2,
         "augment.noise_folder": noise_folder, "augment.spec_augment": True, "features.timestamps": 0.5,
-        "augment.speed_factor": [0.5, 0.5], "train.mode": "full", "train.steps": 3,
-        "evaluate.compare_clips": 0,
+        "augment.speed_factor": [0.5, 0.5], "train.mode": "full", "train.steps": 4,
+        "evaluate.compare_clips": 0, "evaluate.every_steps": 4, "evaluate.max_clips": 1,
     }  # fmt: skip
     said = []
     long = make_speech(tmp_path / "long", 4, seconds=(2.0, 2.5))
@@ -374,7 +374,7 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
     soundfile.write(Path(noise_folder) / "more.wav", make_wave(0.5), 16_000)
     try:
         with pytest.raises(UserError, match="a folder of augment has changed since the run began"):
-            train(resume=tmp_path / "run", changes={"train.steps": 4})
+            train(resume=tmp_path / "run", changes={"train.steps": 5})
     finally:
         (Path(noise_folder) / "more.wav").unlink()
 
