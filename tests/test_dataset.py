@@ -208,7 +208,7 @@ def test_the_text_of_a_row_is_learnt_not_its_segments(preparation, clip):
 
 
 def test_a_share_of_the_clips_is_timed(preparation, clip):
-    rows = [row(clip, "घर")] * 60
+    rows = [row(clip, "घर")] * 40
 
     def dataset(seed: int = 1, **options) -> SpeechDataset:
         return SpeechDataset(rows, preparation, language="hi", seed=seed, **options)
@@ -222,14 +222,14 @@ def test_a_share_of_the_clips_is_timed(preparation, clip):
     assert not any(timed(dataset())) and all(timed(dataset(timestamps=1.0)))
     half = dataset(timestamps=0.5)
     some = timed(half)
-    assert 15 < sum(some) < 45 and some == timed(pickle.loads(pickle.dumps(half))) == timed(dataset(timestamps=0.5))
+    assert 8 < sum(some) < 32 and some == timed(pickle.loads(pickle.dumps(half))) == timed(dataset(timestamps=0.5))
     assert some != timed(half, epoch=1) and some != timed(dataset(2, timestamps=0.5))
     prompted = SpeechDataset(
         [replace(one, prompt="पानी") for one in rows], preparation, language="hi", seed=1, prompts=0.5, timestamps=0.5
     )
     start, inputs = preparation.token_id("<|startofprev|>"), [prompted[i].decoder_input_ids for i in range(len(rows))]
     kinds = [(ids[0] == start, preparation.no_timestamps in ids) for ids in inputs]
-    assert min(map(kinds.count, set(kinds))) > 3 and len(set(kinds)) == 4  # two draws, each of its own
+    assert min(map(kinds.count, set(kinds))) > 2 and len(set(kinds)) == 4  # two draws, each of its own
 
 
 def times(preparation, ids: np.ndarray) -> list[float]:
