@@ -14,7 +14,17 @@ import soundfile
 import torch
 from conftest import make_speech, make_wave, tiny_recipe
 
-from whisper_peft import Augmentation, Row, Segment, SpeechCollator, SpeechDataset, UserError, load_preparation, train
+from whisper_peft import (
+    Augmentation,
+    Row,
+    Segment,
+    SpeechCollator,
+    SpeechDataset,
+    UserError,
+    load_preparation,
+    steps,
+    train,
+)
 from whisper_peft.data.dataset import Pick
 from whisper_peft.model.build import build_model, load_base
 from whisper_peft.model.locating import locate
@@ -173,6 +183,13 @@ def test_a_clip_s_effects_are_those_of_seed_epoch_and_row(preparation, clip, noi
         assert np.array_equal(pickle.loads(pickle.dumps(one))[pick].input_features, features)
     assert len({features.tobytes() for features in found}) > 8
     assert any(not np.array_equal(other[pick].input_features, one[pick].input_features) for pick in picks)
+
+
+def test_a_clip_that_comes_twice_in_an_epoch_sounds_otherwise(preparation, clip):
+    picks = next(steps(2, 5, seed=0, duration_s=lambda row: 1.0, parts=[(1, 3.0), (1, 2.0)]))
+    found = dataset(preparation, [clip] * 2, gain=1.0)
+    assert sorted((pick.row, pick.again) for pick in picks) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert len({found[pick].input_features.tobytes() for pick in picks}) == 5
 
 
 def test_the_user_s_function_comes_after_the_effects_and_draws_what_it_drew(preparation, clip):

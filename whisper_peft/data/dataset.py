@@ -24,12 +24,13 @@ PROMPTS, TIMESTAMPS, EFFECTS, NO_SPEECH = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Pick:
-    """One row drawn for one optimizer step; the epoch seeds its augmentation."""
+    """One row drawn for one optimizer step; `epoch` and `again` seed its augmentation."""
 
     row: int
     epoch: int = 0
     slack_s: float = math.inf  # silence wanted behind the step's longest clip; infinite: the model's whole window
     given: Row | None = None  # the row itself, where it is of a stream
+    again: int = 0  # how often it has come in this epoch before, where its source's weight is over 1
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,9 @@ class SpeechDataset:
             wave, stretch = changed, stretch if len(changed) == len(wave) else None
         return wave, row, stretch
 
-    def _generator(self, pick: Pick, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, pick.epoch, pick.row, *purpose))
+    def _generator(self, pick: Pick, purpose: int = 0) -> np.random.Generator:
+        more = (purpose, pick.again) if pick.again else (purpose,) if purpose else ()
+        return np.random.default_rng((self.seed, pick.epoch, pick.row, *more))
 
     def _tokens(self, pick: Pick, row: Row, seconds: float, stretch: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Tokens in and out of a clip of so many seconds, whose segments' times are to be multiplied by `stretch`."""
