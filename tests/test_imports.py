@@ -26,7 +26,7 @@ ROOMS = {
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "checking",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
-    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
+    "evaluation": ("transcribing", "longform", "normalizers", "metrics", "scoring", "report"),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),
