@@ -30,12 +30,14 @@ ROOMS = {
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),
-    "delivery": ("provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo"),
+    "delivery": (
+        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "voices", "demo_page", "demo",
+    ),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
-    "accelerate", "bitsandbytes", "tokenizers", "safetensors",
+    "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio",
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.

@@ -45,6 +45,7 @@ _ROOMS = {
     "delivery.merging": ("merge",),
     "delivery.publishing": ("publish",),
     "delivery.pushing": ("Push",),
+    "delivery.demo": ("demo",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
