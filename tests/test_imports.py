@@ -31,7 +31,8 @@ ROOMS = {
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),
     "delivery": (
-        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "voices", "demo_page", "demo",
+        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
+        "voices", "demo",
     ),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip

@@ -15,19 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.text import LANGUAGES
 from whisper_peft.delivery import demo_page
-from whisper_peft.delivery.voices import OWN_BASE, Voice, load_voices
+from whisper_peft.delivery.voices import OWN_BASE, Listener, load_voices
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import resolve_language
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import PACKAGE, load_recipe
 
 HOST = "127.0.0.1"
-LONGEST_S = 30 * 60.0
 LARGEST = "500mb"  # of a file: half an hour of film, or of uncompressed sound
-SILENT = 1e-3  # peak of a recording in which nothing is to be heard, -60 dB of full scale
 WAITING = 16  # recordings in the queue; they are heard one at a time
 N_EXAMPLES = 2
 # Nothing on the page may come from elsewhere, whatever Gradio's own HTML asks for.
@@ -74,8 +71,11 @@ def demo(
     port = free_port(port)
     voices, located = load_voices(model, compare, base=base, quantize=quantize, say=say)
     code = resolve_language(voices[0].model, voices[0].preparation, language)
-    ended = threading.Event()
-    page = _page(gradio, voices, located, code, examples=_examples(located, code, share=share), ended=ended)
+    listener = Listener(
+        voices, headings=("After", "Before") if len(voices) == 2 and compare == OWN_BASE else ("", ""),
+        task=load_recipe(located.run / runs.RECIPE).model.task if located.run else "transcribe",
+    )  # fmt: skip
+    page = _page(gradio, listener, code, _examples(located, code, share=share))
     if share:
         say("Warning: --share: anyone who has the link can send recordings to this machine, through Gradio's servers.")
     with contextlib.redirect_stdout(sys.stderr):  # Gradio prints the link
@@ -98,7 +98,7 @@ def demo(
             with _terminated_like_interrupted():
                 wait_for_end()
         finally:
-            ended.set()
+            listener.ended.set()
             page.close(verbose=False)
     return page
 
@@ -191,10 +191,10 @@ def _examples(located: Located, language: str | None, *, share: bool) -> list[tu
     return [(row.audio, row.text) for row in load_source(str(PACKAGE / "quickstart" / "speech" / "test"))[:N_EXAMPLES]]
 
 
-def _page(gradio, voices: list[Voice], located: Located, language: str | None, *, examples, ended: threading.Event):
+def _page(gradio, listener: Listener, language: str | None, examples: list[tuple[str, str]]):
     """The page with its events; one model hears one recording at a time."""
-    task = load_recipe(located.run / runs.RECIPE).model.task if located.run else "transcribe"
-    known = set.intersection(*(voice.languages for voice in voices)) or set(LANGUAGES)
+    names = [voice.name for voice in listener.voices]
+    known = set.intersection(*(voice.languages for voice in listener.voices)) or set(LANGUAGES)
     choices = sorted((name.title(), code) for code, name in LANGUAGES.items() if code in known | {language})
     bar = gradio.Progress()
 
@@ -203,23 +203,24 @@ def _page(gradio, voices: list[Voice], located: Located, language: str | None, *
         if not path:
             yield demo_page.empty(), None, ""
             return
-        for shown in _heard(path, voices, code, task, reference, progress, ended):
+        for shown in listener.hear(path, code, reference, progress):
             yield shown, path, reference
 
-    with gradio.Blocks(
-        analytics_enabled=False, title=f"{voices[0].name}: whisper-peft", delete_cache=(600, 3600)
-    ) as page:
-        gradio.HTML(demo_page.header(*[voice.name for voice in voices], *[None] * (2 - len(voices))))
+    def hear_example(audio: str, said: str, code: str | None, progress=bar):
+        yield from hear(audio, code, said, progress)
+
+    with gradio.Blocks(analytics_enabled=False, title=f"{names[0]}: whisper-peft", delete_cache=(600, 3600)) as page:
+        gradio.HTML(demo_page.header(*names), elem_id="top")
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=2, min_width=300):
                 microphone = gradio.Audio(sources=["microphone"], type="filepath", label="Speak", elem_id="microphone")
-                file = gradio.File(label="Or a recording, in any format, of up to 30 minutes", type="filepath",
-                                   elem_id="file", height=140)  # fmt: skip
+                file = gradio.File(label="Or a recording: any format, up to 30 minutes", type="filepath",
+                                   elem_id="file", height=180)  # fmt: skip
                 spoken = gradio.Dropdown(choices, value=language, label="Language", visible=language is not None,
                                          elem_id="language")  # fmt: skip
                 with gradio.Row():
                     buttons = [
-                        gradio.Button(f"Example {number}", size="sm", elem_id=f"example-{number}")
+                        gradio.Button(f"Example {number}", size="sm", min_width=100, elem_id=f"example-{number}")
                         for number in range(1, len(examples) + 1)
                     ]
             with gradio.Column(scale=3, min_width=320):
@@ -228,54 +229,11 @@ def _page(gradio, voices: list[Voice], located: Located, language: str | None, *
         outputs = [result, last, last_reference]
         settings = {
             "outputs": outputs, "concurrency_id": "hear", "concurrency_limit": 1, "api_visibility": "private",
+            "scroll_to_output": True,
         }  # fmt: skip
         microphone.stop_recording(hear, [microphone, spoken], **settings)
         file.upload(hear, [file, spoken], **settings)
         spoken.input(hear, [last, spoken, last_reference], **settings)
         for button, (audio, reference) in zip(buttons, examples, strict=True):
-            button.click(partial(_example, hear, audio, reference), [spoken], **settings)
+            button.click(partial(hear_example, audio, reference), [spoken], **settings)
     return page
-
-
-def _example(hear, audio: str, reference: str, code: str | None):
-    yield from hear(audio, code, reference)
-
-
-def _heard(
-    path: str, voices: list[Voice], code: str | None, task: str, reference: str, progress, ended: threading.Event
-) -> Iterator[str]:
-    """The result as HTML after each model; or why there is none."""
-    name = Path(path).name
-    try:
-        seconds = duration_s(path)
-        if seconds > LONGEST_S:
-            yield demo_page.notice(
-                f"{name}: {seconds / 60:.0f} minutes long; up to {LONGEST_S / 60:.0f} are heard here. Cut it, or use "
-                "whisper-peft transcribe, which takes any length."
-            )
-            return
-        wave = load_audio(path)
-    except AudioError as error:
-        yield demo_page.notice(f"{name}: {error}. It is no recording, or broken: try another one.")
-        return
-    if abs(wave).max() < SILENT:
-        yield demo_page.notice(
-            f"{name}: silent, nothing can be heard in it. Is the microphone muted, or another chosen?"
-        )
-        return
-    headings = ["After", "Before"] if len(voices) == 2 else [""]
-    found: list[dict | None] = [None] * len(voices)
-    for number, (voice, heading) in enumerate(zip(voices, headings, strict=True)):
-
-        def told(share: float, heading=heading) -> None:
-            if ended.is_set():
-                raise UserError("The page was closed.")
-            progress(share, desc=heading or "Listening")
-
-        try:
-            found[number] = voice.hear(wave, language=code, task=task, progress=told)
-        except UserError as error:
-            yield demo_page.notice(str(error))
-            return
-        cards = [(one, voice.name, what) for one, voice, what in zip(headings, voices, found, strict=True)]
-        yield demo_page.result(name, len(wave) / 16_000, code, cards[::-1], reference)

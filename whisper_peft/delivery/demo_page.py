@@ -17,7 +17,7 @@ def text(content: str) -> str:
     return f"<bdi>{html.escape(content)}</bdi>"
 
 
-def header(name: str, other: str | None) -> str:
+def header(name: str, other: str | None = None) -> str:
     """The top of the page."""
     beside = f", beside {text(other)}" if other else ""
     return (
@@ -57,15 +57,16 @@ def result(
         marked = [before, after]
         unit = "words" if has_spaces(language or "en") else "characters"
         same = "The same." if n_same == n_words else f"{n_words - n_same} of {n_words} {unit} differ:"
-        keys = ("<del>only before</del>", "<ins>only after</ins>") if n_same < n_words else ()
-        legend = f'<p class="quiet">{" ".join((same, *keys))}</p>'
+        if n_same < n_words:
+            only = [text(f"only {heading.lower() or model}") for heading, model, _ in cards]
+            same += f" <del>{only[0]}</del> <ins>{only[1]}</ins>"
+        legend = f'<p class="quiet">{same}</p>'
     for (heading, model, one), words in zip(cards, marked, strict=True):
-        kind = "after" if heading == "After" else "before"
         long = " long" if one and len(one["text"]) > 400 else ""
         said = words if one is None or one["text"] else '<span class="quiet">(nothing)</span>'
         waiting = "" if one else '<span class="quiet">listening …</span>'
         parts.append(
-            f'<section class="wp-card {kind}"><h2>{heading} {text(model)}</h2>'
+            f'<section class="wp-card"><h2>{heading} {text(model)}</h2>'
             f'<p class="said{long}" dir="auto">{said}{waiting}</p></section>'
         )
     parts.append(f"</div>{legend}")

@@ -1,14 +1,17 @@
-"""The models that a demo lets speak: the one that is shown, and what it was before."""
+"""What listens behind a demo's page: the model that is shown, and what it was before."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whisper_peft import runs
+from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.features import Preparation
+from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.provenance import known_provenance
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.longform import transcribe_wave
@@ -17,6 +20,8 @@ from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import HUB_PREFIX, Located
 
 OWN_BASE, NO_COMPARISON = "base", "none"
+LONGEST_S = 30 * 60.0
+SILENT = 1e-3  # peak of a recording in which nothing is to be heard, -60 dB of full scale
 
 
 @dataclass(frozen=True)
@@ -97,3 +102,61 @@ def _shown(name: str) -> str:
     """A folder by its last name, a Hub id whole."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name.removeprefix(HUB_PREFIX)
+
+
+@dataclass
+class Listener:
+    """Hears a recording with each of the voices, and says what came of it as HTML."""
+
+    voices: Sequence[Voice]
+    headings: Sequence[str]  # of their cards
+    task: str
+    ended: threading.Event = field(default_factory=threading.Event)  # set: a long recording is not heard to its end
+
+    def hear(self, path: str, language: str | None, reference: str, progress: Callable[..., object]) -> Iterator[str]:
+        """Yields the page's result after each voice, the first one first; or why there is none.
+
+        Args:
+            path: of the recording, in any format.
+            language: Whisper's code; None for English-only checkpoints.
+            reference: what is said in it, if that is known.
+            progress: told the share of the recording that a voice has done, and its `desc`.
+        """
+        name = Path(path).name
+        found: list[dict | None] = [None] * len(self.voices)
+        try:
+            wave = _usable(path, name)
+            for number, (voice, heading) in enumerate(zip(self.voices, self.headings, strict=False)):
+
+                def told(share: float, desc: str = heading or voice.name) -> None:
+                    if self.ended.is_set():
+                        raise UserError("The page was closed.")
+                    progress(share, desc=desc)
+
+                found[number] = voice.hear(wave, language=language, task=self.task, progress=told)
+                names = [voice.name for voice in self.voices]
+                cards = list(zip(self.headings, names, found, strict=False))[::-1]
+                yield demo_page.result(name, len(wave) / voice.preparation.sample_rate_hz, language, cards, reference)
+        except UserError as error:
+            yield demo_page.notice(str(error))
+
+
+def _usable(path: str, name: str):
+    """The wave of a recording that there is something to hear in.
+
+    Raises:
+        UserError: what the one who sent it can mend.
+    """
+    try:
+        seconds = duration_s(path)
+        if seconds > LONGEST_S:
+            raise UserError(
+                f"{name}: {seconds / 60:.0f} minutes long, and up to {LONGEST_S / 60:.0f} are heard here. Cut it; "
+                "whisper-peft transcribe takes any length."
+            )
+        wave = load_audio(path)
+    except AudioError as error:
+        raise UserError(f"{name}: {error}. Try another recording.") from None
+    if abs(wave).max() < SILENT:
+        raise UserError(f"{name}: silent. Is the microphone muted, or another one chosen?")
+    return wave
