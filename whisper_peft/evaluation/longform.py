@@ -83,12 +83,12 @@ def transcribe_wave(
             )
         return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
     windows = _windows(whisper, preparation, wave, language=language, task=task, beams=beams, progress=progress)
-    segments, reached_limit = [], False
+    segments, reached_limit, length_s = [], False, len(wave) / preparation.sample_rate_hz
     for found in windows:
         for one in found:
-            if text := preparation.decode(one["tokens"]):
-                end_s = min(float(one["end"]), len(wave) / preparation.sample_rate_hz)
-                segments.append({"start": round(float(one["start"]), 2), "end": round(end_s, 2), "text": text})
+            text, start_s, end_s = preparation.decode(one["tokens"]), float(one["start"]), float(one["end"])
+            if text and start_s < length_s:  # behind it is only the silence that fills the last window
+                segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": text})
                 reached_limit |= int(one["result"]["sequences"][-1]) != preparation.eot
     space = " " if task == "translate" or has_spaces(language or "en") else ""
     return {"text": space.join(one["text"] for one in segments), "reached_limit": reached_limit, "segments": segments}
