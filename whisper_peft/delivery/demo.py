@@ -213,7 +213,8 @@ def _page(gradio, listener: Listener, language: str | None, examples: list[tuple
         gradio.HTML(demo_page.header(*names), elem_id="top")
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=2, min_width=300):
-                microphone = gradio.Audio(sources=["microphone"], type="filepath", label="Speak", elem_id="microphone")
+                microphone = gradio.Audio(sources=["microphone"], type="filepath", label="Speak", elem_id="microphone",
+                                          buttons=[], editable=False)  # fmt: skip
                 file = gradio.File(label="Or a recording: any format, up to 30 minutes", type="filepath",
                                    elem_id="file", height=180)  # fmt: skip
                 spoken = gradio.Dropdown(choices, value=language, label="Language", visible=language is not None,
