@@ -150,7 +150,7 @@ def test_right_transcripts_are_not_taken_for_loops(shared):
 
 
 @pytest.mark.slow
-def test_half_a_quarter_of_real_speech(shared, tmp_path, run_cli):
+def test_more_than_a_minute_of_real_speech(shared, tmp_path, run_cli):
     """75 s of an English story by the untouched base: most words are right, in order, with their times."""
     from whisper_peft import score
 
