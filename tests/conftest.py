@@ -106,6 +106,15 @@ def run_cli():
     return run
 
 
+@pytest.fixture
+def brief_demo(monkeypatch):
+    """`demo` in this process ends as soon as its page is there, which is at any free port."""
+    from whisper_peft.delivery import demo
+
+    monkeypatch.setattr(demo, "free_port", lambda port, find=demo.free_port: find(0))
+    monkeypatch.setattr(demo, "wait_for_end", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
     """A headless Chromium as Playwright's Browser; its microphone is allowed, and plays `make_wave(2.0)` over and over.
