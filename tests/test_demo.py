@@ -39,15 +39,30 @@ def make_webm(path: Path, wave: np.ndarray) -> Path:
     return path
 
 
+WATCHED = """
+import sys
+
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        host = arguments[1][0] if event == "socket.connect" else arguments[0]
+        if host not in ("127.0.0.1", "localhost", b"127.0.0.1", b"localhost", None):
+            print("asked for", host, file=sys.stderr)
+
+sys.addaudithook(note)
+from whisper_peft.cli import main
+main()
+"""
+
+
 class Served:
-    """A demo in a process of its own."""
+    """A demo in a process of its own, which says so on stderr when it asks for another host."""
 
     def __init__(self, *arguments: object, uploads: Path):
-        command = [sys.executable, "-m", "whisper_peft", "demo", *map(str, arguments), "--port", "0", "--json"]
+        command = [sys.executable, "-c", WATCHED, "demo", *map(str, arguments), "--port", "0", "--json"]
         self.uploads = uploads
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(uploads)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(uploads), "HF_HUB_OFFLINE": "0"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in a background job it is ignored
         )  # fmt: skip
         line = self.process.stdout.readline()
@@ -180,6 +195,8 @@ def test_shared_only_when_asked_and_with_a_warning(run, monkeypatch):
     lines: list[str] = []
     page = demo(run, port=0, wait=False, say=lines.append)
     assert page.share_url is None and not tunnels and not lines and page.local_url.startswith("http://127.0.0.1:")
+    assert not page.analytics_enabled
+    assert {(one.concurrency_id, one.concurrency_limit) for one in page.fns.values()} == {("hear", 1)}  # one at a time
     page.close()
     with pytest.raises(UserError, match="--share: Gradio could give no link"):
         demo(run, port=0, share=True, wait=False, say=lines.append)

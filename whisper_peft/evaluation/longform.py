@@ -33,7 +33,7 @@ from whisper_peft.model.devices import to_device
 if TYPE_CHECKING:
     import numpy as np
 
-STRETCH_WINDOWS = 8  # of 30 s: about 0.4 GB of scores where each is full of tokens; a stretch costs one window more
+STRETCH_WINDOWS = 4  # of 30 s: 0.4 GB of scores if each is full of tokens; every stretch encodes one window in vain
 # When a window is made again, and how; transformers' values but for the compression ratio (of a window's tokens).
 # Its 1.35 is of English: right transcripts of 30 s have up to 1.9 in Hindi and 3.7 in Malayalam, loops more than 7.
 FALLBACK = {
@@ -82,14 +82,13 @@ def transcribe_wave(
                 whisper, preparation, encoded, language=language, task=task, max_new_tokens=limit, beams=beams
             )
         return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
-    windows = _windows(whisper, preparation, wave, language=language, task=task, beams=beams, progress=progress)
+    walk = _segments(whisper, preparation, wave, language=language, task=task, beams=beams, progress=progress)
     segments, reached_limit, length_s = [], False, len(wave) / preparation.sample_rate_hz
-    for found in windows:
-        for one in found:
-            text, start_s, end_s = preparation.decode(one["tokens"]), float(one["start"]), float(one["end"])
-            if text and start_s < length_s:  # behind it is only the silence that fills the last window
-                segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": text})
-                reached_limit |= int(one["result"]["sequences"][-1]) != preparation.eot
+    for start_s, end_s, ids, ended in walk:
+        text = preparation.decode(ids)
+        if text and start_s < length_s:  # behind it is only the silence that fills the last window
+            segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": text})
+            reached_limit |= not ended
     space = " " if task == "translate" or has_spaces(language or "en") else ""
     return {"text": space.join(one["text"] for one in segments), "reached_limit": reached_limit, "segments": segments}
 
@@ -120,10 +119,10 @@ class _Walk:
         return torch.full((len(input_ids),), self.next_frame is not None, device=input_ids.device)
 
 
-def _windows(
+def _segments(
     whisper, preparation: Preparation, wave: np.ndarray, *, language: str | None, task: str, beams: int, progress
-) -> Iterator[list[dict]]:
-    """The segments of each stretch, as transformers gives them, with their times in the whole recording."""
+) -> Iterator[tuple[float, float, list[int], bool]]:
+    """Yields start and end in seconds, token ids, and whether its window came to its own end."""
     import torch
 
     words = {"language": language, "task": task} if preparation.multilingual else {}
@@ -142,7 +141,15 @@ def _windows(
                 **FALLBACK, **words,
             )["segments"][0]  # fmt: skip
         start_s = first / preparation.frames_per_s
-        yield [{**one, "start": start_s + one["start"], "end": start_s + one["end"]} for one in found]
+        plain = [
+            (
+                start_s + float(one["start"]), start_s + float(one["end"]), one["tokens"].tolist(),
+                int(one["result"]["sequences"][-1]) == preparation.eot,
+            )
+            for one in found
+        ]  # fmt: skip
+        del found  # and the scores in it
+        yield from plain
         first += walk.next_frame
 
 
