@@ -87,7 +87,7 @@ def heard(page, having: str) -> str:
         "having => { const shown = document.querySelector('#result').innerText;"
         " return shown.includes(having) && !shown.includes('listening') }",
         arg=having,
-        timeout=60_000,
+        timeout=300_000,  # a busy machine
     )
     return page.inner_text("#result")
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
+from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import LANGUAGES
 from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.voices import OWN_BASE, Listener, load_voices
@@ -85,7 +86,7 @@ def demo(
             app_kwargs=_closed_to_the_web(),
         )  # fmt: skip
     if share and page.share_url is None:
-        page.close()
+        page.close(verbose=False)
         raise UserError("--share: Gradio could give no link; check the network, or leave --share away.")
     names = [voice.name for voice in voices]
     ready({
@@ -186,8 +187,6 @@ def _examples(located: Located, language: str | None, *, share: bool) -> list[tu
             return found[:N_EXAMPLES]
     if language != "hi":
         return []
-    from whisper_peft.data.sources import load_source
-
     return [(row.audio, row.text) for row in load_source(str(PACKAGE / "quickstart" / "speech" / "test"))[:N_EXAMPLES]]
 
 
