@@ -75,6 +75,8 @@ class Served:
         page = chromium.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
         page.elsewhere, page.broken = [], []
         page.on("request", lambda one: page.elsewhere.append(one.url) if "//127.0.0.1:" not in one.url else None)
+        # What the page's policy refuses is not asked for: Gradio 6.0 wants a script from elsewhere.
+        page.on("requestfailed", lambda one: page.elsewhere.remove(one.url) if one.failure == "csp" else None)
         page.on("pageerror", lambda error: page.broken.append(str(error)))
         page.goto(self.facts["url"])
         page.wait_for_selector("#file input[type=file]", state="attached")
