@@ -317,7 +317,7 @@ def test_the_real_base_beside_its_tuned_self(shared, chromium, tmp_path):
         "model.name": str(shared / "models" / "whisper-base"), "model.language": "malayalam",
         "data.train": [str(tmp_path / "train.jsonl")], "data.eval": str(tmp_path / "eval.jsonl"),
         "features.window": "tight", "train.steps": 6, "train.batch_size": 4, "train.workers": 0,
-        "train.learning_rate": 0.003, "train.precision": "fp32", "train.warmup_steps": 0,
+        "train.precision": "fp32", "train.warmup_steps": 0,
         "evaluate.compare_clips": 0, "evaluate.every_steps": 6,
     })  # fmt: skip
     run = train(recipe, output=tmp_path / "malayalam").run
