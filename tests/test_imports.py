@@ -29,16 +29,19 @@ ROOMS = {
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
         "build",
     ),
-    "evaluation": ("transcribing", "normalizers", "metrics", "scoring", "report"),
+    "evaluation": ("transcribing", "longform", "normalizers", "metrics", "scoring", "report"),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",
     ),
-    "delivery": ("provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo"),
+    "delivery": (
+        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
+        "voices", "demo",
+    ),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
-    "accelerate", "bitsandbytes", "tokenizers", "safetensors",
+    "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio",
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.

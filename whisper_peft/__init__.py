@@ -37,7 +37,8 @@ _ROOMS = {
         "paired_loss_interval",
         "speech_error_rate",
     ),
-    "evaluation.transcribing": ("transcribe", "transcribe_rows"),
+    "evaluation.transcribing": ("transcribe_rows",),
+    "evaluation.longform": ("transcribe",),
     "evaluation.scoring": ("evaluate",),
     "training.loss": ("token_loss_sum",),
     "training.fitting": ("plan", "plan_matrix"),
@@ -45,6 +46,7 @@ _ROOMS = {
     "delivery.merging": ("merge",),
     "delivery.publishing": ("publish",),
     "delivery.pushing": ("Push",),
+    "delivery.demo": ("demo",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
