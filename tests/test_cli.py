@@ -49,6 +49,7 @@ def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
         "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
         "merge": ["merge", run, folder / "merged", "--dtype", "float32"],
         "transcribe": ["transcribe", run, speech / "test" / "0.wav", speech / "test" / "1.wav"],
+        "demo": ["demo", run],
         "publish": ["publish", run, "me/whisper-test", "--base", "openai/whisper-tiny", "--dry-run"],
         "recipes list": ["recipes", "list"],
         "recipes show": ["recipes", "show", "quickstart"],
@@ -63,6 +64,7 @@ EXPECTED = {
     "evaluate": {"model", "source", "wer", "cer", "wer_normalized", "wer_interval", "reached_limit", "left_out"},
     "merge": {"output", "dtype", "logit_gap", "logit_limit", "passed", "checked_on"},
     "transcribe": {"transcripts"},
+    "demo": {"url", "share_url", "model", "compare", "language"},
     "publish": {"repo", "kind", "base", "files", "card", "url", "commit", "card_kept", "dry_run"},
     "recipes list": {"recipes"},
     "recipes show": {"model", "data", "train"},
@@ -102,7 +104,7 @@ def test_the_matrix_has_every_published_size_and_needs_no_torch(run_cli):
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
-def test_every_command(name, call, page, lora_run, speech, tmp_path, monkeypatch):
+def test_every_command(name, call, page, lora_run, speech, tmp_path, brief_demo, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, as_json, both = (tmp_path / kind for kind in ("plain", "json", "both"))
     for folder in (plain, as_json, both):

@@ -26,20 +26,27 @@ ROOMS = {
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings",
         "pacing", "alignment", "wording", "listening", "sound_findings", "twins", "checking", "mending",
     ),
-    "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
+    "model": (
+        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
+        "build",
+    ),
     "evaluation": (
-        "transcribing", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking", "report",
+        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
+        "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
         "first_look", "train",
     ),
-    "delivery": ("provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo"),
+    "delivery": (
+        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
+        "voices", "demo",
+    ),
     "command line": ("printing", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
-    "accelerate", "bitsandbytes", "tokenizers", "safetensors",
+    "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio",
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.

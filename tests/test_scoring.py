@@ -228,11 +228,7 @@ def test_transcribe(lora_run, full_run, speech, tmp_path):
     assert len(transcribe(full_run, [other_rate], language="hindi")) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("long.wav", r"4.0 s long; recordings over 3 s are not supported yet"), ("gone.wav", "no such file")],
-)
-def test_what_transcribe_refuses(name, message, lora_run, mixed):
-    with pytest.raises(UserError, match=message) as error:
-        transcribe(lora_run, [mixed / "0.wav", mixed / name])
-    assert str(mixed / name) in str(error.value)
+def test_what_transcribe_refuses(lora_run, mixed):
+    with pytest.raises(UserError, match="no such file") as error:
+        transcribe(lora_run, [mixed / "0.wav", mixed / "gone.wav"])
+    assert str(mixed / "gone.wav") in str(error.value)

@@ -16,6 +16,7 @@ _ROOMS = {
     "data.rows": ("Row", "Segment"),
     "data.sources": ("load_source",),
     "data.features": ("Preparation",),
+    "data.augmentation": ("Augmentation",),
     "data.dataset": ("SpeechDataset", "Pick", "Example", "LeftOut"),
     "data.batching": ("steps", "cut"),
     "data.collator": ("SpeechCollator",),
@@ -36,7 +37,8 @@ _ROOMS = {
         "paired_loss_interval",
         "speech_error_rate",
     ),
-    "evaluation.transcribing": ("transcribe", "transcribe_rows"),
+    "evaluation.transcribing": ("transcribe_rows",),
+    "evaluation.longform": ("transcribe",),
     "evaluation.scoring": ("evaluate",),
     "evaluation.checking": ("check",),
     "training.loss": ("token_loss_sum",),
@@ -45,6 +47,7 @@ _ROOMS = {
     "delivery.merging": ("merge",),
     "delivery.publishing": ("publish",),
     "delivery.pushing": ("Push",),
+    "delivery.demo": ("demo",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

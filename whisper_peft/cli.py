@@ -16,6 +16,7 @@ from whisper_peft.printing import (
     GB,
     Printer,
     check_lines,
+    demo_lines,
     first_comment,
     matrix_lines,
     merge_lines,
@@ -60,7 +61,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="whisper-peft")
 def cli() -> None:
-    """Fine-tune Whisper on your own speech: check, train, evaluate, merge, transcribe, publish."""
+    """Fine-tune Whisper on your own speech: check, train, evaluate, merge, transcribe, demo, publish."""
 
 
 def main() -> None:
@@ -332,8 +333,11 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @QUANTIZE
 @output_options
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:
-    """Write down what is said in AUDIO files of up to 30 s."""
-    from whisper_peft.evaluation.transcribing import transcribe as run_transcription
+    """Write down what is said in AUDIO files of any length and format.
+
+    One over 30 s is heard window by window; --json gives the times of its segments.
+    """
+    from whisper_peft.evaluation.longform import transcribe as run_transcription
 
     with progress_bar("transcribing", out) as bar:
         found = run_transcription(model, audio, progress=lambda clips: bar(clips, len(audio)), **options)
@@ -342,6 +346,28 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> N
         {"transcripts": found},
         [f"{shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
     )
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--compare", metavar="MODEL", default="base", show_default=True,
+              help="Shown beside it; base: what MODEL was trained from; none: nothing.")  # fmt: skip
+@click.option("--language", help="Name or code, chosen when the page opens (default: what the model was trained for).")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
+@click.option(
+    "--share", is_flag=True, help="Also a link on the internet, for whoever has it, through Gradio's servers."
+)
+@click.option("--base", help="The adapter's base, if it has moved.")
+@QUANTIZE
+@output_options
+def demo(out: Printer, model: str, **options) -> None:
+    """Serve a page on this machine where MODEL listens: to a microphone, or a file.
+
+    What it was before training stands beside it, with the differences marked. Needs the extra whisper-peft[demo].
+    """
+    from whisper_peft.delivery.demo import demo as run_demo
+
+    run_demo(model, say=out.say, ready=lambda facts: out.result(facts, demo_lines(facts)), **options)
 
 
 @cli.command()

@@ -257,6 +257,13 @@ def merge_lines(output: str, report: dict) -> list[str]:
     return lines
 
 
+def demo_lines(facts: dict) -> list[str]:
+    """Where the page is."""
+    beside = f", beside {facts['compare']}" if facts["compare"] else ""
+    shared = [f"For whoever has the link: {facts['share_url']}"] if facts["share_url"] else []
+    return [f"{facts['model']}{beside}: open {facts['url']}", *shared]
+
+
 def publish_lines(report: dict, *, dry_run: bool) -> list[str]:
     """What went up, or would."""
     if not dry_run:
