@@ -17,7 +17,7 @@ import numpy as np
 from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import Preparation, TooLongError
-from whisper_peft.data.findings import Findings, Part
+from whisper_peft.data.findings import MOST_READ, Findings, Part
 from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.pacing import text_sizes, unusual_paces
 from whisper_peft.data.rows import Row, Segment
@@ -96,8 +96,8 @@ class Checked:
         part, seconds, tokens = self.parts[number], self.seconds[number], self.tokens[number]
         known = [one for one in seconds if one is not None]
         speakers = {row.speaker for row in part.rows if row.speaker is not None}
-        characters = Counter(c for row in part.rows for c in row.text if not c.isspace())
-        scripts = sum((scripts_of(row.text) for row in part.rows), Counter())
+        characters = Counter(c for row in part.rows for c in row.text[:MOST_READ] if not c.isspace())
+        scripts = sum((scripts_of(row.text[:MOST_READ]) for row in part.rows), Counter())
         letters = max(1, sum(scripts.values()))
         rates = [n / s for n, s in zip(tokens, seconds, strict=True) if n and s]
         return {
@@ -272,7 +272,7 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     seconds, tokens = checked.seconds[part], checked.tokens[part]
     usable = [number for number in range(len(rows)) if seconds[number] and tokens[number]]
     heard = np.array([measures[n].speech_s if n in measures else seconds[n] for n in usable])
-    sizes = text_sizes([rows[n].text for n in usable], [tokens[n] for n in usable])
+    sizes = text_sizes([rows[n].text[:MOST_READ] for n in usable], [tokens[n] for n in usable])
     speakers, names = [rows[n].speaker for n in usable], [rows[n].name for n in usable]
     checked.correlations.append(correlations(heard, sizes))
     table = losses([rows[n] for n in usable]) if losses else None

@@ -10,6 +10,7 @@ from whisper_peft.data.rows import Row
 
 MOST_LISTED = 200  # clips that a report lists of one kind; the count is of all
 MOST_CHARACTERS = 300  # of a text in a report
+MOST_READ = 20_000  # characters of a text that are looked at: no text of a clip has as many
 SEVERITIES = ("error", "warning", "note")
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from whisper_peft.data.findings import Findings
+from whisper_peft.data.findings import MOST_READ, Findings
 from whisper_peft.data.listening import SILENT_DB, Measures
 from whisper_peft.data.text import clean_text
 
@@ -48,7 +48,7 @@ def look_at_twins(findings: Findings) -> None:
 
 def said(text: str) -> str:
     """What a text says, whatever its capitals, punctuation and normal form."""
-    return clean_text(text.casefold(), remove_punctuation=True)
+    return clean_text(text[:MOST_READ].casefold(), remove_punctuation=True)
 
 
 def _note_twin(findings: Findings, first: tuple[int, int], second: tuple[int, int], *, by: str) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from whisper_peft.data.findings import Findings
+from whisper_peft.data.findings import MOST_READ, Findings
 from whisper_peft.data.rows import Row
 
 NEITHER = "neither NFC nor NFD"
@@ -85,8 +85,8 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
     texts = []
     for number, row in enumerate(findings.parts[part].rows):
         if row.text.strip():
-            _look_at_one(findings, part, number, row)
-            texts.append(_known(number, row.text))
+            _look_at_one(findings, part, number, row.text[:MOST_READ])
+            texts.append(_known(number, row.text[:MOST_READ]))
     letters = sum((text.scripts for text in texts), Counter())
     for text in texts:
         row = findings.parts[part].rows[text.row]
@@ -100,22 +100,22 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
     with_digits = [text for text in texts if text.has_digits]
     if 2 * len(with_digits) < len(texts):
         for text in with_digits:
-            shown = re.findall(r"\S*\d\S*", findings.parts[part].rows[text.row].text)
+            shown = re.findall(r"\S*\d\S*", findings.parts[part].rows[text.row].text[:MOST_READ])
             findings.add("digits", part, text.row, ", ".join(shown[:3]))
     _look_at_policy(findings, part, "casing", {text.row: text.casing for text in texts if text.casing})
     ends = {text.row: "ends with a mark" if text.ends_with_mark else "ends without a mark" for text in texts}
     _look_at_policy(findings, part, "punctuation", ends)
 
 
-def _look_at_one(findings: Findings, part: int, number: int, row: Row) -> None:
-    broken = sorted({c for c in row.text if c == "\ufffd" or unicodedata.category(c) in ("Co", "Cs", "Cn")})
+def _look_at_one(findings: Findings, part: int, number: int, text: str) -> None:
+    broken = sorted({c for c in text if c == "\ufffd" or unicodedata.category(c) in ("Co", "Cs", "Cn")})
     if broken:
         findings.add("broken-characters", part, number, ", ".join(f"U+{ord(c):04X}" for c in broken[:5]))
-    invisible = sorted(set(_INVISIBLE.findall(row.text)))
+    invisible = sorted(set(_INVISIBLE.findall(text)))
     if invisible:
         findings.add("control-characters", part, number, ", ".join(f"U+{ord(c):04X}" for c in invisible[:5]))
-    if found := _MARKUP.findall(row.text):
-        findings.add("markup", part, number, ", ".join(found[:3]), suggestion=without_markup(row.text))
+    if found := _MARKUP.findall(text):
+        findings.add("markup", part, number, ", ".join(found[:3]), suggestion=without_markup(text))
 
 
 def _known(number: int, text: str) -> _Text:
@@ -150,7 +150,7 @@ def _look_at_script(findings: Findings, part: int, text: _Text, row: Row, expect
                      f"{' or '.join(one.title() for one in expected)}", weight=total)  # fmt: skip
         return
     if len(text.scripts) > 1:
-        words = [word for word in row.text.split() if _is_mixed(word, set(expected))]
+        words = [word for word in row.text[:MOST_READ].split() if _is_mixed(word, set(expected))]
         if words:
             findings.add("mixed-script", part, text.row, ", ".join(words[:3]))
 
