@@ -347,7 +347,7 @@ def test_the_page_names_every_kind():
 
 
 def test_hostile_rows_are_findings_and_no_more(call, tmp_path):
-    """A header that claims ten hours, a NUL in a name, a folder for a file, a text of megabytes, a terminal's escapes."""
+    """A header that claims ten hours, a NUL in a name, a folder for a file, a text of megabytes, terminal escapes."""
     [row] = make_spoken(tmp_path, 1)
     content = bytearray((tmp_path / row["audio"]).read_bytes())
     place = content.index(b"data") + 4
