@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from whisper_peft import load_source
-from whisper_peft.data.alignment import find_mispairings
+from whisper_peft.data.alignment import find_mispairings, name_orders
 from whisper_peft.data.checking import mapped
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.listening import listen
@@ -39,7 +39,7 @@ def found_of(seconds, sizes, speakers, names, generator) -> dict:
     row_of[first : first + MOVED] = np.roll(row_of[first : first + MOVED], -shift)
     right = wrong = 0
     hit = False
-    for one in find_mispairings(seconds, moved, speakers, names):
+    for one in find_mispairings(seconds, moved, speakers, list(name_orders(names))):
         hit |= one.shift == shift and len(set(one.rows) & set(range(first, first + MOVED))) >= MOVED // 2
         sure = [sound for sound, text in one.text_of.items() if not {sound, text} & one.doubtful]
         right += sum(row_of[one.text_of[sound]] == sound for sound in sure)
@@ -58,7 +58,8 @@ def false_alarms(seconds, sizes, speakers, names, tries: int) -> int:
         blocks = list(groups.values())
         draw.shuffle(blocks)
         order = [row for block in blocks for row in draw.sample(block, len(block))]
-        in_order = (seconds[order], sizes[order], [speakers[row] for row in order], [names[row] for row in order])
+        named = list(name_orders([names[row] for row in order]))
+        in_order = (seconds[order], sizes[order], [speakers[row] for row in order], named)
         count += bool(find_mispairings(*in_order))
     return count
 

@@ -14,7 +14,7 @@ from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
 from whisper_peft import check, load_preparation, load_source
-from whisper_peft.data.alignment import correlations, find_mispairings
+from whisper_peft.data.alignment import correlations, find_mispairings, name_orders
 from whisper_peft.data.checking import Limits, check_parts
 from whisper_peft.data.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
 from whisper_peft.data.listening import measure
@@ -148,11 +148,12 @@ def sizes_of(texts: list[str]) -> np.ndarray:
 def test_moved_texts_are_found_by_the_lengths_and_put_back():
     texts, nobody = sentences(150), [None] * 150
     seconds = lengths(texts, np.random.default_rng(0))
-    names = [f"{number:04d}.wav" for number in range(150)]
-    assert not find_mispairings(seconds, sizes_of(texts), nobody, names)
+    orders = list(name_orders([f"{number:04d}.wav" for number in range(150)]))
+    assert not orders
+    assert not find_mispairings(seconds, sizes_of(texts), nobody, orders)
     for shift, first, last in ((1, 60, 85), (-2, 30, 60), (3, 0, 150), (1, 90, 150)):
         moved = texts[:first] + list(np.roll(texts[first:last], -shift)) + texts[last:]
-        [one] = find_mispairings(seconds, sizes_of(moved), nobody, names)
+        [one] = find_mispairings(seconds, sizes_of(moved), nobody, orders)
         assert one.shift == shift and one.evidence > one.chance
         assert len(set(one.rows) ^ set(range(first, last))) <= 8
         sure = [row for row in one.text_of if not {row, one.text_of[row]} & one.doubtful]
@@ -175,21 +176,25 @@ def test_files_paired_in_the_order_of_letters_are_found(files_by_letter):
     pairs = [(int(number), str(text)) for number, text in pairs]
     beside = [text for _, text in pairs]
     names = [f"clips/rec_{number}.wav" for number, _ in pairs]
-    found = find_mispairings(np.array([seconds[n] for n, _ in pairs]), sizes_of(beside), [None] * 120, names)
+    found = find_mispairings(
+        np.array([seconds[n] for n, _ in pairs]), sizes_of(beside), [None] * 120, list(name_orders(names))
+    )
     [one] = [one for one in found if one.is_order]
     assert all(beside[text] == texts[pairs[sound][0] - 1] for sound, text in one.text_of.items())
     right = [(number, texts[number - 1]) for number, _ in pairs]
     seconds_of = np.array([seconds[number] for number, _ in right])
-    assert not find_mispairings(seconds_of, sizes_of([text for _, text in right]), [None] * 120, names)
+    assert not find_mispairings(
+        seconds_of, sizes_of([text for _, text in right]), [None] * 120, list(name_orders(names))
+    )
 
 
 def test_nothing_is_said_where_lengths_tell_nothing_and_of_sorted_sets():
     texts = sentences(200)
-    rng, nobody, names = np.random.default_rng(3), [None] * 200, [f"{n}.wav" for n in range(200)]
-    assert not find_mispairings(rng.uniform(1, 9, 200), sizes_of(texts), nobody, names)
+    rng, nobody, orders = np.random.default_rng(3), [None] * 200, list(name_orders([f"{n}.wav" for n in range(200)]))
+    assert not find_mispairings(rng.uniform(1, 9, 200), sizes_of(texts), nobody, orders)
     by_size = sorted(texts, key=len)
-    assert not find_mispairings(lengths(by_size, rng), sizes_of(by_size), nobody, names)
-    assert not find_mispairings(lengths(["पानी"] * 200, rng), sizes_of(["पानी"] * 200), nobody, names)
+    assert not find_mispairings(lengths(by_size, rng), sizes_of(by_size), nobody, orders)
+    assert not find_mispairings(lengths(["पानी"] * 200, rng), sizes_of(["पानी"] * 200), nobody, orders)
 
 
 def test_a_models_losses_find_what_lengths_cannot(tmp_path):

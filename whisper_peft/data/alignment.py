@@ -68,7 +68,7 @@ def find_mispairings(
     seconds: np.ndarray,
     sizes: np.ndarray,
     speakers: Sequence[str | None],
-    names: Sequence[str],
+    orders: Sequence[dict[int, int]] = (),
     gains: dict[int, np.ndarray] | None = None,
 ) -> list[Mispairing]:
     """Find texts that stand beside the wrong sound.
@@ -77,7 +77,7 @@ def find_mispairings(
         seconds: float (n_rows,), in the order of the source; of speech, if silence around it could be taken off.
         sizes: see `text_sizes`.
         speakers: of each row.
-        names: of the sound files.
+        orders: see `name_orders`.
         gains: what a model says: shift -> float (n_rows,), by the row of the sound: how many nats a token better the
             text of so many rows further up fits it than the sound that it stands beside; NaN where that is not known.
 
@@ -90,7 +90,6 @@ def find_mispairings(
         return []
     length = np.log(np.maximum(seconds, 0.05))
     fit = Fit(sizes, speakers)
-    orders = list(_name_orders(names))
     everything = np.arange(n_rows)
     hypotheses = [(everything, everything), *(pairs_at(n_rows, shift) for shift in SHIFTS)]
     for order in orders:
@@ -218,7 +217,7 @@ def _doubtful(gains: np.ndarray, sounds: range, first: int, last: int) -> frozen
     return frozenset(doubtful)
 
 
-def _name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
+def name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
     """For files that are numbered without leading zeros: row of a sound -> row of its text, had one order been lost."""
     groups: defaultdict[tuple[str, str], list[tuple[int, str, int]]] = defaultdict(list)
     for row, name in enumerate(names):
@@ -233,7 +232,7 @@ def _name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
                 yield {sound: text for sound, text in zip(sounds, texts, strict=True) if sound != text}
 
 
-def _ordered(model: Model, length: np.ndarray, orders: list[dict[int, int]]) -> list[Mispairing]:
+def _ordered(model: Model, length: np.ndarray, orders: Sequence[dict[int, int]]) -> list[Mispairing]:
     """Which other orders of the names the texts follow; of two for the same files, the better one."""
     generator = np.random.default_rng(0)
     found: list[Mispairing] = []

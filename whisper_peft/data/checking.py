@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
+from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings, name_orders
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.findings import MOST_READ, Findings, Part
@@ -273,10 +273,17 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     usable = [number for number in range(len(rows)) if seconds[number] and tokens[number]]
     heard = np.array([measures[n].speech_s if n in measures else seconds[n] for n in usable])
     sizes = text_sizes([rows[n].text[:MOST_READ] for n in usable], [tokens[n] for n in usable])
-    speakers, names = [rows[n].speaker for n in usable], [rows[n].name for n in usable]
+    speakers = [rows[n].speaker for n in usable]
+    place = {row: number for number, row in enumerate(usable)}
+    orders = [
+        {place[sound]: place[text] for sound, text in order.items() if sound in place and text in place}
+        for order in name_orders([row.name for row in rows])  # of all files: one that is missing has its number, too
+    ]
     checked.correlations.append(correlations(heard, sizes))
     table = losses([rows[n] for n in usable]) if losses else None
-    found = find_mispairings(heard, sizes, speakers, names, None if table is None else _gains(table))
+    found = find_mispairings(
+        heard, sizes, speakers, list(filter(None, orders)), None if table is None else _gains(table)
+    )
     mispairings = [_renumbered(one, usable) for one in found]
     checked.mispairings.append(mispairings)
     moved = set()
@@ -340,6 +347,9 @@ def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _renumbered(one: Mispairing, usable: Sequence[int]) -> Mispairing:
+    """The same by the rows of the part; over a row that cannot be used it is not known whose text is whose."""
     text_of = {usable[sound]: usable[text] for sound, text in one.text_of.items()}
+    if one.shift:
+        text_of = {sound: text for sound, text in text_of.items() if sound - text == one.shift}
     doubtful = frozenset(usable[row] for row in one.doubtful)
     return Mispairing(tuple(usable[row] for row in one.rows), text_of, one.shift, one.evidence, one.chance, doubtful)
