@@ -24,13 +24,15 @@ from pathlib import Path
 import click
 from notebook_vs_whisper_peft import machine, notebook, subset
 
+from whisper_peft.model.devices import best_precision
+
 HERE = Path(__file__).parent
 KINDS = {"full": ("full", None), "lora": ("lora", None), "8bit": ("lora", "8bit"), "4bit": ("lora", "4bit")}
 STEPS, EVALUATED = 2, 8
 
 
 def cases() -> list[dict]:
-    """All of them, smallest first."""
+    """All of them, quickest first."""
     grid = itertools.product((4, 8), ("tight", "full"), (True, False), KINDS)
     ours = [
         {"kind": kind, "window": window, "batch": batch, "checkpointing": checkpointing}
@@ -100,6 +102,7 @@ def main(precision: str, case: str | None) -> None:
         return
     here = machine()
     device = "gpu" if not here["device"].startswith("CPU") else "cpu"
+    precision = best_precision() if precision == "auto" else precision
     path = HERE / f"memory_{device}_{precision}.json"
     page = json.loads(path.read_text()) if path.exists() else {"machine": here, "cases": {}}
     for one in cases():

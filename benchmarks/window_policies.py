@@ -5,10 +5,10 @@
     python benchmarks/window_policies.py WORK --table   the table and the plot of what there is
 
 Each run trains Whisper base (bf16 autocast where the CPU computes in it and float32 elsewhere, as its JSON says; no
-gradient checkpointing, 8 clips a step) under one policy; its model after the last step (so at equal steps, not at the
-best of its checkpoints) is then judged by the teacher-forced token loss of each clip on 30 s windows (float32), on
-validation (140 clips); the winner and `full` on test (91 clips), too. Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's JSON lies in
-benchmarks/window_policies/ when it ends; WORK holds the run folders.
+gradient checkpointing, 8 clips a step) under one policy. Its model after the last step (so at equal steps, not at the
+best of its checkpoints) is judged by the teacher-forced token loss of each clip on 30 s windows (float32), on
+validation (140 clips); the winner and `full` on test (91 clips), too. Differences to `full` are paired over clips, with
+95 % bootstrap intervals. A run's JSON lies in benchmarks/window_policies/ when it ends; WORK holds the run folders.
 """
 
 from __future__ import annotations

@@ -207,6 +207,88 @@ def test_the_text_of_a_row_is_learnt_not_its_segments(preparation, clip):
     assert preparation.decode(dataset[0].decoder_input_ids) == dataset.text(0) == "घर"
 
 
+def test_a_share_of_the_clips_is_timed(preparation, clip):
+    rows = [row(clip, "घर")] * 40
+
+    def dataset(seed: int = 1, **options) -> SpeechDataset:
+        return SpeechDataset(rows, preparation, language="hi", seed=seed, **options)
+
+    def timed(found: SpeechDataset, epoch: int = 0) -> list[bool]:
+        inputs = [found[Pick(number, epoch)].decoder_input_ids for number in range(len(rows))]
+        with_times = [bool((ids >= preparation.first_timestamp).any()) for ids in inputs]
+        assert with_times == [preparation.no_timestamps not in ids for ids in inputs]
+        return with_times
+
+    assert not any(timed(dataset())) and all(timed(dataset(timestamps=1.0)))
+    half = dataset(timestamps=0.5)
+    some = timed(half)
+    assert 8 < sum(some) < 32 and some == timed(pickle.loads(pickle.dumps(half))) == timed(dataset(timestamps=0.5))
+    assert some != timed(half, epoch=1) and some != timed(dataset(2, timestamps=0.5))
+    prompted = SpeechDataset(
+        [replace(one, prompt="पानी") for one in rows], preparation, language="hi", seed=1, prompts=0.5, timestamps=0.5
+    )
+    start, inputs = preparation.token_id("<|startofprev|>"), [prompted[i].decoder_input_ids for i in range(len(rows))]
+    kinds = [(ids[0] == start, preparation.no_timestamps in ids) for ids in inputs]
+    assert min(map(kinds.count, set(kinds))) > 2 and len(set(kinds)) == 4  # two draws, each of its own
+
+
+def times(preparation, ids: np.ndarray) -> list[float]:
+    return [
+        round(0.02 * int(one - preparation.first_timestamp), 2) for one in ids if one >= preparation.first_timestamp
+    ]
+
+
+SEGMENTS = {
+    "none": ((), [0.0, 2.49]),
+    "two": ((("घर", 0.0, 0.911), ("पानी", 1.0, 2.0)), [0.0, 0.92, 1.0, 2.0]),
+    "overlapping": ((("घर", 0.0, 1.4), ("पानी", 1.0, 2.0)), [0.0, 1.4, 1.4, 2.0]),
+    "past the clip": ((("घर", -0.5, 0.9), ("पानी", 1.0, 2.9)), [0.0, 0.9, 1.0, 2.49]),
+    "of another text": ((("घर", 0.0, 0.9), ("सड़क", 1.0, 2.0)), [0.0, 2.49]),
+    "one empty": ((("घर", 0.0, 0.9), (" ", 1.0, 1.2), ("पानी", 1.5, 2.0)), [0.0, 0.9, 1.5, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_the_times_of_a_clip(preparation, tmp_path, name):
+    """Of its segments, where they say its text; tokens are 0.02 s apart."""
+    segments, expected = SEGMENTS[name]
+    segments = tuple(Segment(*one) for one in segments)
+    source = row(of_seconds(tmp_path, 2.493), "घर  पानी", segments=segments)
+    found = SpeechDataset([source], preparation, language="hi", timestamps=1.0)[0]
+    assert times(preparation, found.decoder_input_ids) == pytest.approx(expected, abs=0.0101)
+    assert found.labels[-1] == preparation.eot and np.array_equal(found.labels[:-1], found.decoder_input_ids[1:])
+    assert preparation.decode(found.labels) == "घर पानी"
+    plain = SpeechDataset([source], preparation, language="hi")[0]
+    assert preparation.no_timestamps in plain.decoder_input_ids and not times(preparation, plain.decoder_input_ids)
+
+
+def test_times_leave_no_clip_out(preparation, clip, tmp_path):
+    """Over the token limit with its times, a clip is learnt without them; at the window's end there is a token, too."""
+    most = preparation.max_label_tokens - len(preparation.prefix("hi"))
+    text = next(text for n in range(200, 0, -1) if preparation.n_tokens(text := "a " * n + "a") <= most)
+    text += "a" * (most - preparation.n_tokens(text))
+    if preparation.n_tokens(text) > most:
+        pytest.fail("the text was to fill the limit")
+    rows = [row(clip, text), row(clip, "", no_speech=True), row(of_seconds(tmp_path, 3.0), "घर")]
+    full, silent, long = (SpeechDataset(rows, preparation, language="hi", timestamps=1.0)[i] for i in range(3))
+    assert len(full.labels) >= preparation.max_label_tokens - 1 and not times(preparation, full.decoder_input_ids)
+    assert silent.labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot]
+    assert times(preparation, long.decoder_input_ids) == [0.0, 3.0]
+
+
+def test_a_wave_of_another_length_has_other_times(preparation, clip):
+    """What the user's function did to the times within it is not known: start and end are."""
+    source = row(clip, "घर पानी", segments=(Segment("घर", 0.0, 0.3), Segment("पानी", 0.4, 0.8)))
+
+    def found(augment) -> list[float]:
+        dataset = SpeechDataset([source], preparation, language="hi", timestamps=1.0, augment=augment)
+        return times(preparation, dataset[0].decoder_input_ids)
+
+    assert found(lambda wave, rng: wave * 0.5) == [0.0, 0.3, 0.4, 0.8]
+    assert found(lambda wave, rng: np.repeat(wave, 2)) == [0.0, 2.0]
+    assert found(lambda wave, rng: np.tile(wave, 4)) == [0.0, 0.3, 0.4, 0.8]  # over the window: as it was
+
+
 def test_the_transcript_is_cleaned(preparation, clip):
     def shout(text: str) -> str:
         return text.upper() + "!"

@@ -25,7 +25,10 @@ ROOMS = {
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "checking",
     ),
-    "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
+    "model": (
+        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
+        "build",
+    ),
     "evaluation": ("transcribing", "longform", "normalizers", "metrics", "scoring", "report"),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "train",

@@ -48,6 +48,8 @@ def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
             )
             lines.append(f"{name}\t{name}-{row['file_name']}\t{row['transcription']}\thi")
         (release / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "street-noise").mkdir()
+    soundfile.write(tmp_path / "street-noise" / "cars.wav", make_wave(2.0, 9), 16000)
     soundfile.write(tmp_path / "recording.wav", make_wave(1.0), 16000)
     monkeypatch.chdir(tmp_path)
 

@@ -166,3 +166,49 @@ def test_sources_of_three_languages(source, language, first, last, shared, model
         text = preparation.decode([token for token in example.labels if token != preparation.eot])
         assert text.strip() == dataset.text(number)
         assert any(first <= letter <= last for letter in text)
+
+
+def last_times(source: Path, rows: list) -> dict[int, float | None]:
+    """When the text of each clip ends by transformers' own generation on 30 s; None: it ends without a time.
+
+    One that does not end, but repeats itself to the limit, has no say.
+    """
+    from whisper_peft import SpeechCollator, load_model
+
+    loaded, preparation, _ = load_model(source)
+    whisper = loaded.merge_and_unload() if hasattr(loaded, "merge_and_unload") else loaded
+    dataset = SpeechDataset(rows, preparation, language="hi")
+    batch = SpeechCollator(preparation)([dataset[number] for number in range(len(rows))])
+    found = whisper.generate(
+        input_features=batch["input_features"], language="hi", task="transcribe", return_timestamps=True,
+        max_new_tokens=100, force_unique_generate_call=True,
+    )  # fmt: skip
+    ended = {}
+    for number, ids in zip(batch["rows"], found.tolist(), strict=True):
+        if preparation.eot in ids:
+            last = ids[ids.index(preparation.eot) - 1]
+            ended[number] = 0.02 * (last - preparation.first_timestamp) if last >= preparation.first_timestamp else None
+    return ended
+
+
+@pytest.mark.slow
+def test_times_survive_training_with_a_share_of_timed_clips(model, shared, tmp_path):
+    """PITFALLS 28: the real base says when a text ends, before 16 LoRA steps and after."""
+    clips = load_source(str(shared / "data" / "hindi_tts" / "train"))[:200]
+    clips = sorted(clips, key=SpeechDataset.seconds_of)[:64]
+    heard = load_source(str(shared / "data" / "hindi_tts" / "test"))[:8]
+    lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in clips]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = override(Recipe(), {
+        "model.name": str(model), "model.language": "hindi", "data.train": [str(tmp_path / "train.jsonl")],
+        "data.eval": str(shared / "data" / "hindi_tts" / "test"), "features.timestamps": 0.5,
+        "features.window": "tight", "train.steps": 16, "train.batch_size": 4, "train.workers": 0,
+        "train.precision": "fp32", "evaluate.compare_clips": 0, "evaluate.every_steps": 16, "evaluate.max_clips": 1,
+        "lora.rank": 8,
+    })  # fmt: skip
+    run = train(recipe, output=tmp_path / "run").run
+    for source in (model, run):
+        ends = last_times(source, heard)
+        assert len(ends) >= 4 and None not in ends.values(), (source, ends)
+        errors = sorted(abs(end - SpeechDataset.seconds_of(heard[number])) for number, end in ends.items())
+        assert errors[len(errors) // 2] < 1.0, (source, errors)

@@ -86,7 +86,15 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("lora: {dropout: -0.1}", "lora.dropout: expected a share between 0 and 1"),
         ("train: {mode: qlora}", "train.mode: 'qlora' is not among full, lora."),
         ("features: {window: wide}", "features.window: 'wide' is not among full, condensed, tight."),
-        ("features: {timestamps: 0.5}", "features.timestamps: "),
+        ("augment: {nois: 0.5}", "augment.nois: unknown key. Did you mean 'noise'?"),
+        ("augment: {gain: 2}", "augment.gain: expected a share between 0 and 1"),
+        ("augment: {speed_factor: [1.1, 0.9]}", "augment.speed_factor: expected two numbers, the lower one first"),
+        ("augment: {speed_factor: 0.9}", "augment.speed_factor: expected two numbers, the lower one first"),
+        ("augment: {speed_factor: [0, 1]}", "augment.speed_factor: expected factors between 0.5 and 2"),
+        ("augment: {gain_db: [a, 1]}", "augment.gain_db: expected two numbers, the lower one first"),
+        ("augment: {gain_db: [.nan, 1]}", "augment.gain_db: expected two numbers, the lower one first"),
+        ("augment: {spec_augment: 1}", "augment.spec_augment: expected bool, found 1"),
+        ("features: {timestamps: 1.5}", "features.timestamps: expected a share"),
         ("train: {batch_size: 0}", "train.batch_size: expected more than 0, found 0."),
     ],
 )  # fmt: skip
@@ -250,7 +258,8 @@ def project(tmp_path, monkeypatch) -> Path:
 
 def test_relative_paths_start_at_the_recipe(project):
     page = (
-        "model: {name: model}\ndata: {train: [data/hi:train+dev, my.csv, ../data], eval: data/hi, test: data/hi:test}"
+        "model: {name: model}\ndata: {train: [data/hi:train+dev, my.csv, ../data], eval: data/hi, test: data/hi:test}\n"
+        "augment: {noise_folder: ../data, room_folder: data/hi}"
     )
     path = written(project, page)
     for name in (path, os.path.relpath(path)):
@@ -258,6 +267,8 @@ def test_relative_paths_start_at_the_recipe(project):
         assert recipe.model.name == str(project / "model")
         assert recipe.data.train == (f"{project}/data/hi:train+dev", f"{project}/my.csv", f"{project.parent}/data")
         assert (recipe.data.eval, recipe.data.test) == (f"{project}/data/hi", f"{project}/data/hi:test")
+        assert recipe.augment.noise_folder == f"{project.parent}/data"
+        assert recipe.augment.room_folder == f"{project}/data/hi"
 
 
 def test_what_is_no_path_stays(project):
@@ -278,6 +289,9 @@ def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypa
         with pytest.raises(UserError, match=rf"data.train: no {name} beside the recipe.*name it with --train"):
             train(page, output=tmp_path / "run")
         refuse_elsewhere(load_recipe(page), page, {"data.train": ["other"]})
+    page = written(project, "augment: {noise_folder: clips}")
+    with pytest.raises(UserError, match=r"augment.noise_folder: no clips beside .* --set augment.noise_folder=clips"):
+        train(page, output=tmp_path / "run")
 
 
 def test_package_paths(project):

@@ -31,7 +31,16 @@ def importable_by_the_server():
 
 STEPS = 8  # of 4 clips, 12 clips: three steps an epoch; a checkpoint every 2
 CHANGES = {
-    "lora": {"train.mode": "lora", "lora.dropout": 0.3},
+    "lora": {
+        "train.mode": "lora",
+        "lora.dropout": 0.3,
+        "features.timestamps": 0.5,
+        "augment.speed": 0.5,
+        "augment.noise": 0.5,
+        "augment.gain": 0.5,
+        "augment.no_speech": 0.2,
+        "augment.spec_augment": True,
+    },
     "full": {"train.mode": "full", "train.precision": "fp32"},
 }
 
@@ -39,7 +48,7 @@ CHANGES = {
 def recipe_of(mode: str, model: Path, speech: Path):
     changes = {
         **CHANGES[mode], "train.steps": STEPS, "train.workers": 2, "train.learning_rate": 0.003,
-        "evaluate.compare_clips": 0, "train.keep_checkpoints": 9,
+        "evaluate.compare_clips": 0, "train.keep_checkpoints": 9, "augment.noise_folder": str(speech / "eval"),
     }  # fmt: skip
     return tiny_recipe(model, speech, **changes)
 

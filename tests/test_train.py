@@ -250,7 +250,7 @@ def test_a_language_whisper_does_not_know_borrows_a_token(tiny_model, speech, tm
 
 
 def test_english_only_checkpoints(speech, tmp_path):
-    from whisper_peft import load_preparation
+    from whisper_peft import SpeechDataset, load_preparation, load_source
 
     model = make_tiny_model(tmp_path / "tiny.en")
     page = json.loads((model / "generation_config.json").read_text())
@@ -273,6 +273,8 @@ def test_english_only_checkpoints(speech, tmp_path):
     preparation = load_preparation(str(model))
     assert not preparation.multilingual
     assert starts[0] == preparation.no_timestamps  # straight after <|startoftranscript|>
+    timed = SpeechDataset(load_source(str(speech / "test")), preparation, timestamps=1.0)[0].decoder_input_ids
+    assert timed[:2].tolist() == [preparation.token_id("<|startoftranscript|>"), preparation.first_timestamp]
     assert "language" not in json.loads((result.model / "generation_config.json").read_text())
     assert evaluate(result.run, speech / "test", max_clips=2)["language"] is None
 

@@ -16,6 +16,7 @@ _ROOMS = {
     "data.rows": ("Row", "Segment"),
     "data.sources": ("load_source",),
     "data.features": ("Preparation",),
+    "data.augmentation": ("Augmentation",),
     "data.dataset": ("SpeechDataset", "Pick", "Example", "LeftOut"),
     "data.batching": ("steps", "cut"),
     "data.collator": ("SpeechCollator",),

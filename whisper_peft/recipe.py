@@ -72,8 +72,44 @@ class Features:
     slack_s: float | None = None  # silence behind the longest clip of a step; null: 0.2 condensed, 0.5 tight
     full_share: float = 0.0  # share of steps, at random, that get the full window all the same
     full_last: float = 0.0  # share of steps at the end that do
-    timestamps: float = 0.0
+    timestamps: float = 0.0  # share of training clips that are learnt with the times of their text
     prompts: float = 0.5  # share of training clips that are given what was said before, where that is known
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training clips, each effect with the share of the clips that get it; nothing by default."""
+
+    speed: float = 0.0
+    speed_factor: tuple[float, float] = (0.9, 1.1)  # below 1 is slower
+    room: float = 0.0
+    room_folder: str | None = None  # of impulse responses; null: rooms are simulated
+    noise: float = 0.0
+    noise_folder: str | None = None  # of sound files; null: coloured noise
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    telephone: float = 0.0
+    gain: float = 0.0
+    gain_db: tuple[float, float] = (-12.0, 6.0)
+    no_speech: float = 0.0  # share of training clips that are their noise alone, with nothing to write down
+    spec_augment: bool = False  # the rest are WhisperConfig's words and defaults
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+    mask_feature_min_masks: int = 0
+
+    @property
+    def effects(self) -> dict[str, typing.Any]:
+        """What `data.augmentation.Augmentation` takes; empty: none is wanted."""
+        shares = (self.speed, self.room, self.noise, self.telephone, self.gain, self.no_speech)
+        found = {name: getattr(self, name) for name in _names(Augment) if not name.startswith(("spec", "mask"))}
+        return found if any(shares) else {}
+
+    @property
+    def masks(self) -> dict[str, float]:
+        """What SpecAugment takes; empty: it is not wanted."""
+        return {name: getattr(self, name) for name in _names(Augment) if name.startswith("mask") and self.spec_augment}
 
 
 @dataclass(frozen=True)
@@ -136,6 +172,7 @@ class Recipe:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     features: Features = field(default_factory=Features)
+    augment: Augment = field(default_factory=Augment)
     lora: Lora = field(default_factory=Lora)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -153,8 +190,13 @@ CHOICES: dict[str, tuple] = {
     "train.freeze": (None, "encoder"),
     "evaluate.best_metric": (None, "wer", "cer", "loss"),
 }
-SHARES = {"data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts"}
+SHARES = {
+    "data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts",
+    "features.timestamps", "augment.speed", "augment.room", "augment.noise", "augment.telephone", "augment.gain",
+    "augment.no_speech", "augment.mask_time_prob", "augment.mask_feature_prob",
+}  # fmt: skip
 POSITIVE = {
+    "augment.mask_time_length", "augment.mask_feature_length",
     "data.shuffle_buffer", "features.slack_s", "lora.rank", "lora.alpha", "train.steps",
     "train.epochs", "train.batch_size", "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate",
     "train.keep_checkpoints", "train.early_stopping", "train.logging_steps", "evaluate.every_steps",
@@ -162,7 +204,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
-    "evaluate.compare_clips",
+    "evaluate.compare_clips", "augment.mask_time_min_masks", "augment.mask_feature_min_masks",
 }  # fmt: skip
 
 
@@ -213,15 +255,21 @@ def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container
     Raises:
         UserError: there is such a source.
     """
-    data = recipe.data
-    named = (*(("train", one.source) for one in data.sources), ("eval", data.eval), ("test", data.test))
-    for key, source in named:
-        if not source or Path(source).is_absolute() or f"data.{key}" in changes:
+    data, augment = recipe.data, recipe.augment
+    named = (
+        *(("data.train", "--train ", one.source) for one in data.sources),
+        ("data.eval", "--eval ", data.eval),
+        ("data.test", "--test ", data.test),
+        ("augment.noise_folder", "--set augment.noise_folder=", augment.noise_folder),
+        ("augment.room_folder", "--set augment.room_folder=", augment.room_folder),
+    )
+    for key, option, source in named:
+        if not source or Path(source).is_absolute() or key in changes:
             continue
         if any(Path(place).exists() for place in (source, source.rpartition(":")[0]) if place):
             raise UserError(
-                f"{name}: data.{key}: no {source} beside the recipe, and that in the working directory is not meant; "
-                f"correct the recipe, or name it with --{key} {source}."
+                f"{name}: {key}: no {source} beside the recipe, and that in the working directory is not meant; "
+                f"correct the recipe, or name it with {option}{source}."
             )
 
 
@@ -316,7 +364,7 @@ def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str
 
 
 def absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """A copy whose sources and model, where they are existing relative paths, are absolute."""
+    """A copy whose sources, folders and model, where they are existing relative paths, are absolute."""
 
     def fix(name: str | None) -> str | None:
         if not name or name.startswith("hf:"):
@@ -336,7 +384,10 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
     )
     data = dataclasses.replace(recipe.data, train=train, eval=fix(recipe.data.eval), test=fix(recipe.data.test))
     model = dataclasses.replace(recipe.model, name=fix(recipe.model.name))
-    return dataclasses.replace(recipe, data=data, model=model)
+    augment = dataclasses.replace(
+        recipe.augment, noise_folder=fix(recipe.augment.noise_folder), room_folder=fix(recipe.augment.room_folder)
+    )
+    return dataclasses.replace(recipe, data=data, model=model, augment=augment)
 
 
 def _names(part: type) -> list[str]:
@@ -391,8 +442,21 @@ def _source(item: object, key: str, place: str) -> str | Source:
     return found
 
 
+def _span(value: object, key: str, place: str) -> tuple[float, float]:
+    """Two numbers, the lower one first."""
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    known = [one for one in numbers if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    if len(known) != 2 or len(numbers) != 2 or not -1000 < known[0] <= known[1] < 1000:
+        raise UserError(f"{place}{key}: expected two numbers, the lower one first, as [0.9, 1.1]; found {value!r}.")
+    if key == "augment.speed_factor" and not 0.5 <= known[0] <= known[1] <= 2.0:
+        raise UserError(f"{place}{key}: expected factors between 0.5 and 2, found {value!r}.")
+    return (float(known[0]), float(known[1]))
+
+
 def _check(value: object, kind: object, key: str, place: str) -> object:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if kind == tuple[float, float]:
+        return _span(value, key, place)
     if typing.get_origin(allowed[0]) is tuple:
         items = [value] if isinstance(value, (str, dict)) else value or []
         if key == "data.train" and isinstance(items, (list, tuple)):
@@ -423,6 +487,4 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
     if key in SHARES and not 0 <= value <= 1:
         raise UserError(f"{place}{key}: expected a share between 0 and 1, found {value}.")
-    if key == "features.timestamps" and value != 0:
-        raise UserError(f"{place}{key}: training on timestamp tokens is not built yet; leave it at 0.")
     return value

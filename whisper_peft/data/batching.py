@@ -53,13 +53,14 @@ def steps(
     step = start
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
+        again = _times_before(order) if any(weight > 1 for _, weight in parts) else np.zeros_like(order)
         for first in range(0, len(order), block):
-            drawn = [int(row) for row in order[first : first + block]]
+            drawn = [*zip(order[first : first + block].tolist(), again[first : first + block].tolist(), strict=True)]
             n_steps = steps_per_epoch(len(drawn), batch_size)
             if skip >= n_steps:
                 skip -= n_steps
                 continue
-            picks = [(duration_s(row), Pick(row, epoch)) for row in drawn]
+            picks = [(duration_s(row), Pick(row, epoch, again=times)) for row, times in drawn]
             for batch in like_lengths(picks, batch_size, (seed, epoch, first))[skip:]:
                 yield [replace(pick, slack_s=slack_s(step)) for pick in batch]
                 step += 1
@@ -93,6 +94,14 @@ def _drawn(parts: Sequence[tuple[int, float]], seed: int, epoch: int) -> np.ndar
             drawn.append(first + always_same[np.arange(epoch * rest, (epoch + 1) * rest) % n_rows])
         first += n_rows
     return np.concatenate(drawn)
+
+
+def _times_before(order: np.ndarray) -> np.ndarray:
+    """How many times each row of an order has come before, int64 (n_clips,)."""
+    by_row = np.argsort(order, kind="stable")
+    found = np.empty_like(order)
+    found[by_row] = np.arange(len(order)) - np.searchsorted(order[by_row], order[by_row])
+    return found
 
 
 def like_lengths(picks: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:

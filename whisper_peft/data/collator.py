@@ -24,6 +24,7 @@ class Batch(TypedDict):
     labels: Tensor  # int64 (batch, longest), -100 where no loss is taken
     rows: list[int]
     seconds: float  # of speech in the batch
+    kept: int  # clips that stayed as they were, because augmentation would have made them too long
     left_out: list[LeftOut]
 
 
@@ -62,6 +63,7 @@ class SpeechCollator:
             labels=torch.from_numpy(labels),
             rows=[example.row for example in usable],
             seconds=sum(example.seconds for example in usable),
+            kept=sum(example.kept for example in usable),
             left_out=[example for example in examples if isinstance(example, LeftOut)],
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -10,21 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.features import Preparation
+from whisper_peft.data.augmentation import Augmentation
+from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# What is drawn by seed, epoch and row, from a generator each; the user's function has the one without a number.
+PROMPTS, TIMESTAMPS, EFFECTS, NO_SPEECH = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One row drawn for one optimizer step; the epoch seeds its augmentation."""
+    """One row drawn for one optimizer step; `epoch` and `again` seed its augmentation."""
 
     row: int
     epoch: int = 0
     slack_s: float = math.inf  # silence wanted behind the step's longest clip; infinite: the model's whole window
     given: Row | None = None  # the row itself, where it is of a stream
+    again: int = 0  # how often it has come in this epoch before, where its source's weight is over 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Example:
     labels: np.ndarray  # int64 (n_tokens,), one step ahead, -100 over a prompt
     seconds: float
     slack_s: float = math.inf  # as in its Pick
+    kept: bool = False  # the augmented clip could not be used: this is the clip as it was
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,11 @@ class SpeechDataset:
         task: transcribe or translate.
         clean: text -> text, before tokens are made.
         augment: (wave float32 (n_samples,) at 16 kHz, random generator) -> wave, or None.
+        augmentation: effects, which come before it, or None.
         prompts: the share of clips that are given what was said before them, where that is known.
-        seed: of the augmentation and of that share.
+        timestamps: the share of clips whose text has its times: of its segments where the row has them, else of the
+            clip's start and end. A clip that they would bring over the token limit has none.
+        seed: of the augmentation and of these shares.
     """
 
     def __init__(
@@ -83,12 +93,14 @@ class SpeechDataset:
         language_token: str | None = None,
         clean: Callable[[str], str] = clean_text,
         augment: Augment | None = None,
+        augmentation: Augmentation | None = None,
         prompts: float = 0.0,
+        timestamps: float = 0.0,
         seed: int = 0,
     ):
         self.rows, self.preparation, self.task, self.clean = rows, preparation, task, clean
         self.language, self.language_token, self.augment, self.seed = language, language_token, augment, seed
-        self.prompts = prompts
+        self.augmentation, self.prompts, self.timestamps = augmentation, prompts, timestamps
 
     def __len__(self) -> int:
         """The number of rows, usable or not."""
@@ -127,24 +139,63 @@ class SpeechDataset:
 
     def _encode(self, pick: Pick, row: Row) -> Example:
         wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
-        if self.augment is not None and len(wave) <= self.preparation.window_samples:
-            changed = self.augment(wave.copy(), np.random.default_rng((self.seed, pick.epoch, pick.row)))
-            changed = np.asarray(changed, dtype=np.float32)
-            if changed.ndim != 1 or not len(changed) or not np.isfinite(changed).all():
-                raise ValueError(f"augment returned shape {changed.shape} or non-finite samples; expected a mono wave")
-            if len(changed) <= self.preparation.window_samples:  # else the original is kept
-                wave = changed
+        stretch, kept = 1.0, False
+        if len(wave) <= self.preparation.window_samples:
+            original, original_row = wave, row
+            try:
+                wave, row, stretch = self._augmented(pick, row, wave)
+                kept = len(wave) > self.preparation.window_samples
+            except AudioError:  # a file of noise
+                kept = True
+            if kept:
+                wave, row, stretch = original, original_row, 1.0
         features, floor = self.preparation.encode_audio(wave)
         seconds = len(wave) / self.preparation.sample_rate_hz
-        inputs, labels = self.preparation.encode_text(
-            [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)],
-            language=self.language_of(row), task=self.task, prompt=self._prompt(pick, row), no_speech=row.no_speech,
-        )  # fmt: skip
-        return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s)
+        inputs, labels = self._tokens(pick, row, seconds, stretch)
+        return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s, kept)
 
-    def _prompt(self, pick: Pick, row: Row) -> str:
-        """What was said before, for the seeded share of clips that is to have it."""
-        if not row.prompt or not self.prompts:
-            return ""
-        given = np.random.default_rng((self.seed, pick.epoch, pick.row, 1)).random() < self.prompts
-        return self.clean(row.prompt) if given else ""
+    def _augmented(self, pick: Pick, row: Row, wave: np.ndarray) -> tuple[np.ndarray, Row, float | None]:
+        """The wave and the row after augmentation, and by what its times are to be multiplied; None: nobody knows."""
+        stretch, effects = 1.0, self.augmentation
+        if effects is not None:
+            if not row.no_speech and self._generator(pick, NO_SPEECH).random() < effects.no_speech:
+                self._tokens(pick, row, 0.0, None)  # raises: what is left out is so in every epoch
+                silence = effects.without_speech(wave, self._generator(pick, EFFECTS))
+                return silence, dataclasses.replace(row, no_speech=True), stretch
+            changed = effects(wave, self._generator(pick, EFFECTS))
+            wave, stretch = changed, len(changed) / len(wave)
+        if self.augment is not None:
+            changed = np.asarray(self.augment(wave.copy(), self._generator(pick)), dtype=np.float32)
+            if changed.ndim != 1 or not len(changed) or not np.isfinite(changed).all():
+                raise ValueError(f"augment returned shape {changed.shape} or non-finite samples; expected a mono wave")
+            wave, stretch = changed, stretch if len(changed) == len(wave) else None
+        return wave, row, stretch
+
+    def _generator(self, pick: Pick, purpose: int = 0) -> np.random.Generator:
+        more = (purpose, pick.again) if pick.again else (purpose,) if purpose else ()
+        return np.random.default_rng((self.seed, pick.epoch, pick.row, *more))
+
+    def _tokens(self, pick: Pick, row: Row, seconds: float, stretch: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens in and out of a clip of so many seconds, whose segments' times are to be multiplied by `stretch`."""
+        prompted = row.prompt and self._generator(pick, PROMPTS).random() < self.prompts
+        whole = [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)]
+        options = {
+            "language": self.language_of(row), "task": self.task, "no_speech": row.no_speech,
+            "prompt": self.clean(row.prompt) if prompted else "",
+        }  # fmt: skip
+        if whole and self._generator(pick, TIMESTAMPS).random() < self.timestamps:
+            segments = (stretch is not None and self._segments(row, seconds, stretch)) or whole
+            with contextlib.suppress(TooLongError):  # which clips are left out does not depend on the draw
+                return self.preparation.encode_text(segments, timestamps=True, **options)
+        return self.preparation.encode_text(whole, **options)
+
+    def _segments(self, row: Row, seconds: float, stretch: float) -> list[Segment]:
+        """The row's segments with times that never go back, as Whisper says them; none where they say another text."""
+        if self.clean(" ".join(one.text for one in row.segments)) != self.clean(row.text):
+            return []
+        segments, now_s = [], 0.0
+        for one in row.segments:
+            start_s = min(max(now_s, one.start_s * stretch), seconds)
+            now_s = min(max(start_s, one.end_s * stretch), seconds)
+            segments.append(Segment(self.clean(one.text), start_s, now_s))
+        return segments

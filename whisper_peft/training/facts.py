@@ -49,11 +49,13 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
 
 
 def fingerprints(speech: Speech) -> dict[str, str]:
-    """Of each split."""
+    """Of each split, and of the files that noise and rooms are taken from."""
     splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
     found = {name: fingerprint(data.rows) for name, data in splits.items() if data is not None}
     if speech.stream is not None:
         found["train"] = speech.stream.fingerprint()
+    if speech.train.augmentation is not None:
+        found["augment"] = speech.train.augmentation.fingerprint()
     return found
 
 
@@ -87,7 +89,8 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
     """
     for name, found in fingerprints(speech).items():
         if facts["data"]["fingerprints"].get(name) != found:
-            raise UserError(f"{run}: data.{name} has changed since the run began; start a new run.")
+            what = "a folder of augment" if name == "augment" else f"data.{name}"
+            raise UserError(f"{run}: {what} has changed since the run began; start a new run.")
     commit = facts["base"].get("commit")
     if facts["base"]["sha256"] != base_identity(located.base, revision=commit)["sha256"]:
         raise UserError(f"{run}: the weights of {located.base} have changed since the run began; start a new run.")

@@ -128,6 +128,8 @@ def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
         tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     else:
         tokens = [round(len(text.encode()) * TOKENS_PER_BYTE) for text in texts]
+    if dataset.timestamps:  # a start and an end of each segment, or of the clip
+        tokens = [n + 2 * max(1, len(dataset.rows[row].segments)) for row, n in zip(sample, tokens, strict=True)]
     return Clips(tuple((dataset.duration_s(row), n) for row, n in zip(sample, tokens, strict=True)), count)
 
 
@@ -137,13 +139,14 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[
     slack_s = SLACK_S[features.window] if features.slack_s is None else features.slack_s
     whole = features.window == "full" or features.full_share or features.full_last
     silence = shape.silence_positions if features.window == "condensed" else 0
+    slowed = max(1.0, 1 / recipe.augment.speed_factor[0]) if recipe.augment.speed else 1.0
     sizes = sorted(clips.sizes * max(1, -(-train.batch_size // len(clips.sizes))))
     budget_s, evaluated = AT_ONCE[kind]
     evaluated = max(1, min(evaluated, int(budget_s / shape.window_s), clips.count or evaluated))
     found = []
     for first in range(0, len(sizes), train.batch_size):
         step = sizes[first : first + train.batch_size]
-        window_s = shape.window_s if whole else min(shape.window_s, step[-1][0] + slack_s)
+        window_s = shape.window_s if whole else min(shape.window_s, step[-1][0] * slowed + slack_s)
         size = train.micro_batch_size
         at_once = min(len(step), clips_at_once(window_s, train.micro_batch_s) if size == "auto" else size)
         tokens = [min(shape.max_tokens, count + 5) for _, count in step[-at_once:]]  # with prefix and end
@@ -289,7 +292,8 @@ def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
     if not _published(recipe.model.name):
         located = locate(recipe.model.name)
         tokenizer = load_processor(located.base, revision=located.commit).tokenizer
-    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language), tokenizer)
+    timestamps = recipe.features.timestamps
+    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language, timestamps=timestamps), tokenizer)
     return dataclasses.replace(clips, count=clips_per_epoch(found.parts) or clips.count)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
@@ -121,20 +122,26 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
 
 
 def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
-    """The three splits as datasets; only the training clips are augmented, or given what was said before."""
+    """The three splits as datasets; only training clips are augmented, given what was said before, or timed.
 
+    Raises:
+        UserError: an augmentation that cannot be made here.
+    """
+    model, features, effects, masks = recipe.model, recipe.features, recipe.augment.effects, recipe.augment.masks
+    if masks and masks["mask_feature_length"] > preparation.n_mels:
+        found = f"{masks['mask_feature_length']}; the model has {preparation.n_mels} mel bins"
+        raise UserError(f"augment.mask_feature_length: {found}, take fewer.")
     clean = partial(clean_text, **dataclasses.asdict(recipe.data.text))
-    model = recipe.model
-
-    def dataset(rows: list[Row], augment: Augment | None = None, prompts: float = 0.0) -> SpeechDataset:
-        return SpeechDataset(
-            rows, preparation, language=model.language, task=model.task, language_token=model.language_token,
-            clean=clean, augment=augment, prompts=prompts, seed=recipe.train.seed,
-        )  # fmt: skip
-
-    test = None if rows.test is None else dataset(rows.test)
-    train = dataset(rows.train, augment, recipe.features.prompts)
-    return Speech(train, dataset(rows.eval), test, rows.held_out, rows.parts, rows.stream)
+    plain = partial(
+        SpeechDataset, preparation=preparation, language=model.language, task=model.task,
+        language_token=model.language_token, clean=clean, seed=recipe.train.seed,
+    )  # fmt: skip
+    train = plain(
+        rows.train, augment=augment, augmentation=Augmentation(**effects) if effects else None,
+        prompts=features.prompts, timestamps=features.timestamps,
+    )  # fmt: skip
+    test = None if rows.test is None else plain(rows.test)
+    return Speech(train, plain(rows.eval), test, rows.held_out, rows.parts, rows.stream)
 
 
 def overlap_remarks(rows: Rows) -> list[str]:

@@ -87,7 +87,8 @@ def train(
             and data.max_left_out.
         dry_run: read the sources and resolve the recipe, train nothing; returns the resolved Recipe.
         force: train although the plan says that there is not enough memory.
-        augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row.
+        augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row; after
+            the recipe's own augmentation.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss; None: cross-entropy.
         callbacks: transformers TrainerCallbacks.
         on_checkpoint: functions of a checkpoint folder, called when it is complete.
@@ -284,7 +285,7 @@ def _fit(
         model, training_arguments(recipe, run), dataset=speech.train, batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
         micro_batch_s=recipe.train.micro_batch_s or math.inf, slack_s=slack_s, start=start, parts=speech.parts,
-        stream=stream, loss=loss or token_loss_sum,
+        stream=stream, masks=recipe.augment.masks, loss=loss or token_loss_sum,
         on_batch=left_out.on_batch, on_finer_cut=finer_cut, callbacks=extra,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
@@ -342,6 +343,8 @@ def _fit(
                 f"data.train: {left_out.stopped}. Mend them and start a new run, or accept them: "
                 f"whisper-peft train --resume {run} --set data.max_left_out=1"
             )
+        if trainer.kept:
+            say(f"Augmentation: {trainer.kept} clips stayed as they were: too long with it, or their noise unreadable.")
         best = trainer.state.best_global_step or step
         load_weights(trainer.model, run / runs.CHECKPOINTS / f"checkpoint-{best}")
         folder = runs.ADAPTER if recipe.train.mode == "lora" else runs.MODEL
@@ -363,7 +366,7 @@ def _fit(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
         after=after, final=final, trainable_parameters=trainable, parameters=total,
         train_hours=_stream_hours(trainer, start) if stream else hours(speech.train, left_out.rows("train")),
-        empty_steps=trainer.empty_steps, padding_share=padding_share(trainer),
+        empty_steps=trainer.empty_steps, padding_share=padding_share(trainer), kept_unaugmented=trainer.kept,
         left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)

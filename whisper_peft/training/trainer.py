@@ -10,8 +10,9 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
@@ -25,6 +26,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import logits_at
+from whisper_peft.model.masking import masked
 from whisper_peft.training.loss import token_loss_sum
 
 
@@ -123,6 +125,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         start: the step to begin with.
         parts: (rows, weight) of the sources, see `steps`.
         stream: gives the steps, where the rows are of a stream.
+        masks: of SpecAugment, see `masked`; None: none.
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
@@ -143,6 +146,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         start: int = 0,
         parts: Sequence[tuple[int, float]] = (),
         stream: StreamSampler | None = None,
+        masks: Mapping[str, float] | None = None,
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
         on_batch: Callable[[dict], None] = lambda batch: None,
@@ -151,9 +155,9 @@ class SpeechTrainer(Seq2SeqTrainer):
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
-        self.slack_s, self.start, self.parts, self.stream = slack_s, start, parts, stream
+        self.slack_s, self.start, self.parts, self.stream, self.masks = slack_s, start, parts, stream, masks
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
-        self.empty_steps, self.speech_s, self.window_s = 0, 0.0, 0.0
+        self.empty_steps, self.kept, self.speech_s, self.window_s = 0, 0, 0.0, 0.0
 
     def get_train_dataloader(self) -> DataLoader:
         """Endless optimizer steps, one a batch."""
@@ -184,6 +188,7 @@ class SpeechTrainer(Seq2SeqTrainer):
                 weight.grad = torch.full_like(weight, torch.inf)
             return torch.zeros((), device=self.args.device)
         self.speech_s += inputs["seconds"]
+        self.kept += inputs["kept"]
         if len(labels) == 0:  # this rank's share was left out, others' was not: it must take part in their reduction
             inputs = without_targets(inputs)
         inputs["input_features"] = self._common_window(inputs["input_features"])
@@ -244,11 +249,14 @@ class SpeechTrainer(Seq2SeqTrainer):
         inputs = self._prepare_inputs(inputs)
         wanted = inputs["labels"] != IGNORED
         targets = inputs["labels"][wanted]
-        whisper = whisper_of(self.accelerator.unwrap_model(model))
-        with logits_at(whisper, wanted, then=lambda logits: self.loss(logits, targets)):
-            outputs = model(
-                input_features=inputs["input_features"], decoder_input_ids=inputs["decoder_input_ids"], use_cache=False
-            )
+        whisper, features = whisper_of(self.accelerator.unwrap_model(model)), inputs["input_features"]
+        if self.masks:
+            features = features.clone()  # masks are written into it, and the step may have to be made again
+        with (
+            logits_at(whisper, wanted, then=lambda logits: self.loss(logits, targets)),
+            masked(whisper, self.masks, features.shape[-1]),
+        ):
+            outputs = model(input_features=features, decoder_input_ids=inputs["decoder_input_ids"], use_cache=False)
         loss = outputs.logits
         return (loss, outputs) if return_outputs else loss
 
@@ -271,14 +279,16 @@ def without_targets(empty: dict) -> dict:
 
 
 def _random_state() -> tuple:
-    """What dropout draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    """What dropout draws from, and SpecAugment: numpy's."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return torch.get_rng_state(), cuda, np.random.get_state()
 
 
 def _restore(state: tuple) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1])
+    np.random.set_state(state[2])
 
 
 MODEL_INPUTS = ("input_features", "decoder_input_ids", "labels")

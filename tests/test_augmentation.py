@@ -1,0 +1,450 @@
+"""Effects on training clips: seeded, within the model's limits; SpecAugment; what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_speech, make_wave, tiny_recipe
+
+from whisper_peft import (
+    Augmentation,
+    Row,
+    Segment,
+    SpeechCollator,
+    SpeechDataset,
+    UserError,
+    load_preparation,
+    steps,
+    train,
+)
+from whisper_peft.data.dataset import Pick
+from whisper_peft.model.build import build_model, load_base
+from whisper_peft.model.locating import locate
+from whisper_peft.model.masking import masked
+from whisper_peft.recipe import Augment, Recipe, override
+
+MASKS = override(Recipe(), {"augment.spec_augment": True}).augment.masks
+
+
+@pytest.fixture(scope="module")
+def preparation(tiny_model):
+    return load_preparation(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory) -> str:
+    """Two files, one shorter than a clip, at other rates and kinds; and what is no sound."""
+    folder = tmp_path_factory.mktemp("noise")
+    (folder / "street").mkdir()
+    rng = np.random.default_rng(7)
+    soundfile.write(folder / "street" / "cars.flac", 0.3 * rng.standard_normal(22_050), 11_025)
+    soundfile.write(folder / "fan.wav", 0.01 * rng.standard_normal((4000, 2)), 16_000)
+    (folder / "README.txt").write_text("no sound")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def room_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("rooms")
+    echo = np.zeros(3000)
+    echo[[700, 1500, 2400]] = 0.5, 0.2, 0.1  # the direct sound comes after 44 ms
+    soundfile.write(folder / "hall.wav", echo, 16_000)
+    return str(folder)
+
+
+@pytest.fixture
+def simulated():
+    pytest.importorskip("audiomentations", reason="no audiomentations")
+
+
+WAVE = make_wave(1.0)
+
+
+def of(**settings) -> np.ndarray:
+    return Augmentation(**settings)(WAVE.copy(), np.random.default_rng(5))
+
+
+def rms(wave: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(wave.astype(np.float64) ** 2)))
+
+
+EFFECTS = ("speed", "gain", "noise from a folder", "room from a folder")
+SIMULATED = ("noise", "room", "telephone")
+
+
+@pytest.mark.parametrize("effect", [*EFFECTS, *SIMULATED])
+def test_an_effect_is_drawn_from_its_generator_alone(effect, noise_folder, room_folder):
+    if effect in SIMULATED:
+        pytest.importorskip("audiomentations", reason="no audiomentations")
+    name = effect.split()[0]
+    folders = {"noise": {"noise_folder": noise_folder}, "room": {"room_folder": room_folder}}
+    one = Augmentation(**{name: 1.0}, **(folders[name] if "folder" in effect else {}))
+    before, states = WAVE.copy(), (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
+    first = one(WAVE, np.random.default_rng(5))
+    random.random(), np.random.random()
+    again = pickle.loads(pickle.dumps(one))(WAVE, np.random.default_rng(5))
+    assert np.array_equal(first, again) and np.array_equal(WAVE, before)
+    random.setstate(states[0])
+    assert first.dtype == np.float32 and np.isfinite(first).all()
+    assert len(first) == len(WAVE) or name == "speed"
+    assert not np.array_equal(first, WAVE)
+    if effect not in ("room from a folder", "telephone"):  # of which there is one only
+        assert not np.array_equal(one(WAVE, np.random.default_rng(6))[:9000], first[:9000])
+    state = np.random.get_state()[1].copy()
+    python = random.getstate()
+    for wave in (WAVE[:1], WAVE[:37], np.zeros(800, np.float32)):  # nor does it fail on what is hardly there
+        found = one(wave, np.random.default_rng(5))
+        assert found.dtype == np.float32 and len(found) and np.isfinite(found).all()
+    assert np.array_equal(np.random.get_state()[1], state) and random.getstate() == python
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert np.array_equal(Augmentation()(WAVE, np.random.default_rng(5)), WAVE)  # off by default
+
+
+def test_speed_within_its_factors():
+    slow, fast = of(speed=1.0, speed_factor=(0.8, 0.8)), of(speed=1.0, speed_factor=(1.25, 1.25))
+    assert len(slow) == pytest.approx(20_000, abs=2) and len(fast) == pytest.approx(12_800, abs=2)
+    peak = np.abs(np.fft.rfft(WAVE)).argmax()  # 1 Hz a bin
+    assert np.abs(np.fft.rfft(fast)).argmax() / len(fast) * 16_000 == pytest.approx(1.25 * peak, rel=0.01)
+    assert 14_545 <= len(of(speed=1.0)) <= 17_778
+
+
+def test_noise_is_as_far_below_the_clip_as_asked(noise_folder):
+    for below_db in (0.0, 20.0):
+        noise = of(noise=1.0, noise_folder=noise_folder, noise_snr_db=(below_db, below_db)) - WAVE
+        assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(below_db, abs=0.01)
+
+
+def test_coloured_noise_is_as_far_below_the_clip_as_asked(simulated):
+    noise = of(noise=1.0, noise_snr_db=(10.0, 10.0)) - WAVE
+    assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(10.0, abs=0.01)
+
+
+def test_gain_is_all_that_gain_does():
+    factor = of(gain=1.0, gain_db=(-6.0, -6.0)) / WAVE
+    assert np.allclose(factor[np.abs(WAVE) > 0.01], 10 ** (-6 / 20), rtol=1e-5)
+
+
+def test_a_room_moves_nothing_and_keeps_the_level(room_folder):
+    click = np.zeros(16_000, np.float32)
+    click[4000] = 1.0
+    heard = Augmentation(room=1.0, room_folder=room_folder)(click, np.random.default_rng(0))
+    assert np.abs(heard).argmax() == 4000 and heard[4800] / heard[4000] == pytest.approx(0.4, abs=0.01)
+    assert rms(heard) == pytest.approx(rms(click), rel=1e-3)
+
+
+def test_a_simulated_room_has_an_echo(simulated):
+    click = np.zeros(16_000, np.float32)
+    click[4000] = 1.0
+    heard = Augmentation(room=1.0)(click, np.random.default_rng(0))
+    direct = int(np.abs(heard).argmax())  # at most 2.5 m away, which sound takes 7 ms for
+    echo, later = heard[direct + 80 : direct + 800], heard[direct + 1600 : direct + 2320]
+    assert 4000 <= direct < 4200 and rms(echo) > 0.01 * rms(heard) and rms(echo) > 3 * rms(later)
+    assert rms(heard) == pytest.approx(rms(click), rel=1e-3)
+
+
+def test_a_telephone_has_its_band(simulated):
+    white = np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    power = np.abs(np.fft.rfft(Augmentation(telephone=1.0)(white, np.random.default_rng(0)))) ** 2  # 0.5 Hz a bin
+    heard = power[1000:6000].mean()  # 500 to 3,000 Hz
+    assert power[8400:].mean() < 1e-4 * heard and power[:200].mean() < 0.05 * heard
+    assert heard == pytest.approx((np.abs(np.fft.rfft(white)) ** 2)[1000:6000].mean(), rel=0.2)
+
+
+# In the dataset
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Row:
+    path = tmp_path_factory.mktemp("clip") / "good.wav"
+    soundfile.write(path, WAVE, 16_000, subtype="FLOAT")
+    return Row(audio=str(path), text="घर पानी")
+
+
+def dataset(preparation, rows: list[Row], *, seed: int = 0, timestamps: float = 0.0, **settings) -> SpeechDataset:
+    return SpeechDataset(
+        rows, preparation, language="hi", augmentation=Augmentation(**settings), seed=seed, timestamps=timestamps
+    )
+
+
+def test_a_clip_s_effects_are_those_of_seed_epoch_and_row(preparation, clip, noise_folder):
+    settings = {"speed": 0.5, "gain": 0.5, "noise": 0.5, "noise_folder": noise_folder}
+    one, other = (dataset(preparation, [clip] * 4, seed=seed, **settings) for seed in (0, 1))
+    picks = [Pick(row, epoch) for row in range(4) for epoch in range(3)]
+    found = [one[pick].input_features for pick in picks]
+    for pick, features in reversed([*zip(picks, found, strict=True)]):  # whatever was drawn before
+        assert np.array_equal(pickle.loads(pickle.dumps(one))[pick].input_features, features)
+    assert len({features.tobytes() for features in found}) > 8
+    assert any(not np.array_equal(other[pick].input_features, one[pick].input_features) for pick in picks)
+
+
+def test_a_clip_that_comes_twice_in_an_epoch_sounds_otherwise(preparation, clip):
+    picks = next(steps(2, 5, seed=0, duration_s=lambda row: 1.0, parts=[(1, 3.0), (1, 2.0)]))
+    found = dataset(preparation, [clip] * 2, gain=1.0)
+    assert sorted((pick.row, pick.again) for pick in picks) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert len({found[pick].input_features.tobytes() for pick in picks}) == 5
+
+
+def test_the_user_s_function_comes_after_the_effects_and_draws_what_it_drew(preparation, clip):
+    drawn, lengths = [], []
+
+    def function(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        drawn.append(rng.random())
+        lengths.append(len(wave))
+        return wave
+
+    slow = Augmentation(speed=1.0, speed_factor=(0.5, 0.5))
+    for augmentation in (None, slow):
+        SpeechDataset([clip], preparation, language="hi", augment=function, augmentation=augmentation)[Pick(0, 2)]
+    assert drawn == [np.random.default_rng((0, 2, 0)).random()] * 2 and lengths == [16_000, 32_000]
+    alone = SpeechDataset([clip], preparation, language="hi", augment=slow)[0]  # it is such a function itself
+    assert alone.seconds == 2.0
+
+
+def test_times_go_with_the_speed(preparation, clip):
+    row = replace(clip, segments=(Segment("घर", 0.1, 0.4), Segment("पानी", 0.5, 0.9)))
+    slow = dataset(preparation, [row], timestamps=1.0, speed=1.0, speed_factor=(0.5, 0.5), gain=1.0)[0]
+    ids = slow.decoder_input_ids
+    times = [0.02 * int(one - preparation.first_timestamp) for one in ids if one >= preparation.first_timestamp]
+    assert times == pytest.approx([0.2, 0.8, 1.0, 1.8], abs=0.0101)
+
+
+def test_a_clip_that_would_be_too_long_stays_as_it_was(preparation, clip, tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, make_wave(2.8), 16_000)
+    rows = [replace(clip, audio=str(path)), clip]
+    settings = {"speed": 1.0, "speed_factor": (0.9, 0.9)}
+    long, short = (dataset(preparation, rows, **settings)[number] for number in range(2))
+    plain = SpeechDataset(rows, preparation, language="hi")[0]
+    assert long.kept and long.seconds == 2.8 and np.array_equal(long.input_features, plain.input_features)
+    assert not short.kept and not plain.kept and short.seconds == pytest.approx(1 / 0.9, abs=0.001)
+    batch = SpeechCollator(preparation)([long, short, short])
+    assert batch["kept"] == 1
+
+
+def test_noise_that_cannot_be_read_after_all_leaves_the_clip_as_it_was(preparation, clip, tmp_path):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", make_wave(2.0), 16_000)
+    noisy = dataset(preparation, [clip], noise=1.0, noise_folder=str(folder))
+    silent = dataset(preparation, [clip], no_speech=1.0, noise_folder=str(folder))
+    assert not noisy[0].kept
+    (folder / "a.wav").write_bytes((folder / "a.wav").read_bytes()[:1000])
+    plain = SpeechDataset([clip], preparation, language="hi")[0]
+    for found in (noisy[0], silent[0]):
+        assert found.kept and np.array_equal(found.input_features, plain.input_features)
+        assert np.array_equal(found.labels, plain.labels)
+
+
+def test_the_window_is_that_of_the_longest_clip_after_augmentation(preparation, clip):
+    found = dataset(preparation, [clip] * 2, speed=1.0, speed_factor=(0.5, 0.5))
+    batch = SpeechCollator(preparation)([found[Pick(number, slack_s=0.2)] for number in range(2)])
+    assert batch["input_features"].shape[-1] == pytest.approx(220, abs=4)
+    assert batch["seconds"] == pytest.approx(4.0)
+
+
+def test_a_share_of_the_clips_is_noise_alone(preparation, clip, noise_folder):
+    rows = [replace(clip, prompt="नीला")] * 30
+    half = dataset(preparation, rows, no_speech=0.5, noise_folder=noise_folder, timestamps=1.0, gain=1.0)
+    found = [half[Pick(number, 1)] for number in range(len(rows))]
+    silent = [preparation.decode(one.labels) == "" for one in found]
+    assert 5 < sum(silent) < 25
+    assert silent == [preparation.decode(half[Pick(number, 1)].labels) == "" for number in range(len(rows))]
+    assert silent != [preparation.decode(half[Pick(number, 2)].labels) == "" for number in range(len(rows))]
+    one = found[silent.index(True)]
+    assert one.labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot] and one.seconds == 1.0
+    wave = Augmentation(no_speech=1.0, noise_folder=noise_folder).without_speech(WAVE, np.random.default_rng(0))
+    assert len(wave) == len(WAVE) and 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30
+    assert abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.05
+
+
+def test_what_is_left_out_is_so_in_every_epoch(preparation, clip, noise_folder):
+    rows = [replace(clip, text=""), replace(clip, text="घर " * 60)]
+    silent = dataset(preparation, rows, no_speech=1.0, noise_folder=noise_folder)
+    assert silent[Pick(0, 1)].reason == "empty text" and "text tokens" in silent[Pick(1, 1)].reason
+
+
+def test_noise_alone_can_be_simulated(simulated):
+    wave = Augmentation(no_speech=1.0).without_speech(WAVE, np.random.default_rng(0))
+    assert 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30 and abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.1
+
+
+# What is refused
+
+
+def test_a_folder_that_will_not_do(tmp_path, noise_folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.wav").write_bytes(b"RIFF no sound")
+    for settings, message in (
+        ({"noise": 0.5, "noise_folder": str(tmp_path / "none")}, r"augment.noise_folder: no folder .*none; name one"),
+        ({"no_speech": 0.5, "noise_folder": str(tmp_path / "empty")}, r"noise_folder: no sound files in .*empty"),
+        ({"room": 0.5, "room_folder": str(tmp_path / "broken")}, r"a.wav: .*; mend it, or take it out of augment"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            Augmentation(**settings)
+        assert "\n" not in str(caught.value)
+    Augmentation(gain=0.5, noise_folder=str(tmp_path / "none"))  # not used
+
+
+@pytest.mark.parametrize("effect", ["noise", "room", "telephone", "no_speech"])
+def test_a_missing_package_is_named_with_its_command(effect, monkeypatch):
+    monkeypatch.setitem(sys.modules, "audiomentations", None)
+    with pytest.raises(UserError) as caught:
+        Augmentation(**{effect: 0.1})
+    assert str(caught.value) == f"augment.{effect}: needs audiomentations; pip install 'whisper-peft[augment]'."
+
+
+def test_simulated_rooms_need_a_package_more(simulated, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
+    with pytest.raises(UserError, match=r"augment.room: needs pyroomacoustics; pip install 'whisper-peft\[augment\]'"):
+        Augmentation(room=0.1)
+    Augmentation(noise=0.1, telephone=0.1)
+
+
+# SpecAugment
+
+
+@pytest.fixture(scope="module")
+def whisper(tiny_model):
+    return load_base(str(tiny_model)).train()
+
+
+def seen(whisper, features: torch.Tensor) -> torch.Tensor:
+    """What reaches the encoder."""
+    found = []
+    hook = whisper.get_encoder().register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].clone()))
+    try:
+        whisper(input_features=features.clone(), decoder_input_ids=torch.tensor([[1]] * len(features)))
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def test_spec_augment_masks_training_input_and_leaves_no_trace(whisper):
+    features, before = torch.randn(2, 80, 120) - 5, whisper.config.to_dict()
+    with masked(whisper, MASKS, 120):
+        assert whisper.config.apply_spec_augment
+        hidden = (seen(whisper, features) == 0).all(dim=1)
+    assert ((hidden.sum(1) >= 10) & (hidden.sum(1) <= 20)).all()  # two masks of 10 frames, which may overlap
+    assert whisper.config.to_dict() == before and not before["apply_spec_augment"]
+    with masked(whisper, {**MASKS, "mask_time_prob": 0.0, "mask_feature_prob": 0.5}, 120):
+        assert (seen(whisper, features) == 0).all(dim=2).any(dim=1).all()
+    with masked(whisper.eval(), MASKS, 120):
+        assert torch.equal(seen(whisper, features), features)
+    whisper.train()
+    whisper.config.apply_spec_augment = True  # of a base whose maker left it on
+    try:
+        with masked(whisper, {}, 120):
+            assert torch.equal(seen(whisper, features), features)
+        assert whisper.config.apply_spec_augment
+    finally:
+        whisper.config.apply_spec_augment = False
+
+
+@pytest.mark.parametrize("window_frames", [2, 8, 10, 12, 24])
+@pytest.mark.parametrize("silence", ["condensed", "tight"])
+def test_spec_augment_on_windows_shorter_than_its_masks(whisper, window_frames, silence):
+    from whisper_peft import condense_silence
+
+    condense_silence(whisper, silence)
+    features = torch.randn(3, 80, window_frames) - 5
+    with masked(whisper, MASKS, window_frames):
+        reached = seen(whisper, features)
+    assert torch.isfinite(reached).all()
+    assert torch.equal(reached, features) == (window_frames < 10)
+    if window_frames < 10:  # what transformers says of it
+        with pytest.raises(ValueError, match="mask_length"), masked(whisper, {**MASKS, "mask_time_length": 1}, 2):
+            whisper.config.mask_time_length = 10
+            seen(whisper, features)
+    condense_silence(whisper, "tight")
+
+
+# A run
+
+
+def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
+    """Only the training clips are touched; what is saved knows nothing of it."""
+    import json
+
+    changes = {
+        "augment.speed": 1.0, "augment.gain": 0.5, "augment.noise": 0.5, "augment.no_speech": 0.2,
+        "augment.noise_folder": noise_folder, "augment.spec_augment": True, "features.timestamps": 0.5,
+        "augment.speed_factor": [0.5, 0.5], "train.mode": "full", "train.steps": 4,
+        "evaluate.compare_clips": 0, "evaluate.every_steps": 4, "evaluate.max_clips": 1,
+    }  # fmt: skip
+    said = []
+    long = make_speech(tmp_path / "long", 4, seconds=(2.0, 2.5))
+    recipe = override(tiny_recipe(tiny_model, speech, **changes), {"data.train": [str(speech / "train"), str(long)]})
+    result = train(recipe, output=tmp_path / "run", say=said.append)
+    kept = result.facts["kept_unaugmented"]
+    assert 0 < kept <= 4 and f"Augmentation: {kept} clips stayed as they were" in "\n".join(said)
+    for config in (tmp_path / "run").rglob("config.json"):
+        assert json.loads(config.read_text())["apply_spec_augment"] is False
+    soundfile.write(Path(noise_folder) / "more.wav", make_wave(0.5), 16_000)
+    try:
+        with pytest.raises(UserError, match="a folder of augment has changed since the run began"):
+            train(resume=tmp_path / "run", changes={"train.steps": 5})
+    finally:
+        (Path(noise_folder) / "more.wav").unlink()
+
+
+def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
+    """A step that runs out of memory is made again with the same batch."""
+    from test_trainer import make_trainer
+
+    from whisper_peft.training.trainer import first_batches
+
+    trainer = make_trainer(tmp_path, tiny_model, speech / "train")
+    trainer.masks = MASKS
+    (batch,) = first_batches(trainer, 1)
+    before = batch["input_features"].clone()
+    trainer.training_step(trainer.model, batch)
+    assert torch.equal(batch["input_features"], before)
+
+
+def test_plan_reckons_with_slower_clips(tiny_model, speech):
+    from whisper_peft.model.architecture import PUBLISHED
+    from whisper_peft.training.fitting import Clips, loads
+
+    recipe = override(Recipe(), {"train.micro_batch_size": 1, "train.batch_size": 1})
+    slower = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [0.8, 1.2]})
+    faster = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [1.1, 1.2]})
+    clips = Clips(((10.0, 50), (29.0, 100)), 2)
+    plain, slow, fast = (
+        [load.positions for load in loads(one, PUBLISHED["small"], clips, "cpu")] for one in (recipe, slower, faster)
+    )
+    assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain  # 2.5 s of 50 positions each
+
+
+def test_masks_that_the_model_has_no_room_for_are_refused(tiny_model, speech, tmp_path):
+    changes = {"augment.spec_augment": True, "augment.mask_feature_length": 81}
+    with pytest.raises(UserError, match=r"mask_feature_length: 81; the model has 80 mel bins, take fewer"):
+        train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+
+
+def test_the_recipe_s_effects_are_those_of_the_class():
+    import inspect
+
+    settings = override(Recipe(), {"augment.gain": 0.1}).augment
+    assert settings.effects.keys() == inspect.signature(Augmentation).parameters.keys()
+    defaults = {name: one.default for name, one in inspect.signature(Augmentation).parameters.items()}
+    assert {**settings.effects, "gain": 0.0} == defaults
+    assert Augment().effects == {} and Augment().masks == {}
+
+
+def test_masks_are_transformers_own(tiny_model):
+    from transformers import WhisperConfig
+
+    assert {name: getattr(WhisperConfig(), name) for name in MASKS} == MASKS and len(MASKS) == 6
+    adapter = build_model(locate(tiny_model), "lora", lora={"rank": 2})
+    with masked(adapter.get_base_model(), MASKS, 100):
+        assert adapter.config.apply_spec_augment and adapter.get_base_model().model.config.apply_spec_augment
+    assert not adapter.config.apply_spec_augment
