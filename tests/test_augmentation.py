@@ -60,11 +60,6 @@ def room_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def simulated():
-    pytest.importorskip("audiomentations", reason="no audiomentations")
-
-
 WAVE = make_wave(1.0)
 
 
@@ -80,10 +75,8 @@ EFFECTS = ("speed", "gain", "noise from a folder", "room from a folder")
 SIMULATED = ("noise", "room", "telephone")
 
 
-@pytest.mark.parametrize("effect", [*EFFECTS, *SIMULATED])
+@pytest.mark.parametrize("effect", [*EFFECTS, *(pytest.param(one, marks=pytest.mark.augment) for one in SIMULATED)])
 def test_an_effect_is_drawn_from_its_generator_alone(effect, noise_folder, room_folder):
-    if effect in SIMULATED:
-        pytest.importorskip("audiomentations", reason="no audiomentations")
     name = effect.split()[0]
     folders = {"noise": {"noise_folder": noise_folder}, "room": {"room_folder": room_folder}}
     one = Augmentation(**{name: 1.0}, **(folders[name] if "folder" in effect else {}))
@@ -122,7 +115,8 @@ def test_noise_is_as_far_below_the_clip_as_asked(noise_folder):
         assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(below_db, abs=0.01)
 
 
-def test_coloured_noise_is_as_far_below_the_clip_as_asked(simulated):
+@pytest.mark.augment
+def test_coloured_noise_is_as_far_below_the_clip_as_asked():
     noise = of(noise=1.0, noise_snr_db=(10.0, 10.0)) - WAVE
     assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(10.0, abs=0.01)
 
@@ -140,7 +134,8 @@ def test_a_room_moves_nothing_and_keeps_the_level(room_folder):
     assert rms(heard) == pytest.approx(rms(click), rel=1e-3)
 
 
-def test_a_simulated_room_has_an_echo(simulated):
+@pytest.mark.augment
+def test_a_simulated_room_has_an_echo():
     click = np.zeros(16_000, np.float32)
     click[4000] = 1.0
     heard = Augmentation(room=1.0)(click, np.random.default_rng(0))
@@ -150,7 +145,8 @@ def test_a_simulated_room_has_an_echo(simulated):
     assert rms(heard) == pytest.approx(rms(click), rel=1e-3)
 
 
-def test_a_telephone_has_its_band(simulated):
+@pytest.mark.augment
+def test_a_telephone_has_its_band():
     white = np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
     power = np.abs(np.fft.rfft(Augmentation(telephone=1.0)(white, np.random.default_rng(0)))) ** 2  # 0.5 Hz a bin
     heard = power[1000:6000].mean()  # 500 to 3,000 Hz
@@ -271,7 +267,8 @@ def test_what_is_left_out_is_so_in_every_epoch(preparation, clip, noise_folder):
     assert silent[Pick(0, 1)].reason == "empty text" and "text tokens" in silent[Pick(1, 1)].reason
 
 
-def test_noise_alone_can_be_simulated(simulated):
+@pytest.mark.augment
+def test_noise_alone_can_be_simulated():
     wave = Augmentation(no_speech=1.0).without_speech(WAVE, np.random.default_rng(0))
     assert 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30 and abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.1
 
@@ -302,7 +299,8 @@ def test_a_missing_package_is_named_with_its_command(effect, monkeypatch):
     assert str(caught.value) == f"augment.{effect}: needs audiomentations; pip install 'whisper-peft[augment]'."
 
 
-def test_simulated_rooms_need_a_package_more(simulated, monkeypatch):
+@pytest.mark.augment
+def test_simulated_rooms_need_a_package_more(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
     with pytest.raises(UserError, match=r"augment.room: needs pyroomacoustics; pip install 'whisper-peft\[augment\]'"):
         Augmentation(room=0.1)

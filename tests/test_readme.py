@@ -145,7 +145,7 @@ def test_pages_name_no_machine():
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*")]
     texts += (ROOT / "recipes").glob("*")
     for page in texts:
-        if page.is_file():
+        if page.is_file() and page.suffix != ".png":
             text = page.read_text(encoding="utf-8")
             found = re.findall(r"/(?:work|root|home|tmp|Users)/\S*|pypi\.org|files\.pythonhosted", text)
             assert not found, f"{page.name}: {found}"
