@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,28 @@ def run_cli():
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A headless Chromium as Playwright's Browser; its microphone is allowed, and plays `make_wave(2.0)` over and over.
+
+    Of a module: while Playwright runs, its event loop is in the way of others in this thread.
+    """
+    import soundfile
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no Chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    spoken = tmp_path_factory.mktemp("microphone") / "spoken.wav"
+    soundfile.write(spoken, make_wave(2.0), 16000)
+    flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    flags.append(f"--use-file-for-fake-audio-capture={spoken}")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, chromium_sandbox=False, args=flags)
+        yield browser
+        browser.close()
 
 
 def tiny_recipe(model: Path, speech: Path, **changes):

@@ -332,8 +332,11 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @QUANTIZE
 @output_options
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:
-    """Write down what is said in AUDIO files of up to 30 s."""
-    from whisper_peft.evaluation.transcribing import transcribe as run_transcription
+    """Write down what is said in AUDIO files of any length and format.
+
+    One over 30 s is heard window by window; --json gives the times of its segments.
+    """
+    from whisper_peft.evaluation.longform import transcribe as run_transcription
 
     with progress_bar("transcribing", out) as bar:
         found = run_transcription(model, audio, progress=lambda clips: bar(clips, len(audio)), **options)

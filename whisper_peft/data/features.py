@@ -162,13 +162,31 @@ class Preparation:
         Raises:
             TooLongError: longer than the model's window.
         """
-        import torch
-
         if len(wave) > self.window_samples:
             raise TooLongError(f"{len(wave) / self.sample_rate_hz:.1f} s of audio; the model takes {self.window_s:g} s")
         # The clip's last frames must see the silence after it, not its mirror image; at the full window the
         # extractor itself reflects.
-        padded = np.zeros(min(len(wave) + self.n_fft, self.window_samples), dtype=np.float32)
+        log_mel, floor = self._log_mel(wave, min(len(wave) + self.n_fft, self.window_samples))
+        n_frames = min(self.window_frames, (len(wave) + self.n_fft // 2) // self.hop_samples + 1, log_mel.shape[1])
+        return log_mel[:, :n_frames], floor
+
+    def encode_stretch(self, wave: np.ndarray, n_frames: int) -> np.ndarray:
+        """Log-mel of a stretch of a long recording; behind its end there is silence.
+
+        Args:
+            wave: float32 (n_samples,), mono, at `sample_rate_hz`, at most `n_frames` long.
+            n_frames: of the result, any number of windows.
+
+        Returns:
+            float32 (n_mels, n_frames).
+        """
+        return self._log_mel(wave, n_frames * self.hop_samples)[0]
+
+    def _log_mel(self, wave: np.ndarray, n_samples: int) -> tuple[np.ndarray, float]:
+        """Log-mel (n_mels, n_samples // hop_samples) of a waveform with zeros behind it, and its floor."""
+        import torch
+
+        padded = np.zeros(n_samples, dtype=np.float32)
         padded[: len(wave)] = wave
         spectrum = torch.stft(
             torch.from_numpy(padded), self.n_fft, self.hop_samples, window=torch.hann_window(self.n_fft),
@@ -178,9 +196,7 @@ class Preparation:
         mel = torch.from_numpy(self.mel_filters).T @ power
         log_mel = mel.clamp(min=1e-10).log10()
         floor = max(log_mel.max().item() - 8.0, -10.0)
-        n_frames = min(self.window_frames, (len(wave) + self.n_fft // 2) // self.hop_samples + 1, log_mel.shape[1])
-        log_mel = (log_mel[:, :n_frames].clamp(min=floor) + 4.0) / 4.0
-        return log_mel.numpy(), (floor + 4.0) / 4.0
+        return ((log_mel.clamp(min=floor) + 4.0) / 4.0).numpy(), (floor + 4.0) / 4.0
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated token ids, special tokens dropped."""

@@ -66,7 +66,7 @@ def _head(report: dict, folder: str) -> str:
         _counted(sum(one["clips"] for one in sources), "clip"),
         f"{sum(one['hours'] for one in sources):,.2f} hours",
         *(
-            f'<b class="{kind}">{kind}s in {_counted(report[kind + "s"], "clip")}</b>'
+            f'<b class="{kind}">{_counted(report[kind + "s"], "clip")} with {kind}s</b>'
             if report[kind + "s"]
             else f"no {kind}s"
             for kind in ("error", "warning")

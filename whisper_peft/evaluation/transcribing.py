@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.batching import SLACK_S, clips_at_once
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED, Preparation
-from whisper_peft.data.rows import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import condense_silence, load_model, whisper_of
-from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory, to_device
+from whisper_peft.model.build import condense_silence, whisper_of
+from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import states_at, token_losses
 from whisper_peft.recipe import CHOICES
 
@@ -253,7 +250,7 @@ def generate(
     what sounds like loud noise.
     """
     words = {"language": language, "task": task} if preparation.multilingual else {}
-    with _errors_only():
+    with errors_only():
         output = whisper.generate(
             encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
             return_timestamps=False, stopping_criteria=[loops] if loops else None,
@@ -270,7 +267,7 @@ def generate(
 
 
 @contextlib.contextmanager
-def _errors_only():
+def errors_only():
     """At every batch Whisper's generate warns of what it does itself: two limits, its own logits processors."""
     from transformers.utils import logging
 
@@ -280,64 +277,6 @@ def _errors_only():
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def transcribe(
-    model: str | Path,
-    audio: Iterable[str | Path],
-    *,
-    language: str | None = None,
-    task: str = "transcribe",
-    batch_size: int | str = "auto",
-    window: str = "full",
-    beams: int = 1,
-    base: str | None = None,
-    quantize: str = "as-trained",
-    progress: Callable[[int], object] = lambda clips: None,
-) -> list[dict]:
-    """Transcribes recordings of up to the model's window (30 s).
-
-    Args:
-        model: any MODEL: Hub id, model, adapter or run folder.
-        audio: files of any format.
-        language: a name or code; None: the one the model was trained for, as its generation config says.
-        task: transcribe or translate.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
-        window: full (30 s), or condensed or tight, quicker, for a model trained so.
-        beams: 1 is greedy.
-        base: the adapter's base, if it has moved.
-        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
-        progress: told after each batch how many clips it had.
-
-    Returns:
-        One ``{"audio": path, "text": transcript, "reached_limit": …}`` each, in the order given.
-
-    Raises:
-        UserError: a recording that is missing, unreadable or longer than the window; none is transcribed then.
-    """
-    files = [str(Path(file).expanduser()) for file in audio]
-    loaded, preparation, _ = load_model(model, base=base, quantize=quantize)
-    for file in files:
-        try:
-            seconds = duration_s(file)
-        except AudioError as error:
-            raise UserError(f"{file}: {error}.") from None
-        if seconds > preparation.window_s:
-            raise UserError(
-                f"{file}: {seconds:.1f} s long; recordings over {preparation.window_s:g} s are not supported yet. "
-                "Cut it into shorter pieces."
-            )
-    code = resolve_language(loaded, preparation, language)
-    dataset = SpeechDataset([Row(file, "", code, no_speech=True) for file in files], preparation, task=task)
-    found = transcribe_rows(
-        to_device(loaded), dataset, range(len(files)), batch_size=batch_size, slack_s=set_window(loaded, window),
-        max_new_tokens=full_limit(preparation), beams=beams, with_loss=False, progress=progress,
-    )  # fmt: skip
-    for left_out in found.left_out:
-        raise UserError(f"{left_out.audio}: {left_out.reason}.")
-    return [
-        {"audio": files[one.row], "text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts
-    ]
 
 
 def set_window(model, window: str) -> float:
