@@ -28,7 +28,8 @@ ROOMS = {
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking", "report",
+        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
+        "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",

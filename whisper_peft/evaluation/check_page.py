@@ -52,7 +52,12 @@ def _page(report: dict, audio: Audio) -> str:
     clips, room = _Clips(report, audio), MOST_LIST_BYTES // max(1, len(findings))
     body = [_head(report, clips.folder), _contents(findings)]
     body += [_finding(number, one, clips, room) for number, one in enumerate(findings)]
-    body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES]), *(_source(one) for one in sources[:MOST_SOURCES])]
+    tokens = "Tokens per second" + (", estimated" if report["checked"].get("tokens") == "estimated" else "")
+    body += [
+        "<h2>The data</h2>",
+        _sizes(sources[:MOST_SOURCES]),
+        *(_source(one, tokens) for one in sources[:MOST_SOURCES]),
+    ]
     if len(sources) > MOST_SOURCES:
         body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
     return pages.frame(f"check: {', '.join(one['name'][:_NAME] for one in sources[:5])}", "\n".join(body))
@@ -198,12 +203,12 @@ def _sizes(sources: Sequence[dict]) -> str:
     )
 
 
-def _source(source: dict) -> str:
+def _source(source: dict, tokens: str) -> str:
     facts = [_counted(source["clips"], "clip"), f"{source['hours']:,.2f} hours"]
     if source["speakers"] is not None:
         facts.append(_counted(source["speakers"], "speaker"))
     durations = pages.histogram(source["durations_s"], title="Clip length", unit="s", limit=WINDOW_S)
-    density = pages.histogram(source["tokens_per_second"], title="Tokens per second", unit="tokens/s")
+    density = pages.histogram(source["tokens_per_second"], title=tokens, unit="tokens/s")
     scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
     clips = sum(source["languages"].values()) or 1
     languages = [
