@@ -112,7 +112,8 @@ def test_files_are_named_below_the_folder_of_them_all(tmp_path):
     (tmp_path / "page.html").unlink()
     page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)], both)))
     assert "hi:train, hi:dev" in page.text and "more/clips/1.mp3 hi:dev row 1" in page.text
-    assert page.text.count("/data/cv/hi") == 1
+    assert "whisper-peft check /data/cv/" in page.text and "Files are in /data/cv/hi/" in page.text
+    assert page.text.count("/data/cv/") == 2
     common = check_page._common_folder
     assert [common(list(of)) for of in (("/a/1", "/b/2"), ("a/1", "/a/2"), (), ("/a/b/1", "/a/bc/1"))] == [
         "",

@@ -77,10 +77,11 @@ def _head(report: dict, clips: _Clips) -> str:
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
     looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
     looked.append(f"texts weighed by {pages.isolated(checked['model'])}" if checked["model"] else "no model asked")
+    where = f" Files are in {pages.path(clips.folder)}" if clips.folder != clips.sources_folder else ""
     return (
-        f'<p class="quiet">whisper-peft check</p><h1>{names}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.'
-        f"{f' Files are in {pages.path(clips.folder)}' if clips.folder else ''}</p>"
+        f'<p class="quiet">whisper-peft check {pages.path(clips.sources_folder)}</p>'
+        f'<h1>{names}</h1><p class="summary">{summary}</p>'
+        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.{where}</p>'
     )
 
 
