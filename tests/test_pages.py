@@ -222,6 +222,8 @@ def test_a_long_recording_is_cut_and_says_so():
     player = pages.player(wave, "story.mp3")
     assert "the first 30 of 195.0 s" in player
     assert len(sound_of(player)[0]) == 30 * 16_000
+    assert "the first 30 of 36,000.0 s" in pages.player(wave[: 30 * 16_000], "book.mp3", of_s=36_000.0)
+    assert "the first" not in pages.player(wave[: 30 * 16_000], "clip.mp3", of_s=30.0)
 
 
 def test_a_player_survives_samples_that_are_no_sound():

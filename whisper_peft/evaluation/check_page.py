@@ -38,7 +38,8 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
     Args:
         report: as `check` gives it, with the worst findings first.
         path: a new file.
-        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, or None if it cannot be read.
+        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, its first 30 s at least, or None if it cannot be
+            read.
 
     Raises:
         UserError: something is at `path` already, or it cannot be made.
@@ -180,7 +181,7 @@ class _Clips:
                 wave = audio(clip)
                 if wave is None or not len(wave):
                     continue
-                player = pages.player(wave, self.name(clip))
+                player = pages.player(wave, self.name(clip), of_s=clip["duration_s"])
                 n_players, n_bytes = n_players + 1, n_bytes + len(player)
                 if n_bytes > MOST_SOUND_BYTES:
                     return
