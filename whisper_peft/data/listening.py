@@ -75,19 +75,26 @@ def _spectrum(frames: np.ndarray) -> tuple[np.ndarray, float]:
     return (bands - bands.mean()).astype(np.float32), float(10 * np.log10((high + 1e-12) / (low + 1e-12)))
 
 
-def speed_of(spectrum: np.ndarray, usual: np.ndarray) -> tuple[float, float]:
-    """By which factor a spectrum must have been stretched to look like the usual one, and how well it then does.
+def speed_of(spectrum: np.ndarray, usual: np.ndarray, *, near: float) -> tuple[float, float]:
+    """By which factor a spectrum must have been stretched to look like the usual one, and how much nearer that brings it.
+
+    Args:
+        spectrum: float (n_bands,), see `Measures`.
+        usual: float (n_bands,).
+        near: the factor that is looked for, within a third.
 
     Returns:
-        (factor, gain): the factor is of frequencies, 2 for speech played at twice its rate; the gain is how many dB
-        (root mean square) the two are nearer to each other than unstretched.
+        (factor, gain): the factor is of frequencies, 2 for speech played at twice its rate; the gain is in dB, of root
+        mean square.
     """
     width = len(spectrum)
     step = np.log(BANDS_HZ[-1] / BANDS_HZ[0]) / width
-    found = {}
-    for move in range(-width // 2, width // 2 + 1):
-        one = spectrum[max(0, move) : width + min(0, move)]
-        other = usual[max(0, -move) : width - max(0, move)]
-        found[move] = float(np.sqrt(np.mean((one - one.mean() - other + other.mean()) ** 2)))
-    best = min(found, key=found.get)
-    return float(np.exp(best * step)), found[0] - found[best]
+
+    def distance(move: int) -> float:
+        one, other = spectrum[max(0, move) : width + min(0, move)], usual[max(0, -move) : width - max(0, move)]
+        return float(np.sqrt(np.mean((one - one.mean() - other + other.mean()) ** 2)))
+
+    middle, reach = round(np.log(near) / step), round(np.log(4 / 3) / step)
+    moves = [move for move in range(middle - reach, middle + reach + 1) if abs(move) < width - 12]
+    best = min(moves, key=distance, default=0)
+    return float(np.exp(best * step)), distance(0) - distance(best)

@@ -9,10 +9,10 @@ import numpy as np
 from whisper_peft.data.findings import Findings
 from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures, speed_of
 
-_NARROW_DB = -45.0  # above 4.2 kHz against below
+_NARROW_DB = -60.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it
-_STRETCHED, _AGREE = np.log(1.3), np.log(1.5)  # of the factor of frequencies, and between it and the pace
-_NEARER_DB = 1.0  # the spectrum is to the usual one when it is put right
+_STRETCHED = np.log(1.3)  # the factor of frequencies, at least
+_NEARER_DB = 4.0  # the spectrum is to the usual one when it is put right; by chance 1 or 2
 
 
 def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) -> None:
@@ -38,9 +38,8 @@ def misstated_rate(one: Measures, usual: np.ndarray, pace: float) -> float | Non
         usual: the spectrum of the others.
         pace: how many times the usual one it is.
     """
-    factor, gain_db = speed_of(one.spectrum, usual)
-    far, agree = abs(np.log(factor)) > _STRETCHED, abs(np.log(factor / pace)) < _AGREE
-    return factor if far and agree and gain_db > _NEARER_DB else None
+    factor, nearer_db = speed_of(one.spectrum, usual, near=pace)
+    return factor if abs(np.log(factor)) > _STRETCHED and nearer_db > _NEARER_DB else None
 
 
 def _look_at_level(findings: Findings, part: int, number: int, one: Measures) -> None:
