@@ -271,3 +271,26 @@ def test_a_player_holds_the_clip(tmp_path):
     heard, rate_hz, _ = sound_of(re.search(r"<audio.*?</audio>", page)[0])
     assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
     assert pages.POLICY in page
+
+
+def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatch):
+    import soundfile
+
+    from whisper_peft import check
+    from whisper_peft.evaluation import checking
+
+    soundfile.write(tmp_path / "long.wav", make_wave(40.0), 16_000)
+    (tmp_path / "clips.jsonl").write_text('{"audio": "long.wav", "text": "a story", "language": "en"}\n')
+    decoded = []
+
+    def load_audio(*arguments, **options):
+        decoded.append(load(*arguments, **options))
+        return decoded[-1]
+
+    load = checking.load_audio
+    monkeypatch.setattr(checking, "load_audio", load_audio)
+    report = check(tmp_path / "clips.jsonl", html=tmp_path / "page.html")
+    assert report["findings"][0]["kind"] == "over-window"
+    assert [len(wave) for wave in decoded] == [30 * 16_000]
+    page = assert_self_contained((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "the first 30 of 40.0 s" in page.text and "Over window" in page.text
