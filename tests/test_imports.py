@@ -24,7 +24,7 @@ ROOMS = {
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings",
-        "alignment", "wording", "listening", "sound_findings", "checking", "mending",
+        "pacing", "alignment", "wording", "listening", "sound_findings", "twins", "checking", "mending",
     ),
     "model": ("devices", "architecture", "planning", "attention", "windows", "head", "quantizing", "locating", "build"),
     "evaluation": (

@@ -9,7 +9,6 @@ residuals against the texts, which keeps what neighbours have in common on eithe
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,18 @@ from pathlib import PurePath
 
 import numpy as np
 
-SHIFTS = (-3, -2, -1, 1, 2, 3)
+from whisper_peft.data.pacing import SHIFTS, Fit, Model, pairs_at
+
 SHORTEST_STRETCH = 10  # rows; shorter ones are not told from chance
 FEWEST_ROWS = 40  # of a source, else nothing is said
 FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so often
 _ROTATIONS = 100
-_FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
 _FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
+_TELLS = 12.0  # nats that lengths must say of the texts in all, or a pairing more than the one that stands there
 _SURE = 4.0  # nats: odds of 50 to 1
 _FAR = 200  # rows to either side of an edge that are looked at
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
-
-
-_FASTEST, _USUAL, _SLOWEST = 40.0, 12.0, 0.4  # letters a second: no speech is beyond
-_FEWEST_FOR_OUTLIERS = 20
+_TELLING, _MOST = 0.4, 5.0  # of a model: what its gains are away from 0, in deviations; nats that one row may count
 
 
 @dataclass(frozen=True)
@@ -50,22 +47,6 @@ class Mispairing:
         return self.shift is None
 
 
-def text_sizes(texts: Sequence[str], tokens: Sequence[int]) -> np.ndarray:
-    """How long texts are to speak: float64 (n_texts, 3), logarithms of tokens, syllables (nearly) and words."""
-    sizes = [(n + 5, _spoken(text) + 4, len(text.split()) + 1) for text, n in zip(texts, tokens, strict=True)]
-    return np.log(np.array(sizes, dtype=np.float64).reshape(-1, 3))
-
-
-def _spoken(text: str) -> int:
-    """Letters that carry a vowel of their own, or a sign: in Indic scripts a virama takes the vowel away."""
-    count = 0
-    for character in text:
-        kind = unicodedata.category(character)
-        count += kind[0] in "LN"
-        count -= kind == "Mn" and unicodedata.combining(character) == 9
-    return max(0, count)
-
-
 def correlations(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
     """The rank correlation of clip length with token count, texts moved by -3 to 3 rows.
 
@@ -76,7 +57,7 @@ def correlations(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
     length, tokens = (np.argsort(np.argsort(values)).astype(float) for values in (seconds, sizes[:, 0]))
     found = {}
     for shift in (*SHIFTS[:3], 0, *SHIFTS[3:]):
-        audio, text = _pairs(len(length), shift)
+        audio, text = pairs_at(len(length), shift)
         one, other = length[audio], tokens[text]
         flat = len(one) < 3 or not one.std() or not other.std()
         found[shift] = 0.0 if flat else float(np.corrcoef(one, other)[0, 1])
@@ -84,7 +65,11 @@ def correlations(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
 
 
 def find_mispairings(
-    seconds: np.ndarray, sizes: np.ndarray, speakers: Sequence[str | None], names: Sequence[str]
+    seconds: np.ndarray,
+    sizes: np.ndarray,
+    speakers: Sequence[str | None],
+    names: Sequence[str],
+    gains: dict[int, np.ndarray] | None = None,
 ) -> list[Mispairing]:
     """Find texts that stand beside the wrong sound.
 
@@ -93,6 +78,8 @@ def find_mispairings(
         sizes: see `text_sizes`.
         speakers: of each row.
         names: of the sound files.
+        gains: what a model says: shift -> float (n_rows,), by the row of the sound: how many nats a token better the
+            text of so many rows further up fits it than the sound that it stands beside; NaN where that is not known.
 
     Returns:
         Stretches of at least `SHORTEST_STRETCH` rows, and file names in another order; most evidence first. Nothing for
@@ -102,151 +89,53 @@ def find_mispairings(
     if n_rows < FEWEST_ROWS:
         return []
     length = np.log(np.maximum(seconds, 0.05))
-    fit = _Fit(sizes, speakers)
+    fit = Fit(sizes, speakers)
     orders = list(_name_orders(names))
     everything = np.arange(n_rows)
-    hypotheses = [(everything, everything), *(_pairs(n_rows, shift) for shift in SHIFTS)]
+    hypotheses = [(everything, everything), *(pairs_at(n_rows, shift) for shift in SHIFTS)]
     for order in orders:
         text = everything.copy()
         text[list(order)] = list(order.values())
         hypotheses.append((everything, text))
-    model = max((fit.model(length, *pairs) for pairs in hypotheses), key=lambda model: model.merit)
+    models = [fit.model(length, *pairs) for pairs in hypotheses]
+    merits = [n_rows * model.merit - (_TELLS if number else 0) for number, model in enumerate(models)]
+    if max(merits) < _TELLS and not gains:
+        return []
+    model = models[int(np.argmax(merits))]
     found = _ordered(model, length, orders)
     taken = np.zeros(n_rows, dtype=bool)
     for one in found:
         taken[list(one.rows)] = True
-    candidates = _stretches(model.gains(length), taken, _FLOOR)
+    heard = _calibrated(gains) if gains else {}
+
+    def evidence() -> dict[int, np.ndarray]:
+        return {shift: values + heard.get(shift, 0.0) for shift, values in model.gains(length).items()}
+
+    candidates = _stretches(evidence(), taken, _FLOOR)
     if candidates:
         model = fit.model(length, *_mended(n_rows, [*found, *candidates]))
-        candidates = _stretches(model.gains(length), taken, _FLOOR)
+        candidates = _stretches(evidence(), taken, _FLOOR)
     if candidates:
-        found += _stretches(model.gains(length), taken, _chance(fit, model, n_rows))
+        # A model's likelihoods cannot be turned against the texts; sums of such ratios exceed t with at most exp(-t).
+        known = np.log(n_rows * len(SHIFTS) / FALSE_ALARMS) if heard else 0.0
+        found += _stretches(evidence(), taken, max(known, _chance(fit, model, n_rows)))
     return sorted(found, key=lambda one: -one.evidence)
 
 
-def find_shifts(gains: dict[int, np.ndarray]) -> list[Mispairing]:
-    """Find stretches of moved texts by what a model says of its own text and of its neighbours' texts.
+def _calibrated(gains: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """A model's gains as log-likelihood ratios; nothing of a model that cannot tell the texts apart.
 
-    Args:
-        gains: shift -> float (n_rows,), by the row of the sound: how many nats a token better the text of so many rows
-            further up fits it than the sound that it stands beside; NaN where that is not known.
+    If gains are normal with mean -m and deviation s where the texts stand right, and +m where they are moved, then
+    2 m / s² times a gain is the ratio. Median and quartiles, so that moved rows do not count, and of the shifts the
+    middle one, so that a moved set does not.
     """
-    n_rows = len(next(iter(gains.values())))
-    gains = {shift: np.nan_to_num(values) for shift, values in gains.items()}
-    sharpness = min(map(_sharpness, gains.values()))
-    gains = {shift: sharpness * values for shift, values in gains.items()}
-    chance = float(np.log(n_rows * len(gains) / FALSE_ALARMS))
-    return sorted(_stretches(gains, np.zeros(n_rows, dtype=bool), chance), key=lambda one: -one.evidence)
-
-
-def _sharpness(gains: np.ndarray) -> float:
-    """The exponent with which sums of a row's gains become rare, from the rows that speak for their own text.
-
-    Such gains are taken to be normal: with mean -m and deviation s the sum over a stretch exceeds t with a chance of
-    exp(-2 m t / s²) (Lundberg). Median and quartiles, so that moved stretches do not count.
-    """
-    low, middle, high = np.percentile(gains, [25, 50, 75])
-    spread = max((high - low) / 1.349, 1e-6)
-    return float(np.clip(-2 * middle / spread**2, 0.02, 2.0))
-
-
-def unusual_paces(
-    seconds: np.ndarray, sizes: np.ndarray, speakers: Sequence[str | None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hold each row's seconds against what its text should take.
-
-    Args:
-        seconds: float (n_rows,).
-        sizes: see `text_sizes`.
-        speakers: of each row.
-
-    Returns:
-        How many times the usual pace it is, and how far from it, in robust deviations (infinite for what no speech can
-        be; 0 in sets that are too small to say): float64 (n_rows,) each.
-    """
-    length = np.log(np.maximum(seconds, 0.02))
-    deviations, ratio = np.zeros(len(length)), np.ones(len(length))
-    if len(length) >= _FEWEST_FOR_OUTLIERS:
-        everything = np.arange(len(length))
-        # Without the speaker's own pace: of few clips it is what is wrong with them.
-        rest = length - _Fit(sizes, speakers).model(length, everything, everything).of_text
-        rest -= np.median(rest)
-        deviations, ratio = np.abs(rest) / _robust_deviation(rest), np.exp(-rest)
-    letters = np.exp(sizes[:, 1]) - 4
-    rate = letters / np.maximum(seconds, 0.02)
-    beyond = (rate > _FASTEST) | ((rate < _SLOWEST) & (seconds > 5))
-    return np.where(beyond, rate / _USUAL, ratio), np.where(beyond, np.inf, deviations)
-
-
-class _Fit:
-    """Fits log seconds = what the text says + the speaker's pace + a residual, robustly.
-
-    Args:
-        sizes: see `text_sizes`.
-        speakers: of each row.
-    """
-
-    def __init__(self, sizes: np.ndarray, speakers: Sequence[str | None]):
-        self.columns = np.column_stack([np.ones(len(sizes)), sizes])
-        known = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers)) if speaker is not None}
-        self.speaker = np.array([known.get(speaker, -1) for speaker in speakers])
-
-    def model(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> _Model:
-        """Fit it to pairs of a sound and its text, given by their rows."""
-        columns, speaker, wanted = self.columns[text], self.speaker[audio], length[audio]
-        pace = np.zeros(self.speaker.max() + 2)  # the last one, -1, of rows without a speaker, stays 0
-        for _ in range(3):
-            weights = _weights(columns, wanted - pace[speaker])
-            pace = _paces(wanted - columns @ weights, speaker, len(pace))
-        residuals = wanted - columns @ weights - pace[speaker]
-        alone = wanted - np.median(wanted)
-        alone -= _paces(alone, speaker, len(pace))[speaker]
-        spread = _robust_deviation(residuals)
-        merit = np.mean(_log_density(residuals, spread)) - np.mean(_log_density(alone, _robust_deviation(alone)))
-        return _Model(self.columns @ weights, pace[self.speaker], residuals, spread, float(merit))
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A fit: log seconds = `of_text` + `pace` + a residual of Student's t with that spread."""
-
-    of_text: np.ndarray  # (n_rows,)
-    pace: np.ndarray  # (n_rows,), of the speaker of the sound
-    residuals: np.ndarray  # (n_pairs,)
-    spread: float
-    merit: float  # log-likelihood a row, over that of texts that say nothing
-
-    def gain(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """How many nats better the text of row `text` fits the sound of row `audio` than that row's own."""
-        rest = length[audio] - self.pace[audio]
-        other, own = rest - self.of_text[text], rest - self.of_text[audio]
-        return _log_density(other, self.spread) - _log_density(own, self.spread)
-
-    def gains(self, length: np.ndarray) -> dict[int, np.ndarray]:
-        """For each shift (n_rows,), by the row of the sound; 0 where its text would be outside."""
-        found = {}
-        for shift in SHIFTS:
-            audio, text = _pairs(len(length), shift)
-            found[shift] = np.zeros(len(length))
-            found[shift][audio] = self.gain(length, audio, text)
-        return found
-
-    def rotated(self, generator: np.random.Generator) -> np.ndarray:
-        """Lengths as they would be if all texts stood right: the residuals turned against the texts."""
-        n_rows = len(self.of_text)
-        return self.of_text + self.pace + np.roll(np.resize(self.residuals, n_rows), generator.integers(1, n_rows))
-
-
-def _paces(residuals: np.ndarray, speaker: np.ndarray, n_speakers: int) -> np.ndarray:
-    """Each speaker's median residual, drawn towards 0 where there are few clips; 0 for the last one, -1."""
-    pace = np.zeros(n_speakers)
-    order = np.argsort(speaker, kind="stable")
-    starts = np.searchsorted(speaker[order], np.arange(n_speakers))
-    for number in range(n_speakers - 1):
-        rows = order[starts[number] : starts[number + 1]]
-        if len(rows):
-            pace[number] = np.median(residuals[rows]) * len(rows) / (len(rows) + 2)
-    return pace
+    sharpness = []
+    for values in gains.values():
+        low, middle, high = np.nanpercentile(values, [25, 50, 75])
+        spread = max((high - low) / 1.349, 1e-6)
+        sharpness.append(2 * abs(middle) / spread**2 if abs(middle) > _TELLING * spread else 0.0)
+    factor = float(np.median(sharpness))
+    return {shift: np.clip(np.nan_to_num(factor * values), -_MOST, _MOST) for shift, values in gains.items()}
 
 
 def _mended(n_rows: int, found: list[Mispairing]) -> tuple[np.ndarray, np.ndarray]:
@@ -259,33 +148,7 @@ def _mended(n_rows: int, found: list[Mispairing]) -> tuple[np.ndarray, np.ndarra
     return np.array(list(text)), np.array(list(text.values()))
 
 
-def _pairs(n_rows: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the sounds, rows of their texts), if each text belongs to the sound `shift` rows further down."""
-    audio = np.arange(max(0, shift), n_rows + min(0, shift))
-    return audio, audio - shift
-
-
-def _weights(columns: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Huber's regression, by reweighting; a little ridge, as words and syllables go together."""
-    weight = np.ones(len(wanted))
-    ridge = 1e-3 * len(wanted) * np.diag([0.0, *[1.0] * (columns.shape[1] - 1)])
-    for _ in range(12):
-        left = columns.T * weight
-        found = np.linalg.solve(left @ columns + ridge, left @ wanted)
-        rest = np.abs(wanted - columns @ found)
-        weight = 1 / np.maximum(1, rest / (1.5 * max(1e-6, 1.4826 * np.median(rest))))
-    return found
-
-
-def _robust_deviation(residuals: np.ndarray) -> float:
-    return float(max(0.03, 1.4826 * np.median(np.abs(residuals))))
-
-
-def _log_density(residuals: np.ndarray, spread: float) -> np.ndarray:
-    return -(_FREEDOM + 1) / 2 * np.log1p((residuals / spread) ** 2 / _FREEDOM) - np.log(spread)
-
-
-def _chance(fit: _Fit, model: _Model, n_rows: int) -> float:
+def _chance(fit: Fit, model: Model, n_rows: int) -> float:
     """The sum of gains that a source without a mistake exceeds with the chance of FALSE_ALARMS.
 
     What is done to the source is done to each of its rotations: fit, put right what looks best, fit again.
@@ -372,7 +235,7 @@ def _name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
                 yield {sound: text for sound, text in zip(sounds, texts, strict=True) if sound != text}
 
 
-def _ordered(model: _Model, length: np.ndarray, orders: list[dict[int, int]]) -> list[Mispairing]:
+def _ordered(model: Model, length: np.ndarray, orders: list[dict[int, int]]) -> list[Mispairing]:
     """Which other orders of the names the texts follow; of two for the same files, the better one."""
     generator = np.random.default_rng(0)
     found: list[Mispairing] = []

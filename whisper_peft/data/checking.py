@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter, defaultdict, deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from whisper_peft.data.alignment import (
-    Mispairing,
-    correlations,
-    find_mispairings,
-    find_shifts,
-    text_sizes,
-    unusual_paces,
-)
+from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
 from whisper_peft.data.findings import Findings, Part
 from whisper_peft.data.listening import Measures, listen
+from whisper_peft.data.pacing import text_sizes, unusual_paces
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sound_findings import look_at_sounds, misstated_rate
 from whisper_peft.data.text import clean_text
+from whisper_peft.data.twins import look_at_copies, look_at_twins
 from whisper_peft.data.wording import look_at_texts, scripts_of
 
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
@@ -147,6 +143,7 @@ def check_parts(
             measures[number] = _listen(findings, number, checked.seconds[number], limits, progress)
             checked.listened += len(measures[number])
         look_at_sounds(findings, measures)
+        look_at_copies(findings, measures)
     for number in range(len(parts)):
         _look_at_pairing(checked, number, measures[number], losses)
     checked.took_s = time.monotonic() - began
@@ -239,59 +236,6 @@ def _note_text(
         return None if len(text) > LONGEST_TOKEN * 448 or limits.preparation is None else len(text)
 
 
-def look_at_twins(findings: Findings) -> None:
-    """Find what is there twice, within a part or in two splits: rows, sentences, speakers."""
-    seen: dict[Any, tuple[int, int]] = {}
-    sentences: dict[str, tuple[int, int]] = {}
-    speakers: dict[str, str] = {}
-    crossing = defaultdict(set)
-    for part, found in enumerate(findings.parts):
-        for number, row in enumerate(found.rows):
-            sentence = said(row.text)
-            sound = (row.audio, row.start_s, row.end_s)
-            first = seen.setdefault(sound, (part, number))
-            if first != (part, number):
-                _note_twin(findings, first, (part, number), by="the same file")
-            if sentence:
-                first = sentences.setdefault(sentence, (part, number))
-                other = findings.parts[first[0]]
-                if first != (part, number) and other.split != found.split:
-                    for place, split in (((part, number), other.split), (first, found.split)):
-                        findings.add("shared-text", *place, f"in {split}, too")
-                elif first != (part, number):
-                    findings.add("duplicate-text", part, number, f"as {other.rows[first[1]].place or first[1]}")
-            if row.speaker is not None and speakers.setdefault(row.speaker, found.split) != found.split:
-                crossing[row.speaker].add(found.split)
-    for part, found in enumerate(findings.parts if crossing else ()):
-        for number, row in enumerate(found.rows):
-            if (
-                others := crossing.get(row.speaker, set()) | {speakers.get(row.speaker)}
-                if row.speaker in crossing
-                else ()
-            ):
-                findings.add("shared-speaker", part, number, f"{row.speaker[:40]}: in {', '.join(sorted(others))}")
-
-
-def said(text: str) -> str:
-    """What a text says, whatever its capitals, punctuation and normal form."""
-    return clean_text(text.casefold(), remove_punctuation=True)
-
-
-def _note_twin(findings: Findings, first: tuple[int, int], second: tuple[int, int], *, by: str) -> None:
-    """Two rows with one sound: what that means depends on their splits and texts."""
-    rows = [findings.parts[part].rows[number] for part, number in (first, second)]
-    splits = [findings.parts[part].split for part, _ in (first, second)]
-    named = [f"{by} as {row.name if by != 'the same file' else row.place or row.name}" for row in reversed(rows)]
-    if said(rows[0].text) != said(rows[1].text):
-        for place, name, other in zip((first, second), named, reversed(rows), strict=True):
-            findings.add("two-texts", *place, f"{name}, which has: {other.text[:80]}")
-    if splits[0] != splits[1]:
-        for place, name in zip((first, second), named, strict=True):
-            findings.add("shared-audio", *place, name)
-    elif said(rows[0].text) == said(rows[1].text):
-        findings.add("duplicate-row" if by == "the same file" else "duplicate-audio", *second, named[1])
-
-
 def _listen(
     findings: Findings, part: int, seconds: list[float | None], limits: Limits, progress: bool
 ) -> dict[int, Measures]:
@@ -325,10 +269,8 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     sizes = text_sizes([rows[n].text for n in usable], [tokens[n] for n in usable])
     speakers, names = [rows[n].speaker for n in usable], [rows[n].name for n in usable]
     checked.correlations.append(correlations(heard, sizes))
-    found = find_mispairings(heard, sizes, speakers, names)
     table = losses([rows[n] for n in usable]) if losses else None
-    if table is not None:
-        found = [one for one in found if one.is_order] + find_shifts(_gains(table))
+    found = find_mispairings(heard, sizes, speakers, names, None if table is None else _gains(table))
     mispairings = [_renumbered(one, usable) for one in found]
     checked.mispairings.append(mispairings)
     moved = set()
@@ -341,8 +283,9 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
         moved |= set(one.rows)
     ratios, deviations = unusual_paces(heard, sizes, speakers)
     usual_spectrum = np.median([one.spectrum for one in measures.values()], axis=0) if measures else None
+    explained = findings.rows(*UNUSABLE, "wrong-script", "silence")
     for row, ratio, deviation in zip(usable, ratios, deviations, strict=True):
-        if row in moved or deviation < SUSPECT:
+        if row in moved or (part, row) in explained or deviation < SUSPECT:
             continue
         factor = misstated_rate(measures[row], usual_spectrum, ratio) if row in measures else None
         if factor:
@@ -363,14 +306,28 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
 
 
 def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than that's own."""
+    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than what stands there.
+
+    What stands there is both: the sound's own text, and the text's own sound. Each text's middle loss is taken off, as
+    some texts are unlikely beside any sound.
+    """
     n_rows, width = losses.shape
+    reach = width // 2
+    place = np.arange(n_rows)
+    by_text = np.full_like(losses, np.nan)  # (text, sound)
+    for step in range(-reach, reach + 1):
+        sound = place[max(0, -step) : n_rows - max(0, step)] + step
+        by_text[sound - step, reach + step] = losses[sound, reach - step]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row without any loss
+        usual = np.nanmedian(by_text, axis=1)
     gains = {}
-    for shift in range(-(width // 2), width // 2 + 1):
-        if shift:
-            sound = np.arange(max(0, shift), n_rows + min(0, shift))
-            gains[shift] = np.full(n_rows, np.nan)
-            gains[shift][sound] = losses[sound - shift, width // 2] - losses[sound, width // 2 - shift]
+    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+        sound = np.arange(max(0, shift), n_rows + min(0, shift))
+        text = sound - shift
+        stands = (losses[sound, reach] - usual[sound] + losses[text, reach] - usual[text]) / 2
+        gains[shift] = np.full(n_rows, np.nan)
+        gains[shift][sound] = stands - (losses[sound, reach - shift] - usual[text])
     return gains
 
 

@@ -76,7 +76,7 @@ def _spectrum(frames: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def speed_of(spectrum: np.ndarray, usual: np.ndarray, *, near: float) -> tuple[float, float]:
-    """By which factor a spectrum must have been stretched to look like the usual one, and how much nearer that brings it.
+    """By which factor a spectrum must have been stretched to look usual, and how much nearer that brings it.
 
     Args:
         spectrum: float (n_bands,), see `Measures`.

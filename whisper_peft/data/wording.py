@@ -11,11 +11,12 @@ from functools import lru_cache
 from whisper_peft.data.findings import Findings
 from whisper_peft.data.rows import Row
 
+NEITHER = "neither NFC nor NFD"
 _NEARLY_ALL = 0.9  # of the letters of a source in one script: then texts in another are remarked on
 _MOST_OF = 0.6  # of the texts with one policy: then the others are
 _JOINERS = frozenset("\u200c\u200d")  # they spell
 _MARKUP = re.compile(
-    r"<[^<>]{1,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
+    r"<[/|!]?[^\W\d][^<>]{0,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
     r"|\((?:[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*)\)"
     r"|#(?:NAME\?|REF!|N/A|VALUE!|DIV/0!)|https?://\S+|[♪♫]",
     re.IGNORECASE,
@@ -92,11 +93,10 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
         code = "en" if task == "translate" else row.language or language
         _look_at_script(findings, part, text, row, _SCRIPTS.get(code, ("LATIN",)) if code else _main_script(letters))
     forms = Counter(text.form for text in texts if text.form)
-    if len(forms) > 1:
-        usual = forms.most_common(1)[0][0]
-        for text in texts:
-            if text.form and text.form != usual:
-                findings.add("mixed-normal-forms", part, text.row, f"{text.form}; most: {usual}")
+    usual = "NFC" if forms["NFC"] >= forms["NFD"] else "NFD"
+    for text in texts:
+        if text.form == NEITHER or (text.form and text.form != usual):
+            findings.add("mixed-normal-forms", part, text.row, f"{text.form}; most: {usual}")
     with_digits = [text for text in texts if text.has_digits]
     if 2 * len(with_digits) < len(texts):
         for text in with_digits:
@@ -122,7 +122,7 @@ def _known(number: int, text: str) -> _Text:
     composed = unicodedata.normalize("NFC", text)
     form = None
     if not text.isascii() and (text != composed or composed != unicodedata.normalize("NFD", text)):
-        form = "NFC" if text == composed else "NFD" if unicodedata.is_normalized("NFD", text) else "neither NFC nor NFD"
+        form = "NFC" if text == composed else "NFD" if unicodedata.is_normalized("NFD", text) else NEITHER
     upper, lower = any(map(str.isupper, text)), any(map(str.islower, text))
     casing = "capitals and small" if upper and lower else "capitals only" if upper else "small only" if lower else None
     last = text.rstrip().rstrip("\"'”’»)")[-1:]

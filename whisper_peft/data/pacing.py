@@ -1,0 +1,155 @@
+"""How long a text takes to speak: log seconds, fitted robustly on its size, and each speaker's pace."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SHIFTS = (-3, -2, -1, 1, 2, 3)
+_FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
+_FASTEST, _USUAL, _SLOWEST = 40.0, 12.0, 0.4  # letters a second: no speech is beyond
+_FEWEST_FOR_OUTLIERS = 20
+
+
+def text_sizes(texts: Sequence[str], tokens: Sequence[int]) -> np.ndarray:
+    """How long texts are to speak: float64 (n_texts, 3), logarithms of tokens, syllables (nearly) and words."""
+    sizes = [(n + 5, _spoken(text) + 4, len(text.split()) + 1) for text, n in zip(texts, tokens, strict=True)]
+    return np.log(np.array(sizes, dtype=np.float64).reshape(-1, 3))
+
+
+def _spoken(text: str) -> int:
+    """Letters that carry a vowel of their own, or a sign: in Indic scripts a virama takes the vowel away."""
+    count = 0
+    for character in text:
+        kind = unicodedata.category(character)
+        count += kind[0] in "LN"
+        count -= kind == "Mn" and unicodedata.combining(character) == 9
+    return max(0, count)
+
+
+def unusual_paces(
+    seconds: np.ndarray, sizes: np.ndarray, speakers: Sequence[str | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold each row's seconds against what its text should take.
+
+    Args:
+        seconds: float (n_rows,).
+        sizes: see `text_sizes`.
+        speakers: of each row.
+
+    Returns:
+        How many times the usual pace it is, and how far from it, in robust deviations (infinite for what no speech can
+        be; 0 in sets that are too small to say): float64 (n_rows,) each.
+    """
+    length = np.log(np.maximum(seconds, 0.02))
+    deviations, ratio = np.zeros(len(length)), np.ones(len(length))
+    if len(length) >= _FEWEST_FOR_OUTLIERS:
+        everything = np.arange(len(length))
+        # Without the speaker's own pace: of few clips it is what is wrong with them.
+        rest = length - Fit(sizes, speakers).model(length, everything, everything).of_text
+        rest -= np.median(rest)
+        deviations, ratio = np.abs(rest) / _robust_deviation(rest), np.exp(-rest)
+    letters = np.exp(sizes[:, 1]) - 4
+    rate = letters / np.maximum(seconds, 0.02)
+    beyond = (rate > _FASTEST) | ((rate < _SLOWEST) & (seconds > 5))
+    return np.where(beyond, rate / _USUAL, ratio), np.where(beyond, np.inf, deviations)
+
+
+class Fit:
+    """Fits log seconds = what the text says + the speaker's pace + a residual, robustly.
+
+    Args:
+        sizes: see `text_sizes`.
+        speakers: of each row.
+    """
+
+    def __init__(self, sizes: np.ndarray, speakers: Sequence[str | None]):
+        self.columns = np.column_stack([np.ones(len(sizes)), sizes])
+        known = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers)) if speaker is not None}
+        self.speaker = np.array([known.get(speaker, -1) for speaker in speakers])
+
+    def model(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> Model:
+        """Fit it to pairs of a sound and its text, given by their rows."""
+        columns, speaker, wanted = self.columns[text], self.speaker[audio], length[audio]
+        pace = np.zeros(self.speaker.max() + 2)  # the last one, -1, of rows without a speaker, stays 0
+        for _ in range(3):
+            weights = _weights(columns, wanted - pace[speaker])
+            pace = _paces(wanted - columns @ weights, speaker, len(pace))
+        residuals = wanted - columns @ weights - pace[speaker]
+        alone = wanted - np.median(wanted)
+        alone -= _paces(alone, speaker, len(pace))[speaker]
+        spread = _robust_deviation(residuals)
+        merit = np.mean(_log_density(residuals, spread)) - np.mean(_log_density(alone, _robust_deviation(alone)))
+        return Model(self.columns @ weights, pace[self.speaker], residuals, spread, float(merit))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fit: log seconds = `of_text` + `pace` + a residual of Student's t with that spread."""
+
+    of_text: np.ndarray  # (n_rows,)
+    pace: np.ndarray  # (n_rows,), of the speaker of the sound
+    residuals: np.ndarray  # (npairs_at,)
+    spread: float
+    merit: float  # log-likelihood a row, over that of texts that say nothing
+
+    def gain(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """How many nats better the text of row `text` fits the sound of row `audio` than that row's own."""
+        rest = length[audio] - self.pace[audio]
+        other, own = rest - self.of_text[text], rest - self.of_text[audio]
+        return _log_density(other, self.spread) - _log_density(own, self.spread)
+
+    def gains(self, length: np.ndarray) -> dict[int, np.ndarray]:
+        """For each shift (n_rows,), by the row of the sound; 0 where its text would be outside."""
+        found = {}
+        for shift in SHIFTS:
+            audio, text = pairs_at(len(length), shift)
+            found[shift] = np.zeros(len(length))
+            found[shift][audio] = self.gain(length, audio, text)
+        return found
+
+    def rotated(self, generator: np.random.Generator) -> np.ndarray:
+        """Lengths as they would be if all texts stood right: the residuals turned against the texts."""
+        n_rows = len(self.of_text)
+        return self.of_text + self.pace + np.roll(np.resize(self.residuals, n_rows), generator.integers(1, n_rows))
+
+
+def _paces(residuals: np.ndarray, speaker: np.ndarray, n_speakers: int) -> np.ndarray:
+    """Each speaker's median residual, drawn towards 0 where there are few clips; 0 for the last one, -1."""
+    pace = np.zeros(n_speakers)
+    order = np.argsort(speaker, kind="stable")
+    starts = np.searchsorted(speaker[order], np.arange(n_speakers))
+    for number in range(n_speakers - 1):
+        rows = order[starts[number] : starts[number + 1]]
+        if len(rows):
+            pace[number] = np.median(residuals[rows]) * len(rows) / (len(rows) + 2)
+    return pace
+
+
+def pairs_at(n_rows: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the sounds, rows of their texts), if each text belongs to the sound `shift` rows further down."""
+    audio = np.arange(max(0, shift), n_rows + min(0, shift))
+    return audio, audio - shift
+
+
+def _weights(columns: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Huber's regression, by reweighting; a little ridge, as words and syllables go together."""
+    weight = np.ones(len(wanted))
+    ridge = 1e-3 * len(wanted) * np.diag([0.0, *[1.0] * (columns.shape[1] - 1)])
+    for _ in range(12):
+        left = columns.T * weight
+        found = np.linalg.solve(left @ columns + ridge, left @ wanted)
+        rest = np.abs(wanted - columns @ found)
+        weight = 1 / np.maximum(1, rest / (1.5 * max(1e-6, 1.4826 * np.median(rest))))
+    return found
+
+
+def _robust_deviation(residuals: np.ndarray) -> float:
+    return float(max(0.03, 1.4826 * np.median(np.abs(residuals))))
+
+
+def _log_density(residuals: np.ndarray, spread: float) -> np.ndarray:
+    return -(_FREEDOM + 1) / 2 * np.log1p((residuals / spread) ** 2 / _FREEDOM) - np.log(spread)
