@@ -2,12 +2,12 @@
 
     python benchmarks/checking.py
 
-Made clips (two of the quickstart's sentences each, 16-bit wav files of 16 kHz) by 2,500, 5,000, 10,000 and 20,000:
+Made clips (two or three of the quickstart's sentences each, 16-bit wav files of 16 kHz) by 2,500, 5,000, 10,000 and 20,000:
 their headers and texts, and then their sound as well; and the sound of the real Malayalam clips (Ogg Opus), where the
 shared folder is. Each case is a process of its own; what is timed is the call, imports excepted, with the files in the
 system's cache as they were just written. CPU seconds are of all threads. Memory is the peak of the call beyond what the
 process held before it; the load is the system's, a minute's mean, before the call: other work counts in it. Writes
-checking.json beside itself; needs 2.5 GB of disk for as long as it runs.
+checking.json beside itself; needs 3 GB of disk for as long as it runs.
 """
 
 from __future__ import annotations
@@ -30,28 +30,27 @@ COUNTS = (2_500, 5_000, 10_000, 20_000)
 
 
 def make_clips(folder: Path, count: int) -> None:
-    """Distinct clips, each of two sentences of one speaker, and for each of COUNTS a manifest of the first so many."""
+    """Distinct clips, each of two or three sentences of one speaker, and for each of COUNTS a manifest of the first so many."""
     import numpy as np
     import soundfile
 
     import whisper_peft
 
-    clips = [
-        (row.text, row.speaker, whisper_peft.load_audio(row.audio)) for row in whisper_peft.load_source(str(SPEECH))
-    ]
-    draw, pairs, lines = random.Random(0), set(), []
+    spoken: dict[str, list] = {}
+    for row in whisper_peft.load_source(str(SPEECH)):
+        spoken.setdefault(row.speaker, []).append((row.text, whisper_peft.load_audio(row.audio)))
+    draw, texts, lines = random.Random(0), set(), []
     while len(lines) < count:
-        first, second = draw.choice(clips), draw.choice(clips)
-        text = f"{first[0]} {second[0]}"
-        if first[1] != second[1] or text in pairs:
+        speaker = draw.choice(list(spoken))
+        sentences = draw.choices(spoken[speaker], k=draw.choice((2, 3)))
+        text = " ".join(text for text, _ in sentences)
+        if text in texts:
             continue
-        pairs.add(text)
-        name = f"clip_{len(lines):05}.wav"
-        wave = np.concatenate([first[2], second[2]]) * draw.uniform(0.5, 1.0)
-        soundfile.write(folder / name, wave, 16_000, subtype="PCM_16")
-        lines.append(
-            json.dumps({"audio": name, "text": text, "language": "hi", "speaker": first[1]}, ensure_ascii=False)
-        )
+        texts.add(text)
+        row = {"audio": f"clip_{len(lines):05}.wav", "text": text, "language": "hi", "speaker": speaker}
+        wave = np.concatenate([wave for _, wave in sentences]) * draw.uniform(0.5, 1.0)
+        soundfile.write(folder / row["audio"], wave, 16_000, subtype="PCM_16")
+        lines.append(json.dumps(row, ensure_ascii=False))
     for size in COUNTS:
         if size <= count:
             (folder / f"{size}.jsonl").write_text("\n".join(lines[:size]) + "\n", encoding="utf-8")
