@@ -2,12 +2,12 @@
 
     python benchmarks/checking.py
 
-Made clips (two or three of the quickstart's sentences each, 16-bit wav files of 16 kHz) by 2,500, 5,000, 10,000 and 20,000:
-their headers and texts, and then their sound as well; and the sound of the real Malayalam clips (Ogg Opus), where the
-shared folder is. Each case is a process of its own; what is timed is the call, imports excepted, with the files in the
-system's cache as they were just written. CPU seconds are of all threads. Memory is the peak of the call beyond what the
-process held before it; the load is the system's, a minute's mean, before the call: other work counts in it. Writes
-checking.json beside itself; needs 3 GB of disk for as long as it runs.
+Made clips (16-bit wav files of 16 kHz, two or three of the quickstart's sentences in each) by 2,500, 5,000, 10,000 and
+20,000: their headers and texts, and then their sound as well; and the sound of the real Malayalam clips (Ogg Opus),
+where the shared folder is. Each case is a process of its own; what is timed is the call, imports excepted, with the
+files in the system's cache as they were just written. CPU seconds are of all threads. Memory is the peak of the call
+beyond what the process held before it; the load is the system's, a minute's mean, before the call: other work counts in
+it. Writes checking.json beside itself; needs 3 GB of disk for as long as it runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = (2_500, 5_000, 10_000, 20_000)
 
 
 def make_clips(folder: Path, count: int) -> None:
-    """Distinct clips, each of two or three sentences of one speaker, and for each of COUNTS a manifest of the first so many."""
+    """Distinct clips of two or three sentences of one speaker; for each of COUNTS a manifest of the first so many."""
     import numpy as np
     import soundfile
 
