@@ -43,6 +43,7 @@ def page(tiny_model, speech, tmp_path_factory) -> Path:
 def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, list]:
     """One working call of every command; what it writes goes into `folder`."""
     return {
+        "check": ["check", speech / "test", "--language", "hi"],
         "train": ["train", page, "--output", folder / "run"],
         "plan": ["plan", page, "--gpu-memory", "8GB"],
         "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
@@ -56,6 +57,7 @@ def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
 
 
 EXPECTED = {
+    "check": {"sources", "findings", "errors", "warnings", "checked", "seconds"},
     "train": {"run", "mode", "steps", "before", "after", "final", "best_step", "versions"},
     "plan": {"device", "memory", "fits", "micro_batch_s", "clips_at_once", "hours_per_epoch", "remedy", "trainable"},
     "evaluate": {"model", "source", "wer", "cer", "wer_normalized", "wer_interval", "reached_limit", "left_out"},
@@ -173,6 +175,9 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
         (["evaluate", run, folder / "nothing"], r"no such file or folder"),
         (["evaluate", run, wav], r"no segment times beside it"),
         (["merge", folder / "nothing", folder / "out"], r"no such folder"),
+        (["check", folder / "nothing"], r"no such file or folder"),
+        (["check", speech / "test", "--language", "klingon"], r"--language-token"),
+        (["check", wav], r"no segment times beside it"),
         (["transcribe", run, folder / "nothing.wav"], r"no such file"),
         (["transcribe", run, page], r"cannot be read as audio"),
         (["recipes", "show", "nothing"], r"no such recipe"),
@@ -197,7 +202,8 @@ def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, spee
         ["evaluate", "model"], ["evaluate", "model", "speech", "--beams", "0"], ["merge", "run"],
         ["evaluate", "model", "speech", "--batch-size", "none"], ["evaluate", "model", "speech", "--max-clips", "0"],
         ["evaluate", "model", "speech", "--window", "wide"], ["train", "quickstart", "--window", "wide"],
-        ["transcribe", "model"], ["recipes", "show"], ["recipes", "nonsense"],
+        ["check"], ["check", "quickstart", "speech"], ["transcribe", "model"], ["recipes", "show"],
+        ["recipes", "nonsense"],
     ],
 )  # fmt: skip
 def test_wrong_command_lines_exit_2(arguments, call):

@@ -23,7 +23,7 @@ FEWEST_ROWS = 40  # of a source, else nothing is said
 FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so often
 _ROTATIONS = 100
 _FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
-_TELLS = 12.0  # nats that lengths must say of the texts in all, or a pairing more than the one that stands there
+_TELLS = 12.0  # nats that a pairing of the whole must say more than the one that stands there
 _SURE = 4.0  # nats: odds of 50 to 1
 _FAR = 200  # rows to either side of an edge that are looked at
 _MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
@@ -98,10 +98,8 @@ def find_mispairings(
         text[list(order)] = list(order.values())
         hypotheses.append((everything, text))
     models = [fit.model(length, *pairs) for pairs in hypotheses]
-    merits = [n_rows * model.merit - (_TELLS if number else 0) for number, model in enumerate(models)]
-    if max(merits) < _TELLS and not gains:
-        return []
-    model = models[int(np.argmax(merits))]
+    best = max(models, key=lambda model: model.merit)
+    model = best if n_rows * (best.merit - max(0.0, models[0].merit)) > _TELLS else models[0]
     found = _ordered(model, length, orders)
     taken = np.zeros(n_rows, dtype=bool)
     for one in found:

@@ -306,7 +306,7 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
 
 
 def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits it than what stands there.
+    """shift -> by the row of a sound: how much better the text of so many rows further up fits than what stands there.
 
     What stands there is both: the sound's own text, and the text's own sound. Each text's middle loss is taken off, as
     some texts are unlikely beside any sound.

@@ -1,0 +1,94 @@
+"""How often `check` finds 20 texts moved by one row, without a model; and how often it finds what is not there.
+
+    python benchmarks/check_shifts.py [--tries 30]
+
+Each split of the shared folder with the lengths of its headers, and with the speech of its decoded clips; each with and
+without its speakers. A stretch of 20 rows, drawn at random, has its texts moved by +1 or -1 row. False alarms: the rows
+put in a random order (whole speakers, and their clips within), nothing moved. Writes check_shifts.json beside itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import click
+import numpy as np
+
+from whisper_peft import load_source
+from whisper_peft.data.alignment import find_mispairings
+from whisper_peft.data.checking import mapped
+from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.listening import listen
+from whisper_peft.data.pacing import text_sizes
+
+HERE = Path(__file__).parent
+SOURCES = ("malayalam:train", "malayalam:validation", "malayalam:test", "hindi_tts:train", "hindi_tts:test",
+           "common_voice_te/te:other")  # fmt: skip
+MOVED = 20
+
+
+def found_of(seconds, sizes, speakers, names, generator) -> dict:
+    """Of one try: whether it was found, how many texts would be put back right, and how many wrong."""
+    first, shift = int(generator.integers(0, len(seconds) - MOVED)), int(generator.choice([1, -1]))
+    moved = sizes.copy()
+    moved[first : first + MOVED] = np.roll(sizes[first : first + MOVED], -shift, axis=0)
+    row_of = np.arange(len(seconds))
+    row_of[first : first + MOVED] = np.roll(row_of[first : first + MOVED], -shift)
+    right = wrong = 0
+    hit = False
+    for one in find_mispairings(seconds, moved, speakers, names):
+        hit |= one.shift == shift and len(set(one.rows) & set(range(first, first + MOVED))) >= MOVED // 2
+        sure = [sound for sound, text in one.text_of.items() if not {sound, text} & one.doubtful]
+        right += sum(row_of[one.text_of[sound]] == sound for sound in sure)
+        wrong += sum(row_of[one.text_of[sound]] != sound for sound in sure)
+    return {"found": bool(hit), "right": int(right), "wrong": int(wrong)}
+
+
+def false_alarms(seconds, sizes, speakers, names, tries: int) -> int:
+    """In how many of the tries something is found in an order without a mistake."""
+    count = 0
+    for seed in range(tries):
+        draw = random.Random(seed)
+        groups: dict = {}
+        for row, speaker in enumerate(speakers):
+            groups.setdefault(speaker if speaker is not None else row, []).append(row)
+        blocks = list(groups.values())
+        draw.shuffle(blocks)
+        order = [row for block in blocks for row in draw.sample(block, len(block))]
+        in_order = (seconds[order], sizes[order], [speakers[row] for row in order], [names[row] for row in order])
+        count += bool(find_mispairings(*in_order))
+    return count
+
+
+@click.command(help=__doc__)
+@click.option("--tries", default=30, show_default=True)
+def main(tries: int) -> None:
+    shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    page: dict[str, dict] = {}
+    print(f"{'':26}{'lengths of':>12}{'speakers':>10}{'found':>12}{'put back':>10}{'wrongly':>9}{'false alarms':>15}")
+    for name in SOURCES:
+        rows = load_source(str(shared / "data" / name))
+        sizes = text_sizes([row.text for row in rows], [len(row.text.encode()) // 2 for row in rows])
+        header = np.array([SpeechDataset.seconds_of(row) for row in rows])
+        heard = np.array([one.speech_s for one in mapped(lambda row: listen(row, end_s=None), rows, name, False)])
+        known = [row.speaker for row in rows]
+        for what, seconds in (("files", header), ("speech", heard)):
+            for speakers in (known, [None] * len(rows)):
+                names, generator = [row.name for row in rows], np.random.default_rng(1)
+                found = [found_of(seconds, sizes, speakers, names, generator) for _ in range(tries)]
+                result = {key: sum(one[key] for one in found) for key in ("found", "right", "wrong")}
+                result |= {"tries": tries, "false_alarms": false_alarms(seconds, sizes, speakers, names, 3 * tries)}
+                who = "known" if speakers is known else "not"
+                page[f"{name}, {what}, speakers {who}"] = result
+                print(
+                    f"{name:26}{what:>12}{who:>10}{result['found']:>6} of {tries}{result['right'] / tries:>10.1f}"
+                    f"{result['wrong'] / tries:>9.2f}{result['false_alarms']:>9} of {3 * tries}", flush=True,
+                )  # fmt: skip
+    (HERE / "check_shifts.json").write_text(json.dumps(page, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
