@@ -107,11 +107,11 @@ def main(most: int, case: str | None) -> None:
         print(f"{'':36}{'s':>8}{'CPU s':>8}{'x real time':>13}{'MB':>8}{'load':>7}")
         for name, source, audio in cases:
             row = page["cases"][name] = in_fresh_process(source, audio)
+            (HERE / "checking.json").write_text(json.dumps(page, indent=1) + "\n")
             print(
                 f"{name:36}{row['seconds']:>8.1f}{row['cpu_seconds']:>8.1f}{row['times_real_time']:>13,.0f}"
                 f"{row['peak_bytes'] / 1e6:>8.0f}{row['load']:>7.1f}", flush=True,
             )  # fmt: skip
-    (HERE / "checking.json").write_text(json.dumps(page, indent=1) + "\n")
 
 
 if __name__ == "__main__":
