@@ -4,10 +4,10 @@
                                                         (several at a time share the list: OMP_NUM_THREADS=1 each)
     python benchmarks/window_policies.py WORK --table   the table and the plot of what there is
 
-Each run trains Whisper base (bf16 autocast, no gradient checkpointing, 8 clips a step) under one policy; its model
-after the last step (so at equal steps, not at the best of its checkpoints) is then judged by the teacher-forced token
-loss of each clip on 30 s windows (float32), on validation (140 clips); the winner and `full` on test (91 clips), too.
-Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's JSON lies in
+Each run trains Whisper base (bf16 autocast where the CPU computes in it and float32 elsewhere, as its JSON says; no
+gradient checkpointing, 8 clips a step) under one policy; its model after the last step (so at equal steps, not at the
+best of its checkpoints) is then judged by the teacher-forced token loss of each clip on 30 s windows (float32), on
+validation (140 clips); the winner and `full` on test (91 clips), too. Differences to `full` are paired over clips, with 95 % bootstrap intervals. A run's JSON lies in
 benchmarks/window_policies/ when it ends; WORK holds the run folders.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import click
 import torch
+from notebook_vs_whisper_peft import machine
 from transformers import TrainerCallback
 
 import whisper_peft
@@ -72,6 +73,11 @@ def name_of(mode: str, policy: str, seed: int, steps: int) -> str:
 def load(mode: str, policy: str, seed: int, steps: int) -> dict | None:
     path = RESULTS / f"{name_of(mode, policy, seed, steps)}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def precision() -> str:
+    """A CPU that only emulates bf16 takes a hundred times as long in it."""
+    return "bf16" if machine()["avx512_bf16"] else "fp32"
 
 
 def median(values: list[float]) -> float:
@@ -129,7 +135,8 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
         changes = {
             "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": mode,
             "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": steps,
-            "train.batch_size": 8, "train.precision": "bf16", "train.seed": seed, "train.keep_checkpoints": 1,
+            "train.batch_size": 8, "train.precision": precision(), "train.seed": seed, "train.keep_checkpoints": 1,
+            "train.micro_batch_size": 4,
             "train.learning_rate": MODES[mode]["train.learning_rate"], "evaluate.every_steps": max(10, steps // 4),
             "evaluate.max_clips": 8, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss",
             **POLICIES[policy],
@@ -141,6 +148,7 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
     result = {
         "mode": mode, "policy": policy, "seed": seed, "steps": facts["steps"], "best_step": facts["best_step"],
         "versions": facts["versions"], "threads": torch.get_num_threads(),
+        "precision": whisper_peft.load_recipe(run).train.precision,
         "peak_memory_bytes": facts["peak_memory_bytes"], "padding_share": facts["padding_share"],
         "step_s": [round(json.loads(line)["seconds"], 3) for line in clock.read_text().splitlines()],
         "train_loss": [
@@ -242,14 +250,15 @@ def panel(lines: list[tuple], title: str, left: float, top: float, width: float 
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--table", "only_table", is_flag=True)
-def main(work: Path, only_table: bool) -> None:
+@click.option("--only", help="Of the runs, those whose name begins so.", default="")
+def main(work: Path, only_table: bool, only: str) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     going_on = not only_table
     while going_on:
         going_on = False
         for run in planned():
-            if load(*run) is not None:
+            if load(*run) is not None or not name_of(*run).startswith(only):
                 continue
             with claimed(work / f"{name_of(*run)}.lock") as ours:
                 if ours and load(*run) is None:
