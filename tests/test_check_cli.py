@@ -20,7 +20,7 @@ from test_checking import found
 
 from whisper_peft import UserError, check, cli, load_audio, load_source, train
 from whisper_peft.data.findings import KINDS
-from whisper_peft.recipe import save_recipe
+from whisper_peft.recipe_files import save_recipe
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_recipe
 
 from whisper_peft import cli
-from whisper_peft.recipe import save_recipe
+from whisper_peft.recipe_files import save_recipe
 
 QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 2, "evaluate.max_clips": 1}
 

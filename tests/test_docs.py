@@ -12,7 +12,8 @@ from conftest import ROOT
 from test_readme import blocks, reader_folder, run_page  # noqa: F401  (a fixture)
 
 import whisper_peft
-from whisper_peft.recipe import as_dict, shipped_recipes
+from whisper_peft.recipe import as_dict
+from whisper_peft.recipe_files import shipped_recipes
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -9,7 +9,8 @@ from conftest import tiny_recipe
 
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
 from whisper_peft.model.architecture import PUBLISHED
-from whisper_peft.recipe import Recipe, shipped_recipes
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_files import shipped_recipes
 from whisper_peft.training import fitting as room
 from whisper_peft.training.fitting import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
 

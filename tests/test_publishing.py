@@ -17,7 +17,7 @@ from hub_server import READER, TOKEN, Hub
 from whisper_peft import UserError, load_source, merge, publish, runs
 from whisper_peft.delivery.card import is_untouched
 from whisper_peft.evaluation.metrics import bootstrap_interval
-from whisper_peft.recipe import load_recipe, save_recipe
+from whisper_peft.recipe_files import load_recipe, save_recipe
 
 BASE = "openai/whisper-tiny-test"
 BLOCKER = """

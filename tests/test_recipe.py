@@ -9,21 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from whisper_peft import recipe as recipes
+from whisper_peft import recipe_files as recipes
 from whisper_peft import train
 from whisper_peft.errors import UserError
-from whisper_peft.recipe import (
-    CHOICES,
+from whisper_peft.recipe import CHOICES, POSITIVE, Recipe, as_dict, override, parse_settings
+from whisper_peft.recipe_files import (
     PACKAGE,
-    POSITIVE,
-    Recipe,
     absolute,
-    as_dict,
     copy_recipe,
     find_recipe,
     load_recipe,
-    override,
-    parse_settings,
     refuse_elsewhere,
     save_recipe,
     shipped_recipes,

@@ -195,7 +195,7 @@ def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "number", "code"), [("lora", signal.SIGINT, 130), ("full", signal.SIGTERM, 143)])
 def test_interrupted_after_a_checkpoint(mode, number, code, uninterrupted, dropout_model, speech, tmp_path):
-    from whisper_peft.recipe import save_recipe
+    from whisper_peft.recipe_files import save_recipe
 
     run, page, err = tmp_path / "run", tmp_path / "recipe.yaml", tmp_path / "err"
     save_recipe(recipe_of(mode, dropout_model, speech), page)
@@ -233,7 +233,7 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_
     import subprocess
     import time
 
-    from whisper_peft.recipe import save_recipe
+    from whisper_peft.recipe_files import save_recipe
 
     page, run = tmp_path / "recipe.yaml", tmp_path / "run"
     make_speech(tmp_path / "many", 200, seed=9)

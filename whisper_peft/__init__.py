@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "errors": ("UserError",),
-    "recipe": ("Recipe", "load_recipe", "save_recipe", "override"),
+    "recipe": ("Recipe", "override"),
+    "recipe_files": ("load_recipe", "save_recipe"),
     "data.audio": ("load_audio",),
     "data.rows": ("Row", "Segment"),
     "data.sources": ("load_source",),

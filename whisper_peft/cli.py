@@ -265,7 +265,7 @@ def _pushing(
     if repo is None:
         return contextlib.nullcontext()
     from whisper_peft.delivery.pushing import Push
-    from whisper_peft.recipe import given
+    from whisper_peft.recipe_files import given
 
     return Push(repo, given(recipe, changes), private=private, base=base, say=out.say)
 
@@ -406,7 +406,7 @@ def recipes() -> None:
 @output_options
 def list_recipes(out: Printer) -> None:
     """Names and first lines."""
-    from whisper_peft.recipe import shipped_recipes
+    from whisper_peft.recipe_files import shipped_recipes
 
     found = [(path.stem, first_comment(path)) for path in shipped_recipes()]
     out.result(
@@ -420,7 +420,8 @@ def list_recipes(out: Printer) -> None:
 @output_options
 def show_recipe(out: Printer, name: str) -> None:
     """Print a recipe."""
-    from whisper_peft.recipe import as_dict, find_recipe, load_recipe
+    from whisper_peft.recipe import as_dict
+    from whisper_peft.recipe_files import find_recipe, load_recipe
 
     page = find_recipe(name).read_text(encoding="utf-8").rstrip()
     out.result(as_dict(load_recipe(name)) if out.as_json else None, [page])
@@ -432,7 +433,7 @@ def show_recipe(out: Printer, name: str) -> None:
 @output_options
 def copy_recipe(out: Printer, name: str, file: str) -> None:
     """Copy a recipe to FILE, to edit it."""
-    from whisper_peft.recipe import copy_recipe as run_copy
+    from whisper_peft.recipe_files import copy_recipe as run_copy
 
     path = run_copy(name, file)
     out.result({"recipe": str(path)}, [f"Wrote {path}; train it with: whisper-peft train {path}"])

@@ -99,7 +99,7 @@ def train_lines(result) -> list[str]:
 
 
 def _data_of(run):
-    from whisper_peft.recipe import load_recipe
+    from whisper_peft.recipe_files import load_recipe
 
     return load_recipe(run / "recipe.yaml").data
 

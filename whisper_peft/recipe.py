@@ -1,4 +1,4 @@
-"""Recipe: one page of settings, in the order of the data path; load, save, override, list, copy."""
+"""Recipe: one page of settings, in the order of the data path, and what they may be."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from whisper_peft.errors import UserError
-
-PACKAGE = Path(__file__).parent
-PACKAGE_PREFIX = "package:"
 
 
 @dataclass(frozen=True)
@@ -209,113 +205,19 @@ NOT_NEGATIVE = {
 }  # fmt: skip
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """Reads a recipe by path, or by the name of a shipped one.
-
-    Relative paths of sources and of the model are resolved against the recipe's folder, ``package:`` ones against
-    the installed package.
-
-    Raises:
-        UserError: no such recipe, not YAML, or an unknown or impossible setting (named with the nearest known one).
-    """
-    import yaml
-
-    path = find_recipe(name)
-    try:
-        page = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a YAML page ({reason}).") from None
-    if page is None:
-        page = {}
-    if not isinstance(page, dict):
-        raise UserError(f"{path}: expected the parts {', '.join(_names(Recipe))}, found {type(page).__name__}.")
-    return absolute(_build(Recipe, page, place=f"{path}: "), path.parent)
-
-
-def given(recipe: Recipe | str | Path | None, changes: typing.Mapping[str, object]) -> Recipe:
-    """A recipe as a user named it, with the changes of a command line, and paths made absolute.
-
-    Raises:
-        UserError: see `load_recipe`, `refuse_elsewhere` and `override`.
-    """
-    if recipe is not None and not isinstance(recipe, Recipe):
-        page, recipe = recipe, load_recipe(recipe)
-        refuse_elsewhere(recipe, page, changes)
-    return absolute(override(recipe or Recipe(), changes), Path.cwd())
-
-
-def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container[str]) -> None:
-    """Keeps a page's relative source from being found in the working directory, when it is not beside the page.
+def from_dict(page: object, *, place: str = "") -> Recipe:
+    """A recipe from nested dicts and lists; what is not there has its default.
 
     Args:
-        recipe: as `load_recipe` gave it.
-        name: of the page, as it was given to `load_recipe`.
-        changes: the keys that are not the page's.
+        page: a dict of parts.
+        place: what error messages begin with.
 
     Raises:
-        UserError: there is such a source.
+        UserError: an unknown or impossible setting.
     """
-    data, augment = recipe.data, recipe.augment
-    named = (
-        *(("data.train", "--train ", one.source) for one in data.sources),
-        ("data.eval", "--eval ", data.eval),
-        ("data.test", "--test ", data.test),
-        ("augment.noise_folder", "--set augment.noise_folder=", augment.noise_folder),
-        ("augment.room_folder", "--set augment.room_folder=", augment.room_folder),
-    )
-    for key, option, source in named:
-        if not source or Path(source).is_absolute() or key in changes:
-            continue
-        if any(Path(place).exists() for place in (source, source.rpartition(":")[0]) if place):
-            raise UserError(
-                f"{name}: {key}: no {source} beside the recipe, and that in the working directory is not meant; "
-                f"correct the recipe, or name it with {option}{source}."
-            )
-
-
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one."""
-    path = Path(name)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return (path / "recipe.yaml").resolve()
-    if path.is_file():
-        return path.resolve()
-    shipped = {file.stem: file for file in shipped_recipes()}
-    if str(name) in shipped:
-        return shipped[str(name)]
-    near = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"Did you mean '{near[0]}'? " if near else ""
-    raise UserError(f"{name}: no such recipe. {hint}Shipped ones: {', '.join(shipped)} (whisper-peft recipes list).")
-
-
-def shipped_recipes() -> list[Path]:
-    """The recipes that ship with the package, by name."""
-    installed = PACKAGE / "recipes"  # in a wheel
-    folder = installed if installed.is_dir() else PACKAGE.parent / "recipes"
-    return sorted(folder.glob("*.yaml"))
-
-
-def copy_recipe(name: str, destination: str | Path) -> Path:
-    """Copies a shipped recipe to a file of the user's own; never over an existing one."""
-    source, destination = find_recipe(name), Path(destination)
-    if destination.exists():
-        raise UserError(f"{destination}: exists already; choose another file name.")
-    try:
-        destination.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{destination}: cannot be written ({error.strerror}); choose another place.") from None
-    return destination
-
-
-def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Writes a recipe as a YAML page that `load_recipe` reads back equal."""
-    import yaml
-
-    Path(path).write_text(
-        yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=False),
-        encoding="utf-8",
-    )
+    if not isinstance(page, dict):
+        raise UserError(f"{place}expected the parts {', '.join(_names(Recipe))}, found {type(page).__name__}.")
+    return _build(Recipe, page, place=place)
 
 
 def as_dict(recipe: Recipe) -> dict:
@@ -362,33 +264,6 @@ def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str
             _unknown(key, _flat(page), place)
         part[last] = value
     return _build(Recipe, page, place=place)
-
-
-def absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """A copy whose sources, folders and model, where they are existing relative paths, are absolute."""
-
-    def fix(name: str | None) -> str | None:
-        if not name or name.startswith("hf:"):
-            return name
-        if name.startswith(PACKAGE_PREFIX):
-            return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
-        head, colon, split = name.rpartition(":")
-        folder_of_config, colon_2, config = head.rpartition(":")
-        for path, tail in ((name, ""), (head, colon + split), (folder_of_config, colon_2 + config + colon + split)):
-            if path and (folder / Path(path).expanduser()).exists():
-                return str((folder / Path(path).expanduser()).resolve()) + tail
-        return name
-
-    train = tuple(
-        dataclasses.replace(one, source=fix(one.source)) if isinstance(one, Source) else fix(one)
-        for one in recipe.data.train
-    )
-    data = dataclasses.replace(recipe.data, train=train, eval=fix(recipe.data.eval), test=fix(recipe.data.test))
-    model = dataclasses.replace(recipe.model, name=fix(recipe.model.name))
-    augment = dataclasses.replace(
-        recipe.augment, noise_folder=fix(recipe.augment.noise_folder), room_folder=fix(recipe.augment.room_folder)
-    )
-    return dataclasses.replace(recipe, data=data, model=model, augment=augment)
 
 
 def _names(part: type) -> list[str]:

@@ -22,7 +22,7 @@ from whisper_peft.delivery.voices import OWN_BASE, Listener, load_voices
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import resolve_language
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe import PACKAGE, load_recipe
+from whisper_peft.recipe_files import PACKAGE, load_recipe
 
 HOST = "127.0.0.1"
 LARGEST = "500mb"  # of a file: half an hour of film, or of uncompressed sound

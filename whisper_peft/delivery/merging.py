@@ -26,7 +26,7 @@ from whisper_peft.model.build import (
 )
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located, locate, with_base, without_bars
-from whisper_peft.recipe import PACKAGE, absolute, load_recipe
+from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -7,7 +7,8 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.evaluation.metrics import MEASURES, bootstrap_interval
 from whisper_peft.model.locating import BASE_FACTS
-from whisper_peft.recipe import PACKAGE, PACKAGE_PREFIX, as_dict, load_recipe
+from whisper_peft.recipe import as_dict
+from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
 
 PROVENANCE = "whisper_peft.json"  # in a merged folder: what its card is written from
 TRANSCRIPTS = "transcripts.jsonl"

@@ -16,7 +16,8 @@ from whisper_peft.delivery.repository import Unreachable, check_base, check_logi
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import load_generation_config, load_processor
 from whisper_peft.model.locating import BASE_FACTS, Located, base_identity, locate
-from whisper_peft.recipe import Recipe, load_recipe
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_files import load_recipe
 from whisper_peft.training.artefacts import save_processor
 
 STAGED = ".push-"  # folders in the run: what is on its way

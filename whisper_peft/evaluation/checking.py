@@ -27,7 +27,8 @@ from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages import LONGEST_SOUND_S
-from whisper_peft.recipe import Model, Recipe, given, shipped_recipes
+from whisper_peft.recipe import Model, Recipe
+from whisper_peft.recipe_files import given, shipped_recipes
 
 MOST_STREAMED = 500  # clips that are looked at of a source that a recipe streams
 

@@ -27,7 +27,8 @@ from whisper_peft.evaluation.transcribing import (
 from whisper_peft.model.build import load_model
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe import Recipe, load_recipe
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_files import load_recipe
 
 
 def figures(dataset: SpeechDataset, found: Transcripts) -> dict:

@@ -20,7 +20,8 @@ from whisper_peft.model.build import load_config, load_processor, target_words
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import Load, Memory, Method, predict_memory, trainable
-from whisper_peft.recipe import Recipe, given, override
+from whisper_peft.recipe import Recipe, override
+from whisper_peft.recipe_files import given
 from whisper_peft.training.speech import Speech, load_rows
 
 GIB = 1024**3

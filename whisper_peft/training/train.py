@@ -38,7 +38,8 @@ from whisper_peft.model.build import (
 )
 from whisper_peft.model.devices import dtype_of, free_unused_memory
 from whisper_peft.model.locating import Located, locate, with_base
-from whisper_peft.recipe import Recipe, given, load_recipe, override, save_recipe
+from whisper_peft.recipe import Recipe, override
+from whisper_peft.recipe_files import given, load_recipe, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import adapters_own, resolve
