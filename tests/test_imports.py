@@ -42,7 +42,7 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("printing", "cli", "__main__"),
+    "command line": ("printing", "options", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
