@@ -105,10 +105,10 @@ def find_mispairings(
         taken[list(one.rows)] = True
     heard = _calibrated(gains) if gains else {}
 
-    def evidence() -> dict[int, np.ndarray]:
-        return {shift: values + heard.get(shift, 0.0) for shift, values in model.gains(length).items()}
+    def evidence(even: bool = False) -> dict[int, np.ndarray]:
+        return {shift: values + heard.get(shift, 0.0) for shift, values in model.gains(length, even=even).items()}
 
-    candidates = _stretches(evidence(), taken, _FLOOR)
+    candidates = _stretches(evidence(even=True), taken, _FLOOR)  # a moved stretch spoils its speaker's deviation
     if candidates:
         model = fit.model(length, *_mended(n_rows, [*found, *candidates]))
         candidates = _stretches(evidence(), taken, _FLOOR)
@@ -156,7 +156,7 @@ def _chance(fit: Fit, model: Model, n_rows: int) -> float:
     for _ in range(min(_ROTATIONS, n_rows - 1) if n_rows <= _MOST_ROTATED else 20):
         length = model.rotated(generator)
         again = fit.model(length, everything, everything)
-        if candidates := _stretches(again.gains(length), taken, _FLOOR):
+        if candidates := _stretches(again.gains(length, even=True), taken, _FLOOR):
             again = fit.model(length, *_mended(n_rows, candidates))
         maxima.append(max(_best_stretch(values)[0] for values in again.gains(length).values()))
     return _exceeded(maxima, at_least=_FLOOR)
