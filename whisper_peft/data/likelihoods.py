@@ -36,7 +36,7 @@ def unlikely_texts(own: np.ndarray, by_text: np.ndarray) -> Iterator[tuple[int, 
 
 
 def by_text(losses: np.ndarray) -> np.ndarray:
-    """(n_rows, 7): the losses of a row's text given the sounds of the rows from 3 before to 3 after; see `checking.Losses`."""
+    """(n_rows, 7): the losses of a row's text beside the sounds of the rows from 3 before to 3 after."""
     n_rows, width = losses.shape
     reach = width // 2
     found = np.full_like(losses, np.nan)

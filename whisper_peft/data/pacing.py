@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,19 @@ class Fit:
         self.columns = np.column_stack([np.ones(len(sizes)), sizes])
         known = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers)) if speaker is not None}
         self.speaker = np.array([known.get(speaker, -1) for speaker in speakers])
+
+    def of(self, audio: np.ndarray, text: np.ndarray) -> Fit:
+        """The same for a source of these pairs, in this order."""
+        other = copy.copy(self)
+        other.columns, other.speaker = self.columns[text], self.speaker[audio]
+        return other
+
+    def mixed(self, generator: np.random.Generator, audio: np.ndarray) -> np.ndarray:
+        """An order in which the rows of each speaker, and those of none, have changed places among themselves."""
+        places = np.argsort(self.speaker[audio], kind="stable")
+        order = np.empty(len(audio), dtype=np.int64)
+        order[places] = places[np.lexsort((generator.random(len(audio)), self.speaker[audio][places]))]
+        return order
 
     def model(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> Model:
         """Fit it to pairs of a sound and its text, given by their rows."""
