@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -78,8 +77,8 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
         "speech/train",
         "683 clips",
         "0.69 hours",
-        "errors in 1 clip",
-        "warnings in 22 clips",
+        "1 clip with errors",
+        "22 clips with warnings",
         "683 headers read",
         "680 clips decoded",
     ]
@@ -108,6 +107,13 @@ def test_files_are_named_below_the_folder_of_them_all(tmp_path):
     assert "Files are in /data/cv/hi/" in page.text and page.text.count("/data/cv/hi") == 1
     assert "more/clips/1.mp3 train.tsv:1 from 2.50 s 1.50 s" in page.text
     assert [one["aria-label"] for one in page.named("audio")] == ["clips/1.mp3", "more/clips/1.mp3"]
+    both = [source("/data/cv/hi:train"), source("/data/cv/hi:dev")]
+    clips = [clip(row, name=name, source="/data/cv/hi:dev") for row, name in enumerate(names)]
+    (tmp_path / "page.html").unlink()
+    page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)], both)))
+    assert "hi:train, hi:dev" in page.text and "more/clips/1.mp3 hi:dev row 1" in page.text
+    assert "whisper-peft check /data/cv/" in page.text and "Files are in /data/cv/hi/" in page.text
+    assert page.text.count("/data/cv/") == 2
     common = check_page._common_folder
     assert [common(list(of)) for of in (("/a/1", "/b/2"), ("a/1", "/a/2"), (), ("/a/b/1", "/a/bc/1"))] == [
         "",
@@ -131,7 +137,10 @@ def test_names_texts_and_details_are_text(tmp_path):
         return written(tmp_path, report(findings, sources, model=words[0]), short)
 
     hostile = assert_self_contained(page_with(HOSTILE))
-    assert hostile.shape() == assert_self_contained(page_with(("a",) * len(HOSTILE))).shape()
+    assert (
+        hostile.shape()
+        == assert_self_contained(page_with(tuple(re.sub("[^/]", "a", word) for word in HOSTILE))).shape()
+    )
     for word in HOSTILE:
         assert hostile.text.count(word) >= 7
     page_with(("\udce9\ud800\0\u202e",))  # what UTF-8 cannot hold is written all the same
@@ -217,18 +226,6 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("no Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium: playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
     long_name = "clips/" + "a_folder_with_a_long_name" * 8 + "/clip.wav"
@@ -274,3 +271,26 @@ def test_a_player_holds_the_clip(tmp_path):
     heard, rate_hz, _ = sound_of(re.search(r"<audio.*?</audio>", page)[0])
     assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
     assert pages.POLICY in page
+
+
+def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatch):
+    import soundfile
+
+    from whisper_peft import check
+    from whisper_peft.evaluation import checking
+
+    soundfile.write(tmp_path / "long.wav", make_wave(40.0), 16_000)
+    (tmp_path / "clips.jsonl").write_text('{"audio": "long.wav", "text": "a story", "language": "en"}\n')
+    decoded = []
+
+    def load_audio(*arguments, **options):
+        decoded.append(load(*arguments, **options))
+        return decoded[-1]
+
+    load = checking.load_audio
+    monkeypatch.setattr(checking, "load_audio", load_audio)
+    report = check(tmp_path / "clips.jsonl", html=tmp_path / "page.html")
+    assert report["findings"][0]["kind"] == "over-window"
+    assert [len(wave) for wave in decoded] == [30 * 16_000]
+    page = assert_self_contained((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "the first 30 of 40.0 s" in page.text and "Over window" in page.text

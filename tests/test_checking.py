@@ -278,7 +278,9 @@ def test_the_script_is_the_languages_or_that_of_most_texts():
 
 
 def test_markup_is_taken_out_and_joiners_stay():
-    assert without_markup("<b>Tom</b>  &amp; [noise] Tim\u200b {x}") == "Tom Tim"
+    assert without_markup("<b>Tom</b>  &amp; [noise] Tim\u200b {x}") == "Tom & Tim"
+    assert without_markup("AT&amp;amp;T is *really* **good**, *laughs* a &lt;unk&gt;") == "AT&T is really good, a"
+    assert without_markup("c = d*e*f, 5 * 3 * 2, snake_case") == "c = d*e*f, 5 * 3 * 2, snake_case"  # nothing is lost
     assert without_markup("Cafe\u0301 (late)") == "Café (late)"
     assert without_markup("ന്\u200d ക്\u200cക") == "ന്\u200d ക്\u200cക"
 

@@ -24,7 +24,7 @@ HOSTILE = (
     "<!-- &lt;b&gt; &amp; ]]> <!DOCTYPE html>",
     "javascript:alert(1) {% raw %} ${7*7}",
 )
-VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+VOID = frozenset({"meta", "link", "br", "img", "input", "hr", "wbr"})
 
 
 class Parsed(HTMLParser):
@@ -84,16 +84,18 @@ def assert_self_contained(page: str) -> Parsed:
 def body_of(text: str) -> str:
     """Every piece, with a text wherever one can be."""
     return "\n".join((
-        f'<p dir="auto">{pages.escaped(text)}</p>', pages.isolated(text), pages.bars([(text, 0.5, text)]),
-        pages.histogram([1.0, 2.0, 50.0], title=text, unit=text), pages.player(make_wave(0.1), text),
+        f'<p dir="auto">{pages.escaped(text)}</p>', pages.isolated(text), pages.path(text),
+        pages.bars([(text, 0.5, text)]), pages.histogram([1.0, 2.0, 50.0], title=text, unit=text),
+        pages.player(make_wave(0.1), text),
     ))  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_never_markup(text):
     hostile = assert_self_contained(pages.frame(text, body_of(text)))
-    assert hostile.shape() == Parsed(pages.frame("a", body_of("a"))).shape()
-    assert hostile.text.count(text) >= 6  # also in the page's title; and as it was typed
+    harmless = re.sub("[^/]", "a", text)  # the slashes are where a path may break
+    assert hostile.shape() == Parsed(pages.frame(harmless, body_of(harmless))).shape()
+    assert hostile.text.count(text) >= 7  # also in the page's title; and as it was typed
     assert hostile.named("audio")[0]["aria-label"] == text
 
 
@@ -220,6 +222,8 @@ def test_a_long_recording_is_cut_and_says_so():
     player = pages.player(wave, "story.mp3")
     assert "the first 30 of 195.0 s" in player
     assert len(sound_of(player)[0]) == 30 * 16_000
+    assert "the first 30 of 36,000.0 s" in pages.player(wave[: 30 * 16_000], "book.mp3", of_s=36_000.0)
+    assert "the first" not in pages.player(wave[: 30 * 16_000], "clip.mp3", of_s=30.0)
 
 
 def test_a_player_survives_samples_that_are_no_sound():

@@ -49,6 +49,12 @@ def isolated(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"<bdi>{escaped(text, longest)}</bdi>"
 
 
+def path(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A path or another name as `isolated` gives it; a line breaks behind its slashes, where it must."""
+    parts = [escaped(part) for part in text[:longest].split("/")]
+    return f"<bdi>{'/<wbr>'.join(parts)}{'…' if len(text) > longest else ''}</bdi>"
+
+
 def plain(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text for where no element can be, attributes and titles: what cannot be seen is named, a long text is cut."""
     return html.escape("".join(_unseen(character) or character for character in text[:longest]))
@@ -64,21 +70,21 @@ def _unseen(character: str) -> str | None:
     return None
 
 
-def player(wave: np.ndarray, label: str, *, sample_rate_hz: int = 16_000) -> str:
+def player(wave: np.ndarray, label: str, *, of_s: float | None = None, sample_rate_hz: int = 16_000) -> str:
     """A player that has its sound with it, some 6 kB for a second of speech; of a long one the first 30 s.
 
     Args:
         wave: float32 (n_samples,), mono.
         label: what is heard, for those who do not see the page.
+        of_s: seconds of the recording, if the wave is only the beginning of it.
         sample_rate_hz: of the wave.
     """
     kept = wave[: int(LONGEST_SOUND_S * sample_rate_hz)]
     kind, sound = _compressed(np.clip(np.nan_to_num(kept), -1.0, 1.0), sample_rate_hz)  # beyond, LAME may crash
     source = f"data:{kind};base64,{base64.b64encode(sound).decode('ascii')}"
-    cut = f"the first {LONGEST_SOUND_S:g} of {len(wave) / sample_rate_hz:,.1f} s" if len(kept) < len(wave) else ""
-    label = plain(label)
-    note = f'<span class="quiet">{cut}</span>' if cut else ""
-    return f'<audio controls preload="metadata" aria-label="{label}" src="{source}"></audio>{note}'
+    whole_s = max(of_s or 0.0, len(wave) / sample_rate_hz)
+    cut = whole_s > LONGEST_SOUND_S and f'<span class="quiet">the first {LONGEST_SOUND_S:g} of {whole_s:,.1f} s</span>'
+    return f'<audio controls preload="metadata" aria-label="{plain(label)}" src="{source}"></audio>{cut or ""}'
 
 
 def _compressed(wave: np.ndarray, sample_rate_hz: int) -> tuple[str, bytes]:

@@ -169,6 +169,7 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
         lines.append(
             f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}: {fixed['changed']:,} "
             f"changed, {fixed['left_out']:,} left out, each named in {shown_path(fixed['changes'])}."
+            + ("" if fixed["kept"] else " Nothing is left to train on.")
         )
     return lines + ([f"The page: {html}"] if html else [])
 

@@ -102,7 +102,7 @@ class Checked:
         return {
             "name": part.name, "split": part.split, "clips": len(part.rows), "hours": sum(known) / 3600,
             "speakers": len(speakers) or None, "durations_s": [round(one, 3) for one in known],
-            "tokens_per_second": [round(rate, 3) for rate in rates], "characters": dict(characters.most_common(80)),
+            "tokens_per_second": [round(rate, 3) for rate in rates], "characters": dict(characters.most_common()),
             "scripts": {script.title(): round(n / letters, 4) for script, n in scripts.most_common(8)},
             "languages": dict(self.languages[number].most_common()),
             "correlation_at_shift": {str(shift): round(value, 3) for shift, value in self.correlations[number].items()},

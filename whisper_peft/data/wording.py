@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -15,9 +16,11 @@ NEITHER = "neither NFC nor NFD"
 _NEARLY_ALL = 0.9  # of the letters of a source in one script: then texts in another are remarked on
 _MOST_OF = 0.6  # of the texts with one policy: then the others are
 _JOINERS = frozenset("\u200c\u200d")  # they spell
+_NOISE = r"[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*"
+_ENTITY = r"&(?:[a-z]{2,8}|#\d{1,6});"
 _MARKUP = re.compile(
-    r"<[/|!]?[^\W\d][^<>]{0,80}>|\[[^\[\]]{0,80}\]|\{[^{}]{0,80}\}|&(?:[a-z]{2,8}|#\d{1,6});|\*[^*\s][^*]{0,40}\*|\\[nt]"
-    r"|\((?:[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*)\)"
+    rf"<[/|!]?[^\W\d][^<>]{{0,80}}>|\[[^\[\]]{{0,80}}\]|\{{[^{{}}]{{0,80}}\}}|{_ENTITY}|\*{_NOISE}\*|\({_NOISE}\)|\\[nt]"
+    r"|(?<![^\s*_])[*_]{1,3}(?=\w)|(?<=[\w.,!?])[*_]{1,3}(?![^\s.,!?*_])"  # of *emphasis*: its words are spoken
     r"|#(?:NAME\?|REF!|N/A|VALUE!|DIV/0!)|https?://\S+|[♪♫]",
     re.IGNORECASE,
 )
@@ -65,7 +68,13 @@ class _Text:
 
 def without_markup(text: str) -> str:
     """The text without tags, brackets, entities and invisible characters, in NFC and single spaces."""
-    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", _MARKUP.sub(" ", text))).split())
+    plain = html.unescape(html.unescape(text)) if re.search(_ENTITY, text, re.IGNORECASE) else text  # some are so twice
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", _MARKUP.sub(_instead, plain))).split())
+
+
+def _instead(found: re.Match) -> str:
+    """Nothing of emphasis: what it stood around is a word still; a space of all else."""
+    return "" if set(found[0]) <= {"*", "_"} else " "
 
 
 def scripts_of(text: str) -> Counter[str]:

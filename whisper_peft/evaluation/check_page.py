@@ -24,7 +24,7 @@ MOST_SOURCES = 20  # with charts of their own
 MOST_SOUND_BYTES = 6_000_000  # of all players
 MOST_LIST_BYTES = 2_000_000  # of all lists of clips
 _NAME = 120  # characters of a source's name that are shown; of a file's, twice as many
-_OPEN_CLIPS = 5  # of a finding; the others are behind a fold
+_OPEN_CLIPS = {"error": 5, "warning": 5, "note": 2}  # of a finding; the others are behind a fold
 _FREQUENT, _RARE = 60, 30  # characters shown of a source
 _MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
 
@@ -38,7 +38,8 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
     Args:
         report: as `check` gives it, with the worst findings first.
         path: a new file.
-        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, or None if it cannot be read.
+        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, its first 30 s at least, or None if it cannot be
+            read.
 
     Raises:
         UserError: something is at `path` already, or it cannot be made.
@@ -50,23 +51,25 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
 def _page(report: dict, audio: Audio) -> str:
     sources, findings = report["sources"], report["findings"]
     clips, room = _Clips(report, audio), MOST_LIST_BYTES // max(1, len(findings))
-    body = [_head(report, clips.folder), _contents(findings)]
+    body = [_head(report, clips), _contents(findings)]
     body += [_finding(number, one, clips, room) for number, one in enumerate(findings)]
-    body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES]), *(_source(one) for one in sources[:MOST_SOURCES])]
+    tokens = "Tokens per second" + (", estimated" if report["checked"].get("tokens") == "estimated" else "")
+    body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES], clips)]
+    body += [_source(one, clips, tokens) for one in sources[:MOST_SOURCES]]
     if len(sources) > MOST_SOURCES:
         body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
-    return pages.frame(f"check: {', '.join(one['name'][:_NAME] for one in sources[:5])}", "\n".join(body))
+    return pages.frame(f"check: {', '.join(clips.source(one['name'])[:_NAME] for one in sources[:5])}", "\n".join(body))
 
 
-def _head(report: dict, folder: str) -> str:
+def _head(report: dict, clips: _Clips) -> str:
     sources, checked = report["sources"], report["checked"]
-    names = ", ".join(pages.isolated(one["name"], _NAME) for one in sources[:5])
+    names = ", ".join(pages.path(clips.source(one["name"]), _NAME) for one in sources[:5])
     names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
         _counted(sum(one["clips"] for one in sources), "clip"),
         f"{sum(one['hours'] for one in sources):,.2f} hours",
         *(
-            f'<b class="{kind}">{kind}s in {_counted(report[kind + "s"], "clip")}</b>'
+            f'<b class="{kind}">{_counted(report[kind + "s"], "clip")} with {kind}s</b>'
             if report[kind + "s"]
             else f"no {kind}s"
             for kind in ("error", "warning")
@@ -75,10 +78,11 @@ def _head(report: dict, folder: str) -> str:
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
     looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
     looked.append(f"texts weighed by {pages.isolated(checked['model'])}" if checked["model"] else "no model asked")
+    where = f" Files are in {pages.path(clips.folder)}" if clips.folder != clips.sources_folder else ""
     return (
-        f'<p class="quiet">whisper-peft check</p><h1>{names}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.'
-        f"{f' Files are in {pages.isolated(folder)}' if folder else ''}</p>"
+        f'<p class="quiet">whisper-peft check {pages.path(clips.sources_folder)}</p>'
+        f'<h1>{names}</h1><p class="summary">{summary}</p>'
+        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.{where}</p>'
     )
 
 
@@ -108,9 +112,10 @@ def _finding(number: int, finding: dict, clips: _Clips, room: int) -> str:
         f"<p>{pages.isolated(_sentence(finding['why']))}</p>"
         f'<p><span class="quiet">Remedy:</span> {pages.isolated(_sentence(finding["remedy"]))}</p>'
     ]
+    n_open = _OPEN_CLIPS[finding["severity"]]
     if listed:
-        parts.append(f'<ul class="clips">{"".join(listed[:_OPEN_CLIPS])}</ul>')
-    if folded := listed[_OPEN_CLIPS:]:
+        parts.append(f'<ul class="clips">{"".join(listed[:n_open])}</ul>')
+    if folded := listed[n_open:]:
         parts.append(
             f'<details><summary>{len(folded)} more</summary><ul class="clips">{"".join(folded)}</ul></details>'
         )
@@ -125,7 +130,9 @@ class _Clips:
     def __init__(self, report: dict, audio: Audio):
         findings = report["findings"]
         self.folder = _common_folder([clip["name"] for one in findings for clip in one["clips"]])
-        self.with_source = len(report["sources"]) > 1
+        names = [one["name"] for one in report["sources"]]
+        self.with_source = len(names) > 1
+        self.sources_folder = _common_folder(names) if self.with_source else ""
         self.players = dict(self._players(findings, audio))  # by (source, row)
         self.written: dict[tuple, str] = {}  # and its place on the page
 
@@ -133,15 +140,19 @@ class _Clips:
         """The file's name, without what all have in common."""
         return clip["name"].removeprefix(self.folder)
 
+    def source(self, name: str) -> str:
+        """A source's name, without what all have in common."""
+        return name.removeprefix(self.sources_folder)
+
     def about(self, clip: dict) -> str:
         """What is known of a clip, as HTML."""
-        facts = [pages.isolated(clip["source"], _NAME)] if self.with_source else []
-        facts.append(pages.isolated(clip.get("place") or f"row {clip['row']}", _NAME))
+        facts = [pages.path(self.source(clip["source"]), _NAME)] if self.with_source else []
+        facts.append(pages.path(clip.get("place") or f"row {clip['row']}", _NAME))
         if clip.get("start_s"):
             facts.append(f"from {clip['start_s']:,.2f} s")
         if clip["duration_s"] is not None:
             facts.append(f"{clip['duration_s']:,.2f} s")
-        about = f'<span class="name">{pages.isolated(self.name(clip), 2 * _NAME)}</span> '
+        about = f'<span class="name">{pages.path(self.name(clip), 2 * _NAME)}</span> '
         about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
         for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
             if clip.get(key):
@@ -170,7 +181,7 @@ class _Clips:
                 wave = audio(clip)
                 if wave is None or not len(wave):
                     continue
-                player = pages.player(wave, self.name(clip))
+                player = pages.player(wave, self.name(clip), of_s=clip["duration_s"])
                 n_players, n_bytes = n_players + 1, n_bytes + len(player)
                 if n_bytes > MOST_SOUND_BYTES:
                     return
@@ -187,30 +198,34 @@ def _common_folder(names: Sequence[str]) -> str:
     return "" if folder == "/" else f"{folder}/"
 
 
-def _sizes(sources: Sequence[dict]) -> str:
+def _sizes(sources: Sequence[dict], clips: _Clips) -> str:
     """How much there is of each source, beside each other."""
     if len(sources) < 2:
         return ""
     most = max(one["hours"] for one in sources) or 1.0
     return pages.bars(
-        (one["name"], one["hours"] / most, f"{one['hours']:,.2f} h, {_counted(one['clips'], 'clip')}")
+        (
+            clips.source(one["name"])[:_NAME],
+            one["hours"] / most,
+            f"{one['hours']:,.2f} h, {_counted(one['clips'], 'clip')}",
+        )
         for one in sources
     )
 
 
-def _source(source: dict) -> str:
+def _source(source: dict, clips: _Clips, tokens: str) -> str:
     facts = [_counted(source["clips"], "clip"), f"{source['hours']:,.2f} hours"]
     if source["speakers"] is not None:
         facts.append(_counted(source["speakers"], "speaker"))
     durations = pages.histogram(source["durations_s"], title="Clip length", unit="s", limit=WINDOW_S)
-    density = pages.histogram(source["tokens_per_second"], title="Tokens per second", unit="tokens/s")
+    density = pages.histogram(source["tokens_per_second"], title=tokens, unit="tokens/s")
     scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
-    clips = sum(source["languages"].values()) or 1
+    n_clips = sum(source["languages"].values()) or 1
     languages = [
-        (_language(code), count / clips, _counted(count, "clip")) for code, count in _by_count(source["languages"])
+        (_language(code), count / n_clips, _counted(count, "clip")) for code, count in _by_count(source["languages"])
     ]
     return (
-        f'<section class="source"><h3>{pages.isolated(source["name"], _NAME)}</h3>'
+        f'<section class="source"><h3>{pages.path(clips.source(source["name"]), _NAME)}</h3>'
         f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
         f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
         f"{_characters(source['characters'])}</section>"

@@ -26,6 +26,7 @@ from whisper_peft.evaluation.neighbours import neighbour_losses
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, load_preparation
 from whisper_peft.model.locating import Located, locate
+from whisper_peft.pages import LONGEST_SOUND_S
 from whisper_peft.recipe import Model, Recipe, given, shipped_recipes
 
 MOST_STREAMED = 500  # clips that are looked at of a source that a recipe streams
@@ -150,10 +151,13 @@ def _is_here(hub_id: str) -> bool:
 
 
 def _wave(checked: Checked, clip: dict) -> np.ndarray | None:
-    """The sound of a clip of a report, for its player."""
+    """The sound of a clip of a report, as far as its player goes."""
     part = next(part for part in checked.parts if part.name == clip["source"])
     row = part.rows[clip["row"]]
+    end_s = row.end_s
+    if clip["duration_s"] is not None and clip["duration_s"] > LONGEST_SOUND_S:  # hours may be more than memory holds
+        end_s = row.start_s + LONGEST_SOUND_S
     try:
-        return load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+        return load_audio(row.sound(), start_s=row.start_s, end_s=end_s)
     except AudioError:
         return None
