@@ -24,7 +24,8 @@ ROOMS = {
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings",
-        "pacing", "alignment", "wording", "listening", "sound_findings", "twins", "checking", "mending",
+        "pacing", "alignment", "wording", "listening", "sound_findings", "twins", "likelihoods",
+        "checking", "mending",
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",

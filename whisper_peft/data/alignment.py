@@ -2,8 +2,8 @@
 
 What a clip's length says about its text: log seconds are fitted robustly on the size of the text, and each speaker has
 a pace. A row where another row's text fits better than its own proves nothing; a stretch of such rows does. The
-evidence is a log-likelihood ratio, summed over the stretch; how large it becomes by chance is found by turning the
-residuals against the texts, which keeps what neighbours have in common on either side (a rotation test).
+evidence is a log-likelihood ratio, summed over the stretch; how large it becomes by chance is found on sources without
+a mistake that are made of the one at hand, see `_chance`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from whisper_peft.data.pacing import SHIFTS, Fit, Model, pairs_at
 SHORTEST_STRETCH = 10  # rows; shorter ones are not told from chance
 FEWEST_ROWS = 40  # of a source, else nothing is said
 FALSE_ALARMS = 1e-3  # a source without a mistake is taken for one with, so often
-_ROTATIONS = 100
+_TRIES = 100  # sources without a mistake that are made of one, of each kind
 _FLOOR = float(np.log(len(SHIFTS) / FALSE_ALARMS))  # nats that are exceeded by chance where the place is known
 _TELLS = 12.0  # nats that a pairing of the whole must say more than the one that stands there
 _SURE = 4.0  # nats: odds of 50 to 1
 _FAR = 200  # rows to either side of an edge that are looked at
-_MOST_ROTATED = 20_000  # rows; longer sources are turned fewer times
+_MANY_ROWS = 20_000  # of longer sources fewer are made
 _TELLING, _MOST = 0.4, 5.0  # of a model: what its gains are away from 0, in deviations; nats that one row may count
 
 
@@ -105,17 +105,18 @@ def find_mispairings(
         taken[list(one.rows)] = True
     heard = _calibrated(gains) if gains else {}
 
-    def evidence() -> dict[int, np.ndarray]:
-        return {shift: values + heard.get(shift, 0.0) for shift, values in model.gains(length).items()}
+    def evidence(even: bool = False) -> dict[int, np.ndarray]:
+        return {shift: values + heard.get(shift, 0.0) for shift, values in model.gains(length, even=even).items()}
 
-    candidates = _stretches(evidence(), taken, _FLOOR)
+    candidates = _stretches(evidence(even=True), taken, _FLOOR)  # a moved stretch spoils its speaker's deviation
     if candidates:
-        model = fit.model(length, *_mended(n_rows, [*found, *candidates]))
+        pairs = _mended(n_rows, [*found, *candidates])
+        model = fit.model(length, *pairs)
         candidates = _stretches(evidence(), taken, _FLOOR)
     if candidates:
         # A model's likelihoods cannot be turned against the texts; sums of such ratios exceed t with at most exp(-t).
         known = np.log(n_rows * len(SHIFTS) / FALSE_ALARMS) if heard else 0.0
-        found += _stretches(evidence(), taken, max(known, _chance(fit, model, n_rows)))
+        found += _stretches(evidence(), taken, max(known, _chance(fit, model, length, pairs)))
     return sorted(found, key=lambda one: -one.evidence)
 
 
@@ -145,21 +146,32 @@ def _mended(n_rows: int, found: list[Mispairing]) -> tuple[np.ndarray, np.ndarra
     return np.array(list(text)), np.array(list(text.values()))
 
 
-def _chance(fit: Fit, model: Model, n_rows: int) -> float:
+def _chance(fit: Fit, model: Model, length: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> float:
     """The sum of gains that a source without a mistake exceeds with the chance of FALSE_ALARMS.
 
-    What is done to the source is done to each of its rotations: fit, put right what looks best, fit again.
+    Two kinds of such sources are made of this one, by what is taken for its right pairs. In the one the residuals are
+    turned against the texts: neighbours keep what they have in common, as in a sorted set. In the other the pairs of
+    each speaker change places: who does not keep a pace stays so. What is done to the source is done to each of them.
     """
     generator = np.random.default_rng(0)
-    everything, taken = np.arange(n_rows), np.zeros(n_rows, dtype=bool)
-    maxima = []
-    for _ in range(min(_ROTATIONS, n_rows - 1) if n_rows <= _MOST_ROTATED else 20):
-        length = model.rotated(generator)
-        again = fit.model(length, everything, everything)
-        if candidates := _stretches(again.gains(length), taken, _FLOOR):
-            again = fit.model(length, *_mended(n_rows, candidates))
-        maxima.append(max(_best_stretch(values)[0] for values in again.gains(length).values()))
-    return _exceeded(maxima, at_least=_FLOOR)
+    tries = _TRIES if len(length) <= _MANY_ROWS else _TRIES // 5
+    turned = [_largest(fit, model.rotated(generator)) for _ in range(tries)]
+    mixed = []
+    for _ in range(tries):
+        order = fit.mixed(generator, pairs[0])
+        audio, text = pairs[0][order], pairs[1][order]
+        mixed.append(_largest(fit.of(audio, text), length[audio]))
+    return max(_exceeded(turned, at_least=_FLOOR), _exceeded(mixed, at_least=_FLOOR))
+
+
+def _largest(fit: Fit, length: np.ndarray) -> float:
+    """The largest sum of gains in a source: fit, put right what looks best, fit again."""
+    n_rows = len(length)
+    everything = np.arange(n_rows)
+    model = fit.model(length, everything, everything)
+    if candidates := _stretches(model.gains(length, even=True), np.zeros(n_rows, dtype=bool), _FLOOR):
+        model = fit.model(length, *_mended(n_rows, candidates))
+    return max(_best_stretch(values)[0] for values in model.gains(length).values())
 
 
 def _exceeded(maxima: Sequence[float], *, at_least: float) -> float:
@@ -239,7 +251,7 @@ def _ordered(model: Model, length: np.ndarray, orders: Sequence[dict[int, int]])
     for order in orders:
         audio, text = np.array(list(order)), np.array(list(order.values()))
         evidence = float(model.gain(length, audio, text).sum())
-        by_chance = [model.gain(model.rotated(generator), audio, text).sum() for _ in range(_ROTATIONS)]
+        by_chance = [model.gain(model.rotated(generator), audio, text).sum() for _ in range(_TRIES)]
         chance = _exceeded(by_chance, at_least=np.log(len(orders) / FALSE_ALARMS))
         if evidence > chance:
             found.append(Mispairing(tuple(sorted(order)), order, None, evidence, chance))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from whisper_peft.data.alignment import Mispairing, correlations, find_mispairin
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.findings import MOST_READ, Findings, Part
+from whisper_peft.data.likelihoods import by_text, gains_of, unlikely_texts
 from whisper_peft.data.listening import Measures, listen
 from whisper_peft.data.pacing import text_sizes, unusual_paces
 from whisper_peft.data.rows import Row, Segment
@@ -29,7 +29,6 @@ from whisper_peft.data.wording import look_at_texts, scripts_of
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
 TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them
 SUSPECT, OUTLIER = 3.0, 6.0  # robust deviations of log seconds from what the text should take
-UNLIKELY = 5.0  # robust deviations over the usual loss
 T, R = TypeVar("T"), TypeVar("R")
 
 Losses = Callable[[Sequence[Row]], np.ndarray]
@@ -282,7 +281,7 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     checked.correlations.append(correlations(heard, sizes))
     table = losses([rows[n] for n in usable]) if losses else None
     found = find_mispairings(
-        heard, sizes, speakers, list(filter(None, orders)), None if table is None else _gains(table)
+        heard, sizes, speakers, list(filter(None, orders)), None if table is None else gains_of(table)
     )
     mispairings = [_renumbered(one, usable) for one in found]
     checked.mispairings.append(mispairings)
@@ -311,39 +310,9 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
             detail = f"{tokens[row]} tokens in {seconds[row]:.1f} s: {much}"
             findings.add("too-much-text" if ratio > 1 else "too-little-text", part, row, detail, weight=deviation)
     if table is not None:
-        own = table[:, table.shape[1] // 2]
-        usual = np.nanmedian(own)
-        spread = max(0.05, 1.4826 * np.nanmedian(np.abs(own - usual)))
-        for number in np.flatnonzero(own > usual + UNLIKELY * spread):
-            if usable[number] not in moved:
-                detail = f"loss {own[number]:.2f} a token; usual: {usual:.2f}"
-                findings.add("unlikely-text", part, usable[number], detail, weight=float(own[number]))
-
-
-def _gains(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits than what stands there.
-
-    What stands there is both: the sound's own text, and the text's own sound. Each text's middle loss is taken off, as
-    some texts are unlikely beside any sound.
-    """
-    n_rows, width = losses.shape
-    reach = width // 2
-    place = np.arange(n_rows)
-    by_text = np.full_like(losses, np.nan)  # (text, sound)
-    for step in range(-reach, reach + 1):
-        sound = place[max(0, -step) : n_rows - max(0, step)] + step
-        by_text[sound - step, reach + step] = losses[sound, reach - step]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row without any loss
-        usual = np.nanmedian(by_text, axis=1)
-    gains = {}
-    for shift in (*range(-reach, 0), *range(1, reach + 1)):
-        sound = np.arange(max(0, shift), n_rows + min(0, shift))
-        text = sound - shift
-        stands = (losses[sound, reach] - usual[sound] + losses[text, reach] - usual[text]) / 2
-        gains[shift] = np.full(n_rows, np.nan)
-        gains[shift][sound] = stands - (losses[sound, reach - shift] - usual[text])
-    return gains
+        alone = np.where([row in moved for row in usable], np.nan, table[:, table.shape[1] // 2])
+        for number, why in unlikely_texts(alone, by_text(table)):
+            findings.add("unlikely-text", part, usable[number], why, weight=float(alone[number]))
 
 
 def _renumbered(one: Mispairing, usable: Sequence[int]) -> Mispairing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ SHIFTS = (-3, -2, -1, 1, 2, 3)
 _FREEDOM = 4.0  # of Student's t, which the residuals are taken to follow: lengths have outliers
 _FASTEST, _USUAL, _SLOWEST = 40.0, 12.0, 0.4  # letters a second: no speech is beyond
 _FEWEST_FOR_OUTLIERS = 20
+_ALIKE = 5  # clips that a speaker's own deviation is weighed against
 _SPARSE = 6.0  # robust deviations of log letters a second, below the usual
 
 
@@ -77,6 +79,19 @@ class Fit:
         known = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers)) if speaker is not None}
         self.speaker = np.array([known.get(speaker, -1) for speaker in speakers])
 
+    def of(self, audio: np.ndarray, text: np.ndarray) -> Fit:
+        """The same for a source of these pairs, in this order."""
+        other = copy.copy(self)
+        other.columns, other.speaker = self.columns[text], self.speaker[audio]
+        return other
+
+    def mixed(self, generator: np.random.Generator, audio: np.ndarray) -> np.ndarray:
+        """An order in which the rows of each speaker, and those of none, have changed places among themselves."""
+        places = np.argsort(self.speaker[audio], kind="stable")
+        order = np.empty(len(audio), dtype=np.int64)
+        order[places] = places[np.lexsort((generator.random(len(audio)), self.speaker[audio][places]))]
+        return order
+
     def model(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> Model:
         """Fit it to pairs of a sound and its text, given by their rows."""
         columns, speaker, wanted = self.columns[text], self.speaker[audio], length[audio]
@@ -89,7 +104,8 @@ class Fit:
         alone -= _paces(alone, speaker, len(pace))[speaker]
         spread = _robust_deviation(residuals)
         merit = np.mean(_log_density(residuals, spread)) - np.mean(_log_density(alone, _robust_deviation(alone)))
-        return Model(self.columns @ weights, pace[self.speaker], residuals, spread, float(merit))
+        spreads = _spreads(residuals, speaker, len(pace), spread)
+        return Model(self.columns @ weights, pace[self.speaker], residuals, spread, spreads[self.speaker], float(merit))
 
 
 @dataclass(frozen=True)
@@ -100,21 +116,30 @@ class Model:
     pace: np.ndarray  # (n_rows,), of the speaker of the sound
     residuals: np.ndarray  # (npairs_at,)
     spread: float
+    spreads: np.ndarray  # (n_rows,), of the speaker of the sound
     merit: float  # log-likelihood a row, over that of texts that say nothing
 
-    def gain(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """How many nats better the text of row `text` fits the sound of row `audio` than that row's own."""
-        rest = length[audio] - self.pace[audio]
-        other, own = rest - self.of_text[text], rest - self.of_text[audio]
-        return _log_density(other, self.spread) - _log_density(own, self.spread)
+    def gain(self, length: np.ndarray, audio: np.ndarray, text: np.ndarray, *, even: bool = False) -> np.ndarray:
+        """How many nats better the text of row `text` fits the sound of row `audio` than that row's own.
 
-    def gains(self, length: np.ndarray) -> dict[int, np.ndarray]:
+        Args:
+            length: log seconds (n_rows,).
+            audio: rows.
+            text: rows.
+            even: all speakers are taken to keep their pace equally well. Else the lengths of one who does not say less:
+                where they say nothing of the texts, texts that stand right would look moved half of the time.
+        """
+        rest, spread = length[audio] - self.pace[audio], self.spread if even else self.spreads[audio]
+        other, own = rest - self.of_text[text], rest - self.of_text[audio]
+        return _log_density(other, spread) - _log_density(own, spread)
+
+    def gains(self, length: np.ndarray, *, even: bool = False) -> dict[int, np.ndarray]:
         """For each shift (n_rows,), by the row of the sound; 0 where its text would be outside."""
         found = {}
         for shift in SHIFTS:
             audio, text = pairs_at(len(length), shift)
             found[shift] = np.zeros(len(length))
-            found[shift][audio] = self.gain(length, audio, text)
+            found[shift][audio] = self.gain(length, audio, text, even=even)
         return found
 
     def rotated(self, generator: np.random.Generator) -> np.ndarray:
@@ -133,6 +158,18 @@ def _paces(residuals: np.ndarray, speaker: np.ndarray, n_speakers: int) -> np.nd
     low, high = first[known] + (count[known] - 1) // 2, first[known] + count[known] // 2
     pace[known] = (sorted_residuals[low] + sorted_residuals[high]) / 2 * count[known] / (count[known] + 2)
     return pace
+
+
+def _spreads(residuals: np.ndarray, speaker: np.ndarray, n_speakers: int, spread: float) -> np.ndarray:
+    """Each speaker's deviation, drawn towards that of all, and not below it; that of all for the last one, -1."""
+    order = np.lexsort((np.abs(residuals), speaker))
+    count = np.bincount(speaker + 1, minlength=n_speakers)[1:]
+    first = np.searchsorted(speaker[order], np.arange(n_speakers - 1))
+    known = np.flatnonzero(count)
+    middle = 1.4826 * np.abs(residuals)[order][first[known] + count[known] // 2]
+    found = np.full(n_speakers, spread)
+    found[known] = np.sqrt((count[known] * middle**2 + _ALIKE * spread**2) / (count[known] + _ALIKE))
+    return np.maximum(found, spread)
 
 
 def pairs_at(n_rows: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
