@@ -18,11 +18,11 @@ import click
 import numpy as np
 
 from whisper_peft import load_source
-from whisper_peft.data.alignment import find_mispairings, name_orders
-from whisper_peft.data.checking import mapped
+from whisper_peft.data.checking.alignment import find_mispairings, name_orders
+from whisper_peft.data.checking.checks import mapped
+from whisper_peft.data.checking.listening import listen
+from whisper_peft.data.checking.pacing import text_sizes
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.listening import listen
-from whisper_peft.data.pacing import text_sizes
 
 HERE = Path(__file__).parent
 SOURCES = ("malayalam:train", "malayalam:validation", "malayalam:test", "hindi_tts:train", "hindi_tts:test",

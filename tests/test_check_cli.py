@@ -19,7 +19,7 @@ from spoken import make_spoken, write_manifest
 from test_checking import found
 
 from whisper_peft import UserError, check, cli, load_audio, load_source, train
-from whisper_peft.data.findings import KINDS
+from whisper_peft.data.checking.findings import KINDS
 from whisper_peft.recipe_files import save_recipe
 
 

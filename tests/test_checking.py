@@ -14,13 +14,13 @@ from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
 from whisper_peft import check, load_preparation, load_source
-from whisper_peft.data.alignment import correlations, find_mispairings, name_orders
-from whisper_peft.data.checking import Limits, check_parts
-from whisper_peft.data.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
-from whisper_peft.data.listening import measure
-from whisper_peft.data.pacing import text_sizes
+from whisper_peft.data.checking.alignment import correlations, find_mispairings, name_orders
+from whisper_peft.data.checking.checks import Limits, check_parts
+from whisper_peft.data.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
+from whisper_peft.data.checking.listening import measure
+from whisper_peft.data.checking.pacing import text_sizes
+from whisper_peft.data.checking.wording import look_at_texts, without_markup
 from whisper_peft.data.rows import Row
-from whisper_peft.data.wording import look_at_texts, without_markup
 
 
 def found(report: dict, *severities: str) -> dict[str, set[str]]:

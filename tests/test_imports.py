@@ -23,9 +23,9 @@ ROOMS = {
     "": ("errors", "recipe", "recipe_files", "runs", "pages"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator", "findings",
-        "pacing", "alignment", "wording", "listening", "sound_findings", "twins", "likelihoods",
-        "checking", "mending",
+        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
+        "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
@@ -66,9 +66,11 @@ def position(module: str) -> tuple[int, int]:
         room, inside = ("" if room in ROOMS[""] else "command line"), [room]
     if inside == []:
         return (list(ROOMS).index(room), 0)
-    if inside[0] not in ROOMS.get(room, ()):
+    name = ".".join(inside)
+    within = [place for place, listed in enumerate(ROOMS.get(room, ())) if listed == name or listed.startswith(f"{name}.")]
+    if not within:
         raise AssertionError(f"{module} has no place in the order of the rooms; give it one here")
-    return (list(ROOMS).index(room), 1 + ROOMS[room].index(inside[0]))
+    return (list(ROOMS).index(room), 1 + within[0])  # a folder within a room stands before its modules
 
 
 def modules() -> dict[str, Path]:

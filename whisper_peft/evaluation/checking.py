@@ -12,10 +12,10 @@ import numpy as np
 
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, load_audio
-from whisper_peft.data.checking import Checked, Limits, bar, check_parts
+from whisper_peft.data.checking.checks import Checked, Limits, bar, check_parts
+from whisper_peft.data.checking.findings import Part
+from whisper_peft.data.checking.mending import write_mended
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.findings import Part
-from whisper_peft.data.mending import write_mended
 from whisper_peft.data.rows import Row, spoken_in
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.streams import first_rows

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from whisper_peft.data.checking import Checked, Limits, check_parts
+from whisper_peft.data.checking.checks import Checked, Limits, check_parts
+from whisper_peft.data.checking.findings import Part
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.findings import Part
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Rows, Speech

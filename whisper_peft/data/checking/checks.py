@@ -13,18 +13,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from whisper_peft.data.alignment import Mispairing, correlations, find_mispairings, name_orders
 from whisper_peft.data.audio import AudioError, duration_s
+from whisper_peft.data.checking.alignment import Mispairing, correlations, find_mispairings, name_orders
+from whisper_peft.data.checking.findings import MOST_READ, Findings, Part
+from whisper_peft.data.checking.likelihoods import by_text, gains_of, unlikely_texts
+from whisper_peft.data.checking.listening import Measures, listen
+from whisper_peft.data.checking.pacing import text_sizes, unusual_paces
+from whisper_peft.data.checking.sounds import look_at_sounds, misstated_rate
+from whisper_peft.data.checking.twins import look_at_copies, look_at_twins
+from whisper_peft.data.checking.wording import look_at_texts, scripts_of
 from whisper_peft.data.features import Preparation, TooLongError
-from whisper_peft.data.findings import MOST_READ, Findings, Part
-from whisper_peft.data.likelihoods import by_text, gains_of, unlikely_texts
-from whisper_peft.data.listening import Measures, listen
-from whisper_peft.data.pacing import text_sizes, unusual_paces
 from whisper_peft.data.rows import Row, Segment
-from whisper_peft.data.sound_findings import look_at_sounds, misstated_rate
 from whisper_peft.data.text import clean_text
-from whisper_peft.data.twins import look_at_copies, look_at_twins
-from whisper_peft.data.wording import look_at_texts, scripts_of
 
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
 TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_peft.data.findings import Findings
-from whisper_peft.data.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures, speed_of
+from whisper_peft.data.checking.findings import Findings
+from whisper_peft.data.checking.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures, speed_of
 
 _NARROW_DB = -60.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.checking import Checked
-from whisper_peft.data.findings import KINDS, printable
+from whisper_peft.data.checking.checks import Checked
+from whisper_peft.data.checking.findings import KINDS, printable
+from whisper_peft.data.checking.wording import without_markup
 from whisper_peft.data.rows import Row
-from whisper_peft.data.wording import without_markup
 from whisper_peft.errors import UserError
 
 BAD_SOUND = ("missing", "unreadable", "truncated", "over-window", "silence", "wrong-rate")
