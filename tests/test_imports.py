@@ -67,7 +67,8 @@ def position(module: str) -> tuple[int, int]:
     if inside == []:
         return (list(ROOMS).index(room), 0)
     name = ".".join(inside)
-    within = [place for place, listed in enumerate(ROOMS.get(room, ())) if listed == name or listed.startswith(f"{name}.")]
+    listed = ROOMS.get(room, ())
+    within = [place for place, one in enumerate(listed) if one == name or one.startswith(f"{name}.")]
     if not within:
         raise AssertionError(f"{module} has no place in the order of the rooms; give it one here")
     return (list(ROOMS).index(room), 1 + within[0])  # a folder within a room stands before its modules
