@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from whisper_peft import load_source
+from whisper_peft import load_preparation, load_source
 from whisper_peft.data.checking.alignment import find_mispairings, name_orders
 from whisper_peft.data.checking.checks import mapped
 from whisper_peft.data.checking.listening import listen
@@ -68,11 +68,12 @@ def false_alarms(seconds, sizes, speakers, names, tries: int) -> int:
 @click.option("--tries", default=30, show_default=True)
 def main(tries: int) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    preparation = load_preparation(str(shared / "models" / "whisper-base"))
     page: dict[str, dict] = {}
     print(f"{'':26}{'lengths of':>12}{'speakers':>10}{'found':>12}{'put back':>10}{'wrongly':>9}{'false alarms':>15}")
     for name in SOURCES:
         rows = load_source(str(shared / "data" / name))
-        sizes = text_sizes([row.text for row in rows], [len(row.text.encode()) // 2 for row in rows])
+        sizes = text_sizes([row.text for row in rows], [preparation.n_tokens(row.text) for row in rows])
         header = np.array([SpeechDataset.seconds_of(row) for row in rows])
         heard = np.array([one.speech_s for one in mapped(lambda row: listen(row, end_s=None), rows, name, False)])
         known = [row.speaker for row in rows]
