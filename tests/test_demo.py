@@ -21,6 +21,7 @@ from whisper_peft import UserError, load_model, merge, runs, transcribe
 from whisper_peft.delivery import demo as demo_module
 from whisper_peft.delivery import demo_page, voices
 from whisper_peft.delivery.demo import demo
+from whisper_peft.model.locating import Located
 
 HOSTILE = "</bdi></p><img src=x onerror=\"document.title='hacked'\"> ${1+1} {{value}} & \u202egnp"
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -129,6 +130,48 @@ def test_differences_are_marked_word_by_word():
     assert demo_page.compared("", "") == ("", "", 0, 0)
     before, after, n_words, n_same = demo_page.compared("今日は", "今日も", spaces=False)
     assert (n_words, n_same) == (3, 2) and "<del>は</del>" in before and "<ins>も</ins>" in after
+
+
+def test_a_sign_stays_with_its_letter():
+    before, after, *counts = demo_page.compared("กินน้ำ", "กีนน้ำ", spaces=False)
+    assert (before, after) == ("<del>กิ</del>นน้ำ", "<ins>กี</ins>นน้ำ") and counts == [4, 3]
+
+
+def test_text_runs_in_its_own_direction(chromium):
+    long, short = "ذهب الولد الى المدرسة صباح", "ذهب الى المدرسة"
+    found = [{"text": said, "reached_limit": False} for said in (long, short)]
+    page = chromium.new_page()
+    page.set_content(demo_page.result("a.wav", 2.0, "ar", [("Before", "b", found[0]), ("After", "a", found[1])]))
+    for said in page.query_selector_all(".said"):
+        assert said.evaluate("one => getComputedStyle(one).direction") == "rtl"
+    left = [one.bounding_box()["x"] for one in page.query_selector_all(".said del")]
+    assert left == sorted(left, reverse=True) and len(left) == 2  # the first word is the rightmost
+    page.close()
+
+
+def test_a_piece_of_a_recording_is_no_example(tmp_path, clip):
+    lines = [
+        {"audio": str(clip), "reference": "a piece", "start_s": 0.0, "end_s": 0.5},
+        {"audio": str(clip), "reference": "all of it"},
+    ]
+    page = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "transcripts.jsonl").write_text(page, encoding="utf-8")
+    located = Located("run", "base", run=tmp_path)
+    assert demo_module._examples(located, "ta", share=False) == [(str(clip), "all of it")]
+
+
+def test_a_language_the_model_lacks_is_refused(tiny_model, monkeypatch):
+    with pytest.raises(UserError, match="yue"):
+        demo(tiny_model, language="cantonese", compare="none", port=0, wait=False)
+
+
+def test_a_proxy_is_not_asked_for_the_page(tiny_model, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    page = demo(tiny_model, language="hi", compare="none", port=0, wait=False)
+    page.close(verbose=False)
+    assert "NO_PROXY" not in os.environ
 
 
 def test_transcripts_and_names_are_text():

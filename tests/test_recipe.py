@@ -12,7 +12,7 @@ import yaml
 from whisper_peft import recipe_files as recipes
 from whisper_peft import train
 from whisper_peft.errors import UserError
-from whisper_peft.recipe import CHOICES, POSITIVE, Recipe, as_dict, override, parse_settings
+from whisper_peft.recipe import CHOICES, NOT_NEGATIVE, POSITIVE, SHARES, Recipe, as_dict, override, parse_settings
 from whisper_peft.recipe_files import (
     PACKAGE,
     absolute,
@@ -119,7 +119,7 @@ def test_numbers_that_must_be_positive(key):
 
 
 def test_every_key_with_choices_or_bounds_exists():
-    assert {*CHOICES, *POSITIVE} <= set(keys(as_dict(Recipe())))
+    assert {*CHOICES, *POSITIVE, *NOT_NEGATIVE, *SHARES} <= set(keys(as_dict(Recipe())))
 
 
 # What is read

@@ -324,6 +324,8 @@ def _span(value: object, key: str, place: str) -> tuple[float, float]:
     known = [one for one in numbers if isinstance(one, (int, float)) and not isinstance(one, bool)]
     if len(known) != 2 or len(numbers) != 2 or not -1000 < known[0] <= known[1] < 1000:
         raise UserError(f"{place}{key}: expected two numbers, the lower one first, as [0.9, 1.1]; found {value!r}.")
+    if key.endswith("_db") and not -100 <= known[0] <= known[1] <= 100:
+        raise UserError(f"{place}{key}: expected decibels between -100 and 100, found {value!r}.")
     if key == "augment.speed_factor" and not 0.5 <= known[0] <= known[1] <= 2.0:
         raise UserError(f"{place}{key}: expected factors between 0.5 and 2, found {value!r}.")
     return (float(known[0]), float(known[1]))
@@ -343,7 +345,7 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
     if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             value = str(value)
     if int in allowed and isinstance(value, float) and value.is_integer() and float not in allowed:
         value = int(value)
@@ -359,6 +361,8 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: expected more than 0, found {value}.")
     if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
         raise UserError(f"{place}{key}: expected 0 or more, found {value}.")
+    if key == "train.seed" and value >= 2**32:
+        raise UserError(f"{place}{key}: expected less than 2**32, found {value}.")
     if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
     if key in SHARES and not 0 <= value <= 1:

@@ -14,6 +14,14 @@ PACKAGE = Path(__file__).parent
 PACKAGE_PREFIX = "package:"
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ as the user's home; as it is, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def load_recipe(name: str | Path) -> Recipe:
     """Reads a recipe by path, or by the name of a shipped one.
 
@@ -31,6 +39,8 @@ def load_recipe(name: str | Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a YAML page ({reason}).") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     return absolute(from_dict({} if page is None else page, place=f"{path}: "), path.parent)
 
 
@@ -78,9 +88,9 @@ def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe given by path or by the name of a shipped one."""
     path = Path(name)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
+    if _exists(path / "recipe.yaml"):
         return (path / "recipe.yaml").resolve()
-    if path.is_file():
+    if _exists(path) and path.is_file():
         return path.resolve()
     shipped = {file.stem: file for file in shipped_recipes()}
     if str(name) in shipped:
@@ -119,6 +129,13 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for any file
+        return False
+
+
 def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """A copy whose sources, folders and model, where they are existing relative paths, are absolute."""
 
@@ -130,8 +147,8 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
         head, colon, split = name.rpartition(":")
         folder_of_config, colon_2, config = head.rpartition(":")
         for path, tail in ((name, ""), (head, colon + split), (folder_of_config, colon_2 + config + colon + split)):
-            if path and (folder / Path(path).expanduser()).exists():
-                return str((folder / Path(path).expanduser()).resolve()) + tail
+            if path and _exists(folder / expanded(path)):
+                return str((folder / expanded(path)).resolve()) + tail
         return name
 
     train = tuple(

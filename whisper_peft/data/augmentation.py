@@ -16,6 +16,7 @@ import numpy as np
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.folders import SOUND_SUFFIXES
 from whisper_peft.errors import UserError
+from whisper_peft.recipe_files import expanded
 
 RATE_HZ = 16_000
 TELEPHONE_HZ = (300.0, 3400.0)  # the band of a telephone line, which is sampled at 8 kHz
@@ -151,7 +152,7 @@ def sounds_in(folder: str, setting: str) -> Sounds:
     Raises:
         UserError: no such folder, none in it, or one whose header cannot be read.
     """
-    root, key = Path(folder).expanduser(), f"augment.{setting}"
+    root, key = expanded(folder), f"augment.{setting}"
     if not root.is_dir():
         raise UserError(f"{key}: no folder {folder}; name one with sound files.")
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_sound(path))

@@ -11,6 +11,7 @@ from pathlib import Path
 from whisper_peft.data.archives import MARK, is_archive, unpacked
 from whisper_peft.data.tables import TABLE_SUFFIXES
 from whisper_peft.errors import UserError
+from whisper_peft.recipe_files import expanded
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
@@ -122,8 +123,8 @@ def _path_and_splits(source: str) -> tuple[Path | None, str | None, list[str]]:
     pieces = source.split(":")
     for n_tail in range(0 if source.startswith("hf:") else 3):  # PATH, PATH:split, PATH:config:split
         name, tail = ":".join(pieces[: len(pieces) - n_tail]), pieces[len(pieces) - n_tail :]
-        if name and _exists(Path(name).expanduser()):
-            return Path(name).expanduser().absolute(), *_config_and_splits(source, name, tail)
+        if name and _exists(expanded(name)):
+            return expanded(name).absolute(), *_config_and_splits(source, name, tail)
     hub = re.fullmatch(r"(?:hf:)?([\w.-]+/[\w.-]+)((?::[^/:]+){0,2})", source)
     if hub:
         return None, *_config_and_splits(source, hub[1], hub[2].split(":")[1:])

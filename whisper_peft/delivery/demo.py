@@ -6,6 +6,7 @@ The page is Gradio's. It fetches nothing from elsewhere: no fonts, no statistics
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -21,8 +22,9 @@ from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.voices import OWN_BASE, Listener, load_voices
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import resolve_language
+from whisper_peft.model.build import whisper_of
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe_files import PACKAGE, load_recipe
+from whisper_peft.recipe_files import PACKAGE
 
 HOST = "127.0.0.1"
 LARGEST = "500mb"  # of a file: half an hour of film, or of uncompressed sound
@@ -72,14 +74,16 @@ def demo(
     port = free_port(port)
     voices, located = load_voices(model, compare, base=base, quantize=quantize, say=say)
     code = resolve_language(voices[0].model, voices[0].preparation, language)
+    for voice in voices:
+        voice.spoken(code)
     listener = Listener(
         voices, headings=("After", "Before") if len(voices) == 2 and compare == OWN_BASE else ("", ""),
-        task=load_recipe(located.run / runs.RECIPE).model.task if located.run else "transcribe",
+        task=getattr(whisper_of(voices[0].model).generation_config, "task", None) or "transcribe",
     )  # fmt: skip
     page = _page(gradio, listener, code, _examples(located, code, share=share))
     if share:
         say("Warning: --share: anyone who has the link can send recordings to this machine, through Gradio's servers.")
-    with contextlib.redirect_stdout(sys.stderr):  # Gradio prints the link
+    with contextlib.redirect_stdout(sys.stderr), _reached_directly():  # Gradio prints the link
         page.queue(max_size=WAITING).launch(
             server_name=HOST, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
             ssr_mode=False, max_file_size=LARGEST, css_paths=demo_page.CSS, theme=_theme(gradio),
@@ -102,6 +106,19 @@ def demo(
             listener.ended.set()
             page.close(verbose=False)
     return page
+
+
+@contextlib.contextmanager
+def _reached_directly() -> Iterator[None]:
+    """Gradio asks its own page whether it is there, which a proxy of the environment's could not tell."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    try:
+        for name, value in before.items():
+            os.environ[name] = ",".join(filter(None, (value, HOST, "localhost")))
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def wait_for_end() -> None:
@@ -181,8 +198,10 @@ def _closed_to_the_web() -> dict:
 def _examples(located: Located, language: str | None, *, share: bool) -> list[tuple[str, str]]:
     """A clip or two to try, each with its text: the run's own test clips, unless shared; Hindi that ships with us."""
     if located.run and not share:
-        scored = [(one["audio"], one["reference"]) for one in runs.read_jsonl(located.run / "transcripts.jsonl")[:100]]
-        found = [(audio, said) for audio, said in scored if Path(audio).is_file()]
+        scored = runs.read_jsonl(located.run / "transcripts.jsonl")[:100]
+        found = [  # whole files: a piece of a recording is not one to hand over
+            (one["audio"], one["reference"]) for one in scored if "start_s" not in one and Path(one["audio"]).is_file()
+        ]
         if found:
             return found[:N_EXAMPLES]
     if language != "hi":
@@ -194,7 +213,7 @@ def _page(gradio, listener: Listener, language: str | None, examples: list[tuple
     """The page with its events; one model hears one recording at a time."""
     names = [voice.name for voice in listener.voices]
     known = set.intersection(*(voice.languages for voice in listener.voices)) or set(LANGUAGES)
-    choices = sorted((name.title(), code) for code, name in LANGUAGES.items() if code in known | {language})
+    choices = sorted((name.title(), code) for code, name in LANGUAGES.items() if code in known)
     bar = gradio.Progress()
 
     def hear(path: str | None, code: str | None, reference: str = "", progress=bar):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from whisper_peft.data.text import LANGUAGES, has_spaces
+from whisper_peft.data.text import LANGUAGES
 
 CSS = Path(__file__).with_suffix(".css")
 MARKS = ("del", "ins")  # what only the first text has, what only the second has
 
 
 def text(content: str) -> str:
-    """Any string as HTML within a line: never markup, and its direction of writing ends with it."""
+    """Any string as HTML within a line: never markup, and its direction of writing ends with it.
+
+    In an element of its own, with `dir="auto"`, it is only escaped: what is isolated does not give that its direction.
+    """
     return f"<bdi>{html.escape(content)}</bdi>"
 
 
@@ -36,8 +40,9 @@ def notice(message: str) -> str:
 
 
 def result(
-    name: str, seconds: float, language: str | None, cards: Sequence[tuple[str, str, dict | None]], reference: str = ""
-) -> str:
+    name: str, seconds: float, language: str | None, cards: Sequence[tuple[str, str, dict | None]], reference: str = "",
+    *, spaces: bool = True,
+) -> str:  # fmt: skip
     """The transcripts of one recording.
 
     Args:
@@ -46,16 +51,17 @@ def result(
         language: Whisper's code, or None.
         cards: heading, model's name, and what `transcribe_wave` found, or None: not yet; of two, the newer one second.
         reference: what was really said, if it is known.
+        spaces: whether the texts have them between words.
     """
     facts = [text(name), clock(seconds)] + ([LANGUAGES[language].title()] if language else [])
     parts = [f'<div class="wp" aria-live="polite"><p class="quiet">{" · ".join(facts)}</p><div class="wp-pair">']
     found = [one for _, _, one in cards]
-    marked = [text(one["text"]) if one else "" for one in found]
+    marked = [html.escape(one["text"]) if one else "" for one in found]
     legend = ""
     if len(cards) == 2 and all(found):
-        before, after, n_words, n_same = compared(*(one["text"] for one in found), spaces=has_spaces(language or "en"))
+        before, after, n_words, n_same = compared(*(one["text"] for one in found), spaces=spaces)
         marked = [before, after]
-        unit = "words" if has_spaces(language or "en") else "characters"
+        unit = "words" if spaces else "characters"
         same = "The same." if n_same == n_words else f"{n_words - n_same} of {n_words} {unit} differ:"
         if n_same < n_words:
             only = [text(f"only {heading.lower() or model}") for heading, model, _ in cards]
@@ -82,7 +88,7 @@ def result(
 def _times(segments: Sequence[dict]) -> str:
     rows = "".join(
         f'<tr><td class="time">{_minutes(one["start"])}–{_minutes(one["end"])}</td>'
-        f'<td dir="auto">{text(one["text"])}</td></tr>'
+        f'<td dir="auto">{html.escape(one["text"])}</td></tr>'
         for one in segments
     )
     return f"<details><summary>With times</summary><table>{rows}</table></details>"
@@ -96,7 +102,7 @@ def compared(before: str, after: str, *, spaces: bool = True) -> tuple[str, str,
     """
     import jiwer
 
-    pieces = [one.split() if spaces else list(one) for one in (before, after)]
+    pieces = [one.split() if spaces else _characters(one) for one in (before, after)]
     gap = " " if spaces else ""
     if not all(pieces):  # jiwer 3 refuses empty references
         n_words = max(map(len, pieces))
@@ -112,8 +118,19 @@ def compared(before: str, after: str, *, spaces: bool = True) -> tuple[str, str,
         n_same += len(spans[0]) if chunk.type == "equal" else 0
         for side, words, tag in zip(shown, spans, MARKS, strict=True):
             if words:
-                side.append(text(gap.join(words)) if chunk.type == "equal" else _marked(words, tag, gap))
+                side.append(html.escape(gap.join(words)) if chunk.type == "equal" else _marked(words, tag, gap))
     return gap.join(shown[0]), gap.join(shown[1]), n_words, n_same
+
+
+def _characters(content: str) -> list[str]:
+    """Letters with the signs that stand over, under or around them."""
+    found: list[str] = []
+    for character in content:
+        if found and unicodedata.category(character)[0] == "M":
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 def _marked(words: Sequence[str], tag: str, gap: str) -> str:

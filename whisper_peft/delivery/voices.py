@@ -11,6 +11,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.features import Preparation
+from whisper_peft.data.text import has_spaces
 from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.provenance import known_provenance
 from whisper_peft.errors import UserError
@@ -18,6 +19,7 @@ from whisper_peft.evaluation.longform import transcribe_wave
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import HUB_PREFIX, Located
+from whisper_peft.recipe_files import expanded
 
 OWN_BASE, NO_COMPARISON = "base", "none"
 LONGEST_S = 30 * 60.0
@@ -33,8 +35,20 @@ class Voice:
     preparation: Preparation
     without_adapter: bool = False  # the base under the other voice's adapter: no weights of its own
 
-    def hear(self, wave, **options) -> dict:
+    def spoken(self, language: str | None) -> str | None:
+        """The language as this model takes it: beside an English-only one it is English.
+
+        Raises:
+            UserError: one that it has no token for.
+        """
+        if not self.preparation.multilingual:
+            return None
+        self.preparation.prefix(language or "en")
+        return language or "en"
+
+    def hear(self, wave, *, language: str | None, **options) -> dict:
         """See `transcribe_wave`."""
+        options["language"] = self.spoken(language)
         silenced = self.model.disable_adapter() if self.without_adapter else contextlib.nullcontext()
         with silenced:
             return transcribe_wave(self.model, self.preparation, wave, **options)
@@ -100,7 +114,7 @@ def _trained_from(located: Located) -> str | None:
 
 def _shown(name: str) -> str:
     """A folder by its last name, a Hub id whole."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return path.resolve().name if path.exists() else name.removeprefix(HUB_PREFIX)
 
 
@@ -136,7 +150,9 @@ class Listener:
                 found[number] = voice.hear(wave, language=language, task=self.task, progress=told)
                 names = [voice.name for voice in self.voices]
                 cards = list(zip(self.headings, names, found, strict=False))[::-1]
-                yield demo_page.result(name, len(wave) / voice.preparation.sample_rate_hz, language, cards, reference)
+                seconds = len(wave) / voice.preparation.sample_rate_hz
+                spaces = self.task == "translate" or has_spaces(language or "en")
+                yield demo_page.result(name, seconds, language, cards, reference, spaces=spaces)
         except UserError as error:
             yield demo_page.notice(str(error))
 
@@ -154,7 +170,7 @@ def _usable(path: str, name: str):
                 f"{name}: {seconds / 60:.0f} minutes long, and up to {LONGEST_S / 60:.0f} are heard here. Cut it; "
                 "whisper-peft transcribe takes any length."
             )
-        wave = load_audio(path)
+        wave = load_audio(path, end_s=seconds)  # whatever else it holds
     except AudioError as error:
         raise UserError(f"{name}: {error}. Try another recording.") from None
     if abs(wave).max() < SILENT:

@@ -29,6 +29,7 @@ from whisper_peft.evaluation.transcribing import (
 )
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.devices import to_device
+from whisper_peft.recipe_files import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +199,7 @@ def transcribe(
     Raises:
         UserError: a recording that is missing or unreadable.
     """
-    files = [str(Path(file).expanduser()) for file in audio]
+    files = [str(expanded(file)) for file in audio]
     loaded, preparation, _ = load_model(model, base=base, quantize=quantize)
     short, long = [], []
     for file in files:
@@ -213,8 +214,7 @@ def transcribe(
         to_device(loaded), dataset, range(len(short)), batch_size=batch_size, slack_s=set_window(loaded, window),
         max_new_tokens=full_limit(preparation), beams=beams, with_loss=False, progress=progress,
     )  # fmt: skip
-    for left_out in found.left_out:
-        raise UserError(f"{left_out.audio}: {left_out.reason}.")
+    long += [one.audio for one in found.left_out]  # holds more than its header states, or is refused with the reason
     heard = {short[one.row]: {"text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts}
     for file in long:
         try:

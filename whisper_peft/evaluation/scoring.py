@@ -58,6 +58,7 @@ def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
     return [
         {
             "audio": dataset.rows[one.row].name,
+            **_piece(dataset.rows[one.row]),
             "reference": (reference := dataset.text(one.row)),
             "prediction": one.text,
             "reference_normalized": normalize(reference),
@@ -67,6 +68,11 @@ def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
         }
         for one in found.transcripts
     ]
+
+
+def _piece(row: Row) -> dict[str, float]:
+    """Where in its recording a row begins and ends, if it is a piece of one."""
+    return {"start_s": row.start_s, "end_s": row.end_s} if row.start_s or row.end_s is not None else {}
 
 
 def left_out_record(split: str, one: LeftOut) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
+from whisper_peft.recipe_files import expanded
 
 HUB_PREFIX = "hf:"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +42,7 @@ def locate(name: str | Path) -> Located:
         UserError: a folder that holds none of these, or an adapter whose base has gone.
     """
     text = str(name)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text.startswith(HUB_PREFIX):
         name = text.removeprefix(HUB_PREFIX)
         if Path(name).exists():  # transformers would take the folder

@@ -338,7 +338,11 @@ def _fit(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - tick + facts.get("train_seconds", 0.0)
         step = trainer.state.global_step
-        runs.update_facts(run, train_seconds=round(seconds, 1), steps=step, peak_memory_bytes=peak_memory_bytes())
+        kept = trainer.kept + facts.get("kept_unaugmented", 0)
+        runs.update_facts(
+            run, train_seconds=round(seconds, 1), steps=step, peak_memory_bytes=peak_memory_bytes(),
+            kept_unaugmented=kept,
+        )  # fmt: skip
         if signals.received:
             raise Interrupted(
                 signals.received, f"interrupted after step {step}, saved; whisper-peft train --resume {run} goes on."
@@ -348,8 +352,8 @@ def _fit(
                 f"data.train: {left_out.stopped}. Mend them and start a new run, or accept them: "
                 f"whisper-peft train --resume {run} --set data.max_left_out=1"
             )
-        if trainer.kept:
-            say(f"Augmentation: {trainer.kept} clips stayed as they were: too long with it, or their noise unreadable.")
+        if kept:
+            say(f"Augmentation: {kept} clips stayed as they were: too long with it, or their noise unreadable.")
         best = trainer.state.best_global_step or step
         load_weights(trainer.model, run / runs.CHECKPOINTS / f"checkpoint-{best}")
         folder = runs.ADAPTER if recipe.train.mode == "lora" else runs.MODEL
@@ -371,7 +375,7 @@ def _fit(
         run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best, best_metric=recipe.evaluate.best_metric,
         after=after, final=final, trainable_parameters=trainable, parameters=total,
         train_hours=_stream_hours(trainer, start) if stream else hours(speech.train, left_out.rows("train")),
-        empty_steps=trainer.empty_steps, padding_share=padding_share(trainer), kept_unaugmented=trainer.kept,
+        empty_steps=trainer.empty_steps, padding_share=padding_share(trainer),
         left_out=len(left_out.known), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     return TrainResult(run, facts)
