@@ -126,12 +126,13 @@ def chromium(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no Chromium")
-    api = pytest.importorskip("playwright.sync_api")
+    from playwright.sync_api import sync_playwright
+
     spoken = tmp_path_factory.mktemp("microphone") / "spoken.wav"
     soundfile.write(spoken, make_wave(2.0), 16000)
     flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
     flags.append(f"--use-file-for-fake-audio-capture={spoken}")
-    with api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, chromium_sandbox=False, args=flags)
         yield browser
         browser.close()

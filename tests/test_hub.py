@@ -187,9 +187,10 @@ class Hub:
 SCRIPT = RuntimeError("Dataset scripts are no longer supported, but found x.py")
 
 
-def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository):
+def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository, caplog):
     hub = Hub(monkeypatch, SCRIPT, repository)
     assert len(load_source("owner/name:hi:train")) == 6
+    assert "not run; its Parquet revision (refs/convert/parquet) is taken" in caplog.text
     assert hub.revisions == [None, "refs/convert/parquet", "refs/convert/parquet"]
     Hub(monkeypatch, SCRIPT)
     assert "made by a loading script" in refusal("owner/name:hi:train")

@@ -154,7 +154,8 @@ def test_the_custom_recipe_is_short_and_trains(tiny_model, speech, tmp_path, cap
 
 def test_the_notebook_runs(tmp_path):
     """Its code cells, in order, in a fresh process; fewer steps, else as they are."""
-    nbformat = pytest.importorskip("nbformat")
+    import nbformat
+
     notebook = nbformat.read(RECIPES / "quickstart.ipynb", as_version=4)
     nbformat.validate(notebook)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]

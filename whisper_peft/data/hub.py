@@ -7,6 +7,7 @@ libraries (PITFALLS 16). Loading scripts are never run.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -205,6 +206,9 @@ def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | dat
                 f"({PARQUET_REVISION}) cannot be had either ({_brief(other)}); take a data set in Parquet or download "
                 "its files."
             ) from None
+        logging.getLogger(__name__).warning(
+            "%s: made by a loading script, which is not run; its Parquet revision (%s) is taken.", name, revision
+        )
     config, wanted = columns.config, list(columns.splits)
     if config is None and len(wanted) == 1 and wanted[0] in configs and len(configs) > 1:
         raise UserError(f"{name}: {wanted[0]!r} is a configuration; add the split: {name}:{wanted[0]}:train.")

@@ -12,7 +12,7 @@ import numpy as np
 
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, load_audio
-from whisper_peft.data.checking.checks import Checked, Limits, bar, check_parts
+from whisper_peft.data.checking.checks import Checked, Limits, check_parts
 from whisper_peft.data.checking.findings import Part
 from whisper_peft.data.checking.mending import write_mended
 from whisper_peft.data.features import Preparation
@@ -27,6 +27,7 @@ from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages import LONGEST_SOUND_S
+from whisper_peft.progress import bar
 from whisper_peft.recipe import Model, Recipe
 from whisper_peft.recipe_files import given, shipped_recipes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -38,6 +37,7 @@ from whisper_peft.model.build import (
 )
 from whisper_peft.model.devices import dtype_of, free_unused_memory
 from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.progress import bar
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given, load_recipe, save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
@@ -300,7 +300,7 @@ def _fit(
     def score(split: str, rows: Sequence[int], limit: int, label: str, *, slack_s: float = math.inf,
               selecting: bool = False) -> Transcripts:  # fmt: skip
         dataset = speech.eval if split == "eval" else speech.test
-        with _bar(f"scoring {label}", len(rows), progress) as update:
+        with bar(f"scoring {label}", len(rows), progress) as update:
             found = transcribe_rows(
                 trainer.model, dataset, rows, batch_size=recipe.evaluate.batch_size,
                 slack_s=slack_s, stop_loops=selecting, max_new_tokens=limit,
@@ -411,14 +411,3 @@ def _subset(found: Transcripts, rows: Sequence[int]) -> Transcripts:
 
 def _rates(result: dict) -> str:
     return f"WER {result['wer']:.1%}, CER {result['cer']:.1%}, token loss {result['token_loss']:.3f}"
-
-
-@contextlib.contextmanager
-def _bar(label: str, total: int, shown: bool):
-    if not shown:
-        yield lambda clips: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="clip", leave=False, disable=None) as bar:
-        yield bar.update

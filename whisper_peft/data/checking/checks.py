@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import Counter, deque
@@ -25,6 +24,7 @@ from whisper_peft.data.checking.wording import look_at_texts, scripts_of
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
+from whisper_peft.progress import bar
 
 UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
 TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them
@@ -153,18 +153,6 @@ def check_parts(
         _look_at_pairing(checked, number, measures[number], losses)
     checked.took_s = time.monotonic() - began
     return checked
-
-
-@contextlib.contextmanager
-def bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, or nothing."""
-    if not shown:
-        yield lambda clips: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="clip", leave=False, disable=None) as shown_bar:
-        yield shown_bar.update
 
 
 def mapped(function: Callable[[T], R], items: Sequence[T], label: str, progress: bool) -> Iterator[R]:

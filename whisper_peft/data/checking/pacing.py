@@ -114,7 +114,7 @@ class Model:
 
     of_text: np.ndarray  # (n_rows,)
     pace: np.ndarray  # (n_rows,), of the speaker of the sound
-    residuals: np.ndarray  # (npairs_at,)
+    residuals: np.ndarray  # (n_pairs,)
     spread: float
     spreads: np.ndarray  # (n_rows,), of the speaker of the sound
     merit: float  # log-likelihood a row, over that of texts that say nothing
