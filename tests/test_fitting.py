@@ -9,6 +9,7 @@ from conftest import tiny_recipe
 
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
 from whisper_peft.model.architecture import PUBLISHED
+from whisper_peft.model.build import target_pattern, targets_of
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import shipped_recipes
 from whisper_peft.training import fitting as room
@@ -87,6 +88,28 @@ def test_a_plan_looks_at_the_data_and_knows_the_time_of_a_run(tiny_model, speech
     assert plan(elsewhere)["clips"] == 0  # and still an answer
     with pytest.raises(UserError, match="nowhere"):  # what is named on the command line must be there
         plan(tiny_recipe(tiny_model, speech), changes={"data.train": ["nowhere/at/all"]})
+
+
+def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speech, lora_run, tmp_path):
+    changes = {"lora.rank": 64, "lora.targets": "decoder", "train.steps": 1, "evaluate.compare_clips": 0}
+    first = train(tiny_recipe(tiny_model, speech, **{**changes, "lora.rank": 3}), output=tmp_path / "first").run
+    on = tiny_recipe(tiny_model, speech, **{"model.name": str(first / "adapter"), "lora.rank": 64})
+    learnt = runs.read_json(first / "run.json")["trainable_parameters"]
+    assert plan(on)["trainable"] == learnt < plan(tiny_recipe(tiny_model, speech, **changes))["trainable"]
+    resolved = train(on, dry_run=True)
+    assert (resolved.lora.rank, resolved.lora.targets) == (3, "attention+mlp+decoder")
+
+
+@pytest.mark.parametrize("named, words", [
+    (["q_proj", "v_proj"], "attention"),
+    (["fc1", "fc2", "q_proj"], "attention+mlp"),
+    (["model.decoder.layers.0.encoder_attn.q_proj"], "attention+decoder"),
+    ("all-linear", "attention+mlp"),
+    (target_pattern("encoder+mlp"), "mlp+encoder"),
+    (target_pattern("attention+mlp"), "attention+mlp"),
+])  # fmt: skip
+def test_what_a_saved_adapter_adapts(named, words):
+    assert targets_of(named) == words
 
 
 def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_path, monkeypatch):

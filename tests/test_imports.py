@@ -37,7 +37,7 @@ ROOMS = {
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
-        "first_look", "train",
+        "first_look", "session", "train",
     ),
     "delivery": (
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",

@@ -108,6 +108,36 @@ def test_what_a_step_holds_is_what_was_predicted(deep_model, kind, precision, fr
     assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.12)
 
 
+@pytest.mark.parametrize("quantize", [None, "4bit"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropout):
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    lora = {"rank": RANK, "dropout": dropout, "dora": True, "modules_to_save": ("layer_norm",)}
+    model = build_model(locate(deep_model), "lora", lora=lora, quantize=quantize, autocast_dtype=dtype).train()
+    method = Method(
+        quantize=quantize, precision=precision, device="cpu", rank=RANK, dropout=dropout, dora=True,
+        trained_modules=("layer_norm",),
+    )  # fmt: skip
+    shape = Architecture.of(whisper_of(model).config)
+    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    peak, n_targets = measured(model, 800, dtype)
+    found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
+    print(found, peak)
+    assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.parametrize("name", [
+    "conv1", "conv2", "embed_positions", "embed_tokens", "proj_out", "layer_norm", "self_attn_layer_norm",
+    "encoder_attn_layer_norm", "final_layer_norm",
+])  # fmt: skip
+def test_modules_that_can_be_trained_in_full_are_counted(deep_model, name):
+    whisper = whisper_of(build_model(locate(deep_model), "full"))
+    found = [module for key, module in whisper.named_modules() if key.endswith(name)]
+    counted = Architecture.of(whisper.config).parameters_of(name)
+    assert counted == sum(p.numel() for module in found for p in module.parameters()) > 0
+
+
 @pytest.mark.parametrize("targets, freeze", [
     ("attention+mlp", None), ("attention", None), ("mlp", None), ("encoder", None), ("decoder+attention", None),
     ("attention+mlp", "encoder"), ("attention", "encoder"), ("mlp", "encoder"), ("decoder+attention", "encoder"),

@@ -122,6 +122,18 @@ def test_resumed_is_uninterrupted(wide_model, speech, tmp_path, quantized_runs, 
     assert (resumed.model / name).read_bytes() == (quantized_runs[kind] / "adapter" / name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", [None, "4bit"])
+def test_an_adapter_goes_on_where_it_was_on_any_base(wide_model, speech, tmp_path, quantized_runs, kind):
+    done, said = quantized_runs["4bit"], []
+    changes = {"model.name": str(done), "train.quantize": kind, "train.steps": 1, "train.learning_rate": 1e-9}
+    run = train(tiny_recipe(wide_model, speech, **{**QUICK, **changes}), output=tmp_path / "on", say=said.append).run
+    before, after = (evaluate(one, speech / "test", quantize="4bit")["token_loss"] for one in (done, run))
+    assert after == pytest.approx(before, abs=1e-4)
+    assert runs.read_json(run / "adapter" / "base.json")["quantize"] == kind
+    noted = [line for line in said if "trained on a 4bit base, this run has an unquantised one" in line]
+    assert bool(noted) == (kind is None)
+
+
 def test_every_mode_sees_the_same_batches(wide_model, speech, tmp_path):
     from whisper_peft.training import trainer as room
 

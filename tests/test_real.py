@@ -101,7 +101,8 @@ def test_full(model, few, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with(model, few, tmp_path):
+@pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
+def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path):
     """kill -9 in the third of four steps, the second epoch: the same adapter as without, dropout and workers on."""
     from test_resume import At, child, run_child
 
@@ -109,12 +110,20 @@ def test_killed_and_gone_on_with(model, few, tmp_path):
         "model.name": str(model), "model.language": "hindi", "data.train": [str(short(few, 4))],
         "data.eval": str(short(few, 1)), "train.steps": 4, "train.batch_size": 2, "train.workers": 2,
         "evaluate.compare_clips": 0, "evaluate.every_steps": 2, "lora.rank": 8, "train.precision": "fp32",
+        "train.quantize": quantize,
     })  # fmt: skip
     whole = train(recipe, output=tmp_path / "whole").model
     assert run_child(child, At(3), {"recipe": recipe, "output": tmp_path / "killed"}) == -9
     gone_on = train(resume=tmp_path / "killed").model
     name = "adapter_model.safetensors"
     assert (gone_on / name).read_bytes() == (whole / name).read_bytes()
+    if quantize:  # see test_lora_and_its_merge for the other
+        report = merge(tmp_path / "killed", tmp_path / "merged", check=str(short(few, 2)))
+        assert report["passed"] and report["logit_gap"] <= report["logit_limit"]
+        assert report["quantized"]["base"] == quantize and report["quantized"]["logit_gap"] > report["logit_gap"]
+        as_trained = evaluate(tmp_path / "killed", short(few, 2))["token_loss"]
+        merged = evaluate(tmp_path / "merged", short(few, 2))["token_loss"]
+        assert merged != as_trained == pytest.approx(merged, abs=0.3)
 
 
 @pytest.mark.slow

@@ -345,7 +345,7 @@ def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
 ):
     from safetensors.torch import load_file
 
-    from whisper_peft.training import train as room
+    from whisper_peft.training import session as room
 
     plan = iter([0.9, 0.3, 0.5, 0.6, 0.4, 1.0])  # the last is of the test set, after training
     real = room.figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +169,14 @@ def target_words(targets: str) -> tuple[set[str], set[str]]:
         raise UserError(f"lora.targets: unknown word '{min(unknown)}'; join with +: {', '.join(TARGET_WORDS)}.")
     layers, halves = ({*TARGET_WORDS[:2]} & words, {*TARGET_WORDS[2:]} & words)
     return layers or {*TARGET_WORDS[:2]}, halves or {*TARGET_WORDS[2:]}
+
+
+def targets_of(target_modules: str | Sequence[str]) -> str:
+    """The words of `lora.targets` for what a saved adapter's config names; never less than it has."""
+    named = target_modules if isinstance(target_modules, str) else " ".join(target_modules)
+    layers = [word for word, names in (("attention", ATTENTION), ("mlp", MLP)) if any(name in named for name in names)]
+    halves = sorted(set(re.findall(r"\b(encoder|decoder)\b", named)))  # not decoder layers' encoder_attn
+    return "+".join([*(layers or ("attention", "mlp")), *(halves if len(halves) == 1 else ())])
 
 
 def target_pattern(targets: str) -> str:

@@ -36,6 +36,8 @@ class Method:
     mlp: bool = True
     encoder: bool = True
     decoder: bool = True
+    dora: bool = False
+    trained_modules: tuple[str, ...] = ()  # beside the adapter, in full
 
     @property
     def width(self) -> int:
@@ -134,12 +136,12 @@ def adapter_parameters(shape: Architecture, method: Method) -> int:
     """Weights of the adapter's factors."""
     if method.mode == "full":
         return 0
-    d, f = shape.d_model, shape.f
-    mlp = 2 * (d + f) if method.mlp else 0
-    attention = 4 * 2 * d if method.attention else 0
+    d, f, r = shape.d_model, shape.f, method.rank
+    mlp = 2 * r * (d + f) + method.dora * (d + f) if method.mlp else 0  # DoRA: a magnitude for each output
+    attention = 4 * (2 * r * d + method.dora * d) if method.attention else 0
     encoder = shape.layers * (attention + mlp) if method.encoder else 0
     decoder = shape.decoder_layers * (2 * attention + mlp) if method.decoder else 0
-    return method.rank * (encoder + decoder)
+    return encoder + decoder + sum(shape.parameters_of(name) for name in method.trained_modules)
 
 
 def trainable(shape: Architecture, method: Method) -> int:
@@ -182,6 +184,15 @@ def kept_of_input(n: int, width: int, method: Method, *, adapted: bool, fresh: b
     return kept
 
 
+def dora_kept(n: int, inputs: int, outputs: int, method: Method, *, sharing: int = 1) -> int:
+    """What DoRA keeps beside LoRA of `sharing` linear layers: both summands before they are scaled.
+
+    With dropout it multiplies by the base's weights once more, and keeps their copy in this precision.
+    """
+    copied = method.dropout and (method.quantize or method.width < FLOAT)
+    return sharing * (2 * n * outputs * method.width + (inputs * outputs * method.width if copied else 0))
+
+
 def attention_kept(queries: int, keys: int, clips: int, shape: Architecture, method: Method) -> int:
     """Of one attention, between its projections: queries, keys, values, and the scores or what stands for them."""
     d, a = shape.d_model, method.width
@@ -217,6 +228,11 @@ def layer_kept(shape: Architecture, method: Method, n: int, clips: int, *, state
             kept += kept_of_input(states, d, method, adapted=attention, fresh=True, sharing=2)
     kept += kept_of_input(n, d, method, adapted=mlp, fresh=True)
     kept += n * f * method.width  # into the activation function
+    if method.dora and attention:
+        kept += dora_kept(n, d, d, method, sharing=6 if states else 4)
+        kept += dora_kept(states, d, d, method, sharing=2) if states else 0
+    if method.dora and mlp:
+        kept += dora_kept(n, d, f, method) + dora_kept(n, f, d, method)
     return kept + kept_of_input(n, f, method, adapted=mlp, fresh=False)
 
 
@@ -249,6 +265,8 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[dict[st
     decoder_share = trained if frozen else trained * _decoder_share(shape, method)
     embedding = shape.embedding * FLOAT if full else 0
     unpacked = d * f * (FLOAT + a) if method.quantize else 0  # a layer's weights, while it computes
+    if method.dora:  # and their norm: the update is made by multiplying a unit matrix
+        unpacked += (f * f + 3 * d * f) * FLOAT
     inputs = load.clips * 2 * load.positions * shape.n_mels * FLOAT
     all_of_it = encoder + decoder + stem + ends + later + inputs
 

@@ -6,13 +6,14 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection
-from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, steps_per_epoch
 from whisper_peft.data.text import has_spaces, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
+from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
@@ -135,15 +136,27 @@ def refuse_optimizer(name: str) -> None:
         )
 
 
-def adapters_own(recipe: Recipe, adapter: Path) -> tuple[Recipe, list[str]]:
-    """A recipe that goes on with an adapter has its rank and so on, and remarks where other ones were asked for."""
-    config, lora = runs.read_json(adapter / "adapter_config.json"), recipe.lora
+def adapters_own(recipe: Recipe, located: Located) -> tuple[Recipe, list[str]]:
+    """A recipe that goes on with an adapter has its rank and so on, and remarks where other ones were asked for.
+
+    Any other recipe is as it was.
+    """
+    if not located.adapter or recipe.train.mode != "lora":
+        return recipe, []
+    config, lora = runs.read_json(located.adapter / "adapter_config.json"), recipe.lora
     own = {
         "rank": config["r"], "alpha": config["lora_alpha"], "dropout": config["lora_dropout"],
         "rslora": bool(config.get("use_rslora")), "dora": bool(config.get("use_dora")),
-        "modules_to_save": tuple(config.get("modules_to_save") or ()),
+        "modules_to_save": tuple(config.get("modules_to_save") or ()), "targets": targets_of(config["target_modules"]),
     }  # fmt: skip
     usual = dataclasses.replace(Lora(), alpha=2 * Lora().rank)
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
     remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]
+    if located.quantize != recipe.train.quantize:
+        before, now = (
+            {None: "an unquantised"}.get(kind, f"a {kind}") for kind in (located.quantize, recipe.train.quantize)
+        )
+        remarks.append(
+            f"train.quantize: the adapter that is gone on with was trained on {before} base, this run has {now} one."
+        )
     return dataclasses.replace(recipe, lora=dataclasses.replace(lora, **own)), remarks

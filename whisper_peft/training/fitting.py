@@ -22,6 +22,7 @@ from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given
+from whisper_peft.training.defaults import adapters_own
 from whisper_peft.training.speech import Speech, load_rows
 
 GIB = 1024**3
@@ -111,7 +112,8 @@ def method_of(recipe: Recipe, device: Device) -> Method:
         mode=train.mode, quantize=train.quantize, precision=precision, device=device.kind,
         gradient_checkpointing=train.gradient_checkpointing, optimizer=train.optimizer, freeze=train.freeze,
         rank=recipe.lora.rank, dropout=recipe.lora.dropout, attention="attention" in layers, mlp="mlp" in layers,
-        encoder="encoder" in halves, decoder="decoder" in halves,
+        encoder="encoder" in halves, decoder="decoder" in halves, dora=recipe.lora.dora,
+        trained_modules=recipe.lora.modules_to_save,
     )  # fmt: skip
 
 
@@ -260,6 +262,8 @@ def plan(
     if recipe.train.precision == "auto" and not gpu_memory:
         recipe = override(recipe, {"train.precision": best_precision()})
     shape = shape_of(recipe.model.name)
+    if not _published(recipe.model.name):
+        recipe, _ = adapters_own(recipe, locate(recipe.model.name))
     clips = _look_at(recipe, asked="data.train" in (changes or {}))
     if run is not None and step_s is None:
         facts = runs.read_json(run / runs.FACTS)
