@@ -104,10 +104,10 @@ def test_an_evaluation_that_does_not_fit_goes_on_in_smaller_batches(tiny_model, 
 
 FREED = """
 import re, sys, torch
-from whisper_peft.model.build import load_base
+from whisper_peft.model.devices import return_large_blocks
 def resident(): return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 if sys.argv[1:]:
-    load_base(sys.argv[1])
+    return_large_blocks()
 torch.ones(6 << 20)  # 24 MB, freed at once: the C library would now keep all blocks up to this size
 before = resident()
 held = [torch.ones((12 << 20) // 4) for _ in range(20)]
@@ -118,10 +118,22 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")
-def test_what_a_cpu_frees_is_free_for_others_too(tiny_model):
+def test_what_a_cpu_frees_is_free_for_others_too():
     grown = [
         int(subprocess.run([sys.executable, "-c", FREED, *given], capture_output=True, text=True, check=True).stdout)
-        for given in ([], [str(tiny_model)])
+        for given in ([], ["returned"])
     ]
     assert grown[0] > 200e6, "nothing to prove here: the C library does not keep it"
     assert grown[1] < 150e6
+
+
+@pytest.mark.parametrize("window, returned", [("full", True), ("tight", False)])
+def test_it_is_given_back_where_windows_are_long(tiny_model, speech, tmp_path, monkeypatch, window, returned):
+    from whisper_peft.training import train as room
+
+    called = []
+    monkeypatch.setattr(room, "LONG_WINDOW", 149)  # the tiny model's whole window is 150
+    monkeypatch.setattr(room, "return_large_blocks", lambda: called.append(True))
+    changes = {"features.window": window, "train.steps": 1, "evaluate.compare_clips": 0}
+    train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
+    assert bool(called) == returned

@@ -123,7 +123,6 @@ def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropo
     assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, dtype)
     found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
-    print(found, peak)
     assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.15)
 
 

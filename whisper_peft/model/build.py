@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
-from whisper_peft.model.devices import best_device, best_precision, dtype_of, return_large_blocks
+from whisper_peft.model.devices import best_device, best_precision, dtype_of
 from whisper_peft.model.locating import Located, load_or_explain, locate, with_base
 from whisper_peft.model.quantizing import quantization_config, settle
 
@@ -105,7 +105,6 @@ def load_base(
     }  # fmt: skip
 
     load_config(source, revision=revision)
-    return_large_blocks()
     folder = Path(source)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]

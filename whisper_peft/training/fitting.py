@@ -211,8 +211,8 @@ def most_at_once_s(batch_size: int, window_s: float, kind: str) -> float:
     return window_s * (batch_size if kind == "cuda" else min(8, batch_size))
 
 
-def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: bool) -> tuple[Recipe, str]:
-    """The recipe with a micro-batch that fits this device, and what was planned, as a line.
+def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: bool) -> tuple[Recipe, Load, str]:
+    """The recipe with a micro-batch that fits this device, the largest one, and what was planned, as a line.
 
     Raises:
         UserError: it takes clearly more than there is.
@@ -227,7 +227,7 @@ def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: 
     if memory.peak > REFUSED_ABOVE * device.free and not force:
         better = remedy(recipe, shape, device, clips, most_s=most_s)
         raise UserError(f"{line} It does not fit: {better}; or --force.")
-    return recipe, line
+    return recipe, load, line
 
 
 def plan(

@@ -23,7 +23,7 @@ from whisper_peft.model.build import (
     load_preparation,
     target_pattern,
 )
-from whisper_peft.model.devices import dtype_of, free_unused_memory
+from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given, load_recipe, save_recipe
@@ -35,6 +35,7 @@ from whisper_peft.training.session import Session
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
+LONG_WINDOW = 500  # positions of the encoder, 10 s: above, memory matters more than what giving it back costs
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def train(
     remarks += more
     speech = make_speech(rows, recipe, preparation, augment=augment)
     check_languages(speech, preparation)
-    recipe, planned = check_memory(recipe, speech, Architecture.of(config), force=force)
+    recipe, load, planned = check_memory(recipe, speech, Architecture.of(config), force=force)
     for remark in remarks:
         say(f"Note: {remark}")
     for line in (*summary(recipe, speech, located), planned):
@@ -145,6 +146,8 @@ def train(
         facts = runs.read_json(run / runs.FACTS)
         check_unchanged(run, facts, speech, located)
     located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
+    if load.positions > LONG_WINDOW:
+        return_large_blocks()
     set_seed(recipe.train.seed)
     model = build_model(
         located, recipe.train.mode, lora=dataclasses.asdict(recipe.lora), freeze=recipe.train.freeze,
