@@ -64,7 +64,7 @@ class Load:
     evaluated_tokens: int = 0  # of the longest text made
 
 
-PARTS = ("gradients", "activations", "logits", "generation", "loading")  # of one point in time
+PARTS = ("adapters", "optimizer", "gradients", "activations", "logits", "generation", "loading")  # of one point in time
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,21 @@ def predict_memory(shape: Architecture, method: Method, load: Load) -> Memory:
 
     Returns:
         Memory, its parts being those of that point: of a step's forward and backward, of an evaluation, or on a CPU
-        of loading the model.
+        of loading the model, when there is neither adapter nor optimizer yet.
     """
-    weights, adapters = weight_bytes(shape, method), adapter_parameters(shape, method) * FLOAT
-    trained = trainable(shape, method)
     points = step_points(shape, method, load)
     if load.evaluated_clips:
         points.append({"generation": evaluation_bytes(shape, method, load)})
+    learning = {
+        "adapters": adapter_parameters(shape, method) * FLOAT,
+        "optimizer": optimizer_bytes(trainable(shape, method), method),
+    }  # fmt: skip
+    points = [{**learning, **parts} for parts in points]
     if method.device == "cpu":
         points.append({"loading": loading_bytes(shape, method)})
     parts = max(points, key=lambda parts: sum(parts.values()))
     return Memory(
-        weights=weights, adapters=adapters, optimizer=optimizer_bytes(trained, method), context=CONTEXT[method.device],
+        weights=weight_bytes(shape, method), context=CONTEXT[method.device],
         **{name: int(parts.get(name, 0)) for name in PARTS},
     )  # fmt: skip
 
