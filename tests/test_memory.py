@@ -127,13 +127,20 @@ def test_what_a_cpu_frees_is_free_for_others_too():
     assert grown[1] < 150e6
 
 
-@pytest.mark.parametrize("window, returned", [("full", True), ("tight", False)])
-def test_it_is_given_back_where_windows_are_long(tiny_model, speech, tmp_path, monkeypatch, window, returned):
+@pytest.mark.parametrize("window, checkpointing, returned", [
+    ("full", False, True), ("tight", True, True), ("tight", False, False),
+])  # fmt: skip
+def test_it_is_given_back_where_memory_matters(
+    tiny_model, speech, tmp_path, monkeypatch, window, checkpointing, returned
+):
     from whisper_peft.training import train as room
 
     called = []
     monkeypatch.setattr(room, "LONG_WINDOW", 149)  # the tiny model's whole window is 150
     monkeypatch.setattr(room, "return_large_blocks", lambda: called.append(True))
-    changes = {"features.window": window, "train.steps": 1, "evaluate.compare_clips": 0}
+    changes = {
+        "features.window": window, "train.gradient_checkpointing": checkpointing, "train.steps": 1,
+        "evaluate.compare_clips": 0,
+    }  # fmt: skip
     train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
     assert bool(called) == returned

@@ -35,7 +35,7 @@ from whisper_peft.training.session import Session
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
-LONG_WINDOW = 500  # positions of the encoder, 10 s: above, memory matters more than what giving it back costs
+LONG_WINDOW = 500  # positions of the encoder, 10 s: above, or checkpointing, memory matters more than time
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def train(
         facts = runs.read_json(run / runs.FACTS)
         check_unchanged(run, facts, speech, located)
     located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
-    if load.positions > LONG_WINDOW:
+    if load.positions > LONG_WINDOW or recipe.train.gradient_checkpointing:
         return_large_blocks()
     set_seed(recipe.train.seed)
     model = build_model(
