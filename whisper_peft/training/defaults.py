@@ -149,13 +149,12 @@ def adapters_own(recipe: Recipe, located: Located) -> tuple[Recipe, list[str]]:
         "rslora": bool(config.get("use_rslora")), "dora": bool(config.get("use_dora")),
         "modules_to_save": tuple(config.get("modules_to_save") or ()), "targets": targets_of(config["target_modules"]),
     }  # fmt: skip
-    usual = dataclasses.replace(Lora(), alpha=2 * Lora().rank)
+    usual = dataclasses.replace(Lora(), alpha=2 * lora.rank)
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
     remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]
     if located.quantize != recipe.train.quantize:
-        before, now = (
-            {None: "an unquantised"}.get(kind, f"a {kind}") for kind in (located.quantize, recipe.train.quantize)
-        )
+        words = {None: "an unquantised", "8bit": "an 8bit", "4bit": "a 4bit"}
+        before, now = words[located.quantize], words[recipe.train.quantize]
         remarks.append(
             f"train.quantize: the adapter that is gone on with was trained on {before} base, this run has {now} one."
         )
