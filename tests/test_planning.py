@@ -194,3 +194,11 @@ def test_an_evaluation_counts_where_it_is_the_highest_point():
     alone, both = predict_memory(shape, method, step), predict_memory(shape, method, evaluated)
     assert alone.generation == 0 < both.generation and both.peak > alone.peak
     assert both.activations == both.logits == both.gradients == 0  # another point in time
+
+
+def test_while_a_model_loads_there_is_neither_adapter_nor_optimizer():
+    method = Method(precision="bf16", device="cpu", gradient_checkpointing=True)
+    loading = predict_memory(PUBLISHED["base"], method, Load(1, 100, 20, 20))
+    assert loading.loading > 0 and loading.adapters == loading.optimizer == 0
+    step = predict_memory(PUBLISHED["base"], method, Load(8, 1500, 200, 1600))
+    assert step.loading == 0 and step.adapters > 0 and step.optimizer > 0

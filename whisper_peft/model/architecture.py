@@ -95,12 +95,12 @@ class Architecture:
 
     def parameters_of(self, name: str) -> int:
         """Weights of all modules whose name ends so, as peft's `modules_to_save` takes them; 0 if it is not known."""
-        d, halves, both = self.d_model, 2, self.layers + self.decoder_layers
+        d, both = self.d_model, self.layers + self.decoder_layers
         known = {
             "conv1": 3 * d * self.n_mels + d, "conv2": 3 * d * d + d, "embed_positions": self.positions,
             "embed_tokens": self.embedding, "proj_out": self.embedding, "self_attn_layer_norm": both * 2 * d,
             "encoder_attn_layer_norm": self.decoder_layers * 2 * d, "final_layer_norm": both * 2 * d,
-            "layer_norm": (halves + 2 * both + self.decoder_layers) * 2 * d,
+            "layer_norm": (2 + 2 * both + self.decoder_layers) * 2 * d,
         }  # fmt: skip
         return known.get(name, 0)
 

@@ -35,7 +35,7 @@ from whisper_peft.training.session import Session
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
-LONG_WINDOW = 500  # positions of the encoder, 10 s: above, or checkpointing, memory matters more than time
+LONG_WINDOW = 500  # positions of the encoder, about 10 s: above, or checkpointing, memory matters more than time
 
 
 @dataclass(frozen=True)
