@@ -168,13 +168,14 @@ def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_and_its_gradient_are_cross_entropys(dtype):
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # 100: most targets' probabilities are zero in float32
+def test_the_loss_and_its_gradient_are_cross_entropys(dtype, scale):
     from whisper_peft import token_loss_sum
 
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 50, (3, 31), generator=draw)  # 93 rows: not a multiple of those taken at a time
     labels[1, 20:] = -100
-    logits = torch.randn(3, 31, 50, generator=draw).to(dtype)
+    logits = (scale * torch.randn(3, 31, 50, generator=draw)).to(dtype)
     results = []
     for loss in (
         token_loss_sum,

@@ -36,16 +36,16 @@ def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
             gradient = torch.empty_like(logits) if wanted else None
             total = torch.zeros((), dtype=torch.float32, device=logits.device)
             for start in range(0, len(logits), ROWS):
-                rows = logits[start : start + ROWS].to(torch.float32, copy=True)
+                rows = logits[start : start + ROWS]
                 targets = labels[start : start + ROWS, None]
                 taken = targets != IGNORED
                 targets = targets.where(taken, 0)
-                log_total = rows.logsumexp(dim=1, keepdim=True)
+                likely = rows.softmax(dim=1, dtype=torch.float32)  # half the time of logsumexp and exp on a CPU
+                log_total = rows.amax(dim=1, keepdim=True).float() - likely.amax(dim=1, keepdim=True).log()
                 total += ((log_total - rows.gather(1, targets)) * taken).sum()
                 if wanted:
-                    rows = rows.sub_(log_total).exp_()  # the probabilities
-                    rows.scatter_add_(1, targets, torch.full_like(log_total, -1.0))
-                    gradient[start : start + ROWS] = rows.mul_(taken)
+                    likely.scatter_add_(1, targets, torch.full_like(log_total, -1.0))
+                    gradient[start : start + ROWS] = likely.mul_(taken)
             ctx.gradient = gradient
             return total
 
