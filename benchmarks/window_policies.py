@@ -38,12 +38,13 @@ POLICIES: dict[str, dict[str, object]] = {
     "tight, last 15 % full": {"features.window": "tight", "features.full_last": 0.15},
     "tight, 15 % full at random": {"features.window": "tight", "features.full_share": 0.15},
     "tight + 3 s": {"features.window": "tight", "features.slack_s": 3.0},
+    "condensed, no dropout": {"features.window": "condensed", "lora.dropout": 0.0},  # LoRA only
 }
 MODES = {
     "full": {"steps": 60, "train.learning_rate": 4e-5},
     "lora": {"steps": 200, "train.learning_rate": 1e-3},
 }
-WINNER = "condensed"
+WINNER, ADAPTERS_ONLY = "condensed", "condensed, no dropout"
 
 
 def planned() -> list[tuple[str, str, int, int]]:
@@ -53,8 +54,9 @@ def planned() -> list[tuple[str, str, int, int]]:
         runs += [(mode, policy, 1, MODES[mode]["steps"]) for policy in ("full", WINNER, *others)]
         runs += equal_minutes(mode)
     for mode in ("full", "lora"):
-        runs += [(mode, policy, seed, MODES[mode]["steps"]) for seed in (2, 3) for policy in ("full", WINNER)]
-    return runs
+        among = ("full", WINNER, ADAPTERS_ONLY)
+        runs += [(mode, policy, seed, MODES[mode]["steps"]) for seed in (2, 3) for policy in among]
+    return [run for run in runs if run[:2] != ("full", ADAPTERS_ONLY)]
 
 
 def equal_minutes(mode: str) -> list[tuple[str, str, int, int]]:
@@ -200,7 +202,7 @@ def table() -> None:
                 print(line)
 
 
-COLOURS = ("#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e")
+COLOURS = ("#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
 def plot(path: Path) -> None:
