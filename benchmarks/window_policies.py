@@ -186,12 +186,13 @@ def table() -> None:
             for row in sorted(rows, key=lambda row: (row["steps"], row["seed"], list(POLICIES).index(row["policy"]))):
                 line = f"  {row['policy']:28}{row['steps']:>5} steps  seed {row['seed']}"
                 line += f"  {median(row['step_s']):6.2f} s/step  {mean_loss(row[split]):.4f}"
-                full = load(mode, "full", row["seed"], row["steps"])
-                if row["policy"] != "full" and full:
+                other = load(mode, WINNER if row["policy"] == ADAPTERS_ONLY else "full", row["seed"], row["steps"])
+                if row["policy"] != "full" and other:
                     low, high = whisper_peft.paired_loss_interval(
-                        full[split]["sums"], row[split]["sums"], row[split]["tokens"]
+                        other[split]["sums"], row[split]["sums"], row[split]["tokens"]
                     )
-                    line += f"  {mean_loss(row[split]) - mean_loss(full[split]):+.4f} ({low:+.4f} to {high:+.4f})"
+                    line += f"  {mean_loss(row[split]) - mean_loss(other[split]):+.4f} ({low:+.4f} to {high:+.4f})"
+                    line += f" to {WINNER}" if row["policy"] == ADAPTERS_ONLY else ""
                 winner = load(mode, WINNER, row["seed"], MODES[mode]["steps"])
                 if row["policy"] == "full" and row["steps"] != MODES[mode]["steps"] and winner and split in winner:
                     low, high = whisper_peft.paired_loss_interval(
