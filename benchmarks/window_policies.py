@@ -221,12 +221,12 @@ def plot(path: Path) -> None:
             if lines:
                 panels.append(panel(lines, f"{mode}: training loss, by {unit}", 60 + 400 * column, 40 + 290 * row))
     names = "".join(
-        f'<text x="{60 + 130 * number}" y="625" fill="{colour}">{name}</text>'
+        f'<text x="{60 + 200 * (number % 4)}" y="{625 + 16 * (number // 4)}" fill="{colour}">{name}</text>'
         for number, (name, colour) in enumerate(legend.items())
     )
     path.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 640" font-family="sans-serif" font-size="11">'
-        f'<rect width="860" height="640" fill="white"/>{"".join(panels)}{names}</svg>\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 655" font-family="sans-serif" font-size="11">'
+        f'<rect width="860" height="655" fill="white"/>{"".join(panels)}{names}</svg>\n'
     )
 
 
