@@ -11,6 +11,7 @@ warms up, does not. Needs the shared folder (WHISPER_PEFT_SHARED, default ../sha
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -147,7 +148,7 @@ def one_side(name: str, shared: Path, work: Path) -> dict:
     callbacks = [*more.pop("callbacks", []), Clock()]
     result = whisper_peft.train(changes=changes, output=work / "run", callbacks=callbacks, **more)
     return {
-        "step_s": [round(end - start, 3) for start, end in zip(ended, ended[1:], strict=False)],
+        "step_s": [round(end - start, 3) for start, end in itertools.pairwise(ended)],
         "peak_memory_bytes": result.facts["peak_memory_bytes"],
     }
 
