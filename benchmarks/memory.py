@@ -54,12 +54,12 @@ def resident_bytes() -> int:
 def measure(case: dict, shared: Path) -> dict:
     """In a fresh process: predicted and measured bytes."""
     import bitsandbytes  # noqa: F401 - imports are not what is measured
-    import peft  # noqa: F401
+    import peft  # noqa: F401 - likewise
     import torch
-    from transformers import Seq2SeqTrainer  # noqa: F401
+    from transformers import Seq2SeqTrainer  # noqa: F401 - likewise
 
     import whisper_peft
-    from whisper_peft.training import trainer  # noqa: F401
+    from whisper_peft.training import trainer  # noqa: F401 - likewise
     from whisper_peft.training.facts import peak_memory_bytes
 
     gpu, speech = torch.cuda.is_available(), shared / "data" / "malayalam"

@@ -17,12 +17,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
-from notebook_vs_whisper_peft import machine, subset
+from notebook_vs_whisper_peft import Clock, machine, subset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "savings.json"
@@ -35,7 +34,8 @@ def logits_everywhere() -> dict:
     from whisper_peft.training import trainer
 
     def everywhere(whisper, wanted, then):
-        return head.logits_at(whisper, wanted == wanted, then=lambda logits: then(logits[wanted.flatten()]))
+        every = wanted.new_ones(wanted.shape)
+        return head.logits_at(whisper, every, then=lambda logits: then(logits[wanted.flatten()]))
 
     trainer.logits_at = everywhere
     return {}
@@ -123,32 +123,21 @@ SIDES: dict[str, tuple[str | None, dict, Callable[[], dict]]] = {
 
 def one_side(name: str, shared: Path, work: Path) -> dict:
     """Seconds of each step."""
-    from transformers import TrainerCallback
-
     import whisper_peft
 
     _, settings, prepare = SIDES[name]
-    ended: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            ended.append(time.monotonic())
-
-        def on_step_end(self, args, state, control, **kwargs):
-            ended.append(time.monotonic())
-
-    speech, more = shared / "data" / "malayalam", prepare()
+    speech, more, clock = shared / "data" / "malayalam", prepare(), Clock()
     changes = {
         "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": "full",
         "data.train": [subset(speech / "train", STEPS * BATCH, work, "train")],
         "data.eval": subset(speech / "validation", 1, work, "validation"), "train.steps": STEPS,
-        "train.batch_size": BATCH, "train.precision": "bf16" if machine()["avx512_bf16"] else "fp32",
+        "train.batch_size": BATCH,
         "evaluate.every_steps": STEPS, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss", **settings,
     }  # fmt: skip
-    callbacks = [*more.pop("callbacks", []), Clock()]
+    callbacks = [*more.pop("callbacks", []), clock]
     result = whisper_peft.train(changes=changes, output=work / "run", callbacks=callbacks, **more)
     return {
-        "step_s": [round(end - start, 3) for start, end in itertools.pairwise(ended)],
+        "step_s": [round(end - start, 3) for start, end in itertools.pairwise([clock.begun[0], *clock.ended])],
         "peak_memory_bytes": result.facts["peak_memory_bytes"],
     }
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import click
+from notebook_vs_whisper_peft import Clock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "scaling.json"
@@ -59,19 +60,9 @@ def made_speech(folder: Path, seconds: float, count: int) -> str:
 
 def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size: int, steps: int = 4) -> dict:
     """Seconds of a step, and of them those that waited for data; the first step is not counted."""
-    from transformers import TrainerCallback
-
     import whisper_peft
 
-    begun, ended = [], []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            begun.append(time.monotonic())
-
-        def on_step_end(self, args, state, control, **kwargs):
-            ended.append(time.monotonic())
-
+    clock = Clock()
     changes = {
         "model.name": str(model), "model.language": "ml", "train.mode": "full", "data.train": [speech],
         "data.eval": speech, "train.steps": steps, "train.batch_size": batch_size, "features.window": window,
@@ -79,9 +70,9 @@ def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size:
         "evaluate.every_steps": steps,  # after the last: none lies between the steps
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder) as run:
-        whisper_peft.train(changes=changes, output=Path(run) / "run", callbacks=[Clock()])
-    waited = sum(start - end for start, end in zip(begun[1:], ended, strict=False))
-    return {"step_s": (ended[-1] - ended[0]) / (steps - 1), "waiting_s": waited / (steps - 1)}
+        whisper_peft.train(changes=changes, output=Path(run) / "run", callbacks=[clock])
+    waited = sum(start - end for start, end in zip(clock.begun[1:], clock.ended, strict=False))
+    return {"step_s": clock.step_s, "waiting_s": waited / (steps - 1)}
 
 
 def length(shared: Path, folder: Path) -> list[dict]:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import click
 import torch
-from notebook_vs_whisper_peft import machine
 from transformers import TrainerCallback
 
 import whisper_peft
@@ -75,11 +74,6 @@ def name_of(mode: str, policy: str, seed: int, steps: int) -> str:
 def load(mode: str, policy: str, seed: int, steps: int) -> dict | None:
     path = RESULTS / f"{name_of(mode, policy, seed, steps)}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def precision() -> str:
-    """A CPU that only emulates bf16 takes a hundred times as long in it."""
-    return "bf16" if machine()["avx512_bf16"] else "fp32"
 
 
 def median(values: list[float]) -> float:
@@ -137,7 +131,7 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
         changes = {
             "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": mode,
             "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": steps,
-            "train.batch_size": 8, "train.precision": precision(), "train.seed": seed, "train.keep_checkpoints": 1,
+            "train.batch_size": 8, "train.seed": seed, "train.keep_checkpoints": 1,
             "train.micro_batch_size": 4,
             "train.learning_rate": MODES[mode]["train.learning_rate"], "evaluate.every_steps": max(10, steps // 4),
             "evaluate.max_clips": 8, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss",

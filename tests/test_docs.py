@@ -20,7 +20,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs(page, reader_folder, tiny_model, capsys):  # noqa: F811
+def test_a_page_runs(page, reader_folder, tiny_model, capsys):  # noqa: F811 - the imported fixture
     if page.stem == "cli":  # takes its recipe from recipes.md
         text = dict(blocks(DOCS / "recipes.md"))["yaml"]
         (reader_folder / "my.yaml").write_text(text.replace("openai/whisper-small", str(tiny_model)), encoding="utf-8")

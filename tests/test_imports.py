@@ -239,4 +239,4 @@ def test_public_names_resolve():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = whisper_peft.trian
     with pytest.raises(ImportError):
-        from whisper_peft import trian  # noqa: F401
+        from whisper_peft import trian  # noqa: F401 - it is the import that fails

@@ -89,7 +89,7 @@ class At(TrainerCallback):
 
 def child(at: At | None, options: dict) -> None:
     multiprocessing.set_start_method("fork", force=True)  # a server's child would start its workers by a new server
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
     train(**options, callbacks=[at] if at else [])
 
 

@@ -267,7 +267,7 @@ def _refuse_short(clip: _Clip, structure: Structure, start_s: float, end_s: floa
 @contextmanager
 def _opened(audio: str | Path | bytes) -> Iterator[BinaryIO]:
     try:
-        opened: BinaryIO = io.BytesIO(audio) if isinstance(audio, bytes) else open(audio, "rb")  # noqa: SIM115
+        opened: BinaryIO = io.BytesIO(audio) if isinstance(audio, bytes) else open(audio, "rb")  # noqa: SIM115 - closed below
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError("no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -184,10 +184,10 @@ def _rms(wave: np.ndarray) -> float:
 
 def _check_installed(effect: str) -> None:
     try:
-        import audiomentations  # noqa: F401
+        import audiomentations  # noqa: F401 - whether it can be imported
 
         if effect == "room":
-            import pyroomacoustics  # noqa: F401
+            import pyroomacoustics  # noqa: F401 - likewise
     except ImportError as error:
         raise UserError(
             f"augment.{effect}: needs {error.name or 'audiomentations'}; pip install 'whisper-peft[augment]'."

@@ -66,8 +66,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def return_large_blocks() -> None:
     """Has the C library give large blocks back when they are freed.
 
-    Else it soon keeps all below 32 MB, and the heap is full of holes: on a CPU a step on 30 s windows took three to
-    five times the memory that it used. On windows of 5 s it only took a tenth more time. Its mallopt(3); holds for the
+    Else it soon keeps all below 32 MB, and the heap is full of holes: on a CPU a step on 30 s windows took up to
+    three times the memory that it used. On windows of 5 s it only took a tenth more time. Its mallopt(3); holds for the
     process.
     """
     import contextlib
