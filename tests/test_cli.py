@@ -213,7 +213,7 @@ def test_wrong_command_lines_exit_2(arguments, call):
     assert code == 2 and not out and "Error: " in err and "Traceback" not in err
 
 
-def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, lora_run, speech):
+def test_a_bug_of_ours_is_one_line_and_keeps_its_traceback(monkeypatch, lora_run, speech, tmp_path, capsys):
     from whisper_peft.evaluation import scoring
 
     def broken(*arguments, **options):
@@ -221,8 +221,13 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, lora_run, speech):
 
     monkeypatch.setattr(scoring, "evaluate", broken)
     monkeypatch.setattr(sys, "argv", ["whisper-peft", "evaluate", str(lora_run), str(speech / "test")])
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
         cli.main()
+    assert stop.value.code == cli.BUG
+    (kept,) = tmp_path.glob("whisper-peft-*.txt")
+    assert "in broken" in kept.read_text()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_set_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):

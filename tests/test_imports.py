@@ -20,7 +20,7 @@ PACKAGE = ROOT / "whisper_peft"
 
 # Each module may import those before it in its room, and every room before its own.
 ROOMS = {
-    "": ("errors", "recipe", "recipe_files", "runs", "pages", "progress"),
+    "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
         "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",

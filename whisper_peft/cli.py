@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
+import tempfile
+import textwrap
+import traceback
 
 import click
 
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
-from whisper_peft.options import AT_LEAST_1, QUANTIZE, WINDOW_HELP, WINDOWS, ClipsAtOnce, output_options, recipe_options
+from whisper_peft.files import printable, reason_of
+from whisper_peft.options import (
+    AT_LEAST_1,
+    BEAMS,
+    QUANTIZE,
+    WINDOW_HELP,
+    WINDOWS,
+    ClipsAtOnce,
+    output_options,
+    recipe_options,
+)
 from whisper_peft.printing import (
     GB,
     Printer,
@@ -26,6 +40,9 @@ from whisper_peft.printing import (
     shown_path,
     train_lines,
 )
+
+BUG = 70  # the exit code of a bug of ours
+SYSTEM_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EDQUOT, errno.ENOMEM)
 
 
 class Commands(click.Group):
@@ -43,25 +60,71 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point: one line and exit code 1 for what the user can mend, a traceback for what we must."""
+    """Run the command line.
+
+    What the user can mend ends in one line and exit code 1. A bug of ours ends in one line and exit code 70
+    (EX_SOFTWARE of sysexits.h); its traceback is kept in a file.
+    """
+    _accept_any_text()
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
+        error.message = printable(error.message, keep_line_breaks=True)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(error)}", err=True)
         sys.exit(1)
     except Interrupted as stop:
-        click.echo(f"Stopped: {stop}", err=True)
+        click.echo(f"Stopped: {printable(stop)}", err=True)
         sys.exit(stop.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except MemoryError:
+        click.echo("Error: not enough memory on this machine; take smaller batches or a smaller model.", err=True)
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_last_net(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _accept_any_text() -> None:
+    """Let stdout and stderr take text that their encoding cannot write, such as a file name that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _last_net(error: Exception) -> int:
+    """Print one line for an exception that nobody expected.
+
+    A file that the system refuses is the user's to mend. Everything else is our bug, and its traceback is kept.
+
+    Returns:
+        The exit code.
+    """
+    name = getattr(error, "filename", None)
+    if isinstance(error, OSError) and (name is not None or error.errno in SYSTEM_LIMITS):
+        place = f"{printable(name)}: " if name is not None else ""
+        click.echo(f"Error: {place}{reason_of(error)}.", err=True)
+        return 1
+    trace = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="whisper-peft-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write(trace)
+    kind = type(error).__name__
+    reason = textwrap.shorten(printable(error), 200, placeholder=" ...")
+    click.echo(
+        f"Error: {kind}: {reason}. This is a bug in whisper-peft; please report it with {file.name}, which holds the "
+        "traceback.",
+        err=True,
+    )
+    return BUG
 
 
 @cli.command()
@@ -192,7 +255,7 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
+@click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
 @click.option("--base", help="The adapter's base, if it has moved.")
@@ -235,7 +298,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=AT_LEAST_1, default=1, show_default=True, help="1 is greedy.")
+@click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @click.option("--base", help="The adapter's base, if it has moved.")
 @QUANTIZE
 @output_options

@@ -14,6 +14,8 @@ SRC_HELP = "AudioFolder, Common Voice release (DIR:split), manifest, Parquet, su
 
 
 AT_LEAST_1 = click.IntRange(min=1)
+BEAMS = click.IntRange(1, 100)
+CLIPS = click.IntRange(1, 65_536)
 WINDOWS = click.Choice(["full", "condensed", "tight"])
 QUANTIZE = click.option(
     "--quantize", type=click.Choice(["as-trained", "none", "8bit", "4bit"]), default="as-trained", show_default=True,
@@ -28,7 +30,7 @@ class ClipsAtOnce(click.ParamType):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Refuses what is neither."""
-        return value if value == "auto" else AT_LEAST_1.convert(value, param, ctx)
+        return value if value == "auto" else CLIPS.convert(value, param, ctx)
 
 
 def output_options(function: Callable) -> Callable:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from whisper_peft.files import printable, printable_json
+
 GB = 1024**3
 
 
@@ -20,17 +22,22 @@ class Printer:
         _hush_libraries()
 
     def say(self, line: str) -> None:
-        """A line about what happens."""
+        """Print a line about what happens."""
         if not self.quiet:
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
 
     def result(self, content: object, lines: list[str]) -> None:
-        """The result: as lines for people, or as JSON."""
+        """Print the result, as lines for people or as JSON.
+
+        Args:
+            content: What JSON shows.
+            lines: What people see. A line may be a page of several lines.
+        """
         if self.as_json:
-            click.echo(json.dumps(content, ensure_ascii=False, default=str))
+            click.echo(printable_json(json.dumps(content, ensure_ascii=False, default=str)))
         else:
             for line in lines:
-                click.echo(line)
+                click.echo(printable(line, keep_line_breaks=True))
 
 
 def _hush_libraries() -> None:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 
 from whisper_peft.errors import UserError
+from whisper_peft.files import YamlSyntaxError, parse_yaml, short_repr
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,33 @@ NOT_NEGATIVE = {
     "train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
     "evaluate.compare_clips", "augment.mask_time_min_masks", "augment.mask_feature_min_masks",
 }  # fmt: skip
+# Far above what anybody needs, and far below what would exhaust memory or overflow.
+AT_MOST = {
+    "train.batch_size": 65_536,
+    "train.micro_batch_size": 65_536,
+    "train.steps": 1_000_000_000,
+    "train.epochs": 1_000_000,
+    "train.warmup_steps": 1_000_000_000,
+    "train.logging_steps": 1_000_000_000,
+    "train.early_stopping": 1_000_000,
+    "train.keep_checkpoints": 1_000_000,
+    "train.micro_batch_s": 1_000_000,
+    "train.learning_rate": 100,
+    "train.workers": 4_096,
+    "data.shuffle_buffer": 10_000_000,
+    "features.slack_s": 30,
+    "lora.rank": 8_192,
+    "lora.alpha": 1_000_000,
+    "evaluate.every_steps": 1_000_000_000,
+    "evaluate.max_clips": 1_000_000_000,
+    "evaluate.compare_clips": 1_000_000_000,
+    "evaluate.batch_size": 65_536,
+    "evaluate.beams": 100,
+    "augment.mask_time_length": 3_000,
+    "augment.mask_feature_length": 128,
+    "augment.mask_time_min_masks": 3_000,
+    "augment.mask_feature_min_masks": 128,
+}
 
 
 def from_dict(page: object, *, place: str = "") -> Recipe:
@@ -231,17 +259,17 @@ def parse_settings(recipe: Recipe, settings: typing.Iterable[str], *, place: str
     Raises:
         UserError: no = in it, or a key no recipe has.
     """
-    import yaml
-
     changes: dict[str, object] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"{place}{setting}: expected key=value, for example train.steps=100.")
         try:
-            changes[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            changes[key.strip()] = parse_yaml(value)
+        except YamlSyntaxError:
             changes[key.strip()] = value
+        except ValueError as error:
+            raise UserError(f"{place}{key}: {error}.") from None
     override(recipe, changes, place=place)  # an unknown key is named with the option it came from
     return changes
 
@@ -300,7 +328,9 @@ def _build(part: type, page: dict, place: str, prefix: str = "") -> typing.Any:
         kind = kinds[key]
         if dataclasses.is_dataclass(kind):
             if value is not None and not isinstance(value, dict):
-                raise UserError(f"{place}{prefix}{key}: expected the keys {', '.join(_names(kind))}, found {value!r}.")
+                raise UserError(
+                    f"{place}{prefix}{key}: expected the keys {', '.join(_names(kind))}, found {short_repr(value)}."
+                )
             values[key] = _build(kind, value or {}, place, f"{prefix}{key}.")
         else:
             values[key] = _check(value, kind, f"{prefix}{key}", place)
@@ -323,11 +353,13 @@ def _span(value: object, key: str, place: str) -> tuple[float, float]:
     numbers = value if isinstance(value, (list, tuple)) else ()
     known = [one for one in numbers if isinstance(one, (int, float)) and not isinstance(one, bool)]
     if len(known) != 2 or len(numbers) != 2 or not -1000 < known[0] <= known[1] < 1000:
-        raise UserError(f"{place}{key}: expected two numbers, the lower one first, as [0.9, 1.1]; found {value!r}.")
+        raise UserError(
+            f"{place}{key}: expected two numbers, the lower one first, as [0.9, 1.1]; found {short_repr(value)}."
+        )
     if key.endswith("_db") and not -100 <= known[0] <= known[1] <= 100:
-        raise UserError(f"{place}{key}: expected decibels between -100 and 100, found {value!r}.")
+        raise UserError(f"{place}{key}: expected decibels between -100 and 100, found {short_repr(value)}.")
     if key == "augment.speed_factor" and not 0.5 <= known[0] <= known[1] <= 2.0:
-        raise UserError(f"{place}{key}: expected factors between 0.5 and 2, found {value!r}.")
+        raise UserError(f"{place}{key}: expected factors between 0.5 and 2, found {short_repr(value)}.")
     return (float(known[0]), float(known[1]))
 
 
@@ -340,7 +372,7 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         if key == "data.train" and isinstance(items, (list, tuple)):
             items = [_source(item, f"{key}[{number}]", place) for number, item in enumerate(items)]
         elif not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise UserError(f"{place}{key}: expected a list of names, found {value!r}.")
+            raise UserError(f"{place}{key}: expected a list of names, found {short_repr(value)}.")
         return tuple(items)
     if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
@@ -351,20 +383,22 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         value = int(value)
     if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, tuple(allowed)):
         wanted = " or ".join("null" if item is type(None) else item.__name__ for item in allowed)
-        raise UserError(f"{place}{key}: expected {wanted}, found {value!r}.")
+        raise UserError(f"{place}{key}: expected {wanted}, found {short_repr(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{place}{key}: expected a finite number, found {value}.")
+        raise UserError(f"{place}{key}: expected a finite number, found {short_repr(value)}.")
     if key in CHOICES and value not in CHOICES[key]:
         choices = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
-        raise UserError(f"{place}{key}: {value!r} is not among {choices}.")
+        raise UserError(f"{place}{key}: {short_repr(value)} is not among {choices}.")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
-        raise UserError(f"{place}{key}: expected more than 0, found {value}.")
+        raise UserError(f"{place}{key}: expected more than 0, found {short_repr(value)}.")
+    if key in AT_MOST and isinstance(value, (int, float)) and value > AT_MOST[key]:
+        raise UserError(f"{place}{key}: expected at most {AT_MOST[key]:,}, found {short_repr(value)}.")
     if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
-        raise UserError(f"{place}{key}: expected 0 or more, found {value}.")
+        raise UserError(f"{place}{key}: expected 0 or more, found {short_repr(value)}.")
     if key == "train.seed" and value >= 2**32:
-        raise UserError(f"{place}{key}: expected less than 2**32, found {value}.")
+        raise UserError(f"{place}{key}: expected less than 2**32, found {short_repr(value)}.")
     if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
-        raise UserError(f"{place}{key}: expected a number of clips or auto, found {value!r}.")
+        raise UserError(f"{place}{key}: expected a number of clips or auto, found {short_repr(value)}.")
     if key in SHARES and not 0 <= value <= 1:
-        raise UserError(f"{place}{key}: expected a share between 0 and 1, found {value}.")
+        raise UserError(f"{place}{key}: expected a share between 0 and 1, found {short_repr(value)}.")
     return value

@@ -8,10 +8,12 @@ import typing
 from pathlib import Path
 
 from whisper_peft.errors import UserError
+from whisper_peft.files import parse_yaml, read_text
 from whisper_peft.recipe import Recipe, Source, as_dict, from_dict, override
 
 PACKAGE = Path(__file__).parent
 PACKAGE_PREFIX = "package:"
+MAX_RECIPE_BYTES = 1024**2
 
 
 def expanded(path: str | Path) -> Path:
@@ -31,16 +33,11 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
         UserError: no such recipe, not YAML, or an unknown or impossible setting (named with the nearest known one).
     """
-    import yaml
-
     path = find_recipe(name)
     try:
-        page = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a YAML page ({reason}).") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        page = parse_yaml(read_text(path, max_bytes=MAX_RECIPE_BYTES))
+    except ValueError as error:
+        raise UserError(f"{path}: not a YAML page ({error}).") from None
     return absolute(from_dict({} if page is None else page, place=f"{path}: "), path.parent)
 
 

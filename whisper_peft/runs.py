@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from whisper_peft.errors import UserError
+from whisper_peft.files import read_json_file
 
 RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
@@ -83,15 +84,12 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Reads a JSON file of ours.
+    """Read a JSON object, of ours or of a checkpoint.
 
     Raises:
-        UserError: missing or not JSON.
+        UserError: It is missing, not JSON, or not an object.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
+    return read_json_file(path)
 
 
 def append_jsonl(path: str | Path, *records: dict) -> None:
