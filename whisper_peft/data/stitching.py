@@ -17,6 +17,7 @@ MOST_CLIPS = 24  # in one window; clips of a second each would fill 30 s with mo
 FRAME_S = 0.02  # the unit of the level detector, and of Whisper's times
 QUIET_PERCENTILE = 10  # a clip's noise floor is the level that a tenth of its frames stay under
 LOUD_PERCENTILE = 95
+MOST_RANGE_DB = 60.0  # telephones send digital silence, which is far below any sound that counts
 LEAST_RANGE_DB = 12.0  # a clip with less between floor and speech has no silence that a level can tell
 ABOVE_FLOOR = 0.35  # speech is what rises over the floor by this share of the range
 LEAST_FRAMES = 3  # of speech in a row: a click is no speech
@@ -42,6 +43,7 @@ def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
     if len(levels) < LEAST_FRAMES:
         return 0.0, length_s
     floor, loud = np.percentile(levels, (QUIET_PERCENTILE, LOUD_PERCENTILE))
+    floor = max(floor, loud - MOST_RANGE_DB)
     if loud - floor < LEAST_RANGE_DB:
         return 0.0, length_s
     is_speech = levels > floor + ABOVE_FLOOR * (loud - floor)
