@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+import soundfile
+from conftest import make_speech, make_tiny_model, tiny_recipe
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whisper_peft import SpeechCollator, SpeechDataset, load_preparation, override, train
+from whisper_peft.data.batching import Stitching, steps
+from whisper_peft.data.dataset import Example, LeftOut, Pick
+from whisper_peft.data.rows import Row
 from whisper_peft.data.stitching import GAP_S, fill_windows, find_speech, gather, noise_like
 
 
@@ -84,8 +93,155 @@ def test_a_share_of_a_usual_set_is_joined():
 
 @given(st.lists(st.floats(0.1, 30), max_size=60), st.floats(5, 30))
 def test_windows_are_full_and_never_over_their_length(seconds, window_s):
-    windows = fill_windows(seconds, window_s)
+    windows = fill_windows(seconds, [10] * len(seconds), window_s=window_s, max_tokens=100)
     assert [place for window in windows for place in range(window.start, window.stop)] == list(range(len(seconds)))
     for window in windows:
         clips = seconds[window]
         assert len(clips) == 1 or sum(clips) + GAP_S[1] * (len(clips) - 1) <= window_s
+        assert len(clips) <= 10
+
+
+def take_steps(n_steps: int, seconds: list[float], batch_size: int, share: float, start: int = 0) -> list[list[Pick]]:
+    voices = np.arange(len(seconds)) % 7
+    drawn = steps(
+        len(seconds),
+        batch_size,
+        seed=3,
+        duration_s=seconds.__getitem__,
+        start=start,
+        stitching=Stitching(share, 30.0, 440, lambda pick: 20),
+        voices=voices,
+    )
+    return list(itertools.islice(drawn, n_steps))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.floats(0.5, 20), min_size=1, max_size=300),
+    st.integers(1, 12),
+    st.floats(0, 1),
+)
+def test_a_step_has_its_number_of_clips_and_an_epoch_has_each_clip_once(seconds, batch_size, share):
+    n_steps = -(-len(seconds) // batch_size)
+    epoch = take_steps(n_steps, seconds, batch_size, share)
+    sizes = [sum(len(pick.clips) for pick in step) for step in epoch]
+    assert sum(sizes) == len(seconds)
+    assert all(size <= batch_size for size in sizes)
+    rows = [clip.row for step in epoch for pick in step for clip in pick.clips]
+    assert sorted(rows) == list(range(len(seconds)))
+    for step in epoch:
+        for pick in step:
+            assert len({clip.row % 7 for clip in pick.clips}) == 1  # one voice
+            assert len(pick.clips) == 1 or sum(seconds[clip.row] for clip in pick.clips) <= 30
+
+
+@pytest.mark.parametrize("start", [0, 1, 31, 32, 33, 80])
+def test_a_later_start_is_the_same_as_skipping(start):
+    seconds = np.random.default_rng(0).uniform(1, 8, 300).tolist()
+    whole = take_steps(start + 40, seconds, 8, 0.3)
+    assert take_steps(40, seconds, 8, 0.3, start) == whole[start:]
+    other_epoch = take_steps(80, seconds, 8, 0.3)
+    windows = [
+        {frozenset(clip.row for clip in pick.clips) for step in part for pick in step if pick.joined}
+        for part in (other_epoch[:38], other_epoch[38:76])
+    ]
+    assert windows[0]
+    assert windows[0] != windows[1]  # drawn anew in each epoch
+
+
+@pytest.fixture(scope="module")
+def preparation(tmp_path_factory):
+    """The miniature's vocabulary with a window of 10 s."""
+    model = make_tiny_model(tmp_path_factory.mktemp("wide") / "model", max_source_positions=500)
+    preparation = load_preparation(str(model))
+    assert preparation.window_s == 10
+    return preparation
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Row]:
+    """Three clips of one speaker: 0.5 s of silence, 1 s of sound, 0.5 s of silence."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for number, text in enumerate(("घर पानी", "किताब सड़क", "लाल नीला")):
+        silence = np.zeros(8000, np.float32)
+        soundfile.write(folder / f"{number}.wav", np.concatenate([silence, tone(1.0, 0.3), silence]), 16000)
+        rows.append(Row(str(folder / f"{number}.wav"), text, "hi", speaker="a"))
+    return rows
+
+
+WINDOW = Pick(0, joined=(Pick(1), Pick(2)))
+
+
+def test_a_window_has_all_sounds_in_order_and_the_time_of_each_text(preparation, clips):
+    dataset = SpeechDataset(clips, preparation, timestamps=1.0)
+    window = dataset[WINDOW]
+    assert isinstance(window, Example)
+    assert window.n_clips == 3
+    assert 3 * 2.0 + 2 * GAP_S[0] <= window.seconds <= 3 * 2.0 + 2 * GAP_S[1] + 0.01
+    times = [
+        (int(token) - preparation.first_timestamp) * 0.02
+        for token in window.labels
+        if token >= preparation.first_timestamp
+    ]
+    assert len(times) == 6
+    assert times == sorted(times)
+    assert times[0] == pytest.approx(0.5, abs=0.15)
+    assert times[1] == pytest.approx(1.5, abs=0.15)
+    assert 0.5 + 0.5 + GAP_S[0] - 0.3 <= times[2] - times[1] <= 0.5 + 0.5 + GAP_S[1] + 0.3
+    texts = [token for token in window.labels.tolist() if 0 <= token < preparation.eot]
+    assert preparation.decode(texts) == "घर पानी किताब सड़क लाल नीला"
+    again = SpeechDataset(clips, preparation, timestamps=1.0)[WINDOW]
+    assert np.array_equal(window.input_features, again.input_features)
+    other = dataset[dataclasses.replace(WINDOW, epoch=1)]
+    assert other.seconds != window.seconds  # other gaps
+
+
+def test_a_window_without_times_has_the_joined_text(preparation, clips):
+    window = SpeechDataset(clips, preparation)[WINDOW]
+    assert not (window.labels >= preparation.first_timestamp).any()
+    assert preparation.decode(window.labels.tolist()) == "घर पानी किताब सड़क लाल नीला"
+
+
+def test_a_single_clip_that_is_learnt_with_times_has_those_of_its_speech(preparation, clips):
+    labels = SpeechDataset(clips, preparation, timestamps=1.0)[0].labels
+    times = [(int(token) - preparation.first_timestamp) * 0.02 for token in labels if token > preparation.no_timestamps]
+    assert times == pytest.approx([0.5, 1.5], abs=0.15)
+
+
+def test_a_clip_that_cannot_be_used_leaves_its_window(preparation, clips):
+    rows = [clips[0], dataclasses.replace(clips[1], audio="gone.wav"), dataclasses.replace(clips[2], text=" ")]
+    dataset = SpeechDataset(rows, preparation)
+    window = dataset[WINDOW]
+    assert window.n_clips == 1
+    assert [(clip.row, clip.reason) for clip in window.left_out] == [(1, "no such file"), (2, "empty text")]
+    rows[0] = dataclasses.replace(clips[0], audio="gone.wav")
+    nothing = dataset[WINDOW]
+    assert isinstance(nothing, LeftOut)
+    batch = SpeechCollator(preparation)([nothing, window])
+    assert batch["n_clips"] == 1
+    assert sorted(clip.row for clip in batch["left_out"]) == [0, 1, 1, 2, 2]
+
+
+def test_clips_that_grew_in_augmentation_still_fit(preparation, clips):
+    dataset = SpeechDataset(clips, preparation, augment=lambda wave, rng: np.tile(wave, 2))
+    window = dataset[WINDOW]
+    assert window.seconds <= preparation.window_s
+    assert window.n_clips == 2
+    assert [clip.reason for clip in window.left_out] == ["augmented, it has no room in its stitched window"]
+
+
+def test_a_resumed_run_with_stitching_equals_an_uninterrupted_one(tiny_model, tmp_path):
+    make_speech(tmp_path / "train", 24, seconds=(0.3, 0.6))
+    make_speech(tmp_path / "eval", 2, seed=1)
+    recipe = override(
+        tiny_recipe(tiny_model, tmp_path),
+        {"features.stitch": 0.5, "features.timestamps": 0.5, "data.test": None, "train.steps": 6},
+    )
+    first = override(recipe, {"train.steps": 3, "train.schedule": "constant", "train.warmup_steps": 0})
+    constant = override(recipe, {"train.schedule": "constant", "train.warmup_steps": 0})
+    straight = train(constant, output=tmp_path / "straight").run
+    begun = train(first, output=tmp_path / "begun").run
+    train(resume=begun, changes={"train.steps": 6})
+    weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (straight, begun)]
+    assert weights[0] == weights[1]

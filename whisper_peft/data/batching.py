@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from whisper_peft.data.dataset import Pick
+from whisper_peft.data.stitching import MOST_CLIPS, fill_windows, gather
 
 SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}  # of a window, where the user says nothing
+STITCHING = 2  # in a seed: what is drawn for stitching, beside the order of the epoch
 LOOK_AHEAD = 256  # rows whose headers are read at a time to put like lengths together
 
 
@@ -29,6 +32,8 @@ def steps(
     start: int = 0,
     look_ahead: int = LOOK_AHEAD,
     parts: Sequence[tuple[int, float]] = (),
+    stitching: Stitching | None = None,
+    voices: np.ndarray | None = None,
 ) -> Iterator[list[Pick]]:
     """Endless optimizer steps: lists of `batch_size` clips, shuffled, clips of like length together.
 
@@ -45,6 +50,8 @@ def steps(
         look_ahead: rows put in order of length at a time, rounded to whole steps.
         parts: (rows, weight) of the sources that the rows are of, one after the other: how often each row comes in an
             epoch; one source of weight 1, by default.
+        stitching: How a share of the clips is joined into longer windows; None joins none.
+        voices: int64 (n_rows,), with `stitching`: equal for rows that may be joined.
     """
     parts = parts or [(n_rows, 1.0)]
     block = block_size(batch_size, look_ahead)
@@ -53,6 +60,10 @@ def steps(
     step = start
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
+        groups = None
+        if stitching is not None:
+            rng = np.random.default_rng((seed, epoch, STITCHING))
+            order, groups = gather(order, voices, stitching.share, rng, most_clips=most_joined(batch_size))
         again = _times_before(order) if any(weight > 1 for _, weight in parts) else np.zeros_like(order)
         for first in range(0, len(order), block):
             drawn = [*zip(order[first : first + block].tolist(), again[first : first + block].tolist(), strict=True)]
@@ -61,7 +72,9 @@ def steps(
                 skip -= n_steps
                 continue
             picks = [(duration_s(row), Pick(row, epoch, again=times)) for row, times in drawn]
-            for batch in like_lengths(picks, batch_size, (seed, epoch, first))[skip:]:
+            if stitching is not None:
+                picks = stitching.windows(picks, groups[first : first + block], batch_size)
+            for batch in fill_steps(picks, batch_size, (seed, epoch, first))[skip:]:
                 yield [replace(pick, slack_s=slack_s(step)) for pick in batch]
                 step += 1
             skip = 0
@@ -104,11 +117,106 @@ def _times_before(order: np.ndarray) -> np.ndarray:
     return found
 
 
-def like_lengths(picks: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:
-    """Cuts a block of (seconds, pick) into steps of like lengths, in seeded order."""
-    by_length = [pick for _, pick in sorted(picks, key=lambda pair: (pair[0], pair[1].row))]
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+@dataclass(frozen=True)
+class Stitching:
+    """How a share of the clips is joined into longer windows.
+
+    Args:
+        share: Share of an epoch's clips, or of a stream's block, that is joined.
+        window_s: Longest window, in seconds.
+        max_tokens: Largest number of tokens of a window's text.
+        n_tokens: Counts the tokens of a pick's text, with its times.
+    """
+
+    share: float
+    window_s: float
+    max_tokens: int
+    n_tokens: Callable[[Pick], int]
+
+    def windows(
+        self, picks: Sequence[tuple[float, Pick]], groups: np.ndarray, batch_size: int
+    ) -> list[tuple[float, Pick]]:
+        """Join the clips of each group in a block.
+
+        Args:
+            picks: (seconds, pick) of the block, in the order of the epoch.
+            groups: int64 (n_picks,), see `stitching.gather`.
+            batch_size: Clips in a step, the most that a window can have.
+
+        Returns:
+            (seconds, pick) of windows and of clips that stay alone. A pick has its window's other clips in `joined`.
+        """
+        units = []
+        for group, members in itertools.groupby(zip(groups.tolist(), picks, strict=True), key=lambda pair: pair[0]):
+            clips = [pick for _, pick in members]
+            if group < 0:
+                units += clips
+                continue
+            seconds = [clip_s for clip_s, _ in clips]
+            tokens = [self.n_tokens(pick) for _, pick in clips]
+            cuts = fill_windows(
+                seconds,
+                tokens,
+                window_s=self.window_s,
+                max_tokens=self.max_tokens,
+                most_clips=most_joined(batch_size),
+            )
+            units += [_joined(clips[window]) for window in cuts]
+        return units
+
+
+def most_joined(batch_size: int) -> int:
+    """Return the largest number of clips in a stitched window; a window is never larger than a step."""
+    return min(MOST_CLIPS, batch_size)
+
+
+def _joined(clips: Sequence[tuple[float, Pick]]) -> tuple[float, Pick]:
+    first = clips[0][1]
+    rest = tuple(pick for _, pick in clips[1:])
+    return sum(clip_s for clip_s, _ in clips), replace(first, joined=rest)
+
+
+def fill_steps(units: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:
+    """Cut a block into steps of `batch_size` clips, those of like length together, in seeded order.
+
+    Stitched windows come first: a step takes as many of them as fit, and the longest single clips beside them. Where
+    the single clips are used up, a window is cut in two. So only one step of a block has fewer clips than the others.
+
+    Args:
+        units: (seconds, pick) of each window or single clip.
+        batch_size: Clips in a step; no window has more.
+        seed: Of the order of the steps.
+    """
+    by_length = [pick for _, pick in sorted(units, key=lambda pair: (pair[0], pair[1].row))]
+    singles = [pick for pick in by_length if not pick.joined]
+    windows = [pick for pick in reversed(by_length) if pick.joined]
+    batches = []
+    while windows:
+        batch: list[Pick] = []
+        room = batch_size
+        for window in list(windows):
+            if len(window.clips) <= room:
+                batch.append(window)
+                windows.remove(window)
+                room -= len(window.clips)
+        while room and singles:
+            batch.append(singles.pop())
+            room -= 1
+        if room and windows:
+            head, tail = _split(windows.pop(0), room)
+            batch.append(head)
+            (windows if tail.joined else singles).append(tail)
+        batches.append(batch)
+    batches += [singles[i : i + batch_size] for i in range(0, len(singles), batch_size)]
     return [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
+
+
+def _split(window: Pick, n_clips: int) -> tuple[Pick, Pick]:
+    """Cut a window behind its first `n_clips` clips."""
+    clips = window.clips
+    head = replace(clips[0], joined=clips[1:n_clips])
+    tail = replace(clips[n_clips], joined=clips[n_clips + 1 :])
+    return head, tail
 
 
 def slack_policy(

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from whisper_peft.data.rows import Row
+
 GAP_S = (0.2, 1.0)  # shortest and longest silence between two joined clips
+TOKENS_OF_A_PREFIX = 6  # start, language, task, no timestamps, end, and one to spare
+TOKENS_OF_A_TIME = 3  # that a clip's text adds: its two times and a space
 MOST_CLIPS = 24  # in one window; clips of a second each would fill 30 s with more
 
 FRAME_S = 0.02  # the unit of the level detector, and of Whisper's times
@@ -98,6 +102,27 @@ def noise_like(wave: np.ndarray, n_samples: int, rng: np.random.Generator) -> np
     return (shaped * (wanted_rms / found_rms)).astype(np.float32)
 
 
+def voices_of(rows: Sequence[Row], parts: Sequence[tuple[int, float]] = ()) -> np.ndarray:
+    """Number the voices of rows, int64 (n_rows,): rows of one number may be joined.
+
+    They are of one speaker and one language, and where no speaker is named, of one source. A row without speech has a
+    number of its own, so that it is never joined.
+
+    Args:
+        rows: The rows, source after source.
+        parts: (rows, weight) of the sources; without them, all rows are of one source.
+    """
+    sources = np.repeat(np.arange(len(parts)), [n_rows for n_rows, _ in parts]).tolist() or [0] * len(rows)
+    numbers: dict[tuple, int] = {}
+    voices = np.empty(len(rows), dtype=np.int64)
+    for place, (row, source) in enumerate(zip(rows, sources, strict=True)):
+        voice = (source, row.speaker, row.language)
+        if row.no_speech:
+            voice = (source, row.speaker, row.language, place)
+        voices[place] = numbers.setdefault(voice, len(numbers))
+    return voices
+
+
 def gather(
     order: np.ndarray, voices: np.ndarray, share: float, rng: np.random.Generator, *, most_clips: int = MOST_CLIPS
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -146,29 +171,95 @@ def gather(
     return order[new_places], grouped[new_places]
 
 
-def fill_windows(seconds: Sequence[float], window_s: float, *, most_clips: int = MOST_CLIPS) -> list[slice]:
+def fill_windows(
+    seconds: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    window_s: float,
+    max_tokens: int,
+    most_clips: int = MOST_CLIPS,
+) -> list[slice]:
     """Cut a group of clips into windows that they fill, one after the other.
 
     Args:
         seconds: Length of each clip, in the order of the group.
+        tokens: Number of tokens of each clip's text, with its times.
         window_s: Longest window, in seconds. Between two clips the longest gap is counted.
+        max_tokens: Largest number of tokens in a window.
         most_clips: Largest number of clips in a window.
 
     Returns:
         One slice over the clips for each window.
 
     Example:
-        >>> fill_windows([10.0, 12.0, 9.0, 3.0], 30.0)
+        >>> fill_windows([10.0, 12.0, 9.0, 3.0], [20, 20, 20, 20], window_s=30.0, max_tokens=440)
         [slice(0, 2, None), slice(2, 4, None)]
     """
     windows = []
     first = 0
     length_s = 0.0
-    for place, clip_s in enumerate(seconds):
-        if place > first and (length_s + GAP_S[1] + clip_s > window_s or place - first >= most_clips):
+    n_tokens = 0
+    for place, (clip_s, clip_tokens) in enumerate(zip(seconds, tokens, strict=True)):
+        is_full = (
+            length_s + GAP_S[1] + clip_s > window_s
+            or n_tokens + clip_tokens > max_tokens
+            or place - first >= most_clips
+        )
+        if place > first and is_full:
             windows.append(slice(first, place))
             first = place
-        length_s = clip_s if place == first else length_s + GAP_S[1] + clip_s
+        if place == first:
+            length_s = clip_s
+            n_tokens = clip_tokens
+        else:
+            length_s += GAP_S[1] + clip_s
+            n_tokens += clip_tokens
     if first < len(seconds):
         windows.append(slice(first, len(seconds)))
     return windows
+
+
+def join(
+    waves: Sequence[np.ndarray], max_samples: int, sample_rate_hz: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[float]]:
+    """Join clips into one window, with 0.2 to 1.0 s of their own noise floor between them.
+
+    Where the window would become too long, the gaps become shorter; where even the shortest gaps do not help, the last
+    clips are not joined.
+
+    Args:
+        waves: float32 (n_samples,) each; the first one fits alone.
+        max_samples: Longest window.
+        sample_rate_hz: Rate of all.
+        rng: Draws the gaps and the noise in them.
+
+    Returns:
+        The window, float32 (n_samples,), and the start of each clip that is in it, in seconds.
+    """
+    if len(waves) == 1:
+        return waves[0], [0.0]
+    shortest, longest = (round(gap_s * sample_rate_hz) for gap_s in GAP_S)
+    lengths = np.cumsum([len(wave) for wave in waves]) + shortest * np.arange(len(waves))
+    n_clips = max(1, int(np.searchsorted(lengths, max_samples, side="right")))
+    room = max_samples - int(lengths[n_clips - 1])
+    extra = rng.integers(0, longest - shortest + 1, size=n_clips - 1)  # beyond the shortest gap
+    if extra.sum() > room:
+        extra = (extra * (room / extra.sum())).astype(int)
+    parts = []
+    starts_s = []
+    n_so_far = 0
+    for place, wave in enumerate(waves[:n_clips]):
+        if place:
+            gap = _gap(waves[place - 1], wave, shortest + int(extra[place - 1]), rng)
+            parts.append(gap)
+            n_so_far += len(gap)
+        starts_s.append(n_so_far / sample_rate_hz)
+        parts.append(wave)
+        n_so_far += len(wave)
+    return np.concatenate(parts), starts_s
+
+
+def _gap(before: np.ndarray, after: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Make noise that fades from one clip's floor into the next one's."""
+    fade = np.linspace(0, 1, n_samples, dtype=np.float32)
+    return (1 - fade) * noise_like(before, n_samples, rng) + fade * noise_like(after, n_samples, rng)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import slack_policy, steps_per_epoch
+from whisper_peft.data.batching import Stitching, slack_policy, steps_per_epoch
+from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
+from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
 from whisper_peft.evaluation.transcribing import Transcripts, full_limit, training_limit, transcribe_rows
@@ -131,7 +133,8 @@ class Session:
         trainer = SpeechTrainer(
             model, training_arguments(recipe, self.run), dataset=self.speech.train, batch_size=recipe.train.batch_size,
             micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
-            slack_s=slack_s, start=self.start, parts=self.speech.parts, stream=stream, masks=recipe.augment.masks,
+            slack_s=slack_s, start=self.start, parts=self.speech.parts, stitching=self._stitching(), stream=stream,
+            masks=recipe.augment.masks,
             loss=loss or token_loss_sum, on_batch=self.left_out.on_batch, on_finer_cut=self._finer_cut, callbacks=extra,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
@@ -150,7 +153,22 @@ class Session:
         return StreamSampler(
             self.speech.stream, self.recipe.train.batch_size, buffer_rows=self.recipe.data.shuffle_buffer,
             slack_s=slack_s, seed=self.recipe.train.seed, start=self.start, first=saved["first_step"],
+            stitching=self._stitching(),
         )  # fmt: skip
+
+    def _stitching(self) -> Stitching | None:
+        """How training clips are joined into longer windows; None where the recipe does not ask for it."""
+        share = self.recipe.features.stitch
+        if not share:
+            return None
+        dataset, preparation = self.speech.train, self.preparation
+
+        def n_tokens(pick: Pick) -> int:
+            row = pick.given or dataset.rows[pick.row]
+            return preparation.n_tokens(dataset.clean(row.text)) + TOKENS_OF_A_TIME * max(1, len(row.segments))
+
+        room = preparation.max_label_tokens - TOKENS_OF_A_PREFIX
+        return Stitching(share, preparation.window_s, room, n_tokens)
 
     def _finer_cut(self, clips: int) -> None:
         """Kept for the rest of the run, and for its resume."""

@@ -17,10 +17,20 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from whisper_peft.data.batching import block_size, clips_at_once, cut, like_lengths, steps
+from whisper_peft.data.batching import (
+    STITCHING,
+    Stitching,
+    block_size,
+    clips_at_once,
+    cut,
+    fill_steps,
+    most_joined,
+    steps,
+)
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
+from whisper_peft.data.stitching import gather, voices_of
 from whisper_peft.data.streams import RowStream
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
@@ -53,17 +63,24 @@ class StepSampler:
 
     def __init__(
         self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
-        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int,
+        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int, stitching: Stitching | None = None,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
-        self.parts, self.rank, self.n_ranks = parts, rank, n_ranks
+        self.parts, self.rank, self.n_ranks, self.stitching = parts, rank, n_ranks, stitching
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
         drawn = steps(
-            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s,
-            slack_s=self.slack_s, start=self.start, parts=self.parts,
-        )  # fmt: skip
+            len(self.dataset),
+            self.batch_size,
+            seed=self.seed,
+            duration_s=self.dataset.duration_s,
+            slack_s=self.slack_s,
+            start=self.start,
+            parts=self.parts,
+            stitching=self.stitching,
+            voices=None if self.stitching is None else voices_of(self.dataset.rows, self.parts),
+        )
         return (picks[self.rank :: self.n_ranks] for picks in drawn)
 
 
@@ -85,9 +102,10 @@ class StreamSampler:
 
     def __init__(
         self, stream: RowStream, batch_size: int, *, buffer_rows: int, slack_s: Callable[[int], float], seed: int,
-        start: int, first: int,
+        start: int, first: int, stitching: Stitching | None = None,
     ):  # fmt: skip
         self.stream, self.batch_size, self.rows = stream, batch_size, block_size(batch_size, buffer_rows)
+        self.stitching = stitching
         self.slack_s, self.seed, self.start, self.first = slack_s, seed, start, first
         self.blocks: list[tuple[int, dict]] = []
 
@@ -97,12 +115,26 @@ class StreamSampler:
         while True:
             self.blocks.append((step, self.stream.state()))
             number = self.stream.block
-            drawn = enumerate(self.stream.draw(self.rows), start=step * self.batch_size)
-            picks = [(SpeechDataset.seconds_of(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
-            for batch in like_lengths(picks, self.batch_size, (self.seed, number)):
+            drawn = self.stream.draw(self.rows)
+            units = [
+                (SpeechDataset.seconds_of(row), Pick(place, epoch, given=row))
+                for place, (row, epoch) in enumerate(drawn, start=step * self.batch_size)
+            ]
+            if self.stitching is not None:
+                units = self._stitched(units, number)
+            for batch in fill_steps(units, self.batch_size, (self.seed, number)):
                 if step >= self.start:
                     yield [dataclasses.replace(pick, slack_s=self.slack_s(step)) for pick in batch]
                 step += 1
+
+    def _stitched(self, units: list[tuple[float, Pick]], block: int) -> list[tuple[float, Pick]]:
+        """Join a share of a block's clips; two sources of a stream count as one where no speaker is named."""
+        voices = voices_of([pick.given for _, pick in units])
+        rng = np.random.default_rng((self.seed, block, STITCHING))
+        order, groups = gather(
+            np.arange(len(units)), voices, self.stitching.share, rng, most_clips=most_joined(self.batch_size)
+        )
+        return self.stitching.windows([units[place] for place in order], groups, self.batch_size)
 
     def state_at(self, step: int) -> dict:
         """Of the stream at the start of the block that holds the step after so many; older blocks are forgotten."""
@@ -129,6 +161,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
+        stitching: how a share of the clips is joined into longer windows; None: none.
         on_finer_cut: told how many clips are in memory at once from now on, after a step ran out of memory.
         callbacks: of transformers.
     """
@@ -145,6 +178,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         slack_s: Callable[[int], float] = lambda step: math.inf,
         start: int = 0,
         parts: Sequence[tuple[int, float]] = (),
+        stitching: Stitching | None = None,
         stream: StreamSampler | None = None,
         masks: Mapping[str, float] | None = None,
         evaluate_model: Callable[[], dict] | None = None,
@@ -156,6 +190,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
         self.slack_s, self.start, self.parts, self.stream, self.masks = slack_s, start, parts, stream, masks
+        self.stitching = stitching
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.kept, self.speech_s, self.window_s = 0, 0, 0.0, 0.0
 
@@ -167,6 +202,7 @@ class SpeechTrainer(Seq2SeqTrainer):
             batch_sampler=self.stream or StepSampler(
                 dataset, self.batch_size, slack_s=self.slack_s, seed=self.args.seed, start=self.start,
                 parts=self.parts, rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
+                stitching=self.stitching,
             ),
             collate_fn=SpeechCollator(dataset.preparation),
             num_workers=workers,
