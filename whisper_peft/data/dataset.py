@@ -176,6 +176,7 @@ class SpeechDataset:
             AudioError: It cannot be decoded.
             TooLongError: It is longer than the model's window.
         """
+        row = self._as_heard(pick, row)
         wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
         if len(wave) > self.preparation.window_samples:
             self.preparation.encode_audio(wave)  # raises
@@ -186,6 +187,23 @@ class SpeechDataset:
         if len(changed) > self.preparation.window_samples:
             return Sound(pick, row, wave, kept=True)
         return Sound(pick, changed_row, changed, stretch)
+
+    def _as_heard(self, pick: Pick, row: Row) -> Row:
+        """Give a clip of a recording its whole window where it is learnt with times, else its last whole segment's end.
+
+        Not in a stitched window, where another clip stands behind it, and not with an augmentation of the user's own,
+        after which nobody may know the times.
+        """
+        if row.window_end_s is None:
+            return row
+        timed = not pick.joined and self.augment is None and self._is_timed(pick)
+        if timed:
+            return dataclasses.replace(row, end_s=row.window_end_s)
+        return dataclasses.replace(row, window_end_s=None, next_start_s=None)
+
+    def _is_timed(self, pick: Pick) -> bool:
+        """Draw whether a clip is learnt with its times."""
+        return self._generator(pick, TIMESTAMPS).random() < self.timestamps
 
     def _example(self, pick: Pick, sounds: list[Sound], left_out: list[LeftOut]) -> Example:
         """Stitch clips into one window, and encode it; one clip alone is a window, too."""
@@ -262,10 +280,13 @@ class SpeechDataset:
             no_speech=not spoken,
             prompt=self.clean(row.prompt) if prompted else "",
         )
-        if spoken and self._generator(pick, TIMESTAMPS).random() < self.timestamps:
+        if spoken and self._is_timed(pick):
+            next_start_s = None
+            if row.next_start_s is not None:
+                next_start_s = min(row.next_start_s * sounds[0].stretch, self.preparation.window_s)
             timed = [segment for sound, start_s in spoken for segment in self._timed(sound, start_s)]
             with contextlib.suppress(TooLongError):  # which clips are left out does not depend on the draw
-                return encode(timed, timestamps=True)
+                return encode(timed, timestamps=True, next_start_s=next_start_s)
         return encode([Segment(self.clean(sound.row.text)) for sound, _ in spoken])
 
     def _timed(self, sound: Sound, start_s: float) -> list[Segment]:

@@ -94,11 +94,14 @@ class Preparation:
         timestamps: bool = False,
         prompt: str = "",
         no_speech: bool = False,
+        next_start_s: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens in, and tokens out one step ahead.
 
         The first text starts without a space, as Whisper's public fine-tunes have it (a lone space is suppressed at
         the start of generation); later segments are joined by one.
+
+        With times, `next_start_s` is the start of a segment that the window's end cuts: only its start is a token.
 
         Returns:
             decoder_input_ids, int64 (n_tokens,): ``[<|startofprev|> prompt…] <|startoftranscript|> … text…``, and
@@ -120,6 +123,8 @@ class Preparation:
             body += words
         if not body and not no_speech:
             raise ValueError("empty text")
+        if timestamps and next_start_s is not None:
+            body.append(self._timestamp(next_start_s))
         prefix = self.prefix(language, task, timestamps=timestamps)
         if len(prefix) + len(body) > self.max_label_tokens:
             raise TooLongError(

@@ -47,6 +47,10 @@ class Row:
     place: str = ""  # "metadata.csv:12", where the row was read, for messages
     segments: tuple[Segment, ...] = ()  # the text in parts, with times from start_s on, where they are known
     prompt: str = ""  # what was said before; never learnt
+    # The window of a clip that is cut from a recording ends inside the segment behind it. Who learns the clip with its
+    # times hears up to here, and learns when that segment begins.
+    window_end_s: float | None = None  # in the file
+    next_start_s: float | None = None  # from start_s on
 
     @property
     def name(self) -> str:

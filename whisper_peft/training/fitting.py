@@ -134,7 +134,16 @@ def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
         tokens = [round(len(text.encode()) * TOKENS_PER_BYTE) for text in texts]
     if dataset.timestamps:  # a start and an end of each segment, or of the clip
         tokens = [n + 2 * max(1, len(dataset.rows[row].segments)) for row, n in zip(sample, tokens, strict=True)]
-    return Clips(tuple((dataset.duration_s(row), n) for row, n in zip(sample, tokens, strict=True)), count)
+    seconds = [_longest_s(dataset, row) for row in sample]
+    return Clips(tuple(zip(seconds, tokens, strict=True)), count)
+
+
+def _longest_s(dataset: SpeechDataset, row_number: int) -> float:
+    """Return the seconds of a clip; of one that is cut from a recording, with the rest of its window."""
+    row = dataset.rows[row_number]
+    if dataset.timestamps and row.window_end_s is not None:
+        return row.window_end_s - row.start_s
+    return dataset.duration_s(row_number)
 
 
 def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[Load]:
