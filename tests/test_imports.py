@@ -32,8 +32,8 @@ ROOMS = {
         "build",
     ),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
-        "report",
+        "transcribing", "longform", "normalizers", "metrics", "recordings", "scoring", "neighbours", "check_page",
+        "checking", "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
