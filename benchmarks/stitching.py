@@ -40,7 +40,6 @@ from whisper_peft.data.subtitles import read_segments
 from whisper_peft.evaluation.longform import transcribe_wave
 from whisper_peft.evaluation.recordings import score_recording
 from whisper_peft.evaluation.transcribing import full_limit
-from whisper_peft.training.artefacts import load_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "stitching"
