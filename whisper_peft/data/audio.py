@@ -223,7 +223,8 @@ def _open_container(file: BinaryIO) -> av.container.InputContainer:
     import av
 
     tolerant = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-    return av.open(file, **tolerant)
+    # A playlist (.m3u8) or session description (.sdp) in place of sound names addresses that libav would open.
+    return av.open(file, options={"protocol_whitelist": "none"}, **tolerant)
 
 
 def _read_duration_s(file: BinaryIO) -> float | None:

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft.data.archives import MARK, is_archive, unpacked
+from whisper_peft.data.recordings import (
+    SOUND_SUFFIXES,
+    SUBTITLE_SUFFIXES,
+    Recording,
+    recording_of,
+    recordings_in,
+)
 from whisper_peft.data.tables import TABLE_SUFFIXES
 from whisper_peft.errors import UserError
 from whisper_peft.recipe_files import expanded
@@ -19,11 +26,6 @@ KINDS_OF_SRC = (
     "Parquet files, a recording with .srt, .vtt or .json segments beside it, or a Hub data set "
     "(owner/name:config:split)"
 )
-SOUND_SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".mkv", ".mov", ".webm", ".aac", ".wma", ".aiff",
-    ".aif",
-)  # fmt: skip
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".json")
 _SPLIT_NAMES = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
@@ -44,14 +46,6 @@ class Columnar:
     def name(self) -> str:
         """For messages and fingerprints."""
         return ":".join(filter(None, [self.source, self.config, "+".join(self.splits)]))
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A sound or video file, and the file of its segments."""
-
-    audio: Path
-    segments: Path
 
 
 @dataclass(frozen=True)
@@ -88,15 +82,15 @@ def _of_file(path: Path) -> Table | Columnar | Recording:
     if suffix == ".parquet":
         return Columnar(str(path), is_file=True)
     if suffix in SOUND_SUFFIXES:
-        segments = _beside(path, SUBTITLE_SUFFIXES)
-        if segments is None:
+        recording = recording_of(path)
+        if recording is None:
             raise UserError(
-                f"{path}: no segment times beside it; put them into {path.stem}.srt, .vtt or .json, or name clips of "
-                "up to 30 s in a manifest."
+                f"{path}: no segment times beside it; put them into {path.stem}.srt, .vtt or .json (or "
+                f"{path.stem}.LANGUAGE.srt), or name clips of up to 30 s in a manifest."
             )
-        return Recording(path, segments)
-    if suffix in SUBTITLE_SUFFIXES and (audio := _beside(path, SOUND_SUFFIXES)):
-        return Recording(audio, path)
+        return recording
+    if suffix in SUBTITLE_SUFFIXES and (recording := recording_of(path)):
+        return recording
     if suffix in (".srt", ".vtt"):
         raise UserError(f"{path}: no recording of this name beside it, as {path.stem}.wav or {path.stem}.mp4.")
     if suffix not in TABLE_SUFFIXES:
@@ -104,11 +98,6 @@ def _of_file(path: Path) -> Table | Columnar | Recording:
         raise UserError(f"{path}: no source.{packed} {KINDS_OF_SRC}.")
     is_common_voice = (path.parent / "clips").is_dir() and path in _common_voice_splits(path.parent).values()
     return Table(path, audio_folder=path.parent / "clips" if is_common_voice else None)
-
-
-def _beside(path: Path, suffixes: Iterable[str]) -> Path | None:
-    """The file of the same name with one of these suffixes, the first that there is."""
-    return next((other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()), None)
 
 
 def _only_folder(folder: Path) -> Path:
@@ -192,10 +181,10 @@ def _without_metadata(folder: Path, config: str | None, splits: list[str]) -> li
     if next(folder.rglob("*.parquet"), None):
         return [Columnar(str(folder), config, tuple(splits))]
     names = sorted(entry.name for entry in os.scandir(folder))
-    sounds = [folder / name for name in names if Path(name).suffix.lower() in SOUND_SUFFIXES]
-    found = [Recording(audio, segments) for audio in sounds if (segments := _beside(audio, SUBTITLE_SUFFIXES))]
-    if found and not splits:
-        return found
+    if config is None and len(splits) < 2:
+        recordings = recordings_in(folder, *splits)
+        if recordings:
+            return recordings
     manifests = [name for name in names if Path(name).suffix in TABLE_SUFFIXES]
     hint = f"; did you mean {_listed(f'{folder / name}' for name in manifests[:3])}?" if manifests else "."
     raise UserError(f"{folder}: no metadata.csv or metadata.jsonl in it, nor in its subfolders{hint} {KINDS_OF_SRC}.")

@@ -38,7 +38,7 @@ def load_source(
     rows: list[Row] = []
     for one in found:
         if isinstance(one, Recording):
-            recording = Row(str(one.audio), "", speaker=one.audio.stem, place=one.segments.name)
+            recording = Row(str(one.audio), "", language=one.language, speaker=one.audio.stem, place=one.segments.name)
             rows += cut(recording, read_segments(one.segments), n_tokens=n_tokens)
         else:
             read = typed_rows if isinstance(one, Columnar) else _rows
