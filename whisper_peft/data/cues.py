@@ -28,7 +28,8 @@ _SRT_TAG = re.compile(r"</?(?:b|br|c|font|i|lang|p|rt|ruby|s|span|strong|em|u|v)
 _RUBY_TEXT_BEGINS = re.compile(r"<rt\b", re.IGNORECASE)
 _RUBY_TEXT_ENDS = re.compile(r"</rt\b|</ruby\b|<ruby\b", re.IGNORECASE)
 _LINE_BREAK_TAG = re.compile(r"<br\b", re.IGNORECASE)
-# Positions and styles of SubStation Alpha and MicroDVD, which players also obey in .srt: {\an8}, {y:i}.
+_MAY_BE_MARKUP = re.compile(r"[<&{\\]")
+# Positions and styles of SubStation Alpha and MicroDVD, which players obey in other formats, too: {\an8}, {y:i}.
 _BRACES = re.compile(r"\{\\[^{}]*\}|\{[A-Za-z]:[^{}]{0,40}\}")
 _ESCAPED_BREAK = re.compile(r"\\[Nh]")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
@@ -196,6 +197,8 @@ def _drop_name(payload: list[str], is_vtt: bool, is_numbered: bool, n_cues: int)
 
 def _plain(line: str, is_vtt: bool) -> Line:
     """Take all markup out of a line of a cue."""
+    if not _MAY_BE_MARKUP.search(line):
+        return Line(" ".join(line.split()).strip(_PADDING))
     markup = _VTT_TAG if is_vtt else _SRT_TAG
     pieces: list[str] = []
     n_unmarked: int | None = None
@@ -215,9 +218,7 @@ def _plain(line: str, is_vtt: bool) -> Line:
                 pieces.append(" ")
         elif not is_ruby_text:  # the reading that is printed small above a word is not spoken a second time
             pieces.append(piece)
-    text = "".join(pieces)
-    if not is_vtt:
-        text = _ESCAPED_BREAK.sub(" ", _BRACES.sub("", text))
+    text = _ESCAPED_BREAK.sub(" ", _BRACES.sub("", "".join(pieces)))
     for _ in range(2):  # video sites escape "'" as "&amp;#39;"
         text = _ENTITY.sub(_character, text)
     return Line(" ".join(text.split()).strip(_PADDING), n_unmarked, start_s)

@@ -22,6 +22,8 @@ _CONTINUES_WITHIN_S = 1.0
 _BRIDGE_S = 0.1
 # Fewer words that end one cue and begin the next may be chance, unless they are a whole line.
 _FEWEST_WORDS = 3
+# No screen shows more at a time; longer texts cost more to compare than they are worth.
+_MOST_WORDS = 400
 # Punctuation may change while a caption rolls.
 _PUNCTUATION = ".,!?;:\"'…।。、؟"
 # Cues that begin this long before the cue before has ended were made to be read, not to tell when a word is said.
@@ -115,6 +117,7 @@ def _overlaps(old: tuple[str, ...], new: tuple[str, ...]) -> list[int]:
     """
     if not old or not new:
         return []
+    new = new[:_MOST_WORDS]
     joined = [*new, None, *old[-len(new) :]]
     longest = [0] * len(joined)
     for index in range(1, len(joined)):
