@@ -23,8 +23,8 @@ ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "recordings", "folders", "cues", "rolling",
-        "subtitles", "columns", "hub", "sources", "features", "augmentation", "dataset", "batching", "streams",
-        "collator",
+        "subtitles", "addresses", "columns", "column_types", "cards", "hub", "sources", "features", "augmentation",
+        "dataset", "batching", "streams", "collator",
         "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
         "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import textwrap
 from functools import lru_cache
 from typing import Any
 
+from whisper_peft.data.addresses import placed_sound
 from whisper_peft.data.rows import Row
 from whisper_peft.data.subtitles import as_segment
 from whisper_peft.data.text import language_code
@@ -44,7 +44,7 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
         duration_s = _seconds(fields["duration"])
         end_s = None if duration_s is None else start_s + duration_s
     return Row(
-        audio=os.path.join(audio_folder, audio) if isinstance(audio, str) else audio,
+        audio=placed_sound(audio, audio_folder) if isinstance(audio, str) else audio,
         text=" ".join(one.text.strip() for one in segments) if text is None else str(text),
         language=_language(str(fields["language"])) if fields.get("language") is not None else None,
         start_s=start_s,

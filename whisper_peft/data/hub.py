@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_peft.data.audio import AudioError
+from whisper_peft.data.addresses import Unusable, placed_sound
+from whisper_peft.data.cards import check_cards
+from whisper_peft.data.column_types import holds_sound, opens_addresses, refuse_wrong_type
 from whisper_peft.data.columns import find_meanings, pick, row_of
 from whisper_peft.data.folders import Columnar, find_split
 from whisper_peft.data.rows import Packed, Row
 from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of, short_repr
 
 if TYPE_CHECKING:
     import datasets
 
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it made of script-based data sets
 _BLOCK_ROWS = 1000  # read at a time, their sound not
+_PARQUET_MARK = b"PAR1"  # the first and the last bytes of every Parquet file
 
 
 @dataclass(frozen=True)
@@ -32,50 +36,35 @@ class Cell:
     """A sound file in a table: its contents, or only its path."""
 
     name: str
-    folder: str = field(compare=False)  # that paths in the table start from
+    source: str = field(compare=False)  # folder that paths in the table start from, or name of the Hub data set
     table: datasets.Dataset = field(compare=False, repr=False)
     number: int = field(compare=False)
     column: str = field(compare=False)
 
     def read(self) -> str | bytes:
-        """Read it."""
-        found = stored_sound(self.table[self.number][self.column], self.folder)
-        return found.read() if isinstance(found, Remote) else found
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A sound file at an address that fsspec opens, as hf://...; fetched when it is read."""
-
-    name: str
-
-    def read(self) -> bytes:
-        """Fetch it.
+        """Read it.
 
         Raises:
-            AudioError: It cannot be had; one file is no reason to end a run.
+            AudioError: There is no sound in the cell, or only an address that is not opened.
         """
-        import fsspec
-
-        try:
-            with fsspec.open(self.name) as file:
-                return file.read()
-        except Exception as error:  # every file system has errors of its own
-            raise AudioError(f"cannot be fetched ({_brief(error)})") from None
+        stored = stored_sound(self.table[self.number][self.column], self.source)
+        return stored if isinstance(stored, (str, bytes)) else stored.read()
 
 
-def stored_sound(value: Any, folder: str) -> str | bytes | Remote:
-    """What a cell holds: {"bytes", "path"}, bytes or a path, as an audio reference of a row.
+def stored_sound(value: Any, source: str) -> str | bytes | Packed:
+    """Read a cell, which is {"bytes", "path"}, bytes or a path, as an audio reference of a row.
 
     Args:
-        value: of the cell.
-        folder: that a path starts from.
+        value: The cell's value.
+        source: Folder that paths start from, or name of the Hub data set.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return Remote(value) if "://" in value else os.path.join(folder, value)
-    return b"" if value is None else value
+        return placed_sound(value, source)
+    if isinstance(value, bytes) and value:
+        return value
+    return Unusable("", "no sound in this row" if not value else f"{short_repr(value)} is no sound and no path")
 
 
 def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
@@ -94,7 +83,7 @@ def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | N
         for within in range(min(_BLOCK_ROWS, len(table) - number)):
             values = {name: block[name][within] for name in reader.others}
             yield reader.row(
-                values, Cell(f"{columns.name}#{number}", reader.folder, sound, number, reader.audio), number
+                values, Cell(f"{columns.name}#{number}", reader.source, sound, number, reader.audio), number
             )
             number += 1
 
@@ -116,8 +105,8 @@ class Reader:
         self, columns: Columnar, features: datasets.Features, audio_column: str | None, text_column: str | None
     ):
         self.place = columns.name
-        self.folder = os.path.dirname(columns.source) if columns.is_file else columns.source
-        sounds = [name for name, kind in features.items() if _holds_sound(kind)]
+        self.source = os.path.dirname(columns.source) if columns.is_file else columns.source
+        sounds = [name for name, kind in features.items() if holds_sound(kind)]
         if audio_column is None and len(sounds) > 1:
             raise UserError(f"{self.place}: {' and '.join(sounds)} hold sound; name one: data.audio_column.")
         try:
@@ -127,6 +116,9 @@ class Reader:
         except UserError as error:
             raise UserError(f"{self.place}: {error}") from None
         self.audio = self.names[self.meanings["audio"][0]]
+        for meaning, found in self.meanings.items():
+            for index in found:
+                refuse_wrong_type(meaning, self.names[index], features[self.names[index]], self.place)
         wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
         self.others = [name for name in self.names if name in wanted]
         self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
@@ -139,18 +131,9 @@ class Reader:
         place = f"{self.place}:{number + 1}"
         try:
             fields = {meaning: pick(meaning, found, self.names, listed) for meaning, found in self.meanings.items()}
-            return row_of(fields, self.names, self.folder, place)
+            return row_of(fields, self.names, self.source, place)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-
-
-def _holds_sound(kind: Any) -> bool:
-    """Whether a column of this type can hold sound files: datasets' Audio, {"bytes", ...}, or bytes."""
-    import datasets
-
-    if isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and "bytes" in kind):
-        return True
-    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
 
 
 def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
@@ -162,6 +145,8 @@ def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Data
     import datasets
 
     with _as_user_errors(columns.source):
+        for path in _parquet_files(columns):
+            _refuse_broken(path)
         if columns.is_file:
             table = datasets.load_dataset("parquet", data_files=[columns.source], split="train", streaming=streaming)
         else:
@@ -169,7 +154,48 @@ def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Data
         for name, kind in (table.features or {}).items():
             if isinstance(kind, datasets.Audio):
                 table = table.cast_column(name, datasets.Audio(decode=False))
-    return table
+    if table.features is None:
+        raise UserError(f"{columns.name}: its columns are not known before it is read; set data.streaming to false.")
+    # Reading an image or a video opens whatever address stands in its cell.
+    return table.select_columns([name for name, kind in table.features.items() if not opens_addresses(kind)])
+
+
+def _parquet_files(columns: Columnar) -> list[Path]:
+    """List the Parquet files of a source on this machine.
+
+    Raises:
+        OSError: A folder cannot be read; the datasets library would pass over it.
+    """
+    if columns.is_file:
+        return [Path(columns.source)]
+    found = []
+    for folder, _, names in os.walk(columns.source, onerror=_raise if os.path.isdir(columns.source) else None):
+        found += [Path(folder, name) for name in names if name.endswith(".parquet")]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_broken(path: Path) -> None:
+    """Refuse what is no Parquet file by its first and last bytes.
+
+    Raises:
+        UserError: It cannot be opened, is a pointer or a page in place of the file, or has no end.
+    """
+    with open_file(path, allow_empty=True) as file:
+        head = file.read(4096)
+        foreign = foreign_content(head)
+        if foreign:
+            raise UnusableFileError(path, foreign)
+        if not head.startswith(_PARQUET_MARK):
+            raise UserError(f"{path}: cannot be read as a data set (it is no Parquet file).")
+        file.seek(-len(_PARQUET_MARK), os.SEEK_END)
+        if file.read() != _PARQUET_MARK:
+            raise UserError(
+                f"{path}: cannot be read as a data set (its end is missing: truncated); download or write it again."
+            )
 
 
 def revision_of(columns: Columnar) -> str:
@@ -192,6 +218,7 @@ def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | dat
     import datasets
 
     name, revision = columns.source, None
+    check_cards(name)
     try:
         configs = datasets.get_dataset_config_names(name)
     except RuntimeError as error:
@@ -251,7 +278,7 @@ def _as_user_errors(source: str) -> Iterator[None]:
 
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         gated = isinstance(error, huggingface_hub.errors.GatedRepoError) or "gated" in str(error)
@@ -269,9 +296,10 @@ def _as_user_errors(source: str) -> Iterator[None]:
             raise UserError(
                 f"{source}: no such file or folder, and the Hub cannot be reached ({_brief(error)})."
             ) from None
-        if isinstance(error, (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError)):
-            raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
-        raise
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            raise UnusableFileError(error.filename, reason_of(error)) from None
+        # Whatever the libraries stumble over: they parse cards, indices and tables that strangers wrote.
+        raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
 
 
 def _is_network(error: BaseException) -> bool:

@@ -103,7 +103,7 @@ class Shard:
         if example is None:
             return None
         self.number += 1
-        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.folder), self.number - 1)
+        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.source), self.number - 1)
 
     def state(self) -> Any:
         """The table's own, and how many rows were drawn."""
