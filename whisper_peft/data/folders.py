@@ -18,12 +18,13 @@ from whisper_peft.data.recordings import (
 )
 from whisper_peft.data.tables import TABLE_SUFFIXES
 from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, reason_of
 from whisper_peft.recipe_files import expanded
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
-    "a Common Voice release, unpacked or as .tar.gz (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
-    "Parquet files, a recording with .srt, .vtt or .json segments beside it, or a Hub data set "
+    "a Common Voice release, unpacked or packed as .tar.gz, .tar.bz2, .tar.xz or .tar (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
+    "Parquet files, a recording with .srt, .vtt or .json segments beside it (talk.mp4 with talk.srt or talk.en.vtt), or a Hub data set "
     "(owner/name:config:split)"
 )
 _SPLIT_NAMES = (
@@ -61,8 +62,15 @@ def find_source(source: str) -> list[Table | Columnar | Recording]:
     """Find what a source names; an existing path always wins over the reading as PATH:split, hf: means the Hub.
 
     Raises:
-        UserError: There is nothing of the kind, or a split is not named, not there or empty.
+        UserError: There is nothing of the kind, it may not be read, or a split is not named, not there or empty.
     """
+    try:
+        return _find_source(source)
+    except OSError as error:
+        raise UnusableFileError(error.filename or source, reason_of(error)) from None
+
+
+def _find_source(source: str) -> list[Table | Columnar | Recording]:
     path, config, splits = _path_and_splits(source)
     if path is None:
         return [Columnar(source.removeprefix("hf:").split(":")[0], config, tuple(splits))]
