@@ -23,8 +23,8 @@ from whisper_peft.recipe_files import expanded
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
-    "a Common Voice release, unpacked or packed as .tar.gz, .tar.bz2, .tar.xz or .tar (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
-    "Parquet files, a recording with .srt, .vtt or .json segments beside it (talk.mp4 with talk.srt or talk.en.vtt), or a Hub data set "
+    "a Common Voice release, unpacked or as .tar.gz (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
+    "Parquet files, a recording with .srt, .vtt or .json segments beside it (talk.srt, talk.en.vtt), or a Hub data set "
     "(owner/name:config:split)"
 )
 _SPLIT_NAMES = (
