@@ -132,7 +132,7 @@ def _extract(path: Path, file: BinaryIO, packed_bytes: int, folder: Path) -> Non
     """
     from tqdm import tqdm
 
-    bar = tqdm(total=packed_bytes, unit="B", unit_scale=True, desc=f"unpacking {path.name}", leave=False)
+    bar = tqdm(total=packed_bytes, unit="B", unit_scale=True, desc=f"unpacking {path.name}", leave=False, disable=None)
     try:
         with bar, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as archive:
             for member, place in _files(path, archive, packed_bytes):
@@ -159,7 +159,7 @@ def _extract(path: Path, file: BinaryIO, packed_bytes: int, folder: Path) -> Non
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if reason.startswith("file could not be opened"):
-        reason = "it is not packed by tar"
+        reason = "it does not begin as an archive does"
     return UserError(f"{path}: no archive, or broken off ({reason}); download it again.")
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from whisper_peft.errors import UserError
-from whisper_peft.files import short_repr
+from whisper_peft.files import printable
 
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 _NUMBERS = ("int", "uint", "float", "double", "decimal")
-# What a column of each meaning may hold, for messages; any other meaning is a text.
+# What a column of each meaning may hold, for messages. Columns of other meanings are only hints.
 _EXPECTED = {
+    "text": "texts",
+    "language": "texts",
+    "speaker": "texts",
+    "prompt": "texts",
     "audio": "sound files as datasets' Audio, as bytes or as paths",
     "start_s": "seconds",
     "end_s": "seconds",
@@ -53,15 +58,14 @@ def refuse_wrong_type(meaning: str, name: str, kind: Any, place: str) -> None:
     Raises:
         UserError: It is of another type.
     """
-    if _fits(meaning, kind):
+    if meaning not in _EXPECTED or _fits(meaning, kind):
         return
-    expected = _EXPECTED.get(meaning, "texts")
     remedy = (
         f"name another column: data.{meaning}_column" if meaning in ("audio", "text") else "mend or drop the column"
     )
     if meaning == "audio" and isinstance(kind, dict) and "array" in kind:
         remedy = "these are samples that were decoded before; store the sound files, as {bytes, path}"
-    raise UserError(f"{place}: column {name!r} holds {_shown(kind)}, not {expected}; {remedy}.")
+    raise UserError(f"{place}: column {name!r} holds {_shown(kind)}, not {_EXPECTED[meaning]}; {remedy}.")
 
 
 def _fits(meaning: str, kind: Any) -> bool:
@@ -75,7 +79,7 @@ def _fits(meaning: str, kind: Any) -> bool:
         return _has_type(kind, ("bool", "int", "uint"), _TEXTS)
     if meaning == "segments":
         inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
-        return isinstance(inner, dict)
+        return isinstance(inner, dict) or isinstance(kind, dict) or _has_type(kind, _TEXTS)
     return hasattr(kind, "int2str") or _has_type(kind, _NUMBERS, _TEXTS)
 
 
@@ -106,4 +110,6 @@ def _has_type(kind: Any, *groups: tuple[str, ...]) -> bool:
 
 
 def _shown(kind: Any) -> str:
-    return str(kind.dtype) if isinstance(getattr(kind, "dtype", None), str) else short_repr(str(kind))
+    if isinstance(getattr(kind, "dtype", None), str):
+        return kind.dtype
+    return textwrap.shorten(printable(kind), 80, placeholder=" ...")

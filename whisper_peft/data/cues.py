@@ -12,7 +12,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
 # The longest audiobooks have some hundred hours. A time beyond this limit is a mistake, not a place in a recording.
-MAX_TIME_S = 3_600_000.0
+MOST_S = 3_600_000.0
 _ARROW = "-->"
 _CLOCK = re.compile(r"(?:(\d{1,5}):)?(\d{1,3}):(\d{1,2})(?:[.,](\d{1,9}))?")
 _LIKE_A_CLOCK = re.compile(r"[-\d:.,\s]*")
@@ -98,7 +98,7 @@ def _blocks(path: Path, lines: list[str], is_vtt: bool) -> Iterator[tuple[float,
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
             raise UserError(f"{path}:{number}: NUL bytes in it: not UTF-8, or damaged; save it as UTF-8.")
-        found = _times(line, f"{path}:{number}: cue {n_cues + 1}", _begins_block(payload))
+        found = _times(line, f"{path}:{number}: cue {n_cues + 1}", _expects_times(payload, n_cues))
         if found is None:
             begins_block = payload[-1] == "" if payload else n_cues == 0
             if is_vtt and begins_block and _NO_SPEECH_BLOCK.fullmatch(line):
@@ -119,9 +119,11 @@ def _blocks(path: Path, lines: list[str], is_vtt: bool) -> Iterator[tuple[float,
         yield (*times, payload)
 
 
-def _begins_block(before: list[str]) -> bool:
+def _expects_times(before: list[str], n_cues: int) -> bool:
     """Tell whether a line of times is expected behind these lines: behind a blank line, or its number."""
-    if not before or not before[-1].strip():
+    if not before:
+        return n_cues == 0
+    if not before[-1].strip():
         return True
     return before[-1].strip().isdecimal() and (len(before) == 1 or not before[-2].strip())
 
@@ -141,7 +143,7 @@ def _times(line: str, place: str, is_expected: bool) -> tuple[float, float] | No
     start_s = _seconds(left)
     end_s = _seconds(stated[0]) if stated else None
     if start_s is not None and end_s is not None:
-        if max(start_s, end_s) > MAX_TIME_S:
+        if max(start_s, end_s) > MOST_S:
             raise UserError(f"{place}: {_shown(line)} is beyond any recording (over 1,000 hours); mend its times.")
         if end_s < start_s:
             raise UserError(f"{place}: {_shown(line)} ends before it starts; mend its times.")

@@ -139,9 +139,12 @@ def _config_and_splits(source: str, name: str, tail: list[str]) -> tuple[str | N
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL
+        os.stat(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
+    return True
 
 
 def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:

@@ -21,7 +21,7 @@ from whisper_peft.data.columns import find_meanings, pick, row_of
 from whisper_peft.data.folders import Columnar, find_split
 from whisper_peft.data.rows import Packed, Row
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of, short_repr
+from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
 if TYPE_CHECKING:
     import datasets
@@ -60,11 +60,11 @@ def stored_sound(value: Any, source: str) -> str | bytes | Packed:
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if not value:
+        return Unusable("(no sound)", "no sound in this row")
     if isinstance(value, str):
         return placed_sound(value, source)
-    if isinstance(value, bytes) and value:
-        return value
-    return Unusable("", "no sound in this row" if not value else f"{short_repr(value)} is no sound and no path")
+    return value
 
 
 def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | None) -> Iterator[Row]:

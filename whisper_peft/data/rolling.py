@@ -17,7 +17,7 @@ from whisper_peft.data.cues import Cue
 from whisper_peft.data.rows import Segment
 
 # A display that scrolls follows on the one before at once. What comes later was said again.
-_CONTINUES_WITHIN_S = 1.0
+_CONTINUES_WITHIN_S = 0.5
 # Video sites show the last line alone for 10 ms before the next one begins.
 _BRIDGE_S = 0.1
 # Fewer words that end one cue and begin the next may be chance, unless they are a whole line.
@@ -134,7 +134,7 @@ def _overlaps(old: tuple[str, ...], new: tuple[str, ...]) -> list[int]:
 
 
 def _is_rolling(cues: Sequence[Cue], words: Sequence[_Words], repeated: Sequence[int]) -> bool:
-    """Tell whether the cues of a file roll: a third of them at least, and two at least where there are no marks."""
+    """Tell whether the cues of a file roll: half of them, or a third and word marks, which only such files have."""
     has_marks = any(one.n_timed for one in words)
     n_rolling = 0
     for index in range(1, len(cues)):
@@ -142,7 +142,9 @@ def _is_rolling(cues: Sequence[Cue], words: Sequence[_Words], repeated: Sequence
         is_whole = repeated[index] == len(words[index].keys)
         is_bridge = is_whole and (has_marks or cues[index].end_s - cues[index].start_s <= _BRIDGE_S)
         n_rolling += goes_on or is_bridge
-    return n_rolling >= (1 if has_marks else 2) and 3 * n_rolling >= len(cues) - 1
+    if has_marks:
+        return n_rolling >= 1 and 3 * n_rolling >= len(cues) - 1
+    return n_rolling >= 2 and 2 * n_rolling >= len(cues) - 1
 
 
 def _start_s(cue: Cue, n_repeated: int) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from whisper_peft.data.cues import MAX_TIME_S, read_cues
+from whisper_peft.data.cues import MOST_S, read_cues
 from whisper_peft.data.rolling import collapse
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.errors import UserError
@@ -55,7 +55,15 @@ def _of_json(path: Path) -> Iterator[Segment]:
     if not isinstance(listed, list):
         raise UserError(f'{path}: no list of segments, as [{{"start": 0.0, "end": 2.5, "text": "..."}}].')
     for number, fields in enumerate(listed, start=1):
-        yield as_segment(_in_seconds(fields), f"{path}: segment {number}")
+        place = f"{path}: segment {number}"
+        segment = as_segment(_in_seconds(fields), place)
+        if segment.start_s < 0:
+            raise UserError(f"{place}: it starts at {segment.start_s:g} s, before the recording; mend its times.")
+        if segment.end_s < segment.start_s:
+            raise UserError(
+                f"{place}: it ends at {segment.end_s:g} s, before it starts at {segment.start_s:g} s; mend its times."
+            )
+        yield segment
 
 
 def _in_seconds(fields: object) -> object:
@@ -73,7 +81,7 @@ def _in_seconds(fields: object) -> object:
 
 
 def _divided(value: object, divisor: int) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > MAX_TIME_S * divisor:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > MOST_S * divisor:
         return value
     return value / divisor
 
@@ -86,7 +94,7 @@ def as_segment(fields: object, place: str) -> Segment:
         place: Where it stands, for messages.
 
     Raises:
-        UserError: It is no segment: the text or a time is missing or of another type, or it ends before it starts.
+        UserError: It is no segment: the text or a time is missing or of another type.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise UserError(f'{place}: no text; a segment is {{"start": 0.0, "end": 2.5, "text": "..."}}.')
@@ -95,18 +103,14 @@ def as_segment(fields: object, place: str) -> Segment:
         raise UserError(f"{place}: half of a surrogate pair in its text; write the text as UTF-8.")
     start_s = _time_s(fields.get("start", fields.get("start_s")), place)
     end_s = _time_s(fields.get("end", fields.get("end_s")), place)
-    if end_s < start_s:
-        raise UserError(f"{place}: it ends at {end_s:g} s, before it starts at {start_s:g} s.")
     return Segment(text, start_s, end_s)
 
 
 def _time_s(value: object, place: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # The comparison comes before float(), which an integer of 400 digits would overflow; it is false for NaN.
-    if not is_number or not abs(value) <= MAX_TIME_S:
+    # Compared before it is converted: an integer may have hundreds of digits. The comparison is false for NaN.
+    if not is_number or not -MOST_S <= value <= MOST_S:
         raise UserError(f"{place}: {short_repr(value)} is no time in seconds; a segment has start and end.")
-    if value < 0:
-        raise UserError(f"{place}: {short_repr(value)} is a time before the recording; a segment starts at 0 or later.")
     return float(value)
 
 
