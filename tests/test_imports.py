@@ -22,10 +22,10 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
-        "containers", "audio", "languages", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
-        "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
-        "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
+        "containers", "audio", "languages", "text", "rows", "spoken", "archives", "tables", "folders", "subtitles",
+        "segments", "columns", "hub", "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
+        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",

@@ -70,7 +70,8 @@ ENGLISH_NAMES: dict[str, str] = {
 
 # The names that speakers give their languages. Where two spellings are usual, both are here.
 NATIVE_NAMES: dict[str, str] = {
-    "中文": "zh", "汉语": "zh", "漢語": "zh", "普通话": "zh", "普通話": "zh", "国语": "zh", "國語": "zh", "deutsch": "de",
+    "中文": "zh", "汉语": "zh", "漢語": "zh", "普通话": "zh", "普通話": "zh", "国语": "zh", "國語": "zh",
+    "deutsch": "de",
     "español": "es", "castellano": "es", "русский": "ru", "русский язык": "ru", "한국어": "ko", "français": "fr",
     "日本語": "ja", "português": "pt", "türkçe": "tr", "polski": "pl", "català": "ca", "valencià": "ca",
     "nederlands": "nl", "vlaams": "nl", "العربية": "ar", "svenska": "sv", "italiano": "it", "bahasa indonesia": "id",

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.errors import UserError
+from whisper_peft.files import short_repr
 
+MOST_S = 10_000_000.0  # seconds: 115 days, longer than any recording
 WINDOW_S = 30.0  # every published Whisper's
 GAP_S = 2.0  # a longer silence between two segments may be speech that nobody wrote down: no clip goes over it
 MAX_TOKENS = 440  # of 448, which hold the prefix, too
@@ -75,8 +77,9 @@ def as_segment(fields: object, place: str) -> Segment:
         raise UserError(f'{place}: no text; a segment is {{"start": 0.0, "end": 2.5, "text": "..."}}.')
     times = [fields.get(name, fields.get(f"{name}_s")) for name in ("start", "end")]
     for value in times:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{place}: {value!r} is no time in seconds; a segment has start and end.")
+        # Compared, not converted: an integer may have hundreds of digits.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MOST_S <= value <= MOST_S:
+            raise UserError(f"{place}: {short_repr(value)} is no time in seconds; a segment has start and end.")
     return Segment(fields["text"], float(times[0]), float(times[1]))
 
 

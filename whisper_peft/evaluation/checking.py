@@ -45,6 +45,8 @@ def check(
     fix: str | Path | None = None,
     audio_column: str | None = None,
     text_column: str | None = None,
+    prompt_column: str | None = None,
+    times: str | None = None,
     progress: bool = False,
 ) -> dict:
     """Looks for what is wrong with a data set; changes nothing in it.
@@ -59,10 +61,13 @@ def check(
         fix: a new place for cleaned manifests: a .jsonl file for one source, else a folder.
         audio_column: where the columns have other than the usual names.
         text_column: likewise.
+        prompt_column: the column of what was said before each clip; None: no column is.
+        times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
         progress: show bars on stderr.
 
     Returns:
-        `sources` (hours, speakers, lengths, characters, scripts, languages), `findings` (worst first, each with kind,
+        `sources` (hours, speakers, lengths, characters, scripts, languages), `remarks` (what was passed over),
+        `findings` (worst first, each with kind,
         severity, count, why, remedy and clips), `errors`, `warnings` and `notes` (clips that have one), `checked`,
         `seconds`; with `fix`, `fixed`.
 
@@ -79,10 +84,15 @@ def check(
     language = language or settings.model.language
     code = language_code(language) if language else None
     loaded, preparation, located = _model(model, settings.model if recipe is not None else Model())
-    columns = {
-        "audio_column": audio_column or settings.data.audio_column,
-        "text_column": text_column or settings.data.text_column,
+    named_columns = {
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "prompt_column": prompt_column,
+        "times": times,
     }
+    remarks: list[str] = []
+    columns = settings.data.columns | {name: value for name, value in named_columns.items() if value}
+    columns["say"] = remarks.append
     read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
     parts = [Part(one, read(one), one) for one in named] or _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
@@ -94,11 +104,20 @@ def check(
             return neighbour_losses(loaded, speech, progress=update)
 
     limits = Limits(preparation.window_s if preparation else 30.0, preparation, clean)
+    borrowed = bool(settings.model.language_token)
     checked = check_parts(
-        parts, limits=limits, language=None if settings.model.language_token else code, task=settings.model.task,
-        audio=audio, losses=None if loaded is None else losses, progress=progress,
-    )  # fmt: skip
+        parts,
+        limits=limits,
+        language=None if borrowed else code,
+        task=settings.model.task,
+        borrowed=borrowed,
+        times=columns["times"],
+        audio=audio,
+        losses=None if loaded is None else losses,
+        progress=progress,
+    )
     report = checked.report(model=None if model is None else str(model))
+    report["remarks"] = remarks
     report["checked"]["tokens"] = "counted" if preparation else "estimated"
     if fix is not None:
         report["fixed"] = write_mended(checked, Path(fix))
@@ -117,7 +136,7 @@ def is_recipe(name: str) -> bool:
     return path.suffix.lower() in (".yaml", ".yml") or name in {file.stem for file in shipped_recipes()}
 
 
-def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> list[Part]:
+def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object]) -> list[Part]:
     """The sources of a recipe; those that it streams by their first clips."""
     data = recipe.data
     if not data.train:
