@@ -23,9 +23,11 @@ ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "containers", "audio", "languages", "text", "rows", "spoken", "archives", "tables", "folders", "subtitles",
-        "segments", "columns", "hub", "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "segments", "columns", "hub", "sources", "features", "augmentation", "dataset", "batching", "streams",
+        "collator",
         "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
-        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
+        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
+        "checking.mending",
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",

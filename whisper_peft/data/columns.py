@@ -30,6 +30,10 @@ _TIMES = ("start_s", "end_s", "duration")
 _PROMPT = "prompt"  # a column of this name is used only when the user names it
 
 
+class NoPromptColumnError(UserError):
+    """A table without the prompt column that the user names; of several sources not all need to have it."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """What the user says about the columns of a table.

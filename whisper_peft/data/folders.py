@@ -80,21 +80,22 @@ def find_source(source: str) -> list[Table | Columnar | Recording]:
         return [Columnar(source.removeprefix("hf:").split(":")[0], config, tuple(splits))]
     if path.is_file() and is_archive(path):
         path = _only_folder(unpacked(path))
+    name = source.rpartition(":")[0] if splits else source
     if path.is_dir():
-        return _in_folder(path, config, splits)
-    return _of_file(path, source, splits)
+        return _in_folder(path, name, config, splits)
+    return _of_file(path, name, splits)
 
 
-def _of_file(path: Path, source: str, splits: list[str]) -> list[Table | Columnar | Recording]:
+def _of_file(path: Path, name: str, splits: list[str]) -> list[Table | Columnar | Recording]:
     suffix = path.suffix.lower()
     is_table = suffix in TABLE_SUFFIXES and not (suffix in SUBTITLE_SUFFIXES and _beside(path, SOUND_SUFFIXES))
     if is_table:
-        return [_in_splits(Table(path, audio_folder=_release_audio(path)), splits)]
+        return [_in_splits(Table(path, audio_folder=_release_audio(path)), name, splits)]
     if suffix == ".parquet":
         return [Columnar(str(path), splits=tuple(splits), is_file=True)]
     if splits:
         raise UserError(
-            f"{source}: {path.name} is a file, and only folders have splits; leave ':{'+'.join(splits)}' out."
+            f"{name}: {path.name} is a file, and only folders have splits; leave ':{'+'.join(splits)}' out."
         )
     if suffix in SOUND_SUFFIXES:
         segments = _beside(path, SUBTITLE_SUFFIXES)
@@ -121,16 +122,16 @@ def _release_audio(path: Path) -> Path | None:
     return None
 
 
-def _in_splits(table: Table, splits: list[str]) -> Table:
+def _in_splits(table: Table, name: str, splits: list[str]) -> Table:
     """The table with the splits that its column "split" names; see `choose_splits`."""
-    return dataclasses.replace(table, splits=choose_splits(str(table.path), count_splits(table.path), splits))
+    return dataclasses.replace(table, splits=choose_splits(name, count_splits(table.path), splits))
 
 
 def choose_splits(name: str, counts: dict[str, int], wanted: Sequence[str]) -> tuple[str, ...]:
     """Choose among the values of a column "split".
 
     Args:
-        name: The table, for messages.
+        name: The source, as the user wrote it without splits.
         counts: Rows of each value; empty where there is no such column.
         wanted: The splits that the user names; none: the table has to have one only.
 
@@ -207,10 +208,10 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:
+def _in_folder(folder: Path, name: str, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:
     own = _metadata(folder)
     if own and (not splits or count_splits(own)):
-        return [_in_splits(Table(own), splits)]
+        return [_in_splits(Table(own), name, splits)]
     if config is not None and (own or _common_voice_folder(folder)):
         raise UserError(f"{folder}: has no configurations; leave ':{config}' out.")
     release = None if own else _common_voice_folder(folder)
@@ -218,7 +219,7 @@ def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Tabl
         return _common_voice_tables(release, splits)
     spontaneous = None if own else _spontaneous_table(folder)
     if spontaneous:
-        return [_in_splits(spontaneous, splits)]
+        return [_in_splits(spontaneous, name, splits)]
     subfolders = _subfolders(folder)
     below = {child.name: table for child in subfolders if (table := _metadata(child))}
     if not own and not below:
@@ -226,13 +227,13 @@ def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Tabl
     if not splits:
         if len(below) > 1:
             raise UserError(f"{folder}: name one of its splits: {_listed(f'{folder}:{name}' for name in below)}.")
-        return [_in_splits(Table(table), []) for table in below.values()]
+        return [_in_splits(Table(table), str(table), []) for table in below.values()]
     tables = []
     for split in splits:
-        name = find_split(split, below)
-        inside = find_split(split, (child.name for child in subfolders))
-        if name:
-            tables.append(_in_splits(Table(below[name]), []))
+        child = find_split(split, below)
+        inside = find_split(split, (subfolder.name for subfolder in subfolders))
+        if child:
+            tables.append(_in_splits(Table(below[child]), str(below[child]), []))
         elif own and inside:
             tables.append(Table(own, only_under=inside))
         else:

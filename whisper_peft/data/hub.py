@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_peft.data.audio import AudioError
 from whisper_peft.data.columns import (
     Columns,
+    NoPromptColumnError,
     find_meanings,
     ignored_prompt,
     missing_column,
@@ -141,7 +142,9 @@ class Reader:
             asked = dataclasses.replace(asked, audio=asked.audio or (sounds[0] if sounds else None))
             self.meanings = find_meanings(self.names, asked)
             if asked.prompt is not None and "prompt" not in self.meanings:
-                raise UserError(missing_column("prompt", asked.prompt, self.names))
+                raise NoPromptColumnError(missing_column("prompt", asked.prompt, self.names))
+        except NoPromptColumnError as error:
+            raise NoPromptColumnError(f"{self.place}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.place}: {error}") from None
         self.audio = self.names[self.meanings["audio"][0]]

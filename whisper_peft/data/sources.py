@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from whisper_peft.data.columns import (
     Columns,
+    NoPromptColumnError,
     find_meanings,
     ignored_prompt,
     missing_column,
@@ -66,6 +67,32 @@ def load_source(
     return rows
 
 
+def load_sources(sources: Sequence[str], read: Callable[..., list[Row]], say: Callable[[str], None]) -> list[list[Row]]:
+    """Read several sources, of which not all need to have the prompt column that the user names.
+
+    Args:
+        sources: What `read` takes.
+        read: `load_source`, with what else it is to be told.
+        say: Told which sources have no prompts.
+
+    Raises:
+        UserError: See `load_source`; or none of them has the column.
+    """
+    found = []
+    without: list[NoPromptColumnError] = []
+    for source in sources:
+        try:
+            found.append(read(source))
+        except NoPromptColumnError as error:
+            without.append(error)
+            found.append(read(source, prompt_column=None))
+    if without and len(without) == len(sources):
+        raise without[0]
+    for error in without:
+        say(f"{error} Its clips have no prompts.")
+    return found
+
+
 def _clips(row: Row, n_tokens: Callable[[str], int]) -> list[Row]:
     """The row itself or, if the segments that it names go beyond the window, the clips that they make."""
     if row.fault or max((segment.end_s for segment in row.segments), default=0.0) <= WINDOW_S:
@@ -105,7 +132,7 @@ def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[
         except UserError as error:
             raise UserError(f"{place}:{number}: {error}") from None
     if number and asked.prompt is not None and not has_prompt:
-        raise UserError(f"{place}: {missing_column('prompt', asked.prompt, names or ())}")
+        raise NoPromptColumnError(f"{place}: {missing_column('prompt', asked.prompt, names or ())}")
 
 
 def _first_folder(audio: Any) -> str:

@@ -253,7 +253,7 @@ def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
     for split, sources in splits.items():
         for source in filter(None, sources):
             try:
-                return load_source(source, **recipe.data.columns), split
+                return load_source(source, **{**recipe.data.columns, "prompt_column": None}), split
             except UserError:
                 continue  # moved or gone since: the next one, at last the shipped clips
     return None

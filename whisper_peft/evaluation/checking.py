@@ -17,7 +17,7 @@ from whisper_peft.data.checking.findings import Part
 from whisper_peft.data.checking.mending import write_mended
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, spoken_in
-from whisper_peft.data.sources import load_source
+from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.streams import first_rows
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
@@ -94,7 +94,11 @@ def check(
     columns = settings.data.columns | {name: value for name, value in named_columns.items() if value}
     columns["say"] = remarks.append
     read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
-    parts = [Part(one, read(one), one) for one in named] or _parts(settings, read, columns)
+    if named:
+        listed = load_sources(named, read, remarks.append)
+        parts = [Part(name, rows, name) for name, rows in zip(named, listed, strict=True)]
+    else:
+        parts = _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
 
     def losses(rows: Sequence[Row]) -> np.ndarray:
@@ -143,9 +147,12 @@ def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, 
         raise UserError("data.train: not set; nothing to check.")
     listed = [(one.source, "train", one.language) for one in data.sources]
     listed += [(source, split, None) for split, source in (("eval", data.eval), ("test", data.test)) if source]
+    if data.streaming:
+        by_source = [first_rows(source, read, most=MOST_STREAMED, **columns) for source, *_ in listed]
+    else:
+        by_source = load_sources([source for source, *_ in listed], read, columns["say"])
     parts = []
-    for source, split, language in listed:
-        rows = first_rows(source, read, most=MOST_STREAMED, **columns) if data.streaming else read(source)
+    for (source, split, language), rows in zip(listed, by_source, strict=True):
         sampled = data.streaming and len(rows) == MOST_STREAMED
         code = language and language_code(language)
         name = f"{split}: {source}" + (f" (the first {MOST_STREAMED} clips)" if sampled else "")

@@ -12,7 +12,7 @@ from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, hold_out, spoken_in
-from whisper_peft.data.sources import load_source
+from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
 from whisper_peft.data.subtitles import utf8_bytes
@@ -84,10 +84,12 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     if data.streaming:
         return dataclasses.replace(_streamed(recipe, read, columns, remarks.append), remarks=tuple(remarks))
     by_source = []
-    for one in data.sources:
+    listed = load_sources([one.source for one in data.sources], read, remarks.append)
+    for one, rows in zip(data.sources, listed, strict=True):
         code = one.language and language_code(one.language)
-        rows = [spoken_in(row, code) for row in read(one.source)]
-        by_source.append(_settled(rows, one.source, recipe, remarks.append, code))
+        spoken = [spoken_in(row, code) for row in rows]
+        by_source.append(_settled(spoken, one.source, recipe, remarks.append, code))
+    read = partial(read, prompt_column=None, say=_say_nothing)  # clips that are scored are given no prompts
     train_rows = [row for rows in by_source for row in rows]
     eval_rows = None if data.eval is None else _settled(read(data.eval), data.eval, recipe, remarks.append)
     test_rows = None if data.test is None else _settled(read(data.test), data.test, recipe, remarks.append)
@@ -107,6 +109,10 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         read=named,
         remarks=tuple(dict.fromkeys(remarks)),
     )
+
+
+def _say_nothing(line: str) -> None:
+    """Take a remark that is not worth a line: that a prompt column is ignored where no prompts are given."""
 
 
 def _settled(
@@ -137,6 +143,8 @@ def _streamed(
     first = [row for row, _ in stream.draw(LOOKED_AT)]
     _settled(first, "the stream's first clips", recipe, say)  # raises
     stream.go_on(state)
+    columns = {**columns, "prompt_column": None, "say": _say_nothing}
+    read = partial(read, prompt_column=None, say=_say_nothing)
     eval_rows, test_rows = (
         None if source is None else _settled(first_rows(source, read, most=MOST_SCORED, **columns), source, recipe, say)
         for source in (data.eval, data.test)
