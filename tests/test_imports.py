@@ -22,11 +22,12 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
-        "containers", "audio", "text", "rows", "archives", "tables", "recordings", "folders", "cues", "rolling",
-        "subtitles", "addresses", "columns", "column_types", "cards", "hub", "sources", "features", "augmentation",
-        "dataset", "batching", "streams", "collator",
-        "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
-        "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
+        "containers", "audio", "languages", "text", "rows", "spoken", "archives", "tables", "recordings", "folders",
+        "cues", "rolling", "subtitles", "addresses", "segments", "columns", "column_types", "cards", "hub", "sources",
+        "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
+        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
+        "checking.mending",
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",

@@ -18,7 +18,10 @@ from whisper_peft.files import printable, reason_of
 from whisper_peft.options import (
     AT_LEAST_1,
     BEAMS,
+    PROMPT_HELP,
     QUANTIZE,
+    TIMES,
+    TIMES_HELP,
     WINDOW_HELP,
     WINDOWS,
     ClipsAtOnce,
@@ -136,6 +139,8 @@ def _last_net(error: Exception) -> int:
 @click.option("--fix", type=click.Path(), metavar="OUT", help="Write a cleaned manifest: a .jsonl file, or a folder.")
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
+@click.option("--prompt-column", help=PROMPT_HELP)
+@click.option("--times", type=TIMES, help=TIMES_HELP)
 @output_options
 def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> int:
     """Look at the data before a GPU-hour is spent on it: SRC (several: each is a split), or the sources of a RECIPE.
@@ -262,6 +267,7 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @QUANTIZE
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
+@click.option("--times", type=TIMES, help=TIMES_HELP)
 @output_options
 def evaluate(out: Printer, model: str, source: str, **options) -> None:
     """Score MODEL on SRC: WER and CER with intervals, raw and normalised.
@@ -271,7 +277,7 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
     with progress_bar("transcribing", out) as bar:
-        result = run_evaluation(model, source, progress=bar, **options)
+        result = run_evaluation(model, source, progress=bar, say=out.say, **options)
     out.result(result, score_lines(result, options["output"]))
 
 

@@ -94,9 +94,8 @@ def train_lines(result) -> list[str]:
     lines.append("Next:")
     data = _data_of(result.run)
     source = data.test or data.eval  # a held-out tenth is no source of its own, and the rest was learnt from
-    columns = "".join(
-        f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
-    )
+    named = (("audio-column", data.audio_column), ("text-column", data.text_column), ("times", data.times))
+    columns = "".join(f" --{option} {value}" for option, value in named if value)
     if source:
         lines.append(f"  whisper-peft evaluate {shown} {shown_path(source)}{columns}")
     if facts["mode"] == "lora":
@@ -155,6 +154,7 @@ MARKS = {"error": "✕", "warning": "!", "note": "·"}
 def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     """What a check found: the sources in a line each, the findings with their first clips."""
     lines = [_source_line(one) for one in report["sources"]]
+    lines += [f"Note: {remark}" for remark in report.get("remarks", ())]
     for one in report["findings"]:
         head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {_counted(one['count'], 'clip')}"
         lines += ["", head, f"  {one['why']}."]

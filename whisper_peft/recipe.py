@@ -50,6 +50,8 @@ class Data:
     test: str | None = None
     audio_column: str | None = None
     text_column: str | None = None
+    prompt_column: str | None = None  # what was said before each clip; null: no column is
+    times: str | None = None  # use or ignore the columns with start and end; null: ask where they do not fit the files
     text: Text = field(default_factory=Text)
     max_left_out: float = 0.1  # the share of unusable clips above which the run stops
     allow_shift: bool = False  # train although texts seem to stand beside the wrong sound
@@ -60,6 +62,11 @@ class Data:
     def sources(self) -> tuple[Source, ...]:
         """The training sources, each with its weight."""
         return tuple(one if isinstance(one, Source) else Source(one) for one in self.train)
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """What `load_source` takes: which column of a table means what."""
+        return {name: getattr(self, name) for name in ("audio_column", "text_column", "prompt_column", "times")}
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class Recipe:
 
 CHOICES: dict[str, tuple] = {
     "model.task": ("transcribe", "translate"),
+    "data.times": (None, "use", "ignore"),
     "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
     "features.window": ("full", "condensed", "tight"),
     "train.mode": ("full", "lora"),

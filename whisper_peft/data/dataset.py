@@ -16,6 +16,7 @@ from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
+from whisper_peft.files import short_repr
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 # What is drawn by seed, epoch and row, from a generator each; the user's function has the one without a number.
@@ -138,6 +139,10 @@ class SpeechDataset:
         return self.language_token or row.language or self.language
 
     def _encode(self, pick: Pick, row: Row) -> Example:
+        if row.fault:
+            raise ValueError(row.fault)
+        if row.unknown_language and not self.language_token:
+            raise ValueError(f"language {short_repr(row.unknown_language)}, which Whisper does not know")
         wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
         stretch, kept = 1.0, False
         if len(wave) <= self.preparation.window_samples:

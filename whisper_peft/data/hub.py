@@ -7,9 +7,11 @@ libraries (PITFALLS 16). Loading scripts are never run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,19 @@ from typing import TYPE_CHECKING, Any
 from whisper_peft.data.addresses import Unusable, placed_sound
 from whisper_peft.data.cards import check_cards
 from whisper_peft.data.column_types import holds_sound, opens_addresses, refuse_wrong_type
-from whisper_peft.data.columns import find_meanings, pick, row_of
-from whisper_peft.data.folders import Columnar, find_split
+from whisper_peft.data.columns import (
+    Columns,
+    NoPromptColumnError,
+    find_meanings,
+    ignored_prompt,
+    missing_column,
+    pick,
+    prompt_remark,
+    row_of,
+)
+from whisper_peft.data.folders import Columnar, choose_splits, find_split, names_of_split
 from whisper_peft.data.rows import Packed, Row
+from whisper_peft.data.tables import NO_SPLIT, find_split_column, split_of
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
@@ -67,14 +79,22 @@ def stored_sound(value: Any, source: str) -> str | bytes | Packed:
     return value
 
 
-def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
+def typed_rows(columns: Columnar, asked: Columns, say: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
     """Read the rows of a table with typed columns, its sound left where it is.
 
+    Args:
+        columns: The table.
+        asked: What the user says about its columns.
+        say: Told, one line at a time, what was passed over.
+
     Raises:
-        UserError: See `open_columns`; or it is not clear which column is which.
+        UserError: See `open_columns`; or it is not clear which column is which, or which split is meant.
     """
     table = open_columns(columns)
-    reader = Reader(columns, table.features, audio_column, text_column)
+    reader = Reader(columns, table.features, asked)
+    if reader.remark:
+        say(reader.remark)
+    table = _in_splits(table, reader, columns)
     sound = table.select_columns([reader.audio])
     others = table.select_columns(reader.others) if reader.others else None
     number = 0
@@ -94,25 +114,26 @@ class Reader:
     Args:
         columns: the table.
         features: of its columns, by name.
-        audio_column: that holds the sound, if it cannot be told.
-        text_column: of the transcript, if it has no usual name.
+        asked: what the user says about them.
 
     Raises:
         UserError: It is not clear which column is which.
     """
 
-    def __init__(
-        self, columns: Columnar, features: datasets.Features, audio_column: str | None, text_column: str | None
-    ):
+    def __init__(self, columns: Columnar, features: datasets.Features, asked: Columns):
         self.place = columns.name
         self.source = os.path.dirname(columns.source) if columns.is_file else columns.source
         sounds = [name for name, kind in features.items() if holds_sound(kind)]
-        if audio_column is None and len(sounds) > 1:
+        if asked.audio is None and len(sounds) > 1:
             raise UserError(f"{self.place}: {' and '.join(sounds)} hold sound; name one: data.audio_column.")
         try:
             self.names = tuple(features)
-            named = {"audio": audio_column or (sounds[0] if sounds else None), "text": text_column}
-            self.meanings = find_meanings(self.names, named)
+            asked = dataclasses.replace(asked, audio=asked.audio or (sounds[0] if sounds else None))
+            self.meanings = find_meanings(self.names, asked)
+            if asked.prompt is not None and "prompt" not in self.meanings:
+                raise NoPromptColumnError(missing_column("prompt", asked.prompt, self.names))
+        except NoPromptColumnError as error:
+            raise NoPromptColumnError(f"{self.place}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.place}: {error}") from None
         self.audio = self.names[self.meanings["audio"][0]]
@@ -122,6 +143,43 @@ class Reader:
         wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
         self.others = [name for name in self.names if name in wanted]
         self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
+        ignored = ignored_prompt(self.names, asked)
+        self.remark = None if ignored is None else prompt_remark(self.place, self.names[ignored])
+        self._find_splits(columns, features)
+
+    def _find_splits(self, columns: Columnar, features: datasets.Features) -> None:
+        """Find the column that says which split a row is in, and the splits that are wanted, in all their names."""
+        column = find_split_column(self.names)
+        self.split_column = None if column is None else self.names[column]
+        if self.split_column is None:
+            return
+        kind = features[self.split_column]
+        self.split_name = getattr(kind, "int2str", split_of)
+        if not hasattr(kind, "int2str") and getattr(kind, "dtype", "") not in ("string", "large_string"):
+            self.split_column = None  # numbers of pieces, or the like
+        self.wanted_splits = {name for split in columns.splits for name in names_of_split(split)}
+        self.seen_split: str | None = None
+
+    def takes(self, values: dict[str, Any]) -> bool:
+        """Tell whether a row of a stream is of a split that is wanted.
+
+        Raises:
+            UserError: No split is named, and this is the second one that comes.
+        """
+        if self.split_column is None:
+            return True
+        value = values[self.split_column]
+        split = NO_SPLIT if value is None else split_of(self.split_name(value))
+        if self.wanted_splits:
+            return split.lower() in self.wanted_splits
+        if self.seen_split is None:
+            self.seen_split = split
+        if split != self.seen_split:
+            raise UserError(
+                f"{self.place}: its column 'split' has several splits, {self.seen_split!r} and {split!r}; name one: "
+                f"{self.place}:{self.seen_split}."
+            )
+        return True
 
     def row(self, values: dict[str, Any], audio: str | bytes | Packed, number: int) -> Row:
         """Build the row of one example from the values of `others`, by name."""
@@ -134,6 +192,25 @@ class Reader:
             return row_of(fields, self.names, self.source, place)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
+
+
+def _in_splits(table: datasets.Dataset, reader: Reader, columns: Columnar) -> datasets.Dataset:
+    """The rows of the splits that are wanted, where the table has a column "split"."""
+    if reader.split_column is None:
+        if columns.is_file:
+            choose_splits(columns.source, {}, columns.splits)  # raises where one is wanted
+        return table
+    values = [NO_SPLIT if value is None else split_of(reader.split_name(value)) for value in table[reader.split_column]]
+    counts = dict(Counter(values))
+    splits: tuple[str, ...] = columns.splits
+    if not columns.is_file:  # its files may be split already, and the column may say something else
+        splits = tuple(split for split in splits if find_split(split, counts))
+        if columns.splits and not splits:
+            return table
+    chosen = choose_splits(columns.source, counts, splits)
+    if not chosen:
+        return table
+    return table.select([number for number, value in enumerate(values) if value in chosen])
 
 
 def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
@@ -253,6 +330,10 @@ def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | dat
             raise UserError(f"{name}: name one of its splits: {', '.join(names)}.")
         wanted = names
     found = [find_split(split, names) for split in wanted]
+    if None in found and len(names) == 1:
+        table = datasets.load_dataset(name, config, split=names[0], revision=revision, streaming=streaming)
+        if find_split_column(tuple(table.features or ())) is not None:
+            return table  # its rows say which split they are in
     if None in found:
         raise UserError(f"{name}: no split {wanted[found.index(None)]!r}; there are {', '.join(names)}.")
     tables = [

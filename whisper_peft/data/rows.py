@@ -47,6 +47,9 @@ class Row:
     place: str = ""  # "metadata.csv:12", where the row was read, for messages
     segments: tuple[Segment, ...] = ()  # the text in parts, with times from start_s on, where they are known
     prompt: str = ""  # what was said before; never learnt
+    unknown_language: str | None = None  # what the row says, where Whisper knows no such language
+    stated_s: float | None = None  # how long the table says that the clip is; only held against the file
+    fault: str = ""  # why the row cannot be used, where that was seen as it was read
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class Row:
 
 def spoken_in(row: Row, code: str | None) -> Row:
     """Give the row, in its source's language where it names none itself."""
-    return row if row.language or code is None else dataclasses.replace(row, language=code)
+    return row if row.language or row.unknown_language or code is None else dataclasses.replace(row, language=code)
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

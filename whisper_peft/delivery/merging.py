@@ -245,7 +245,6 @@ def _check_clips(
 def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
     """Rows of a run and which split they are, where they still are."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
-    columns = {"audio_column": recipe.data.audio_column, "text_column": recipe.data.text_column}
     splits = {
         "test": (recipe.data.test,),
         "eval": (recipe.data.eval,),
@@ -254,7 +253,7 @@ def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
     for split, sources in splits.items():
         for source in filter(None, sources):
             try:
-                return load_source(source, **columns), split
+                return load_source(source, **{**recipe.data.columns, "prompt_column": None}), split
             except UserError:
                 continue  # moved or gone since: the next one, at last the shipped clips
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whisper_peft.data.checking.checks import Checked, Limits, check_parts
 from whisper_peft.data.checking.findings import Part
+from whisper_peft.data.checking.meanings import refuse_elsewhere
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
@@ -17,6 +18,7 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
     """Check the first rows of every source; what was found, in a few lines.
 
     Raises:
+        UserError: start and end are no times in these files, and `data.times` does not say what to do.
         UserError: texts stand beside the wrong sound, beyond doubt, and `data.allow_shift` does not say to go on.
     """
     each = max(1, MOST_TRAIN // max(1, len(rows.read)))
@@ -27,7 +29,13 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
         return []
     limits = Limits(preparation.window_s, preparation, speech.train.clean)
     language = None if recipe.model.language_token else recipe.model.language
-    checked = check_parts(parts, limits=limits, language=language, task=recipe.model.task, audio=False)
+    checked = check_parts(
+        parts, limits=limits, language=language, task=recipe.model.task,
+        borrowed=bool(recipe.model.language_token), times=recipe.data.times, audio=False,
+    )  # fmt: skip
+    if recipe.data.times is None:
+        for part, files_s in zip(checked.parts, checked.files_s, strict=True):
+            refuse_elsewhere(part.name, part.rows, files_s, key=f"data.{part.split}: ")
     lines = []
     for one in checked.findings.report(checked.seconds):
         if one["severity"] != "note":

@@ -12,7 +12,8 @@ from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, hold_out, spoken_in
-from whisper_peft.data.sources import load_source
+from whisper_peft.data.sources import load_source, load_sources
+from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
@@ -39,6 +40,7 @@ class Rows:
     parts: tuple[tuple[int, float], ...] = ()
     stream: RowStream | None = None
     read: tuple[tuple[str, list[Row]], ...] = ()
+    remarks: tuple[str, ...] = ()  # what was passed over as they were read
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,21 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     data, seed = recipe.data, recipe.train.seed
     if not data.train:
         raise UserError("data.train: not set; name the training data with --train SRC or in a recipe.")
-    columns = {"audio_column": data.audio_column, "text_column": data.text_column}
+    remarks: list[str] = []
+    columns = {**data.columns, "say": remarks.append}
     read = partial(load_source, **columns, n_tokens=n_tokens)
     if data.streaming:
-        return _streamed(recipe, read, columns)
+        return dataclasses.replace(_streamed(recipe, read, columns, remarks.append), remarks=tuple(remarks))
     by_source = []
-    for one in data.sources:
+    listed = load_sources([one.source for one in data.sources], read, remarks.append)
+    for one, rows in zip(data.sources, listed, strict=True):
         code = one.language and language_code(one.language)
-        by_source.append([spoken_in(row, code) for row in read(one.source)])
+        spoken = [spoken_in(row, code) for row in rows]
+        by_source.append(_settled(spoken, one.source, recipe, remarks.append, code))
+    read = partial(read, prompt_column=None, say=_say_nothing)  # clips that are scored are given no prompts
     train_rows = [row for rows in by_source for row in rows]
-    eval_rows = None if data.eval is None else read(data.eval)
-    test_rows = None if data.test is None else read(data.test)
+    eval_rows = None if data.eval is None else _settled(read(data.eval), data.eval, recipe, remarks.append)
+    test_rows = None if data.test is None else _settled(read(data.test), data.test, recipe, remarks.append)
     if eval_rows is None:
         train_rows, eval_rows = hold_out(train_rows, seed=seed)
     kept = set(map(id, train_rows))
@@ -94,10 +100,34 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         (sum(id(row) in kept for row in rows), one.weight) for rows, one in zip(by_source, data.sources, strict=True)
     )
     named = tuple((one.source, rows) for one, rows in zip(data.sources, by_source, strict=True))
-    return Rows(train_rows, eval_rows, test_rows, held_out=data.eval is None, parts=parts, read=named)
+    return Rows(
+        train_rows,
+        eval_rows,
+        test_rows,
+        held_out=data.eval is None,
+        parts=parts,
+        read=named,
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
 
 
-def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> Rows:
+def _say_nothing(line: str) -> None:
+    """Take a remark that is not worth a line: that a prompt column is ignored where no prompts are given."""
+
+
+def _settled(
+    rows: list[Row], source: str, recipe: Recipe, say: Callable[[str], None], code: str | None = None
+) -> list[Row]:
+    """The rows of a source, those in languages that Whisper does not know settled or refused."""
+    model = recipe.model
+    if code is None and model.language and not model.language_token:
+        code = language_code(model.language)
+    return settle_languages(rows, source, language=code, borrowed=bool(model.language_token), say=say)
+
+
+def _streamed(
+    recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object], say: Callable[[str], None]
+) -> Rows:
     data, seed = recipe.data, recipe.train.seed
     if recipe.train.steps is None:
         raise UserError("data.streaming: a stream has no epochs; set --steps.")
@@ -111,9 +141,12 @@ def _streamed(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[st
     stream = RowStream(sources, seed=seed)
     state = stream.state()
     first = [row for row, _ in stream.draw(LOOKED_AT)]
+    _settled(first, "the stream's first clips", recipe, say)  # raises
     stream.go_on(state)
+    columns = {**columns, "prompt_column": None, "say": _say_nothing}
+    read = partial(read, prompt_column=None, say=_say_nothing)
     eval_rows, test_rows = (
-        None if source is None else first_rows(source, read, most=MOST_SCORED, **columns)
+        None if source is None else _settled(first_rows(source, read, most=MOST_SCORED, **columns), source, recipe, say)
         for source in (data.eval, data.test)
     )
     named = (("the stream's first clips", first),)

@@ -125,7 +125,7 @@ def train(
         recipe, n_rows=clips_per_epoch(rows.parts), d_model=config.d_model, multilingual=preparation.multilingual,
         row_languages={row.language for row in rows.train},
     )  # fmt: skip
-    remarks += overlap_remarks(rows)
+    remarks += [*rows.remarks, *overlap_remarks(rows)]
     recipe, more = adapters_own(recipe, located)
     remarks += more
     speech = make_speech(rows, recipe, preparation, augment=augment)
