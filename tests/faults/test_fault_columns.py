@@ -490,7 +490,7 @@ def test_unknown_languages_are_left_out_where_nobody_settled_them(clips, tiny_mo
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
 def test_row_12_a_text_of_megabytes_is_named_and_left_out(clips, tmp_path, suffix, tiny_model, speech):
     rows = rows_of(clips)
-    rows[3]["text"] = "पानी " * 2_000_000 if suffix == "jsonl" else "a" * 10_000_000
+    rows[3]["text"] = "पानी " * 400_000 if suffix == "jsonl" else "a" * 10_000_000
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows)
     began = time.monotonic()
     found = kinds(check(str(path), language="hi", audio=False))
