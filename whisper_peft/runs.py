@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from whisper_peft.errors import UserError
-from whisper_peft.files import read_json_file
+from whisper_peft.files import printable_json, read_json_file
 
 RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
@@ -79,7 +79,8 @@ def write_json(path: str | Path, content: object) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = printable_json(json.dumps(content, indent=2, ensure_ascii=False))
+    beside.write_text(page + "\n", encoding="utf-8")
     os.replace(beside, path)
 
 
@@ -94,7 +95,8 @@ def read_json(path: str | Path) -> dict:
 
 def append_jsonl(path: str | Path, *records: dict) -> None:
     """Appends records, one JSON object a line."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
+    # A file name that is not UTF-8 has halves of surrogate pairs, which are escaped in JSON.
+    lines = "".join(printable_json(json.dumps(record, ensure_ascii=False)) + "\n" for record in records).encode("utf-8")
     with Path(path).open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -26,6 +26,7 @@ from conftest import make_speech, make_wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whisper_peft import evaluate
 from whisper_peft.data import archives
 from whisper_peft.data.addresses import HubFile, is_address, placed_sound
 from whisper_peft.data.archives import unpacked
@@ -34,6 +35,7 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.streams import first_rows
 from whisper_peft.errors import UserError
+from whisper_peft.runs import read_jsonl
 
 
 def refusal(read, *arguments, **options) -> str:
@@ -573,6 +575,19 @@ def test_row_29_names_that_are_not_utf8_in_a_folder_work(tmp_path):
     for source in (str(tmp_path), os.fsdecode(stem + b".wav"), os.fsdecode(stem + b".hi.srt")):
         [row] = load_source(source)
         assert len(load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)) == 16_000
+
+
+def test_row_29_a_name_that_is_not_utf8_is_scored_and_written_down(tiny_model, tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    stem = os.path.join(os.fsencode(folder), b"talk \xff\xe9\x1b[2J")
+    with open(stem + b".wav", "wb") as file:
+        file.write(wav(1.0))
+    with open(stem + b".hi.srt", "wb") as file:
+        file.write("1\n00:00:00,000 --> 00:00:00,900\nघर\n".encode())
+    assert evaluate(str(tiny_model), str(folder), output=str(tmp_path / "scored"))["clips"] == 1
+    [scored] = read_jsonl(tmp_path / "scored" / "transcripts.jsonl")
+    assert os.fsencode(scored["audio"]) == stem + b".wav"
 
 
 def test_row_29_names_that_are_not_utf8_in_a_manifest_are_one_line(tmp_path):

@@ -54,10 +54,14 @@ def settle_languages(
             "the token of a related one (--language-token LANG)."
         )
     say(f"{finding}; they are taken for {LANGUAGES[language]}, as --language says.")
-    return [
-        dataclasses.replace(row, language=language, unknown_language=None) if row.unknown_language else row
-        for row in rows
-    ]
+    return [take_for(row, language) for row in rows]
+
+
+def take_for(row: Row, code: str) -> Row:
+    """The row in this language, where it names one that Whisper does not know."""
+    if row.unknown_language is None:
+        return row
+    return dataclasses.replace(row, language=code, unknown_language=None)
 
 
 def name_unknown(rows: Sequence[Row]) -> str:

@@ -13,7 +13,7 @@ from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, hold_out, spoken_in
 from whisper_peft.data.sources import load_source, load_sources
-from whisper_peft.data.spoken import settle_languages
+from whisper_peft.data.spoken import settle_languages, take_for
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
@@ -140,8 +140,12 @@ def _streamed(
         sources.append(mixed)
     stream = RowStream(sources, seed=seed)
     state = stream.state()
-    first = [row for row, _ in stream.draw(LOOKED_AT)]
-    _settled(first, "the stream's first clips", recipe, say)  # raises
+    drawn = [row for row, _ in stream.draw(LOOKED_AT)]
+    first = _settled(drawn, "the stream's first clips", recipe, say)
+    if first != drawn:  # then the rows that come later are taken for the same language
+        code = language_code(recipe.model.language)
+        for mixed in sources:
+            mixed.change = partial(take_for, code=code)
     stream.go_on(state)
     columns = {**columns, "prompt_column": None, "say": _say_nothing}
     read = partial(read, prompt_column=None, say=_say_nothing)

@@ -212,7 +212,11 @@ def _note_doubts(
     for doubt in doubts:
         for number in doubt.rows:
             row = findings.parts[part].rows[number]
-            findings.add(doubt.kind, part, number, f"{doubt.question} ({describe_times(row, files_s[number])})")
+            detail = describe_times(row, files_s[number])
+            if number == doubt.rows[0]:  # asked once, and listed first
+                findings.add(doubt.kind, part, number, f"{doubt.question} ({detail})", weight=1.0)
+            else:
+                findings.add(doubt.kind, part, number, detail)
         if doubt.kind == ELSEWHERE:
             doubted |= set(doubt.rows)
     return frozenset(doubted)

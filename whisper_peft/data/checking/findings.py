@@ -46,7 +46,8 @@ KINDS: dict[str, Kind] = {
         "take each file whole (--times ignore, data.times: ignore), or correct the columns; --times use keeps to them"),
     "unknown-language": Kind(
         "error", "the row names a language that Whisper does not know; such rows are never taken for another language",
-        "correct the column, or borrow the token of a related language: --language-token LANG"),
+        "correct the column, or say --language where all rows are of one, or borrow a related language's token: "
+        "--language-token LANG"),
     "text-in-prompt": Kind(
         "error", "the text stands in its own prompt: the model would learn to copy what it was told",
         "name no prompt column, or one that holds what was said before the clip"),

@@ -99,7 +99,8 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
     letters = sum((text.scripts for text in texts), Counter())
     for text in texts:
         row = findings.parts[part].rows[text.row]
-        code = "en" if task == "translate" else row.language or language
+        spoken = None if row.unknown_language else row.language or language
+        code = "en" if task == "translate" else spoken
         _look_at_script(findings, part, text, row, _SCRIPTS.get(code, ("LATIN",)) if code else _main_script(letters))
     forms = Counter(text.form for text in texts if text.form)
     usual = "NFC" if forms["NFC"] >= forms["NFD"] else "NFD"
