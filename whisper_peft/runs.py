@@ -20,6 +20,7 @@ RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
 COMPLETE = "complete.json"  # written into a checkpoint after everything else
 STREAM = "stream.json"  # in a checkpoint: where its streamed sources are
+STEPS = "steps.json"  # in a checkpoint: which block of clips the next step is in, and how many clips were met
 
 
 def refuse_existing(path: Path, remedy: str = "choose another place") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -141,6 +142,13 @@ def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment
     )  # fmt: skip
     test = None if rows.test is None else plain(rows.test)
     return Speech(train, plain(rows.eval), test, rows.held_out, rows.parts, rows.stream)
+
+
+def fixed_rows(n_rows: int, most: int | None) -> list[int]:
+    """Choose at most so many rows, always the same ones."""
+    if not most or n_rows <= most:
+        return list(range(n_rows))
+    return sorted(random.Random(0).sample(range(n_rows), most))
 
 
 def overlap_remarks(rows: Rows) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given, load_recipe, save_recipe
 from whisper_peft.training.defaults import adapters_own, resolve
 from whisper_peft.training.facts import check_unchanged, first_facts
-from whisper_peft.training.first_look import first_look
+from whisper_peft.training.first_look import first_look, refuse_unusable
 from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.session import Session
 from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
@@ -138,6 +139,7 @@ def train(
     if resume is None:  # else it was looked at when the run began, and has not changed since
         for line in first_look(rows, speech, recipe, preparation):
             say(line)
+        refuse_unusable(speech, recipe)
     if dry_run:
         return recipe
     if resume is None:
@@ -165,9 +167,13 @@ def train(
         save_recipe(recipe, run / runs.RECIPE)
         runs.update_facts(run, finished=None)
     session = Session(run.resolve(), recipe, speech, located, preparation, say=say, progress=progress)
-    return TrainResult(
-        session.run, session.fit(model, loss=loss, callbacks=callbacks, on_checkpoint=on_checkpoint, began=began)
-    )
+    try:
+        facts = session.fit(model, loss=loss, callbacks=callbacks, on_checkpoint=on_checkpoint, began=began)
+    except Exception:
+        if resume is None and not runs.complete_checkpoints(session.run):
+            shutil.rmtree(session.run)  # nothing to go on from: a folder would only block the run's name
+        raise
+    return TrainResult(session.run, facts)
 
 
 def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
