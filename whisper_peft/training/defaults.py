@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, steps_per_epoch
-from whisper_peft.data.text import has_spaces, language_code
+from whisper_peft.data.text import has_spaces, is_mostly_spaceless, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
@@ -36,6 +36,7 @@ def resolve(
     d_model: int,
     multilingual: bool,
     row_languages: Collection[str | None] = (),
+    references: Collection[str] = (),
 ) -> tuple[Recipe, list[str]]:
     """Fills what a recipe leaves null.
 
@@ -45,6 +46,7 @@ def resolve(
         d_model: width of the model.
         multilingual: whether the checkpoint has language tokens.
         row_languages: codes that the training rows name.
+        references: some texts of the clips that select the checkpoint; their script decides, too, by what.
 
     Returns:
         The recipe without open ends, and remarks worth a user's eye before the first step.
@@ -94,7 +96,9 @@ def resolve(
     if not multilingual and language not in (None, "en"):
         raise UserError(f"{model.name}: an English-only checkpoint cannot be given the language '{language}'.")
     short = None if recipe.features.window == "full" else SLACK_S[recipe.features.window]
-    best = evaluate.best_metric or ("wer" if all(map(has_spaces, spoken)) else "cer")
+    best = evaluate.best_metric
+    if best is None:
+        best = "wer" if all(map(has_spaces, spoken)) and not is_mostly_spaceless(references) else "cer"
     available = get_available_reporting_integrations() if train.report_to else []
     for name in set(train.report_to) - set(available):
         extra = "pip install 'whisper-peft[tensorboard]', or " if name == "tensorboard" else ""
@@ -113,6 +117,24 @@ def resolve(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),
     ), remarks  # fmt: skip
+
+
+def selecting_metric(best_metric: str, languages: Collection[str | None], references: Collection[str]) -> str:
+    """Name the figure that chooses the checkpoint.
+
+    Args:
+        best_metric: `evaluate.best_metric`, resolved.
+        languages: Codes of the clips that select the checkpoint.
+        references: Some of their texts.
+
+    Returns:
+        `best_metric` itself, or `cer_normalized` in place of `cer` where words have no spaces between them: spaces
+        are then a habit, which must choose nothing.
+    """
+    is_spaced = all(map(has_spaces, set(languages) - {None})) and not is_mostly_spaceless(references)
+    if best_metric != "cer" or is_spaced:
+        return best_metric
+    return "cer_normalized"
 
 
 def refuse_optimizer(name: str) -> None:

@@ -85,7 +85,7 @@ def _refuse_train(speech: Speech, recipe: Recipe) -> None:
         raise UserError(
             f"data.train: {len(faulty):,} of {len(rows):,} clips cannot be used, for example "
             f"{_named(dataset, faulty[0], faults[faulty[0]])}. Look with whisper-peft check {source}, and mend them"
-            + ("" if len(faulty) == len(rows) else "; or train on the others with --set data.max_left_out=1")
+            + ("." if len(faulty) == len(rows) else "; or train on the others with --set data.max_left_out=1")
         )
     _refuse_unheard("train", dataset, [row for row in rows if not faults[row]] or rows)
 
@@ -103,7 +103,7 @@ def _refuse_unheard(split: str, dataset: SpeechDataset, rows: Sequence[int]) -> 
     of = "" if len(tried) == len(rows) else f" that were tried, of {len(rows):,},"
     raise UserError(
         f"data.{split}: none of the {len(tried)} clips{of} can be used, for example {reason}. Look with whisper-peft "
-        "check SRC, and mend them"
+        "check SRC, and mend them."
     )
 
 

@@ -21,6 +21,7 @@ from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
+from whisper_peft.training.defaults import selecting_metric
 from whisper_peft.training.facts import hours, padding_share, peak_memory_bytes
 from whisper_peft.training.speech import Speech, fixed_rows
 
@@ -51,6 +52,8 @@ class Session:
         }  # fmt: skip
         self.selection = fixed_rows(len(speech.eval), recipe.evaluate.max_clips)
         self.saved = self._saved()
+        languages = {speech.eval.language_of(number) for number in range(len(speech.eval))}
+        self.metric = selecting_metric(recipe.evaluate.best_metric, languages, speech.references)
 
     def fit(self, model, *, loss: Callable | None, callbacks: Sequence, on_checkpoint: Sequence, began: float) -> dict:
         """Scores, trains, scores again.
@@ -93,7 +96,7 @@ class Session:
             scores = self._score_after(compared)
         return runs.update_facts(
             run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best,
-            best_metric=recipe.evaluate.best_metric, **scores, trainable_parameters=trainable, parameters=total,
+            best_metric=self.metric, **scores, trainable_parameters=trainable, parameters=total,
             train_hours=self._hours(), empty_steps=self.trainer.empty_steps, padding_share=padding_share(self.trainer),
             left_out=len(self.left_out.known), seconds=round(time.monotonic() - began, 1),
         )  # fmt: skip
@@ -128,10 +131,11 @@ class Session:
         ))  # fmt: skip
         block = self.saved.get("block")
         trainer = SpeechTrainer(
-            model, training_arguments(recipe, self.run), dataset=self.speech.train, batch_size=recipe.train.batch_size,
-            micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
-            slack_s=slack_s, start=self.start, parts=self.speech.parts, stream=stream, begin=Block(**block) if block else None,
-            masks=recipe.augment.masks,
+            model, training_arguments(recipe, self.run, metric=self.metric), dataset=self.speech.train,
+            batch_size=recipe.train.batch_size, micro_batch_size=recipe.train.micro_batch_size,
+            micro_batch_s=recipe.train.micro_batch_s or math.inf,
+            slack_s=slack_s, start=self.start, parts=self.speech.parts, stream=stream,
+            begin=Block(**block) if block else None, masks=recipe.augment.masks,
             loss=loss or token_loss_sum, on_batch=self.left_out.on_batch, on_finer_cut=self._finer_cut, callbacks=extra,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
@@ -246,8 +250,14 @@ class Session:
         found = self._score("eval", self.selection, self.limits["eval"], "eval", slack_s=short, selecting=True)
         result = figures(self.speech.eval, found)
         step, steps = self.trainer.state.global_step, self.recipe.train.steps
-        self.say(f"Step {step} of {steps}: {_rates(result)} on {result['clips']} eval clips.")
+        self.say(f"Step {step} of {steps}: {self._rates(result)} on {result['clips']} eval clips.")
         return {**result, "loss": result["token_loss"]}
+
+    def _rates(self, result: dict) -> str:
+        rates = f"WER {result['wer']:.1%}, CER {result['cer']:.1%}"
+        if self.metric == "cer_normalized":
+            rates += f", CER normalised {result['cer_normalized']:.1%}"
+        return f"{rates}, token loss {result['token_loss']:.3f}"
 
     def _compared(self) -> list[int]:
         """Rows that are scored before and after."""
@@ -277,7 +287,7 @@ class Session:
         split = self.speech.scored[0]
         before = self._figures(self._score_fully(compared, "before training"))
         runs.update_facts(self.run, before=before)
-        self.say(f"Before: {_rates(before)} on {before['clips']} {split} clips.")
+        self.say(f"Before: {self._rates(before)} on {before['clips']} {split} clips.")
 
     def _score_after(self, compared: list[int]) -> dict:
         """`after`, on the rows that were scored before; `final`, on all of them."""
@@ -313,7 +323,3 @@ def _subset(found: Transcripts, rows: Sequence[int]) -> Transcripts:
     return Transcripts(
         [one for one in found.transcripts if one.row in chosen], [one for one in found.left_out if one.row in chosen]
     )
-
-
-def _rates(result: dict) -> str:
-    return f"WER {result['wer']:.1%}, CER {result['cer']:.1%}, token loss {result['token_loss']:.3f}"

@@ -33,7 +33,15 @@ from whisper_peft.training.facts import check_unchanged, first_facts
 from whisper_peft.training.first_look import first_look, refuse_unusable
 from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.session import Session
-from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
+from whisper_peft.training.speech import (
+    MOST_OF_TEXT,
+    MOST_SCORED,
+    Speech,
+    check_languages,
+    load_rows,
+    make_speech,
+    overlap_remarks,
+)
 
 RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
 LONG_WINDOW = 500  # positions of the encoder, about 10 s: above, or checkpointing, memory matters more than time
@@ -125,6 +133,7 @@ def train(
     recipe, remarks = resolve(
         recipe, n_rows=clips_per_epoch(rows.parts), d_model=config.d_model, multilingual=preparation.multilingual,
         row_languages={row.language for row in rows.train},
+        references=[row.text[:MOST_OF_TEXT] for row in rows.eval[:MOST_SCORED]],
     )  # fmt: skip
     remarks += overlap_remarks(rows)
     recipe, more = adapters_own(recipe, located)
