@@ -14,7 +14,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe import Lora, Recipe
+from whisper_peft.recipe import AT_MOST, Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
 # pre-training (Radford et al. 2022, table 17), by the width of the model; at 128, what suits the shipped miniature.
@@ -62,6 +62,11 @@ def resolve(
         raise UserError("train.steps and train.epochs: both are set; choose one.")
     per_epoch = steps_per_epoch(n_rows, train.batch_size)
     steps = train.steps or math.ceil((train.epochs or EPOCHS) * per_epoch)
+    if steps > AT_MOST["train.steps"]:
+        raise UserError(
+            f"train.epochs: {train.epochs:g} passes over {n_rows:,} clips are {steps:,} steps of {train.batch_size}; "
+            f"at most {AT_MOST['train.steps']:,} steps are made, so take fewer."
+        )
 
     usual = learning_rate(train.mode, d_model)
     rate = usual if train.learning_rate is None else train.learning_rate
@@ -110,13 +115,34 @@ def resolve(
         lora=dataclasses.replace(recipe.lora, alpha=recipe.lora.alpha or 2 * recipe.lora.rank),
         train=dataclasses.replace(
             train, steps=steps, epochs=None, learning_rate=rate, warmup_steps=warmup, precision=wanted,
-            workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
+            workers=min(2, usable_cores()) if train.workers is None else train.workers,
         ),
         features=dataclasses.replace(recipe.features, slack_s=recipe.features.slack_s or short),
         evaluate=dataclasses.replace(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),
     ), remarks  # fmt: skip
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a container or taskset may allow fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def refuse_workers(workers: int | None) -> None:
+    """Refuse more processes that read audio than there are cores: they would only take memory from each other.
+
+    Raises:
+        UserError: There are more.
+    """
+    cores = usable_cores()
+    if workers is not None and workers > cores:
+        raise UserError(
+            f"train.workers: {workers:,} processes to read audio, but this machine has {cores} cores for it; take at "
+            f"most --set train.workers={cores}."
+        )
 
 
 def selecting_metric(best_metric: str, languages: Collection[str | None], references: Collection[str]) -> str:

@@ -213,7 +213,9 @@ class Session:
         if kept:
             self.say(f"Augmentation: {kept} clips stayed as they were: too long with it, or their noise unreadable.")
         best = trainer.state.best_global_step or step
-        load_weights(trainer.model, run / runs.CHECKPOINTS / f"checkpoint-{best}")
+        checkpoint = run / runs.CHECKPOINTS / f"checkpoint-{best}"
+        runs.verify_checkpoint(checkpoint, "it holds the best weights; bring it back from a copy, or start a new run")
+        load_weights(trainer.model, checkpoint)
         folder = runs.ADAPTER if recipe.train.mode == "lora" else runs.MODEL
         replace_artefact(run / folder, trainer.model, self.located, facts["base"])
         return best
