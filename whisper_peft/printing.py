@@ -86,14 +86,14 @@ def train_lines(result) -> list[str]:
     if before and after:
         what = "test" if after["split"] == "test" else "eval (the selection set, optimistic)"
         lines.append(f"On {after['clips']} {what} clips:")
-        shown = {"WER": "wer", "CER": "cer"}
+        figures = {"WER": "wer", "CER": "cer"}
         if facts["best_metric"] == "cer_normalized":  # of a script without spaces the others mean little
-            shown["CER norm."] = "cer_normalized"
+            figures["CER norm."] = "cer_normalized"
         lines.append(
-            f"  {'':8}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in shown) + f"{'token loss':>12}"
+            f"  {'':8}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in figures) + f"{'token loss':>12}"
         )
         for name, row in (("before", before), ("after", after)):
-            rates = "".join(f"{row[key]:>{max(9, len(title) + 2)}.1%}" for title, key in shown.items())
+            rates = "".join(f"{row[key]:>{max(9, len(title) + 2)}.1%}" for title, key in figures.items())
             lines.append(f"  {name:8}{rates}{row['token_loss']:>12.3f}")
     if final and (not after or final["clips"] != after["clips"]):
         lines.append(f"Whole {final['split']} set, {final['clips']} clips: WER {final['wer']:.1%}, "
