@@ -38,7 +38,7 @@ ROOMS = {
         "report",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
+        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "resuming",
         "first_look", "session", "train",
     ),
     "delivery": (

@@ -15,6 +15,7 @@ import click
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable, reason_of
+from whisper_peft.model.planning import GIB
 from whisper_peft.options import (
     AT_LEAST_1,
     BEAMS,
@@ -29,7 +30,6 @@ from whisper_peft.options import (
     recipe_options,
 )
 from whisper_peft.printing import (
-    GB,
     Printer,
     check_lines,
     demo_lines,
@@ -182,7 +182,7 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
     found = fitting.plan(recipe, changes=changes, gpu_memory=gpu_memory)
     out.result(found, plan_lines(found))
     if not found["fits"]:
-        peak, free = found["memory"]["peak"] / GB, found["device"]["free"] / GB
+        peak, free = found["memory"]["peak"] / GIB, found["device"]["free"] / GIB
         raise UserError(f"{found['model']}: {peak:.1f} GB do not fit into {free:.1f} GB; {found['remedy']}.")
 
 

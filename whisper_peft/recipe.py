@@ -294,10 +294,10 @@ def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str
         *parents, last = key.split(".")
         for name in parents:
             if not isinstance(part.get(name), dict):
-                _unknown(key, _flat(page), place)
+                _unknown(key, list(flat(page)), place)
             part = part[name]
         if last not in part or isinstance(part[last], dict):
-            _unknown(key, _flat(page), place)
+            _unknown(key, list(flat(page)), place)
         part[last] = value
     return _build(Recipe, page, place=place)
 
@@ -312,11 +312,12 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _flat(page: dict, prefix: str = "") -> list[str]:
-    keys = []
+def flat(page: dict, prefix: str = "") -> dict[str, object]:
+    """Name every setting of nested dicts by its key, as ``{"train.steps": 5}``."""
+    found: dict[str, object] = {}
     for key, value in page.items():
-        keys += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _unknown(key: str, known: list[str], place: str) -> typing.NoReturn:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from whisper_peft.data.dataset import Pick
+from whisper_peft.errors import UserError
 
 SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}  # of a window, where the user says nothing
 LOOK_AHEAD = 256  # rows whose headers are read at a time to put like lengths together
@@ -19,12 +21,27 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     return math.ceil(n_rows / batch_size)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Where a look-ahead begins; a resumed run reads on from there.
+
+    Attributes:
+        step: The optimizer step that its first clips are in.
+        epoch: The epoch that it is of.
+        first: The place of its first row in the epoch's order.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    first: int = 0
+
+
 def steps(
     n_rows: int,
     batch_size: int,
     *,
     seed: int,
-    duration_s: Callable[[int], float],
+    duration_s: Callable[[int], float | None],
     slack_s: Callable[[int], float] = lambda step: math.inf,
     start: int = 0,
     look_ahead: int = LOOK_AHEAD,
@@ -39,33 +56,79 @@ def steps(
         n_rows: how many rows there are.
         batch_size: clips in a step; the last step of an epoch may have fewer.
         seed: of the order.
-        duration_s: seconds of a row, from its header; 0 where it cannot be told.
+        duration_s: seconds of a row, from its header; 0 where it cannot be told; None where the header shows that the
+            clip cannot be used: see `like_lengths`.
         slack_s: step -> seconds of silence wanted behind its longest clip; infinite, as by default: the whole window.
         start: the first step to yield, counted over all epochs; the ones before cost nothing but their shuffle.
         look_ahead: rows put in order of length at a time, rounded to whole steps.
         parts: (rows, weight) of the sources that the rows are of, one after the other: how often each row comes in an
             epoch; one source of weight 1, by default.
     """
+    begin = block_of(start, n_rows, batch_size, look_ahead=look_ahead, parts=parts)
+    options = {"seed": seed, "duration_s": duration_s, "look_ahead": look_ahead, "parts": parts}
+    for block, batches in blocks(n_rows, batch_size, begin=begin, **options):
+        for step, picks in enumerate(batches, start=block.step):
+            if step >= start:
+                yield [replace(pick, slack_s=slack_s(step)) for pick in picks]
+
+
+def block_of(
+    start: int, n_rows: int, batch_size: int, *, look_ahead: int = LOOK_AHEAD, parts: Sequence[tuple[int, float]] = ()
+) -> Block:
+    """Find the block that a step is in, without reading a header.
+
+    It holds where every block has as many steps as its rows fill. A block with fewer usable clips than steps has fewer:
+    then only a `Block` that was kept tells where a later step is.
+    """
+    rows = block_size(batch_size, look_ahead)
+    per_epoch = steps_per_epoch(clips_per_epoch(parts or [(n_rows, 1.0)]), batch_size)
+    epoch, within = divmod(start, per_epoch)
+    number, ahead = divmod(within, rows // batch_size)
+    return Block(start - ahead, epoch, number * rows)
+
+
+def blocks(
+    n_rows: int,
+    batch_size: int,
+    *,
+    seed: int,
+    duration_s: Callable[[int], float | None],
+    look_ahead: int = LOOK_AHEAD,
+    parts: Sequence[tuple[int, float]] = (),
+    begin: Block = Block(),
+) -> Iterator[tuple[Block, list[list[Pick]]]]:
+    """Endless blocks: where each begins, and its steps; see `steps`. A block without a usable clip has none.
+
+    Raises:
+        UserError: A whole epoch has no usable clip.
+    """
     parts = parts or [(n_rows, 1.0)]
-    block = block_size(batch_size, look_ahead)
-    per_epoch = steps_per_epoch(clips_per_epoch(parts), batch_size)
-    epoch, skip = divmod(start, per_epoch)
-    step = start
+    rows = block_size(batch_size, look_ahead)
+    step, epoch, first = begin.step, begin.epoch, begin.first
+    waiting: list[Pick] = []  # clips of blocks without a step: they are named in the next one
+    since: Block | None = None
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
         again = _times_before(order) if any(weight > 1 for _, weight in parts) else np.zeros_like(order)
-        for first in range(0, len(order), block):
-            drawn = [*zip(order[first : first + block].tolist(), again[first : first + block].tolist(), strict=True)]
-            n_steps = steps_per_epoch(len(drawn), batch_size)
-            if skip >= n_steps:
-                skip -= n_steps
-                continue
+        is_whole, before = first == 0, step
+        for place in range(first, len(order), rows):
+            drawn = zip(order[place : place + rows].tolist(), again[place : place + rows].tolist(), strict=True)
             picks = [(duration_s(row), Pick(row, epoch, again=times)) for row, times in drawn]
-            for batch in like_lengths(picks, batch_size, (seed, epoch, first))[skip:]:
-                yield [replace(pick, slack_s=slack_s(step)) for pick in batch]
-                step += 1
-            skip = 0
-        epoch += 1
+            batches = like_lengths(picks, batch_size, (seed, epoch, place))
+            since = since or Block(step, epoch, place)
+            if not batches:
+                waiting += [pick for _, pick in picks]
+                continue
+            batches[0] = batches[0] + waiting
+            yield since, batches
+            step += len(batches)
+            waiting, since = [], None
+        if is_whole and step == before:
+            raise UserError(
+                f"data.train: none of the {n_rows} clips can be used, as their headers and texts show; "
+                "whisper-peft check names each with its reason."
+            )
+        epoch, first = epoch + 1, 0
 
 
 def block_size(batch_size: int, look_ahead: int = LOOK_AHEAD) -> int:
@@ -104,11 +167,36 @@ def _times_before(order: np.ndarray) -> np.ndarray:
     return found
 
 
-def like_lengths(picks: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:
-    """Cuts a block of (seconds, pick) into steps of like lengths, in seeded order."""
-    by_length = [pick for _, pick in sorted(picks, key=lambda pair: (pair[0], pair[1].row))]
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    return [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
+def like_lengths(
+    picks: Sequence[tuple[float | None, Pick]], batch_size: int, seed: tuple[int, ...]
+) -> list[list[Pick]]:
+    """Cut a block into steps of like lengths, in seeded order.
+
+    Clips that cannot be used, whose seconds are None, take no place in a step. The others are spread over as many steps
+    as the block would have had, or fewer where there are not so many, so that no step is empty. The unusable ones come
+    along behind a step's own clips, only to be named in left_out.jsonl.
+
+    Args:
+        picks: (seconds, pick) of every clip.
+        batch_size: clips in a step.
+        seed: of the order of the steps.
+
+    Returns:
+        The steps; none where no clip can be used.
+    """
+    usable = [(seconds, pick) for seconds, pick in picks if seconds is not None]
+    unusable = [pick for seconds, pick in picks if seconds is None]
+    by_length = [pick for _, pick in sorted(usable, key=lambda pair: (pair[0], pair[1].row))]
+    if unusable:
+        n_steps = min(steps_per_epoch(len(picks), batch_size), len(usable))
+        edges = [round(number * len(usable) / max(1, n_steps)) for number in range(n_steps + 1)]
+        batches = [by_length[start:end] for start, end in itertools.pairwise(edges)]
+    else:
+        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    batches = [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
+    for number, pick in enumerate(unusable if batches else ()):
+        batches[number % len(batches)].append(pick)
+    return batches
 
 
 def slack_policy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,41 @@ class SpeechDataset:
         except AudioError:
             return 0.0
         return max(0.0, end_s - row.start_s)
+
+    def usable_s(self, row: Row | int) -> float | None:
+        """Seconds of a row from its header; None where header and text show that it cannot be used."""
+        row = self.rows[row] if isinstance(row, int) else row
+        return None if self.fault(row) else self.seconds_of(row)
+
+    def fault(self, row: Row | int) -> str | None:
+        """Say why a clip cannot be used, as far as its header and its text tell.
+
+        The header may be wrong, so who trains still tries such a clip; but it takes no place in an optimizer step.
+
+        Returns:
+            The reason, as left_out.jsonl has it; None where nothing is wrong so far.
+        """
+        row = self.rows[row] if isinstance(row, int) else row
+        try:
+            is_piece = row.end_s is not None and (not isinstance(row.audio, str) or os.path.exists(row.audio))
+            end_s = row.end_s if is_piece else duration_s(row.sound())  # of a piece no header is read: others share it
+        except AudioError as error:
+            return str(error)
+        seconds = end_s - row.start_s
+        if seconds <= 0:
+            return f"no such piece of a recording: start_s {row.start_s}, end_s {end_s}"
+        if seconds > self.preparation.window_s:
+            return f"{seconds:.1f} s of audio; the model takes {self.preparation.window_s:g} s"
+        if row.no_speech:
+            return None
+        text = self.clean(row.text)
+        if text and len(text.encode("utf-8", "surrogatepass")) <= self.preparation.max_label_tokens // 2:
+            return None  # a token is a byte at least
+        try:
+            self.preparation.encode_text([Segment(text)], language=self.language_of(row), task=self.task)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def text(self, row_number: int) -> str:
         """The cleaned transcript of a row."""

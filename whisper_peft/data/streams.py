@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -130,6 +131,7 @@ class Mixed:
     weight: float
     name: str
     revision: str = ""  # changes with its rows
+    old_revision: str | None = None  # the same, as earlier versions had it, where that was another
     change: Callable[[Row], Row] = lambda row: row  # of every row that is drawn
     epoch: int = 0
     ended: list[int] = field(default_factory=list)
@@ -173,9 +175,20 @@ class RowStream:
         self.block += 1
         return [self.sources[number].draw(chance) for number in chosen]
 
-    def fingerprint(self) -> str:
-        """The SHA-256 over what the sources are called, their weights and revisions; no row is read."""
-        named = [(one.name, one.weight, one.revision) for one in self.sources]
+    def fingerprint(self, *, with_places: bool = False) -> str:
+        """Compute the SHA-256 over what the sources are called, their weights and revisions; no row is read.
+
+        Args:
+            with_places: Whether the folder that a source lies in counts, as in the runs of earlier versions.
+        """
+        named = []
+        for one in self.sources:
+            name, revision = one.name, one.revision
+            if with_places and one.old_revision is not None:
+                revision = one.old_revision
+            if os.path.isabs(name) and not with_places:
+                name = os.path.basename(name)
+            named.append((name, one.weight, revision))
         return hashlib.sha256(json.dumps(named).encode("utf-8", "surrogatepass")).hexdigest()
 
     def state(self) -> dict:
@@ -226,7 +239,8 @@ def open_stream(
     found = find_source(source)
     if not all(isinstance(one, Columnar) for one in found):
         listed = rows(source)
-        return Mixed([ListedRows(listed, seed)], weight, source, fingerprint(listed))
+        revision, old_revision = fingerprint(listed), fingerprint(listed, with_places=True)
+        return Mixed([ListedRows(listed, seed)], weight, source, revision, old_revision)
     [columns] = found
     table = open_columns(columns, streaming=True)
     reader = Reader(columns, table.features, Columns(audio_column, text_column, prompt_column, times))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 
@@ -22,6 +23,22 @@ from whisper_peft.files import short_repr
 _WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 # A language of two or three letters, then script, country and variants, as in zh_Hans_CN or en_US.UTF-8.
 _LOCALE = re.compile(r"([a-z]{2,3})[-_]([a-z]{4}|[a-z]{2}|[0-9]{3})(?:[-_][a-z0-9]+)*(?:[.@][\w.@-]+)?")
+# Scripts whose words are written without spaces between them, by the blocks of Unicode.
+_SPACELESS_BLOCKS = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u0f00-\u0fff"  # Tibetan
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf"  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese
+    "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese kana
+    "\u3100-\u312f\u31a0-\u31bf"  # Bopomofo
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # further kana and Chinese characters
+)
+_SPACELESS = re.compile(f"[{_SPACELESS_BLOCKS}]")
+_SPACE_BESIDE_SPACELESS = re.compile(f"(?<=[{_SPACELESS_BLOCKS}])\\s+|\\s+(?=[{_SPACELESS_BLOCKS}])")
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Inside a word these spell it: apostrophes, the Catalan middle dot, Hebrew geresh and gershayim, the Tibetan tsheg.
 _SPELLS_WITHIN_WORDS = frozenset("'\u2018\u2019\uff07\u00b7\u05f3\u05f4\u0f0b")
@@ -101,6 +118,41 @@ def _plain_name(name: str) -> str:
 def has_spaces(language_code: str) -> bool:
     """Tell whether a language puts spaces between words; one that does not is scored by its character error rate."""
     return language_code not in _WITHOUT_SPACES
+
+
+def without_word_spaces(text: str) -> str:
+    """Take out the spaces that stand beside letters of a script without spaces between words.
+
+    Whether such a space is written is the annotator's or the model's habit, and nobody hears it. Between words of
+    other scripts the spaces stay.
+
+    Example:
+        >>> without_word_spaces("我 用 Visual Studio 写 代码")
+        '我用Visual Studio写代码'
+    """
+    return _SPACE_BESIDE_SPACELESS.sub("", text)
+
+
+def is_spaceless(text: str) -> bool:
+    """Tell whether a text is written in a script without spaces between words.
+
+    Chinese characters within Korean do not count: Korean puts spaces between its words.
+
+    Example:
+        >>> [is_spaceless(text) for text in ("楼市成交", "Word", "漢字를 쓴다")]
+        [True, False, False]
+    """
+    return bool(_SPACELESS.search(text)) and not _HANGUL.search(text)
+
+
+def is_mostly_spaceless(texts: Iterable[str]) -> bool:
+    """Tell whether most letters of some texts are of a script without spaces between words."""
+    letters, spaceless = 0, 0
+    for text in texts:
+        letters += sum(unicodedata.category(character)[0] == "L" for character in text)
+        if is_spaceless(text):
+            spaceless += sum(unicodedata.category(letter)[0] == "L" for letter in _SPACELESS.findall(text))
+    return 2 * spaceless > letters
 
 
 def clean_text(

@@ -90,7 +90,7 @@ def merge(
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
     dataset, checked_on = _check_clips(
-        located, preparation, check, language, exact, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
+        located, preparation, check, language, exact, say, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
     )
     say(f"Checking on {checked_on}.")
 
@@ -219,12 +219,13 @@ def _take_generation_config(model, located: Located) -> None:
 
 
 def _check_clips(
-    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model, *, most: int
-) -> tuple[SpeechDataset, str]:
+    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model,
+    say: Callable[[str], None], *, most: int,
+) -> tuple[SpeechDataset, str]:  # fmt: skip
     """At most so many usable clips to compare on, and where they come from."""
     if check is not None:
         rows, named = load_source(str(check)), f"{check} (--check)"
-    elif located.run and (found := _run_clips(located.run)):
+    elif located.run and (found := _run_clips(located.run, say)):
         rows, named = found[0], f"the run's own {found[1]} clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
@@ -242,8 +243,8 @@ def _check_clips(
     return dataset, f"{len(usable)} clips of {named}"
 
 
-def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
-    """Rows of a run and which split they are, where they still are."""
+def _run_clips(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
+    """Rows of a run and which split they are, where they still are; says which are not."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
     splits = {
         "test": (recipe.data.test,),
@@ -254,6 +255,6 @@ def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
         for source in filter(None, sources):
             try:
                 return load_source(source, **{**recipe.data.columns, "prompt_column": None}), split
-            except UserError:
-                continue  # moved or gone since: the next one, at last the shipped clips
+            except UserError as error:  # moved or gone since: the next one, at last the shipped clips
+                say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from whisper_peft.recipe import Recipe
 
 FEW_CLIPS = 20
 LOOKED_AT = 64  # rows of a stream, to plan with
+MOST_OF_TEXT = 500  # characters of a text that tell its script
 MOST_SCORED = 500  # clips of a streamed eval or test source
 
 
@@ -30,7 +32,7 @@ class Rows:
     """The rows of a run; of a stream, `train` is what it begins with.
 
     `parts`: (rows, weight) of the training sources; `held_out`: eval was held out of train; `read`: the training
-    sources as they were read, by name, with what was held out.
+    sources as they were read, by name, with what was held out; `eval_parts`: how many rows of eval each of them gave.
     """
 
     train: list[Row]
@@ -41,6 +43,7 @@ class Rows:
     stream: RowStream | None = None
     read: tuple[tuple[str, list[Row]], ...] = ()
     remarks: tuple[str, ...] = ()  # what was passed over as they were read
+    eval_parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,17 @@ class Speech:
     held_out: bool  # eval was held out of train
     parts: tuple[tuple[int, float], ...] = ()  # (rows, weight) of the training sources
     stream: RowStream | None = None  # of training rows; `train` is then only what it begins with
+    eval_parts: tuple[int, ...] = ()  # how many rows of eval each training source gave, where they were held out
 
     @property
     def clips_per_epoch(self) -> int:
         """Training clips in an epoch; of a stream, of which nobody knows the end, 0."""
         return clips_per_epoch(self.parts)
+
+    @property
+    def references(self) -> list[str]:
+        """Texts of the first clips that select the checkpoint."""
+        return [self.eval.text(number)[:MOST_OF_TEXT] for number in range(min(len(self.eval), MOST_SCORED))]
 
     @property
     def scored(self) -> tuple[str, SpeechDataset]:
@@ -100,6 +109,8 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         (sum(id(row) in kept for row in rows), one.weight) for rows, one in zip(by_source, data.sources, strict=True)
     )
     named = tuple((one.source, rows) for one, rows in zip(data.sources, by_source, strict=True))
+    held_out = set(map(id, eval_rows))
+    eval_parts = tuple(sum(id(row) in held_out for row in rows) for rows in by_source) if data.eval is None else ()
     return Rows(
         train_rows,
         eval_rows,
@@ -107,6 +118,7 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         held_out=data.eval is None,
         parts=parts,
         read=named,
+        eval_parts=eval_parts,
         remarks=tuple(dict.fromkeys(remarks)),
     )
 
@@ -177,7 +189,14 @@ def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment
         prompts=features.prompts, timestamps=features.timestamps,
     )  # fmt: skip
     test = None if rows.test is None else plain(rows.test)
-    return Speech(train, plain(rows.eval), test, rows.held_out, rows.parts, rows.stream)
+    return Speech(train, plain(rows.eval), test, rows.held_out, rows.parts, rows.stream, rows.eval_parts)
+
+
+def fixed_rows(n_rows: int, most: int | None) -> list[int]:
+    """Choose at most so many rows, always the same ones."""
+    if not most or n_rows <= most:
+        return list(range(n_rows))
+    return sorted(random.Random(0).sample(range(n_rows), most))
 
 
 def overlap_remarks(rows: Rows) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from whisper_peft.data.batching import block_size, clips_at_once, cut, like_lengths, steps
+from whisper_peft.data.batching import Block, block_of, block_size, blocks, clips_at_once, cut, like_lengths
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
@@ -49,22 +49,47 @@ class StepSampler:
 
     Not prepared by accelerate, which would hand each rank other whole batches; and it begins at `start` instead of
     reading what was trained on already.
+
+    Args:
+        dataset: The training rows.
+        batch_size: Clips in a step.
+        slack_s: step -> seconds of silence wanted behind its longest clip.
+        seed: Of the order.
+        start: The first step.
+        parts: (rows, weight) of the sources.
+        rank: Number of this process.
+        n_ranks: Number of processes.
+        begin: The block that `start` is in, as `state_at` gave it; None where no block was kept.
     """
 
     def __init__(
         self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
-        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int,
+        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int, begin: Block | None = None,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
         self.parts, self.rank, self.n_ranks = parts, rank, n_ranks
+        self.begin = begin or block_of(start, len(dataset), batch_size, parts=parts)
+        self.drawn: list[Block] = []
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
-        drawn = steps(
-            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.duration_s,
-            slack_s=self.slack_s, start=self.start, parts=self.parts,
+        found = blocks(
+            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.usable_s, parts=self.parts,
+            begin=self.begin,
         )  # fmt: skip
-        return (picks[self.rank :: self.n_ranks] for picks in drawn)
+        for block, batches in found:
+            self.drawn.append(block)
+            for step, picks in enumerate(batches, start=block.step):
+                if step >= self.start:
+                    slack_s = self.slack_s(step)
+                    share = picks[self.rank :: self.n_ranks]
+                    yield [dataclasses.replace(pick, slack_s=slack_s) for pick in share]
+
+    def state_at(self, step: int) -> dict:
+        """Return the block that holds the step after so many, as JSON; older blocks are forgotten."""
+        while len(self.drawn) > 1 and self.drawn[1].step <= step:
+            self.drawn.pop(0)
+        return dataclasses.asdict(self.drawn[0])
 
 
 class StreamSampler:
@@ -75,6 +100,7 @@ class StreamSampler:
 
     Args:
         stream: at the start of the block that step `start` is of.
+        dataset: of the same speech; it tells how long a row is, and whether it can be used.
         batch_size: clips in a step.
         buffer_rows: of a block.
         slack_s: step -> seconds of silence wanted behind its longest clip.
@@ -84,22 +110,34 @@ class StreamSampler:
     """
 
     def __init__(
-        self, stream: RowStream, batch_size: int, *, buffer_rows: int, slack_s: Callable[[int], float], seed: int,
-        start: int, first: int,
+        self, stream: RowStream, dataset: SpeechDataset, batch_size: int, *, buffer_rows: int,
+        slack_s: Callable[[int], float], seed: int, start: int, first: int,
     ):  # fmt: skip
-        self.stream, self.batch_size, self.rows = stream, batch_size, block_size(batch_size, buffer_rows)
+        self.stream, self.dataset, self.batch_size = stream, dataset, batch_size
+        self.rows = block_size(batch_size, buffer_rows)
         self.slack_s, self.seed, self.start, self.first = slack_s, seed, start, first
         self.blocks: list[tuple[int, dict]] = []
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        """Endless."""
+        """Endless.
+
+        Raises:
+            UserError: A whole block has no usable clip.
+        """
         step = self.first
         while True:
             self.blocks.append((step, self.stream.state()))
             number = self.stream.block
-            drawn = enumerate(self.stream.draw(self.rows), start=step * self.batch_size)
-            picks = [(SpeechDataset.seconds_of(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
-            for batch in like_lengths(picks, self.batch_size, (self.seed, number)):
+            drawn = enumerate(self.stream.draw(self.rows), start=number * self.rows)
+            picks = [(self.dataset.usable_s(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
+            batches = like_lengths(picks, self.batch_size, (self.seed, number))
+            if not batches:
+                row = picks[0][1].given
+                raise UserError(
+                    f"data.train: none of the next {self.rows} clips of the stream can be used, for example "
+                    f"{row.name}: {self.dataset.fault(row)}. Mend the source, and go on with --resume."
+                )
+            for batch in batches:
                 if step >= self.start:
                     yield [dataclasses.replace(pick, slack_s=self.slack_s(step)) for pick in batch]
                 step += 1
@@ -125,6 +163,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         start: the step to begin with.
         parts: (rows, weight) of the sources, see `steps`.
         stream: gives the steps, where the rows are of a stream.
+        begin: the block that `start` is in, where a checkpoint kept it.
         masks: of SpecAugment, see `masked`; None: none.
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
@@ -146,6 +185,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         start: int = 0,
         parts: Sequence[tuple[int, float]] = (),
         stream: StreamSampler | None = None,
+        begin: Block | None = None,
         masks: Mapping[str, float] | None = None,
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
@@ -155,7 +195,11 @@ class SpeechTrainer(Seq2SeqTrainer):
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
-        self.slack_s, self.start, self.parts, self.stream, self.masks = slack_s, start, parts, stream, masks
+        self.slack_s, self.start, self.parts, self.masks = slack_s, start, parts, masks
+        self.sampler = stream or StepSampler(
+            dataset, batch_size, slack_s=slack_s, seed=self.args.seed, start=start, parts=parts, begin=begin,
+            rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
+        )  # fmt: skip
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.kept, self.speech_s, self.window_s = 0, 0, 0.0, 0.0
 
@@ -164,10 +208,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         dataset, workers = self.train_dataset, self.args.dataloader_num_workers
         return DataLoader(
             dataset,
-            batch_sampler=self.stream or StepSampler(
-                dataset, self.batch_size, slack_s=self.slack_s, seed=self.args.seed, start=self.start,
-                parts=self.parts, rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
-            ),
+            batch_sampler=self.sampler,
             collate_fn=SpeechCollator(dataset.preparation),
             num_workers=workers,
             worker_init_fn=leave_signals_to_main if workers else None,
@@ -194,7 +235,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         inputs["input_features"] = self._common_window(inputs["input_features"])
         window_s = inputs["input_features"].shape[-1] / self.train_dataset.preparation.frames_per_s
         self.window_s += window_s * len(labels)
-        return self._in_pieces(model, inputs, window_s, n_ranks / n_tokens)  # data parallel takes the mean over ranks
+        loss = self._in_pieces(model, inputs, window_s, n_ranks / n_tokens)  # data parallel takes the mean over ranks
+        if not loss.isfinite():
+            rate = self.args.learning_rate
+            raise UserError(
+                f"step {self.state.global_step + 1}: the training loss is {loss.item()}, which is not a finite number. "
+                f"Nothing after the last checkpoint is kept. Take a lower train.learning_rate (now {rate:g}) or "
+                "train.precision=fp32, and look at the data with whisper-peft check."
+            )
+        return loss
 
     def _in_pieces(self, model, inputs: dict, window_s: float, scale: float) -> torch.Tensor:
         """The step's micro-batches; where memory runs out the whole step again, cut finer: it is the same step."""

@@ -144,6 +144,9 @@ KINDS: dict[str, Kind] = {
     "mixed-script": Kind(
         "note", "letters of two scripts within a word: look-alikes, typed or recognised wrongly",
         "correct the letters"),
+    "spaced-words": Kind(
+        "note", "spaces between the words of a script that has none: the model learns to write them",
+        "take them out if readers do not want them; the normalised CER does not count them"),
     "duplicate-text": Kind(
         "note", "the same sentence several times; fine from several speakers, else it is learnt by heart",
         "see that few sentences do not make up the set"),
