@@ -49,7 +49,16 @@ _DEMUXERS = (
     "wsd,wtv,wv,wve,xa,xvag,xwma"
 )
 # What decoders raise on damaged files, besides av.FFmpegError.
-_DECODER_ERRORS = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _SCALES: dict[tuple[int, ...], float | None] = {}  # file -> full scale of its float samples
 
 
@@ -120,7 +129,7 @@ def read_sound(
         if structure.refusal:
             raise AudioError(structure.refusal)
         clip = _decode(file, structure, start_s, stop_s)
-    if stop_s != end_s and not falls_short(clip.wave_s, longest_s + 1):
+    if stop_s != end_s and clip.wave_s > longest_s + 0.9:
         raise AudioError(f"{_length(clip, structure, start_s, end_s)} of audio; the model takes {longest_s:g} s")
     _refuse_short(clip, structure, start_s, end_s)
     if not len(clip.wave):
@@ -280,6 +289,8 @@ def _decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> _Clip:
             if not container.streams.audio:
                 return _Clip(_NOTHING, 1, 0.0, failure="no sound in it")
             stated_s = _stated_by_container(container)
+            if container.streams.audio[0].codec_context is None:
+                return _Clip(_NOTHING, 1, 0.0, failure="in a coding that cannot be decoded")
             codec = container.streams.audio[0].codec_context.name
             is_float = codec.startswith("pcm_f") or codec == "wavpack"  # the others have a scale of their own
             last_packet: list[bytes] = []

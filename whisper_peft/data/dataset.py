@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whisper_peft.data.audio import AudioError, duration_s, load_audio
+from whisper_peft.data.audio import AudioError, duration_s, read_sound
 from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
@@ -138,7 +138,8 @@ class SpeechDataset:
         return self.language_token or row.language or self.language
 
     def _encode(self, pick: Pick, row: Row) -> Example:
-        wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+        window_s = self.preparation.window_s
+        wave = read_sound(row.sound(), start_s=row.start_s, end_s=row.end_s, longest_s=window_s).wave
         stretch, kept = 1.0, False
         if len(wave) <= self.preparation.window_samples:
             original, original_row = wave, row

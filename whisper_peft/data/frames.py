@@ -12,7 +12,7 @@ from typing import BinaryIO
 from whisper_peft.data.structure import Structure, Window, falls_short
 
 # Pictures, tags and noise in an mp3 hold some thousand bytes that look like the beginning of a frame.
-_MOST_FALSE_FRAMES = 300_000
+_MOST_FALSE_FRAMES = 100_000
 _MOST_FRAMES = 4_000_000
 _TS_TAIL_BYTES = 1 << 22
 
@@ -294,7 +294,7 @@ def _next_mpeg_frame(data: bytes, position: int, kind: tuple[int, int] | None, b
 
     Returns:
         Its position, or len(data) if there is none, and how many false ones were looked at; the search ends after
-        300,000 of them.
+        100,000 of them.
     """
     n_seen = 0
     while (position := data.find(b"\xff", position, before)) >= 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from whisper_peft.data.checking.checks import Checked, Limits, check_parts
-from whisper_peft.data.checking.findings import Part
+from whisper_peft.data.checking.findings import KINDS, Part
+from whisper_peft.data.checking.sounds import mended_sounds
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
@@ -11,6 +12,7 @@ from whisper_peft.training.speech import Rows, Speech
 
 SURE = 25.0  # nats of evidence that stop a run; chance has been seen to make 18, a list that lost a row makes hundreds
 MOST_TRAIN, MOST_SCORED = 2_000, 500  # clips of all training sources, of eval and of test: seconds, not minutes
+MOST_HEARD = 16  # clips of each source that are decoded
 
 
 def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparation) -> list[str]:
@@ -35,6 +37,10 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
             where = f"{clip['name']}{' (' + clip['place'] + ')' if clip['place'] else ''}: {clip['detail']}"
             clips = "clip" if one["count"] == 1 else "clips"
             lines.append(f"Data, {one['severity']}: {one['kind']}, {one['count']} {clips}, as {where}.")
+    for part in parts:
+        for kind, (n_clips, first) in mended_sounds(part, n_clips=MOST_HEARD, longest_s=preparation.window_s).items():
+            heard = f"{n_clips} of {min(MOST_HEARD, len(part.rows))} clips heard of {part.name}, as {first}"
+            lines.append(f"Data, {KINDS[kind].severity}: {kind}, {heard}.")
     if not recipe.data.allow_shift:
         _refuse_moved(checked)
     if lines:
