@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whisper_peft.data.audio import AudioError, duration_s, load_audio
+from whisper_peft.data.audio import AudioError, duration_s, read_sound
 from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
@@ -179,7 +179,8 @@ class SpeechDataset:
             raise ValueError(row.fault)
         if row.unknown_language and not self.language_token:
             raise ValueError(f"language {short_repr(row.unknown_language)}, which Whisper does not know")
-        wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+        window_s = self.preparation.window_s
+        wave = read_sound(row.sound(), start_s=row.start_s, end_s=row.end_s, longest_s=window_s).wave
         stretch, kept = 1.0, False
         if len(wave) <= self.preparation.window_samples:
             original, original_row = wave, row

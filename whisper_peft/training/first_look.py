@@ -7,8 +7,9 @@ import random
 from collections.abc import Sequence
 
 from whisper_peft.data.checking.checks import Checked, Limits, check_parts, mapped
-from whisper_peft.data.checking.findings import Part
+from whisper_peft.data.checking.findings import KINDS, Part
 from whisper_peft.data.checking.meanings import refuse_elsewhere
+from whisper_peft.data.checking.sounds import mended_sounds
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
@@ -20,6 +21,7 @@ MOST_TRAIN, MOST_SCORED = 2_000, 500  # clips of all training sources, of eval a
 FEW = 10  # unusable clips: fewer never stop a run, unless there is no other clip
 MOST_DECODED = 200  # clips that are decoded to find one that can be used
 PROOFS = 2  # clips that are decoded before their headers are believed
+MOST_HEARD = 16  # clips of each source that are decoded
 
 
 def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparation) -> list[str]:
@@ -51,6 +53,10 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
             where = f"{clip['name']}{' (' + clip['place'] + ')' if clip['place'] else ''}: {clip['detail']}"
             clips = "clip" if one["count"] == 1 else "clips"
             lines.append(f"Data, {one['severity']}: {one['kind']}, {one['count']} {clips}, as {where}.")
+    for part in parts:
+        for kind, (n_clips, first) in mended_sounds(part, n_clips=MOST_HEARD, longest_s=preparation.window_s).items():
+            heard = f"{n_clips} of {min(MOST_HEARD, len(part.rows))} clips heard of {part.name}, as {first}"
+            lines.append(f"Data, {KINDS[kind].severity}: {kind}, {heard}.")
     if not recipe.data.allow_shift:
         _refuse_moved(checked)
     if lines:

@@ -117,6 +117,12 @@ KINDS: dict[str, Kind] = {
     "duplicate-row": Kind(
         "warning", "the same row is there twice, and is learnt twice as often",
         "keep one of them"),
+    "integer-scale": Kind(
+        "warning", "float samples on the scale of integers, which many tools read as noise; they are divided by it",
+        "nothing has to be done for this tool; for others, divide the samples or write the file as integers"),
+    "opposite-channels": Kind(
+        "warning", "the channels cancel each other when they are mixed to one; they are turned over where they do",
+        "nothing has to be done for this tool; for others, turn one channel over or keep one only"),
     "clipping": Kind(
         "warning", "the waveform is cut at full scale: it sounds distorted",
         "record at a lower level, or leave the clip out"),
