@@ -29,7 +29,7 @@ ROOMS = {
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
-        "build",
+        "fields", "vocabulary", "generation", "configs", "adapter_configs", "build",
     ),
     "evaluation": (
         "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
