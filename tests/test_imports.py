@@ -32,8 +32,8 @@ ROOMS = {
         "fields", "vocabulary", "generation", "configs", "adapter_configs", "build",
     ),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
-        "report",
+        "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",
+        "checking", "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",

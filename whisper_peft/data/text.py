@@ -37,6 +37,7 @@ LANGUAGE_ALIASES: dict[str, str] = {
 }
 # fmt: on
 
+AUTO_LANGUAGE = "auto"  # the model listens for it; only where there is one that hears the clips
 _WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Inside a word these spell it: apostrophes, the Catalan middle dot, Hebrew geresh and gershayim, the Tibetan tsheg.
@@ -51,6 +52,11 @@ def language_code(name: str) -> str:
         UserError: Whisper has no token for it.
     """
     wanted = " ".join(name.lower().replace("_", "-").split())
+    if wanted == AUTO_LANGUAGE:
+        raise UserError(
+            "language 'auto': only transcribe, evaluate, merge and demo listen for the language. A text to learn from "
+            "or to check needs it named, because its language token is part of what is learnt: --language NAME."
+        )
     by_name = {english: code for code, english in LANGUAGES.items()}
     for key in (wanted, wanted.split("-")[0]):
         if key in LANGUAGES:

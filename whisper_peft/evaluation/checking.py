@@ -87,6 +87,10 @@ def check(
     read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
     parts = [Part(one, read(one), one) for one in named] or _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
+    if preparation is not None:
+        token = settings.model.language_token and language_code(settings.model.language_token)
+        spoken = [(token or row.language or code, row.place or row.name) for part in parts for row in part.rows]
+        preparation.check_languages([clip for clip in spoken if clip[0] is not None], settings.model.task)
 
     def losses(rows: Sequence[Row]) -> np.ndarray:
         speech = labelled(loaded, located, preparation, rows, language=language, task=settings.model.task)

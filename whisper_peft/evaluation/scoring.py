@@ -13,14 +13,14 @@ from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.text import AUTO_LANGUAGE, clean_text
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.transcribing import (
     Transcripts,
     full_limit,
-    resolve_language,
     set_window,
     transcribe_rows,
 )
@@ -90,20 +90,28 @@ def labelled(
         located: where the model was found.
         preparation: of the checkpoint.
         rows: to be scored.
-        language: for rows that name none; None: what the model was trained for.
+        language: for rows that name none; None: what the model was trained for; "auto": what the model hears.
         task: None: the run's, or transcribe.
 
     Raises:
-        UserError: neither the rows, nor the model, nor `language` say which language it is.
+        UserError: neither the rows, nor the model, nor `language` say which language it is; or the model does not know
+            a row's.
     """
     trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
     if language is not None or any(row.language is None for row in rows):
         language = resolve_language(model, preparation, language)
-    return SpeechDataset(
+    if language == AUTO_LANGUAGE:
+        language = None
+        if trained.model.language_token is None:  # else that token is taken, whatever is spoken
+            rows = listen_for_languages(model, preparation, rows)
+    dataset = SpeechDataset(
         rows, preparation, language=language, task=task or trained.model.task,
         language_token=trained.model.language_token,
         clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
     )  # fmt: skip
+    spoken = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
+    preparation.check_languages(spoken, dataset.task)
+    return dataset
 
 
 def evaluate(
@@ -129,7 +137,8 @@ def evaluate(
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         source: any SRC with transcripts.
-        language: a name or code for rows that name none; None: what the model was trained for.
+        language: a name or code for rows that name none; None: what the model was trained for; "auto": what the
+            model hears in each clip.
         task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
         batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).

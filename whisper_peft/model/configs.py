@@ -123,7 +123,7 @@ def find_file(source: str | Path, name: str, *, revision: str | None = None) -> 
     what = "the model's config" if name == CONFIG else name
     found = load_or_explain(
         cached_file, str(source), what, filename=name, revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_missing_entries=name == CONFIG,  # the others may be missing
     )  # fmt: skip
     return None if found is None else Path(found)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whisper_peft.data.features import NEEDED_TOKENS
 from whisper_peft.errors import Remark, UserError
 from whisper_peft.files import UnusableFileError, printable, read_json_file, read_text, short_repr
 from whisper_peft.model.fields import (
@@ -50,8 +51,6 @@ NORMALIZER = "normalizer.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 
-# Without these nothing can be written down, or read, as Whisper does.
-NEEDED_TOKENS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|transcribe|>")
 _TOKEN_TEXT = text(1000)
 
 
