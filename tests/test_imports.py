@@ -32,11 +32,11 @@ ROOMS = {
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
-        "build",
+        "fields", "vocabulary", "generation", "configs", "adapter_configs", "build",
     ),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
-        "report",
+        "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",
+        "checking", "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "resuming",

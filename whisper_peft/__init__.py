@@ -27,8 +27,8 @@ _ROOMS = {
         "condense_silence",
         "load_base",
         "load_model",
-        "load_preparation",
     ),
+    "model.configs": ("load_preparation",),
     "model.locating": ("locate",),
     "evaluation.normalizers": ("normalize",),
     "evaluation.metrics": (

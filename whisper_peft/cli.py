@@ -255,7 +255,9 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @cli.command()
 @click.argument("model")
 @click.argument("source", metavar="SRC")
-@click.option("--language", help="Name or code, for clips that name none (default: what the model was trained for).")
+@click.option(
+    "--language", help="Name or code for clips that name none, or auto (default: what the model was trained for)."
+)
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
@@ -300,7 +302,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
-@click.option("--language", help="Name or code (default: what the model was trained for).")
+@click.option("--language", help="Name or code, or auto (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
@@ -328,7 +330,9 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> N
 @click.argument("model")
 @click.option("--compare", metavar="MODEL", default="base", show_default=True,
               help="Shown beside it; base: what MODEL was trained from; none: nothing.")  # fmt: skip
-@click.option("--language", help="Name or code, chosen when the page opens (default: what the model was trained for).")
+@click.option(
+    "--language", help="Chosen when the page opens: name or code, or auto (default: what the model was trained for)."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
 @click.option(
     "--share", is_flag=True, help="Also a link on the internet, for whoever has it, through Gradio's servers."

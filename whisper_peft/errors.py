@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exception for mistakes that the user can mend, and the warning for what we mended ourselves."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class Remark(Warning):
+    """Something that was mended or filled in, which the user should know; the command line prints it as a note."""

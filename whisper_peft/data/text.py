@@ -20,6 +20,7 @@ from whisper_peft.data.languages import (
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
+AUTO_LANGUAGE = "auto"  # the model listens for it; only where there is one that hears the clips
 _WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 # A language of two or three letters, then script, country and variants, as in zh_Hans_CN or en_US.UTF-8.
 _LOCALE = re.compile(r"([a-z]{2,3})[-_]([a-z]{4}|[a-z]{2}|[0-9]{3})(?:[-_][a-z0-9]+)*(?:[.@][\w.@-]+)?")
@@ -67,6 +68,11 @@ def language_code(name: str) -> str:
         return code
     known = _codes_by_name()
     wanted = _plain_name(name)
+    if wanted == AUTO_LANGUAGE:
+        raise UserError(
+            "language 'auto': only transcribe, evaluate, merge and demo listen for the language. A text to learn from "
+            "or to check needs it named, because its language token is part of what is learnt: --language NAME."
+        )
     close = get_close_matches(wanted, [key for key in known if len(key) > 3], n=3, cutoff=0.7)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UserError(

@@ -21,9 +21,9 @@ from whisper_peft.model.build import (
     load_adapter,
     load_base,
     load_model,
-    load_preparation,
     whisper_of,
 )
+from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located, locate, with_base, without_bars
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
@@ -212,10 +212,9 @@ def _dtype(name: str):
 
 
 def _take_generation_config(model, located: Located) -> None:
-    from transformers import GenerationConfig
-
-    if (located.adapter / "generation_config.json").is_file():
-        whisper_of(model).generation_config = GenerationConfig.from_pretrained(located.adapter)
+    own = load_generation_config(located.adapter, revision=located.commit, base=located.base)
+    if own is not None:
+        whisper_of(model).generation_config = own
 
 
 def _check_clips(

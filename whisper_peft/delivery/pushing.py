@@ -14,7 +14,7 @@ from whisper_peft.delivery.card import CardWords
 from whisper_peft.delivery.publishing import Package, base_on_hub, pack, publish
 from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_generation_config, load_processor
+from whisper_peft.model.configs import load_generation_config, load_processor
 from whisper_peft.model.locating import BASE_FACTS, Located, base_identity, locate
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe

@@ -24,7 +24,8 @@ from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.neighbours import neighbour_losses
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.model.build import load_model, load_preparation
+from whisper_peft.model.build import load_model
+from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages import LONGEST_SOUND_S
 from whisper_peft.progress import bar
@@ -100,6 +101,10 @@ def check(
     else:
         parts = _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
+    if preparation is not None:
+        token = settings.model.language_token and language_code(settings.model.language_token)
+        spoken = [(token or row.language or code, row.place or row.name) for part in parts for row in part.rows]
+        preparation.check_languages([clip for clip in spoken if clip[0] is not None], settings.model.task)
 
     def losses(rows: Sequence[Row]) -> np.ndarray:
         speech = labelled(loaded, located, preparation, rows, language=language, task=settings.model.task)

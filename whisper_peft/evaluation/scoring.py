@@ -15,14 +15,14 @@ from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.spoken import settle_languages
-from whisper_peft.data.text import clean_text, language_code
+from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.transcribing import (
     Transcripts,
     full_limit,
-    resolve_language,
     set_window,
     transcribe_rows,
 )
@@ -100,27 +100,37 @@ def labelled(
         located: where the model was found.
         preparation: of the checkpoint.
         rows: to be scored.
-        language: for rows that name none; None: what the model was trained for.
+        language: for rows that name none; None: what the model was trained for; "auto": what the model hears.
         task: None: the run's, or transcribe.
         name: of the source, for messages.
         say: told what rows in a language that Whisper does not know are taken for.
 
     Raises:
-        UserError: a row names a language that Whisper does not know.
+        UserError: a row names a language that Whisper does not know, or one that the model does not know.
         UserError: neither the rows, nor the model, nor `language` say which language it is.
     """
     trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
     borrowed = trained.model.language_token
     spoken = language or trained.model.language
-    code = language_code(spoken) if spoken and not borrowed and any(row.unknown_language for row in rows) else None
+    code = None
+    has_unknown = any(row.unknown_language for row in rows)
+    if has_unknown and spoken and spoken != AUTO_LANGUAGE and not borrowed:
+        code = language_code(spoken)
     rows = settle_languages(rows, name, language=code, borrowed=bool(borrowed), say=say)
     if language is not None or any(row.language is None for row in rows):
         language = resolve_language(model, preparation, language)
-    return SpeechDataset(
+    if language == AUTO_LANGUAGE:
+        language = None
+        if trained.model.language_token is None:  # else that token is taken, whatever is spoken
+            rows = listen_for_languages(model, preparation, rows)
+    dataset = SpeechDataset(
         rows, preparation, language=language, task=task or trained.model.task,
         language_token=trained.model.language_token,
         clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
     )  # fmt: skip
+    spoken = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
+    preparation.check_languages(spoken, dataset.task)
+    return dataset
 
 
 def evaluate(
@@ -148,7 +158,8 @@ def evaluate(
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         source: any SRC with transcripts.
-        language: a name or code for rows that name none; None: what the model was trained for.
+        language: a name or code for rows that name none; None: what the model was trained for; "auto": what the
+            model hears in each clip.
         task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
         batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).

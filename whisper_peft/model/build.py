@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
+from whisper_peft.model.adapter_configs import load_peft_config
+
+# The names with `as` are here for whoever imported them from this module.
+from whisper_peft.model.configs import (
+    load_config,
+    load_generation_config,
+    load_preparation,
+    repair_generation_config,
+)
+from whisper_peft.model.configs import load_processor as load_processor
 from whisper_peft.model.devices import best_device, best_precision, dtype_of
 from whisper_peft.model.locating import Located, load_or_explain, locate, with_base
 from whisper_peft.model.quantizing import quantization_config, settle
@@ -16,63 +25,12 @@ from whisper_peft.model.quantizing import quantization_config, settle
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import GenerationConfig, PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import PreTrainedModel, WhisperForConditionalGeneration
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 QUANTIZE_WORDS = ("as-trained", "none", "8bit", "4bit")
 TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
-
-
-def load_config(source: str, *, revision: str | None = None):
-    """The WhisperConfig of a base.
-
-    Args:
-        source: local folder or Hub id.
-        revision: commit on the Hub; None is the newest.
-
-    Raises:
-        UserError: not found, or not a Whisper.
-    """
-    from transformers import AutoConfig
-
-    config = load_or_explain(AutoConfig.from_pretrained, source, "the model's config", revision=revision or "main")
-    if config.model_type != "whisper":
-        raise UserError(f"{source}: a {config.model_type} model; this tool trains Whisper only.")
-    return config
-
-
-def load_processor(source: str, *, revision: str | None = None) -> WhisperProcessor:
-    """The processor (feature extractor and tokenizer) that lies beside a model."""
-    from transformers import WhisperProcessor
-
-    load, commit = WhisperProcessor.from_pretrained, revision or "main"
-    try:
-        return load_or_explain(load, source, "the processor", revision=commit)
-    except AttributeError:  # transformers 4 cannot read the list that 5 writes; the tokens are in tokenizer.json anyway
-        return load_or_explain(load, source, "the processor", revision=commit, extra_special_tokens={})
-
-
-def load_preparation(source: str, *, revision: str | None = None) -> Preparation:
-    """Processor and limits of a checkpoint as the data path needs them; reads no weights."""
-    config, processor = load_config(source, revision=revision), load_processor(source, revision=revision)
-    multilingual = getattr(load_generation_config(source, revision=revision), "is_multilingual", None)
-    if multilingual is None:  # checkpoints without a generation config: openai's own rule
-        multilingual = config.vocab_size >= 51865
-    return Preparation(processor, config, multilingual=bool(multilingual))
-
-
-def load_generation_config(source: str | Path, *, revision: str | None = None) -> GenerationConfig | None:
-    """The generation config of a checkpoint with all of Whisper's fields; None where there is none.
-
-    transformers drops `lang_to_id` and the like from a file that is marked as derived from the model's config.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(str(source), revision=revision or "main", _from_model_config=False)
-    except OSError:
-        return None
 
 
 def load_base(
@@ -104,7 +62,8 @@ def load_base(
         "quantization_config": quantization_config(quantize, compute_dtype), "device_map": {"": best_device()},
     }  # fmt: skip
 
-    load_config(source, revision=revision)
+    config = load_config(source, revision=revision)
+    generation = load_generation_config(source, revision=revision)
     folder = Path(source)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]
@@ -115,10 +74,11 @@ def load_base(
         )
     model = load_or_explain(
         WhisperForConditionalGeneration.from_pretrained, source, "the weights (safetensors)",
+        config=config, generation_config=generation, trust_remote_code=False,
         dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
         revision=revision or "main", **quantized,
     )  # fmt: skip
-    model.generation_config = load_generation_config(source, revision=revision) or model.generation_config
+    model.generation_config = generation or model.generation_config
     repair_generation_config(model)
     window_encoder(model)
     if quantize is not None:
@@ -141,20 +101,6 @@ def condense_silence(model, window: str) -> None:
     from whisper_peft.model.windows import condense
 
     condense(whisper_of(model), window == "condensed")
-
-
-def repair_generation_config(model: WhisperForConditionalGeneration) -> None:
-    """Keeps Whisper's generation fields across save and load.
-
-    A config marked as derived from the model is rebuilt on reload and loses `lang_to_id` and the like, and
-    `forced_decoder_ids` left in it make saving fail (transformers 5).
-    """
-    config = model.generation_config
-    config._from_model_config = False
-    if getattr(config, "forced_decoder_ids", None) is not None:
-        config.forced_decoder_ids = None
-    if getattr(model.config, "forced_decoder_ids", None) is not None:
-        model.config.forced_decoder_ids = None
 
 
 def target_words(targets: str) -> tuple[set[str], set[str]]:
@@ -242,7 +188,8 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
 
     if not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(f"{adapter}: no adapter_model.safetensors; adapters are read from safetensors only.")
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
+    config = load_peft_config(adapter, model)
+    return PeftModel.from_pretrained(model, str(adapter), config=config, is_trainable=trainable, use_safetensors=True)
 
 
 def check_mode(located: Located, mode: str, quantize: str | None = None) -> None:
@@ -350,7 +297,9 @@ def load_model(
         located = with_base(located, base)
         model = load_adapter(load_base(located.base, dtype=dtype, revision=located.commit, **bits), located.adapter)
         if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
-            model.get_base_model().generation_config = load_generation_config(located.adapter)
+            model.get_base_model().generation_config = load_generation_config(
+                located.adapter, revision=located.commit, base=located.base
+            )
     else:
         model = load_base(located.base, dtype=dtype, **bits)
     preparation = load_preparation(located.base, revision=located.commit)

@@ -223,6 +223,6 @@ def overlap_remarks(rows: Rows) -> list[str]:
 def check_languages(speech: Speech, preparation: Preparation) -> None:
     """Every row has a language the checkpoint knows, before any clip is read."""
     for dataset in (speech.train, speech.eval, speech.test):
-        if dataset is not None and preparation.multilingual:
-            for number in {dataset.language_of(i): i for i in range(len(dataset))}.values():
-                preparation.prefix(dataset.language_of(number), dataset.task)
+        if dataset is not None:
+            spoken = ((dataset.language_of(row), row.place or row.name) for row in dataset.rows)
+            preparation.check_languages(spoken, dataset.task)
