@@ -53,24 +53,41 @@ def refusal(load, *arguments, **options) -> str:
     ("fields", "words"),
     [
         ({"d_model": HUGE}, "d_model is 1099511627776; expected a whole number"),
-        ({"hidden_size": HUGE}, "hidden_size"), ({"d_model": 15}, "d_model is 15"), ({"d_model": "16"}, "d_model"),
-        ({"d_model": 32}, "the weights beside it have 16"), ({"encoder_layers": 10**9}, "encoder_layers"),
-        ({"encoder_layers": 100}, "the weights beside it have 1"), ({"decoder_layers": 9}, "decoder_layers is 9"),
-        ({"encoder_attention_heads": 3}, "among 3 heads"), ({"decoder_attention_heads": 0}, "decoder_attention_heads"),
-        ({"vocab_size": HUGE}, "vocab_size"), ({"vocab_size": 700}, "the weights beside it have 644"),
-        ({"max_source_positions": -1}, "max_source_positions"), ({"max_source_positions": 1500}, "have 150"),
-        ({"max_target_positions": 10**400}, "max_target_positions"), ({"num_mel_bins": 128}, "have 80"),
-        ({"encoder_ffn_dim": HUGE}, "encoder_ffn_dim"), ({"decoder_ffn_dim": 33}, "decoder_ffn_dim is 33"),
+        ({"hidden_size": HUGE}, "hidden_size"),
+        ({"d_model": 15}, "d_model is 15"),
+        ({"d_model": "16"}, "d_model"),
+        ({"d_model": 32}, "the weights beside it have 16"),
+        ({"encoder_layers": 10**9}, "encoder_layers"),
+        ({"encoder_layers": 100}, "the weights beside it have 1"),
+        ({"decoder_layers": 9}, "decoder_layers is 9"),
+        ({"encoder_attention_heads": 3}, "among 3 heads"),
+        ({"decoder_attention_heads": 0}, "decoder_attention_heads"),
+        ({"vocab_size": HUGE}, "vocab_size"),
+        ({"vocab_size": 700}, "the weights beside it have 644"),
+        ({"max_source_positions": -1}, "max_source_positions"),
+        ({"max_source_positions": 1500}, "have 150"),
+        ({"max_target_positions": 10**400}, "max_target_positions"),
+        ({"num_mel_bins": 128}, "have 80"),
+        ({"encoder_ffn_dim": HUGE}, "encoder_ffn_dim"),
+        ({"decoder_ffn_dim": 33}, "decoder_ffn_dim is 33"),
         ({"activation_function": "no_such"}, "no function that transformers knows"),
-        ({"activation_function": ["gelu"]}, "activation_function"), ({"dropout": float("nan")}, "dropout is nan"),
-        ({"attention_dropout": 1e308}, "attention_dropout"), ({"pad_token_id": 50257}, "has 644 tokens"),
-        ({"decoder_start_token_id": 644}, "has 644 tokens"), ({"eos_token_id": "386"}, "eos_token_id"),
-        ({"bos_token_id": -2}, "bos_token_id"), ({"begin_suppress_tokens": 5}, "begin_suppress_tokens"),
-        ({"dtype": "int8"}, "dtype is 'int8'"), ({"torch_dtype": "evil"}, "torch_dtype"), ({"dtype": 7}, "dtype is 7"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"), ({"architectures": {"a": 1}}, "architectures"),
-        ({"model_type": "bert"}, "a bert model"), ({"model_type": 5}, "names no model_type"),
+        ({"activation_function": ["gelu"]}, "activation_function"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"attention_dropout": 1e308}, "attention_dropout"),
+        ({"pad_token_id": 50257}, "has 644 tokens"),
+        ({"decoder_start_token_id": 644}, "has 644 tokens"),
+        ({"eos_token_id": "386"}, "eos_token_id"),
+        ({"bos_token_id": -2}, "bos_token_id"),
+        ({"begin_suppress_tokens": 5}, "begin_suppress_tokens"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"torch_dtype": "evil"}, "torch_dtype"),
+        ({"dtype": 7}, "dtype is 7"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ({"architectures": {"a": 1}}, "architectures"),
+        ({"model_type": "bert"}, "a bert model"),
+        ({"model_type": 5}, "names no model_type"),
     ],
-)  # fmt: skip
+)
 def test_row_26_a_config_that_cannot_be_is_one_line(fields, words, model):
     change(model, "config.json", **fields)
     message = refusal(load_config, str(model))
@@ -91,9 +108,19 @@ def test_row_26_a_config_that_names_a_huge_model_costs_nothing(model):
 
 def test_row_26_fields_that_mean_nothing_to_whisper_are_ignored(model):
     change(
-        model, "config.json", num_labels=10**9, pruned_heads={"x": 1}, to_dict=5, problem_type="evil", id2label=[1],
-        num_hidden_layers=1, rope_scaling={"type": 5}, save_pretrained="x", get_text_config=None, gradient_checkpointing=1,
-    )  # fmt: skip
+        model,
+        "config.json",
+        num_labels=10**9,
+        pruned_heads={"x": 1},
+        to_dict=5,
+        problem_type="evil",
+        id2label=[1],
+        num_hidden_layers=1,
+        rope_scaling={"type": 5},
+        save_pretrained="x",
+        get_text_config=None,
+        gradient_checkpointing=1,
+    )
     load_base(str(model))
     load_preparation(str(model))
 
@@ -101,11 +128,15 @@ def test_row_26_fields_that_mean_nothing_to_whisper_are_ignored(model):
 @pytest.mark.parametrize(
     ("name", "load"),
     [
-        ("config.json", load_config), ("generation_config.json", load_generation_config),
-        ("tokenizer_config.json", load_processor), ("tokenizer.json", load_processor), ("vocab.json", load_processor),
-        ("preprocessor_config.json", load_processor), ("processor_config.json", load_processor),
+        ("config.json", load_config),
+        ("generation_config.json", load_generation_config),
+        ("tokenizer_config.json", load_processor),
+        ("tokenizer.json", load_processor),
+        ("vocab.json", load_processor),
+        ("preprocessor_config.json", load_processor),
+        ("processor_config.json", load_processor),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     "content", ["[1]", "5", '"x"', "null", "[" * 5000, '{"a": ' * 200 + "1" + "}" * 200, "{", "9" * 5000, "\x00", ""]
 )
@@ -172,9 +203,14 @@ def test_every_from_pretrained_of_configs_says_that_code_is_not_trusted():
 
 def test_row_42_an_attention_kernel_of_the_hub_is_ignored(model):
     change(
-        model, "config.json", attn_implementation="kernels-community/evil", _attn_implementation="owner/kernel",
-        _attn_implementation_internal="owner/kernel", _experts_implementation="owner/kernel", use_kernels=True,
-    )  # fmt: skip
+        model,
+        "config.json",
+        attn_implementation="kernels-community/evil",
+        _attn_implementation="owner/kernel",
+        _attn_implementation_internal="owner/kernel",
+        _experts_implementation="owner/kernel",
+        use_kernels=True,
+    )
     loaded = load_base(str(model))
     assert loaded.config._attn_implementation in ("sdpa", "eager")
 
@@ -211,19 +247,23 @@ def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tm
         ("tokenizer_config.json", {"errors": "evil"}, "errors is 'evil'"),
         ("tokenizer_config.json", {"language": "klingon"}, "tokenizer"),
         ("tokenizer_config.json", {"task": 5}, "task is 5"),
-        ("tokenizer.json", {"model": None}, "model is None"), ("tokenizer.json", {"model": {}}, "model.vocab"),
+        ("tokenizer.json", {"model": None}, "model is None"),
+        ("tokenizer.json", {"model": {}}, "model.vocab"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "model.vocab"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 10**30}, "merges": []}}, "model.vocab"),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [], "merges": []}}, "model.type"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [5]}}, "model.merges"),
-        ("tokenizer.json", {"added_tokens": 5}, "added_tokens is 5"), ("tokenizer.json", {"added_tokens": [{}]}, "added"),
+        ("tokenizer.json", {"added_tokens": 5}, "added_tokens is 5"),
+        ("tokenizer.json", {"added_tokens": [{}]}, "added"),
         ("tokenizer.json", {"added_tokens": [{"content": "a", "id": HUGE}]}, "added_tokens.id"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "regular expression"),
         ("tokenizer.json", {"added_tokens": []}, "tokenizer"),
-        ("vocab.json", {"a": "b"}, "vocab.json"), ("vocab.json", {"a": HUGE}, "vocab.json"),
-        ("special_tokens_map.json", {"bos_token": [5]}, "bos_token"), ("added_tokens.json", {"<|x|>": "5"}, "added_tokens"),
+        ("vocab.json", {"a": "b"}, "vocab.json"),
+        ("vocab.json", {"a": HUGE}, "vocab.json"),
+        ("special_tokens_map.json", {"bos_token": [5]}, "bos_token"),
+        ("added_tokens.json", {"<|x|>": "5"}, "added_tokens"),
     ],
-)  # fmt: skip
+)
 def test_row_26_a_tokenizer_that_cannot_be_is_one_line(name, fields, words, model):
     if not (model / name).is_file():
         (model / name).write_text("{}")
@@ -259,10 +299,17 @@ def test_a_config_with_another_start_token_is_refused(model):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"sampling_rate": 10**9}, {"n_fft": 10**9}, {"feature_size": HUGE}, {"hop_length": 0}, {"chunk_length": "x"},
-        {"feature_size": 80.5}, {"padding_value": float("nan")}, {"sampling_rate": 8000}, {"n_fft": None},
+        {"sampling_rate": 10**9},
+        {"n_fft": 10**9},
+        {"feature_size": HUGE},
+        {"hop_length": 0},
+        {"chunk_length": "x"},
+        {"feature_size": 80.5},
+        {"padding_value": float("nan")},
+        {"sampling_rate": 8000},
+        {"n_fft": None},
     ],
-)  # fmt: skip
+)
 def test_row_26_an_extractor_that_cannot_be_is_one_line(fields, model):
     (model / "processor_config.json").unlink(missing_ok=True)
     change(model, "preprocessor_config.json", **fields)
@@ -285,17 +332,28 @@ def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model)
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"lang_to_id": [1]}, "lang_to_id"), ({"lang_to_id": {"<|hi|>": "405"}}, "lang_to_id"),
-        ({"lang_to_id": {"<|hi|>": 10**9}}, "lang_to_id"), ({"task_to_id": 5}, "task_to_id"),
-        ({"suppress_tokens": {"a": 1}}, "suppress_tokens"), ({"suppress_tokens": [1, "2"]}, "suppress_tokens"),
-        ({"suppress_tokens": [700]}, "the model has 644 tokens"), ({"begin_suppress_tokens": [-5]}, "begin_suppress"),
-        ({"alignment_heads": 5}, "alignment_heads"), ({"alignment_heads": [[1, "a"]]}, "alignment_heads"),
-        ({"no_timestamps_token_id": "x"}, "no_timestamps_token_id"), ({"no_timestamps_token_id": 10**400}, "no_times"),
-        ({"eos_token_id": [644]}, "eos_token_id"), ({"max_length": -3}, "max_length"), ({"num_beams": 10**9}, "num_beams"),
-        ({"is_multilingual": "yes"}, "is_multilingual"), ({"language": "klingon"}, "language is 'klingon'"),
-        ({"language": 5}, "language is 5"), ({"task": "sing"}, "task is 'sing'"), ({"temperature": "hot"}, "temperature"),
+        ({"lang_to_id": [1]}, "lang_to_id"),
+        ({"lang_to_id": {"<|hi|>": "405"}}, "lang_to_id"),
+        ({"lang_to_id": {"<|hi|>": 10**9}}, "lang_to_id"),
+        ({"task_to_id": 5}, "task_to_id"),
+        ({"suppress_tokens": {"a": 1}}, "suppress_tokens"),
+        ({"suppress_tokens": [1, "2"]}, "suppress_tokens"),
+        ({"suppress_tokens": [700]}, "the model has 644 tokens"),
+        ({"begin_suppress_tokens": [-5]}, "begin_suppress"),
+        ({"alignment_heads": 5}, "alignment_heads"),
+        ({"alignment_heads": [[1, "a"]]}, "alignment_heads"),
+        ({"no_timestamps_token_id": "x"}, "no_timestamps_token_id"),
+        ({"no_timestamps_token_id": 10**400}, "no_times"),
+        ({"eos_token_id": [644]}, "eos_token_id"),
+        ({"max_length": -3}, "max_length"),
+        ({"num_beams": 10**9}, "num_beams"),
+        ({"is_multilingual": "yes"}, "is_multilingual"),
+        ({"language": "klingon"}, "language is 'klingon'"),
+        ({"language": 5}, "language is 5"),
+        ({"task": "sing"}, "task is 'sing'"),
+        ({"temperature": "hot"}, "temperature"),
     ],
-)  # fmt: skip
+)
 def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, model):
     change(model, "generation_config.json", **fields)
     message = refusal(load_generation_config, str(model))
@@ -303,10 +361,18 @@ def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, mo
 
 
 OLD = {  # the fields that transformers 4.27 wrote, with the ids of the tiny model
-    "_from_model_config": True, "begin_suppress_tokens": [220, 386], "bos_token_id": 386, "decoder_start_token_id": 387,
-    "eos_token_id": 386, "max_length": 64, "pad_token_id": 386, "suppress_tokens": [], "use_cache": False,
-    "forced_decoder_ids": [[1, 405], [2, 488], [3, 492]], "transformers_version": "4.27.0.dev0",
-}  # fmt: skip
+    "_from_model_config": True,
+    "begin_suppress_tokens": [220, 386],
+    "bos_token_id": 386,
+    "decoder_start_token_id": 387,
+    "eos_token_id": 386,
+    "max_length": 64,
+    "pad_token_id": 386,
+    "suppress_tokens": [],
+    "use_cache": False,
+    "forced_decoder_ids": [[1, 405], [2, 488], [3, 492]],
+    "transformers_version": "4.27.0.dev0",
+}
 
 
 def make_old(model: Path, kind: str) -> None:
@@ -325,8 +391,18 @@ def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         expected = load_generation_config(str(tiny_model))
-    for name in ("lang_to_id", "task_to_id", "is_multilingual", "no_timestamps_token_id", "decoder_start_token_id",
-                 "eos_token_id", "pad_token_id", "bos_token_id", "max_length", "prev_sot_token_id"):  # fmt: skip
+    for name in (
+        "lang_to_id",
+        "task_to_id",
+        "is_multilingual",
+        "no_timestamps_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "bos_token_id",
+        "max_length",
+        "prev_sot_token_id",
+    ):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.suppress_tokens == ([] if kind == "2023" else expected.suppress_tokens)
     assert found.begin_suppress_tokens == [220, 386]
@@ -336,7 +412,6 @@ def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny
 
 def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, run_cli):
     import soundfile
-
     from conftest import tiny_recipe
 
     make_old(model, "none")
@@ -370,9 +445,15 @@ def test_row_18_openai_s_own_shapes_get_their_published_fields(shared, tmp_path)
 
 def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
     english = {
-        "decoder_start_token_id": 386, "eos_token_id": 385, "no_timestamps_token_id": 491, "is_multilingual": False,
-        "pad_token_id": 385, "bos_token_id": 386, "suppress_tokens": [1, 2], "max_length": 448,
-    }  # fmt: skip
+        "decoder_start_token_id": 386,
+        "eos_token_id": 385,
+        "no_timestamps_token_id": 491,
+        "is_multilingual": False,
+        "pad_token_id": 385,
+        "bos_token_id": 386,
+        "suppress_tokens": [1, 2],
+        "max_length": 448,
+    }
     (model / "generation_config.json").write_text(json.dumps(english))
     with pytest.warns(Remark, match="decoder_start_token_id, eos_token_id, no_timestamps_token_id did not agree"):
         found = load_generation_config(str(model))
@@ -427,27 +508,42 @@ def test_row_26_an_adapter_config_of_another_kind_is_named(content, spoilt):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"r": "4"}, "r is '4'"), ({"r": 10**9}, "r is 1000000000"), ({"r": -1}, "r is -1"), ({"r": True}, "r is True"),
-        ({"r": 4000}, "weights have rank 4"), ({"lora_alpha": [8]}, "lora_alpha"), ({"lora_alpha": 1e400}, "lora_alpha"),
-        ({"lora_dropout": float("nan")}, "lora_dropout"), ({"target_modules": 5}, "target_modules"),
-        ({"target_modules": [5]}, "target_modules"), ({"target_modules": {"a": 1}}, "target_modules"),
-        ({"modules_to_save": "proj_out"}, "modules_to_save"), ({"modules_to_save": ["(a+)+$"]}, "modules_to_save"),
-        ({"base_model_name_or_path": 5}, "base_model_name_or_path"), ({"peft_type": "EVIL"}, "peft_type is 'EVIL'"),
-        ({"peft_type": None}, "peft_type"), ({"bias": "evil"}, "bias"), ({"use_dora": "yes"}, "use_dora"),
-        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"), ({"alpha_pattern": [1]}, "alpha_pattern"),
-        ({"layers_to_transform": "all"}, "layers_to_transform"), ({"layers_pattern": 5}, "layers_pattern"),
+        ({"r": "4"}, "r is '4'"),
+        ({"r": 10**9}, "r is 1000000000"),
+        ({"r": -1}, "r is -1"),
+        ({"r": True}, "r is True"),
+        ({"r": 4000}, "weights have rank 4"),
+        ({"lora_alpha": [8]}, "lora_alpha"),
+        ({"lora_alpha": 1e400}, "lora_alpha"),
+        ({"lora_dropout": float("nan")}, "lora_dropout"),
+        ({"target_modules": 5}, "target_modules"),
+        ({"target_modules": [5]}, "target_modules"),
+        ({"target_modules": {"a": 1}}, "target_modules"),
+        ({"modules_to_save": "proj_out"}, "modules_to_save"),
+        ({"modules_to_save": ["(a+)+$"]}, "modules_to_save"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path"),
+        ({"peft_type": "EVIL"}, "peft_type is 'EVIL'"),
+        ({"peft_type": None}, "peft_type"),
+        ({"bias": "evil"}, "bias"),
+        ({"use_dora": "yes"}, "use_dora"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
+        ({"alpha_pattern": [1]}, "alpha_pattern"),
+        ({"layers_to_transform": "all"}, "layers_to_transform"),
+        ({"layers_pattern": 5}, "layers_pattern"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "megatron_config"),
-        ({"layer_replication": [[0, 10**9]]}, "layer_replication"), ({"task_type": [1]}, "task_type"),
+        ({"layer_replication": [[0, 10**9]]}, "layer_replication"),
+        ({"task_type": [1]}, "task_type"),
     ],
-)  # fmt: skip
+)
 def test_row_26_an_adapter_config_that_cannot_be_is_one_line(fields, words, spoilt):
     change(spoilt, "adapter_config.json", **fields)
     assert words in refusal(read_adapter_config, spoilt)
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"(([a-z._]+)+)+X", r"(.*)*(.*)*(.*)*(.*)*!", r"(a|a)*(m|m|o|d|e|l|.)*(.|.)*#", ".*" * 40 + "#", "(", "["]
-)  # fmt: skip
+    "pattern",
+    [r"(([a-z._]+)+)+X", r"(.*)*(.*)*(.*)*(.*)*!", r"(a|a)*(m|m|o|d|e|l|.)*(.|.)*#", ".*" * 40 + "#", "(", "["],
+)
 @pytest.mark.parametrize(
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
@@ -465,11 +561,17 @@ def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, fi
 @pytest.mark.parametrize(
     "targets",
     [
-        ["q_proj", "v_proj"], ["fc1"], r".*decoder.*(q_proj|v_proj)$", "q_proj", target_pattern("attention"),
-        r"^(model\.)?(encoder|decoder)\.layers\.\d+\.self_attn\.(q|v)_proj$", r".*model.*decoder.*layers.*self_attn.*q_proj",
-        r"(?:model\.)?decoder\.layers\.(?:\d+)\.(?:self_attn|encoder_attn)\.(?:q_proj|k_proj)", "all-linear",
+        ["q_proj", "v_proj"],
+        ["fc1"],
+        r".*decoder.*(q_proj|v_proj)$",
+        "q_proj",
+        target_pattern("attention"),
+        r"^(model\.)?(encoder|decoder)\.layers\.\d+\.self_attn\.(q|v)_proj$",
+        r".*model.*decoder.*layers.*self_attn.*q_proj",
+        r"(?:model\.)?decoder\.layers\.(?:\d+)\.(?:self_attn|encoder_attn)\.(?:q_proj|k_proj)",
+        "all-linear",
     ],
-)  # fmt: skip
+)
 def test_row_38_ordinary_adapters_load_with_the_same_modules(targets, tiny_model, tmp_path):
     from peft import LoraConfig, get_peft_model
 
