@@ -53,7 +53,7 @@ def refuse_wrong_type(meaning: str, name: str, kind: Any, place: str) -> None:
         meaning: One of ours, as audio or text.
         name: Of the column.
         kind: Its type, one of datasets' features.
-        place: The table, for the message.
+        place: The table and its first row, for the message.
 
     Raises:
         UserError: It is of another type.

@@ -11,8 +11,8 @@ from pathlib import Path
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
-# The longest audiobooks have some hundred hours. A time beyond this limit is a mistake, not a place in a recording.
-MOST_S = 3_600_000.0
+# Seconds; 115 days. A time beyond this limit is a mistake, not a place in a recording.
+MOST_S = 10_000_000.0
 _ARROW = "-->"
 _CLOCK = re.compile(r"(?:(\d{1,5}):)?(\d{1,3}):(\d{1,2})(?:[.,](\d{1,9}))?")
 _LIKE_A_CLOCK = re.compile(r"[-\d:.,\s]*")
@@ -144,7 +144,7 @@ def _times(line: str, place: str, is_expected: bool) -> tuple[float, float] | No
     end_s = _seconds(stated[0]) if stated else None
     if start_s is not None and end_s is not None:
         if max(start_s, end_s) > MOST_S:
-            raise UserError(f"{place}: {_shown(line)} is beyond any recording (over 1,000 hours); mend its times.")
+            raise UserError(f"{place}: {_shown(line)} is beyond any recording (over 115 days); mend its times.")
         if end_s < start_s:
             raise UserError(f"{place}: {_shown(line)} ends before it starts; mend its times.")
         return start_s, end_s

@@ -139,7 +139,7 @@ class Reader:
         self.audio = self.names[self.meanings["audio"][0]]
         for meaning, found in self.meanings.items():
             for index in found:
-                refuse_wrong_type(meaning, self.names[index], features[self.names[index]], self.place)
+                refuse_wrong_type(meaning, self.names[index], features[self.names[index]], f"{self.place}:1")
         wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
         self.others = [name for name in self.names if name in wanted]
         self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
