@@ -153,7 +153,9 @@ def look_at_rows(
     unknown = Counter(row.unknown_language for row in rows if row.unknown_language)
     is_clear = language is not None and not any(row.language for row in rows)
     for number, row in enumerate(rows):
-        fault = row.fault or find_fault(row.segments, seconds[number])
+        fault = row.fault
+        if not fault and row.end_s is None:  # else its length was known when it was read
+            fault = find_fault(row.segments, seconds[number])
         if fault:
             findings.add("bad-segments", part, number, fault)
         if row.unknown_language and not borrowed:
