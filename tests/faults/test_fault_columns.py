@@ -227,6 +227,10 @@ def test_a_stream_takes_only_the_split_that_is_named(clips, tmp_path):
     drawn = {stream.parts[0].draw().text for _ in range(3)}
     assert drawn == {f"घर पानी {number}" for number in (5, 6, 7)} and stream.parts[0].draw() is None
     assert "several splits" in refusal(first_rows, str(path), load_source, most=100)
+    (tmp_path / "folder").mkdir()
+    write_parquet(tmp_path / "folder" / "a.parquet", rows_of(clips, split=lambda number: f"part {number % 3}"))
+    assert len(first_rows(f"{tmp_path / 'folder'}:train", load_source, most=100)) == 12
+    assert len(load_source(f"{tmp_path / 'folder'}:train")) == 12
 
 
 # Common Voice Spontaneous Speech -------------------------------------------------------------------------------------

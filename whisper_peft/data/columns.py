@@ -68,6 +68,8 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
         raise UserError(_no_column("text", names))
     start_s = _seconds(fields.get("start_s")) or 0.0
     end_s = _end_of(fields, start_s)
+    # NeMo's duration, beside an end, is one more statement of how long the clip is.
+    stated = fields.get("stated_s") if fields.get("end_s") is None else fields.get("stated_s", fields.get("duration"))
     speaker = fields.get("speaker")
     language, unknown_language = _language(fields.get("language"))
     return Row(
@@ -82,7 +84,7 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
         segments=segments,
         prompt=_text(fields.get("prompt"), ""),
         unknown_language=unknown_language,
-        stated_s=_stated(fields.get("stated_s")),
+        stated_s=_stated(stated),
         fault=find_fault(segments, None if end_s is None else end_s - start_s),
     )
 

@@ -158,6 +158,7 @@ class Reader:
         if not hasattr(kind, "int2str") and getattr(kind, "dtype", "") not in ("string", "large_string"):
             self.split_column = None  # numbers of pieces, or the like
         self.wanted_splits = {name for split in columns.splits for name in names_of_split(split)}
+        self.is_file = columns.is_file
         self.seen_split: str | None = None
 
     def takes(self, values: dict[str, Any]) -> bool:
@@ -170,6 +171,8 @@ class Reader:
             return True
         value = values[self.split_column]
         split = NO_SPLIT if value is None else split_of(self.split_name(value))
+        if self.wanted_splits and not self.is_file and len(names_of_split(split)) == 1:
+            return True  # no name of a split: its files are split already, and the column says something else
         if self.wanted_splits:
             return split.lower() in self.wanted_splits
         if self.seen_split is None:

@@ -10,6 +10,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.files import parse_json, short_repr
 
 SLACK_S = 0.5  # a segment may end so much later than its clip: times are rounded
+_ROUNDING_S = 0.001
 MOST_SPEAKERS = 2.0  # segments may take so many times the time that they span: two people speak at once, at most
 
 
@@ -54,9 +55,9 @@ def find_fault(segments: tuple[Segment, ...], length_s: float | None) -> str:
         return ""
     for segment in segments:
         times = f"the segment {short_repr(segment.text.strip())} from {segment.start_s:g} to {segment.end_s:g} s"
-        if segment.end_s < segment.start_s:
+        if segment.end_s < segment.start_s - _ROUNDING_S:
             return f"{times} ends before it starts"
-        if segment.start_s < 0:
+        if segment.start_s < -SLACK_S:
             return f"{times} starts before the clip"
         if length_s is not None and segment.end_s > length_s + SLACK_S:
             return f"{times} ends after the clip, which has {length_s:.2f} s; times count from the start of the row"

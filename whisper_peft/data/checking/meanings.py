@@ -46,20 +46,24 @@ def doubt_times(rows: Sequence[Row], files_s: Sequence[float | None]) -> list[Do
     timed = [number for number, row in enumerate(rows) if _is_timed(row) and files_s[number]]
     beyond = [number for number in timed if _latest(rows[number]) > files_s[number] + _tolerance(files_s[number])]
     cut_before = [number for number in beyond if _is_alike(_length(rows[number]), files_s[number])]
+    agrees = sum(_is_alike(rows[number].stated_s, files_s[number]) for number in beyond)
+    stated = "; the column duration agrees with the files" if agrees > _MANY * len(beyond) else ""
     if len(cut_before) >= max(_FEW, _SOME * len(timed)):
         question = (
             "start and end (or offset and duration) seem to be times in another recording: in "
-            f"{len(cut_before):,} of {len(timed):,} rows the file is as long as the piece, and ends before it"
+            f"{len(cut_before):,} of {len(timed):,} rows the file is as long as the piece, and ends before it{stated}"
         )
         return [Doubt(ELSEWHERE, tuple(beyond), question)]
     if len(beyond) > max(_FEW, _MANY * len(timed)):
         unit = _unit([(_latest(rows[number]), files_s[number]) for number in beyond])
         seem = f"seem to be {unit}, not seconds" if unit else "do not seem to be times in these files"
         question = (
-            f"start and end {seem}: in {len(beyond):,} of {len(timed):,} rows they lie beyond the end of the file"
+            f"start and end {seem}: in {len(beyond):,} of {len(timed):,} rows they lie beyond the end of the "
+            f"file{stated}"
         )
         return [Doubt(ELSEWHERE, tuple(beyond), question)]
-    return _doubt_cuts(rows, files_s, [number for number in timed if number not in set(beyond)], len(timed))
+    outside = frozenset(beyond)
+    return _doubt_cuts(rows, files_s, [number for number in timed if number not in outside], len(timed))
 
 
 def _doubt_cuts(
@@ -105,16 +109,17 @@ def refuse_elsewhere(name: str, rows: Sequence[Row], files_s: Sequence[float | N
 
 def read_lengths(rows: Sequence[Row]) -> list[float | None]:
     """Read from headers how long the files of the first rows with times are; None for all other rows."""
-    known: dict[str, float | None] = {}
+    known: dict[object, float | None] = {}
     lengths: list[float | None] = [None] * len(rows)
     for number, row in enumerate(rows):
-        if not _is_timed(row) or not isinstance(row.audio, str):
+        if not _is_timed(row):
             continue
-        if row.audio not in known:
+        file = number if isinstance(row.audio, bytes) else row.name
+        if file not in known:
             if len(known) >= _MOST_HEADERS:
                 break
-            known[row.audio] = _seconds_of(row)
-        lengths[number] = known[row.audio]
+            known[file] = _seconds_of(row)
+        lengths[number] = known[file]
     return lengths
 
 
@@ -148,7 +153,9 @@ def look_at_rows(
     unknown = Counter(row.unknown_language for row in rows if row.unknown_language)
     is_clear = language is not None and not any(row.language for row in rows)
     for number, row in enumerate(rows):
-        fault = row.fault or find_fault(row.segments, seconds[number])
+        fault = row.fault
+        if not fault and row.end_s is None:  # else its length was known when it was read
+            fault = find_fault(row.segments, seconds[number])
         if fault:
             findings.add("bad-segments", part, number, fault)
         if row.unknown_language and not borrowed:
