@@ -331,7 +331,7 @@ def test_row_16_a_damaged_best_checkpoint_is_noticed_before_training(small_run):
     state["best_global_step"] = 1
     state_file.write_text(json.dumps(state))
     mark = runs.read_json(state_file.parent / runs.COMPLETE)
-    runs.mark_complete(state_file.parent, **{key: value for key, value in mark.items() if key != "files"})
+    runs.mark_complete(state_file.parent, **{**mark, "files": runs.checksums(state_file.parent)})
     weights = small_run / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 64
