@@ -178,7 +178,7 @@ def mark_complete(checkpoint: Path, **facts: object) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    write_json(checkpoint / COMPLETE, {**facts, "files": _checksums(checkpoint)})
+    write_json(checkpoint / COMPLETE, facts)
 
 
 def verify_checkpoint(checkpoint: Path, remedy: str) -> None:
@@ -202,7 +202,8 @@ def verify_checkpoint(checkpoint: Path, remedy: str) -> None:
             raise UserError(f"{file}: not as it was written (its checksum is another), so it is damaged; {remedy}.")
 
 
-def _checksums(checkpoint: Path) -> dict[str, str]:
+def checksums(checkpoint: Path) -> dict[str, str]:
+    """Name the files of a checkpoint, each with its size and checksum, for its mark."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != COMPLETE)
     return {file.relative_to(checkpoint).as_posix(): _checksum(file) for file in files}
 

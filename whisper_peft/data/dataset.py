@@ -132,8 +132,8 @@ class SpeechDataset:
 
     def usable_s(self, row: Row | int) -> float | None:
         """Seconds of a row from its header; None where header and text show that it cannot be used."""
-        row = self.rows[row] if isinstance(row, int) else row
-        return None if self.fault(row) else self.seconds_of(row)
+        seconds, fault = self._look(self.rows[row] if isinstance(row, int) else row)
+        return None if fault else seconds
 
     def fault(self, row: Row | int) -> str | None:
         """Say why a clip cannot be used, as far as its header and its text tell.
@@ -143,17 +143,23 @@ class SpeechDataset:
         Returns:
             The reason, as left_out.jsonl has it; None where nothing is wrong so far.
         """
-        row = self.rows[row] if isinstance(row, int) else row
+        return self._look(self.rows[row] if isinstance(row, int) else row)[1]
+
+    def _look(self, row: Row) -> tuple[float, str | None]:
+        """Seconds of a row, and what is wrong with it; the sound is read once at most, for it may be far away."""
         try:
             is_piece = row.end_s is not None and (not isinstance(row.audio, str) or os.path.exists(row.audio))
             end_s = row.end_s if is_piece else duration_s(row.sound())  # of a piece no header is read: others share it
         except AudioError as error:
-            return str(error)
-        seconds = end_s - row.start_s
+            return 0.0, str(error)
+        seconds = (end_s if row.end_s is None else row.end_s) - row.start_s
         if seconds <= 0:
-            return f"no such piece of a recording: start_s {row.start_s}, end_s {end_s}"
+            return 0.0, f"no such piece of a recording: start_s {row.start_s}, end_s {end_s}"
         if seconds > self.preparation.window_s:
-            return f"{seconds:.1f} s of audio; the model takes {self.preparation.window_s:g} s"
+            return seconds, f"{seconds:.1f} s of audio; the model takes {self.preparation.window_s:g} s"
+        return seconds, self._fault_of_text(row)
+
+    def _fault_of_text(self, row: Row) -> str | None:
         if row.no_speech:
             return None
         text = self.clean(row.text)

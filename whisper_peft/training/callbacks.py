@@ -83,7 +83,8 @@ class RunFiles(TrainerCallback):
         checkpoint = folder / f"checkpoint-{state.global_step}"
         last = state.global_step >= state.max_steps or (control.should_training_stop and not self.cut_short())
         self.add_to(checkpoint)
-        runs.mark_complete(checkpoint, step=state.global_step, last_of=state.max_steps if last else None)
+        last_of = state.max_steps if last else None
+        runs.mark_complete(checkpoint, step=state.global_step, last_of=last_of, files=runs.checksums(checkpoint))
         best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
         runs.remove_old_checkpoints(self.run, self.keep, best)
         for function in self.on_checkpoint:
