@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.files import UnusableFileError, printable, read_json_file, short_repr
-from whisper_peft.model.configs import weight_shapes
 from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
@@ -26,6 +25,7 @@ from whisper_peft.model.fields import (
     text,
     whole,
 )
+from whisper_peft.model.headers import weight_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
