@@ -29,7 +29,7 @@ ROOMS = {
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
-        "headers", "adapter_configs", "locating", "vocabulary", "generation", "configs", "build",
+        "headers", "adapter_configs", "locating", "vocabulary", "extractor", "generation", "configs", "build",
     ),
     "evaluation": (
         "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, read_json_file, short_repr
+from whisper_peft.model.extractor import load_feature_extractor
 from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
@@ -34,7 +35,7 @@ from whisper_peft.model.fields import (
 from whisper_peft.model.generation import complete_generation_config
 from whisper_peft.model.headers import weight_shapes
 from whisper_peft.model.locating import load_or_explain
-from whisper_peft.model.vocabulary import load_feature_extractor, load_tokenizer, read_vocabulary, refuse_vocabulary
+from whisper_peft.model.vocabulary import load_tokenizer, read_vocabulary, refuse_vocabulary
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
