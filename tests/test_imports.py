@@ -31,8 +31,8 @@ ROOMS = {
         "checking.mending",
     ),
     "model": (
-        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
-        "fields", "vocabulary", "generation", "configs", "adapter_configs", "build",
+        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
+        "headers", "adapter_configs", "locating", "vocabulary", "extractor", "generation", "configs", "build",
     ),
     "evaluation": (
         "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",

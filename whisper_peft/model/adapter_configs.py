@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.files import UnusableFileError, printable, read_json_file, short_repr
-from whisper_peft.model.configs import weight_shapes
 from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
@@ -26,6 +25,7 @@ from whisper_peft.model.fields import (
     text,
     whole,
 )
+from whisper_peft.model.headers import weight_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -105,14 +105,29 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
 
 def _check_rank(path: Path, page: Mapping[str, Any]) -> None:
     """Refuse a rank that the adapter's weights do not have, before anything of that size is allocated."""
+    ranks = _stored_ranks(path)
+    rank = page.get("r", 8)
+    if ranks and not page.get("rank_pattern") and rank > max(ranks.values()):
+        refuse_field(path, "r", rank, f"the adapter's weights have rank {max(ranks.values())}")
+
+
+def _stored_ranks(path: Path) -> dict[str, int]:
+    """Return the modules that an adapter has weights for, each with its rank."""
     shapes = weight_shapes([path.parent / ADAPTER_WEIGHTS])
-    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and len(shape) > 1}
-    if not ranks:
-        return
-    patterns = page.get("rank_pattern") or {}
-    for name, rank in (("r", page.get("r", 8)), *((f"rank_pattern.{key}", value) for key, value in patterns.items())):
-        if rank > max(ranks) and (name != "r" or not patterns):
-            refuse_field(path, printable(name)[:100], rank, f"the adapter's weights have rank {max(ranks)}")
+    return {
+        name.partition(".lora_A.")[0].removeprefix("base_model.model."): shape[0]
+        for name, shape in shapes.items()
+        if ".lora_A." in name and len(shape) > 1
+    }
+
+
+def _check_rank_pattern(path: Path, patterns: Mapping[str, int]) -> None:
+    """Refuse a rank for single modules that their weights do not have."""
+    ranks = _stored_ranks(path)
+    for pattern, rank in patterns.items():
+        stored = [ranks[module] for module in ranks if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module)]
+        if stored and rank > max(stored):
+            refuse_field(path, "rank_pattern", rank, f"the adapter's weights have rank {max(stored)} there")
 
 
 def load_peft_config(adapter: Path, model: nn.Module) -> LoraConfig:
@@ -146,6 +161,7 @@ def load_peft_config(adapter: Path, model: nn.Module) -> LoraConfig:
             refuse_field(path, "layers_pattern", pattern, "expected names of modules")
     for name in ("rank_pattern", "alpha_pattern"):
         fields[name] = _by_name(path, name, fields.get(name) or {}, modules, deadline)
+    _check_rank_pattern(path, fields["rank_pattern"])
     try:
         return LoraConfig(**fields)
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, open_file, parse_json, read_json_file, short_repr
+from whisper_peft.files import UnusableFileError, read_json_file, short_repr
+from whisper_peft.model.extractor import load_feature_extractor
 from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
@@ -32,15 +33,15 @@ from whisper_peft.model.fields import (
     whole,
 )
 from whisper_peft.model.generation import complete_generation_config
+from whisper_peft.model.headers import weight_shapes
 from whisper_peft.model.locating import load_or_explain
-from whisper_peft.model.vocabulary import load_feature_extractor, load_tokenizer, read_vocabulary, refuse_vocabulary
+from whisper_peft.model.vocabulary import load_tokenizer, read_vocabulary, refuse_vocabulary
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-MAX_HEADER_BYTES = 64 * 1024**2  # of a safetensors file; one of large-v3 has 200 kB
 
 # The largest published Whisper has a width of 1,280 and 32 + 32 layers. These limits leave room for more, and none for
 # what no machine can hold.
@@ -253,31 +254,6 @@ def _layer_of(name: str, half: str) -> int:
     """Return the number of the layer that a tensor belongs to; -1 if it is in no layer of this half."""
     match = re.search(rf"\b{half}\.layers\.([0-9]{{1,5}})\.", name)
     return int(match[1]) if match else -1
-
-
-def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors from the headers of safetensors files.
-
-    Returns:
-        Name of the tensor to its shape. It is empty where a file is missing or damaged: loading the weights says so.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with open_file(file) as handle:
-                n_bytes = int.from_bytes(handle.read(8), "little")
-                if n_bytes > MAX_HEADER_BYTES:
-                    return {}
-                header = parse_json(handle.read(n_bytes).decode("utf-8"))
-        except (UnusableFileError, ValueError, OSError):
-            return {}
-        if not isinstance(header, dict):
-            return {}
-        for name, entry in header.items():
-            shape = entry.get("shape") if isinstance(entry, dict) else None
-            if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
-                shapes[name] = tuple(shape)
-    return shapes
 
 
 def load_processor(source: str, *, revision: str | None = None) -> WhisperProcessor:

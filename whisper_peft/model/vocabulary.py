@@ -1,4 +1,4 @@
-"""The tokenizer and the feature extractor of a checkpoint, from files that have been looked at first.
+"""The tokenizer of a checkpoint, from files that have been looked at first.
 
 transformers is given a folder of its own with what was read and checked: only the settings that we know, and no path
 to a file elsewhere, no template and no class that a checkpoint names.
@@ -10,18 +10,16 @@ import json
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.features import NEEDED_TOKENS
-from whisper_peft.errors import Remark, UserError
+from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, printable, read_json_file, read_text, short_repr
 from whisper_peft.model.fields import (
     FLAG,
     MAX_TOKEN_ID,
-    OBJECT,
     TOKEN,
     Kind,
     check_fields,
@@ -33,11 +31,10 @@ from whisper_peft.model.fields import (
     optional,
     refuse_field,
     text,
-    whole,
 )
 
 if TYPE_CHECKING:
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
+    from transformers import WhisperConfig, WhisperTokenizer
 
 Find = Callable[[str], "Path | None"]  # from the name of a file to the file, if the checkpoint has it
 
@@ -48,8 +45,6 @@ MERGES = "merges.txt"
 ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 NORMALIZER = "normalizer.json"
-PREPROCESSOR = "preprocessor_config.json"
-PROCESSOR = "processor_config.json"
 
 _TOKEN_TEXT = text(1000)
 
@@ -111,17 +106,6 @@ _MODEL_FIELDS: dict[str, Kind] = {
     "type": one_of(("BPE",)),
     "vocab": IDS,
     "merges": Kind("a list of pairs", _is_merges),
-}
-EXTRACTOR_FIELDS: dict[str, Kind] = {
-    "feature_size": whole(1, 1024),
-    "sampling_rate": whole(16_000, 16_000),
-    "hop_length": whole(1, 16_384),
-    "chunk_length": whole(1, 3600),
-    "n_fft": whole(2, 65_536),
-    "padding_value": number(-1e6, 1e6),
-    "padding_side": one_of(("right", "left")),
-    "dither": number(0.0, 1.0),
-    "return_attention_mask": FLAG,
 }
 
 
@@ -338,45 +322,3 @@ def language_tokens(vocabulary: Mapping[str, int]) -> dict[str, int]:
         if start < number < end and re.fullmatch(r"<\|[a-z]{2,3}\|>", token)
     }
     return dict(sorted(between.items(), key=lambda pair: pair[1]))
-
-
-def load_feature_extractor(
-    find: Find, *, n_mels: int | None = None, window_frames: int | None = None, source: str = ""
-) -> WhisperFeatureExtractor | None:
-    """Load a feature extractor.
-
-    Args:
-        find: Finds the files of the checkpoint.
-        n_mels: Mel bins of the model, for a checkpoint without settings of an extractor.
-        window_frames: Frames of the model's window, likewise.
-        source: The name of the checkpoint, for the remark that it was made from these two.
-
-    Returns:
-        The extractor; None where there are no settings of one, and `n_mels` is not given.
-
-    Raises:
-        UserError: The settings cannot be used. The message names the file and the field.
-    """
-    from transformers import WhisperFeatureExtractor
-
-    path = find(PROCESSOR)
-    page = None
-    if path is not None:  # transformers 5 keeps them in there
-        whole_page = read_json_file(path)
-        page = whole_page.get("feature_extractor", whole_page.get("audio_processor"))
-        check_fields(path, {"feature_extractor": page}, {"feature_extractor": optional(OBJECT)})
-    if page is None:
-        path = find(PREPROCESSOR)
-        page = None if path is None else read_json_file(path)
-    if page is None and n_mels is None:
-        return None
-    if page is None:
-        seconds = max(1, (window_frames or 3000) // 100)
-        page = {"feature_size": n_mels, "chunk_length": seconds}
-        warnings.warn(
-            f"{printable(source)}: no {PREPROCESSOR} in it; made from config.json ({n_mels} mel bins, {seconds} s).",
-            Remark, stacklevel=2,
-        )  # fmt: skip
-    settings = {name: value for name, value in page.items() if name in EXTRACTOR_FIELDS}
-    check_fields(path or PREPROCESSOR, settings, EXTRACTOR_FIELDS)
-    return WhisperFeatureExtractor(**settings)

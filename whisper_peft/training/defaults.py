@@ -7,10 +7,10 @@ import math
 import os
 from collections.abc import Collection
 
-from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, steps_per_epoch
 from whisper_peft.data.text import has_spaces, is_mostly_spaceless, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
@@ -191,12 +191,17 @@ def adapters_own(recipe: Recipe, located: Located) -> tuple[Recipe, list[str]]:
     """
     if not located.adapter or recipe.train.mode != "lora":
         return recipe, []
-    config, lora = runs.read_json(located.adapter / "adapter_config.json"), recipe.lora
-    own = {
-        "rank": config["r"], "alpha": config["lora_alpha"], "dropout": config["lora_dropout"],
-        "rslora": bool(config.get("use_rslora")), "dora": bool(config.get("use_dora")),
-        "modules_to_save": tuple(config.get("modules_to_save") or ()), "targets": targets_of(config["target_modules"]),
-    }  # fmt: skip
+    config = read_adapter_config(located.adapter)
+    lora = recipe.lora
+    own = {  # what is not there has peft's own default
+        "rank": config.get("r", 8),
+        "alpha": config.get("lora_alpha", 8),
+        "dropout": config.get("lora_dropout", 0.0),
+        "rslora": config.get("use_rslora", False),
+        "dora": config.get("use_dora", False),
+        "modules_to_save": tuple(config.get("modules_to_save") or ()),
+        "targets": targets_of(config.get("target_modules") or ""),
+    }
     usual = dataclasses.replace(Lora(), alpha=2 * lora.rank)
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
     remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]
