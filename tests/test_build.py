@@ -16,19 +16,11 @@ from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_che
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import (
-    add_adapter,
-    build_model,
-    load_adapter,
-    load_base,
-    load_model,
-    load_preparation,
-    load_processor,
-    repair_generation_config,
-    target_pattern,
-    whisper_of,
-)
-from whisper_peft.model.locating import BASE_FACTS, base_identity, locate, weights_sha256, with_base
+from whisper_peft.model.build import add_adapter, build_model, load_model, target_pattern, whisper_of
+from whisper_peft.model.configs import load_preparation, load_processor, repair_generation_config
+from whisper_peft.model.identity import BASE_FACTS, base_identity, weights_sha256
+from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.locating import locate, with_base
 
 
 def trainable(model) -> set[str]:

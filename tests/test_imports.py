@@ -28,8 +28,8 @@ ROOMS = {
         "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),
     "model": (
-        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
-        "build",
+        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "foreign",
+        "identity", "weights", "locating", "configs", "loading", "build",
     ),
     "evaluation": (
         "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",

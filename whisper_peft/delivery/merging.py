@@ -17,15 +17,12 @@ from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate
-from whisper_peft.model.build import (
-    load_adapter,
-    load_base,
-    load_model,
-    load_preparation,
-    whisper_of,
-)
+from whisper_peft.model.build import load_model, whisper_of
+from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.locating import Located, locate, with_base, without_bars
+from whisper_peft.model.identity import without_bars
+from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 

@@ -24,7 +24,8 @@ from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.neighbours import neighbour_losses
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.model.build import load_model, load_preparation
+from whisper_peft.model.build import load_model
+from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages import LONGEST_SOUND_S
 from whisper_peft.progress import bar

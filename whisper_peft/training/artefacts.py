@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.model.build import load_processor, whisper_of
-from whisper_peft.model.locating import BASE_FACTS, Located, without_bars
+from whisper_peft.model.build import whisper_of
+from whisper_peft.model.configs import load_processor
+from whisper_peft.model.identity import BASE_FACTS, without_bars
+from whisper_peft.model.locating import Located
 from whisper_peft.training.speech import Speech
 
 

@@ -15,7 +15,8 @@ from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import fingerprint
 from whisper_peft.errors import UserError
-from whisper_peft.model.locating import Located, base_identity
+from whisper_peft.model.identity import base_identity
+from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
 

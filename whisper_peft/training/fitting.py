@@ -16,7 +16,8 @@ from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
-from whisper_peft.model.build import load_config, load_processor, target_words
+from whisper_peft.model.build import target_words
+from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
 from whisper_peft.model.planning import Load, Memory, Method, predict_memory, trainable
