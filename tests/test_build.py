@@ -126,7 +126,7 @@ def test_locate_refuses_what_holds_no_model(tmp_path):
 @pytest.mark.parametrize("content", ["{}", '{"base_model_name_or_path": null}', "{"])
 def test_an_adapter_without_a_base_is_refused(tmp_path, content):
     (tmp_path / "adapter_config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"adapter_config\.json: (names no base model|cannot be read)"):
+    with pytest.raises(UserError, match=r"adapter_config\.json: (names no base model|not JSON)"):
         locate(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_other_bases_that_cannot_be_loaded(tiny_model, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"model\.safetensors: cut off, damaged or no safetensors file"):
         load_base(str(copy))
     (copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):

@@ -55,6 +55,7 @@ class Push:
         self._said = False
         check_repo_name(repo)
         located = locate(recipe.model.name)
+        self.from_adapter = located.adapter is not None
         if self.kind == "adapter":  # raises
             known = {"base": {"hub_id": located.base} if located.from_hub else {}}
             base_on_hub(Located(recipe.model.name, located.base, adapter=Path()), known, base)

@@ -206,10 +206,10 @@ def without_weights(folder: Path) -> str:
     for name in names:
         if Path(name).suffix in (*_PICKLE_SUFFIXES, ".npz", ".gguf", ".tflite"):
             found = foreign_file(folder / name) or PICKLED
-            return f"no model.safetensors, only {name}: {found}"
+            return f"only {name} in place of model.safetensors: {found}"
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
-        return f"no model.safetensors, only {others[0]}; if that is the whole model, rename it to model.safetensors"
+        return f"only {others[0]} in place of model.safetensors; rename it, if that is the whole model"
     return "no weights; needs model.safetensors"
 
 

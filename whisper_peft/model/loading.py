@@ -146,7 +146,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
 
     file = _adapter_file(adapter)
     adapted = _adapted(model, adapter, trainable=trainable)
-    names = _fit_adapter(adapted, adapter, file)
+    names = fit_to_adapter(adapted, adapter)
     state = {names[name]: tensor for name, tensor in tensors_of([file])}
     refuse_not_finite(state.items(), place=str(adapter), remedy=DAMAGED)
     result = set_peft_model_state_dict(adapted, state)
@@ -203,7 +203,19 @@ def _adapted(model: PreTrainedModel, adapter: Path, *, trainable: bool) -> PeftM
         ) from None
 
 
-def _fit_adapter(adapted: PeftModel, adapter: Path, file: Path) -> dict[str, str]:
+def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
+    """Hold the tensors of an adapter's file against the layers that are there for them.
+
+    Args:
+        adapted: A base with an adapter's layers.
+        adapter: The folder of the file.
+
+    Returns:
+        peft's name for each tensor, by its name in the file.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another shape, or the file is none.
+    """
     from peft import get_peft_model_state_dict
 
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # "auto" would ask the Hub
@@ -213,7 +225,7 @@ def _fit_adapter(adapted: PeftModel, adapter: Path, file: Path) -> dict[str, str
         for name, shape in shapes_of(adapted).items()
         if any(f".{module}." in name for module in SAVED_WITH_ADAPTERS)
     }
-    return fit_adapter(read_header([file]), expected, optional, place=str(adapter))
+    return fit_adapter(read_header([_adapter_file(adapter)]), expected, optional, place=str(adapter))
 
 
 def changes_nothing(adapted: PeftModel) -> bool:
@@ -250,7 +262,7 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
     read_adapter_config(adapter)
     folder = _known_folder(base, revision)
     if folder is not None:
-        _fit_adapter(_adapted(empty_whisper(load_config(folder)), adapter, trainable=False), adapter, file)
+        fit_to_adapter(_adapted(empty_whisper(load_config(folder)), adapter, trainable=False), adapter)
     strangers = [name for name in read_header([file]).shapes if not name.startswith("base_model.model.")]
     if strangers:
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.files import printable, reason_of, short_repr
+from whisper_peft.files import UnusableFileError, printable, reason_of, short_repr
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
 from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, is_folder, known_commit
 from whisper_peft.recipe_files import expanded
@@ -58,9 +58,9 @@ def locate(name: str | Path) -> Located:
         refuse_foreign_folder(path)
         return Located(text, str(path.resolve()))
     if kind:
-        found = foreign_file(path) or "a file"
         raise UserError(
-            f"{printable(path)}: {found}. MODEL is a folder with a model, an adapter or a run, or a Hub id."
+            f"{printable(path)}: a file; MODEL is a folder with a model, an adapter or a run, or a Hub id."
+            f"{_what_it_is(path)}"
         )
     if not looks_like_hub_id(text):
         raise UserError(f"{printable(text)}: no such folder, and not a Hub id (owner/name) either.")
@@ -85,6 +85,15 @@ def _kind_of(path: Path) -> str | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{printable(path)[:200]}: {reason_of(error)}.") from None
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a file is that was named as MODEL; empty if it is not known."""
+    try:
+        found = foreign_file(path)
+    except UnusableFileError as error:
+        found = error.reason
+    return f" This one: {found}." if found else ""
 
 
 def looks_like_hub_id(text: str) -> bool:

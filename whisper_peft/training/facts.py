@@ -92,6 +92,19 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
         if facts["data"]["fingerprints"].get(name) != found:
             what = "a folder of augment" if name == "augment" else f"data.{name}"
             raise UserError(f"{run}: {what} has changed since the run began; start a new run.")
-    commit = facts["base"].get("commit")
+    commit = commit_of(facts["base"], located)
     if facts["base"]["sha256"] != base_identity(located.base, revision=commit)["sha256"]:
-        raise UserError(f"{run}: the weights of {located.base} have changed since the run began; start a new run.")
+        raise UserError(
+            f"{run}: the weights of {located.base} have changed since the run began, or are others; name the right "
+            "ones with --base MODEL, or start a new run."
+        )
+
+
+def commit_of(base: dict, located: Located) -> str | None:
+    """The commit of a run's base on the Hub; None where the base is looked for in another place now.
+
+    Args:
+        base: What the run's facts say of its base.
+        located: Where the base is now.
+    """
+    return base.get("commit") if base.get("hub_id") == located.base else None
