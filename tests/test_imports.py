@@ -43,7 +43,7 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("printing", "options", "cli", "__main__"),
+    "command line": ("hushing", "printing", "options", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

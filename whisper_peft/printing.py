@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from whisper_peft.files import printable, printable_json
+from whisper_peft.hushing import hush_libraries, show_notices
 
 GB = 1024**3
 
@@ -19,7 +20,8 @@ class Printer:
 
     def __init__(self, as_json: bool, quiet: bool):
         self.as_json, self.quiet = as_json, quiet
-        _hush_libraries()
+        hush_libraries()
+        show_notices(self.say)
 
     def say(self, line: str) -> None:
         """Print a line about what happens."""
@@ -38,21 +40,6 @@ class Printer:
         else:
             for line in lines:
                 click.echo(printable(line, keep_line_breaks=True))
-
-
-def _hush_libraries() -> None:
-    """Libraries warn of what our own code has taken care of; their errors still show."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,14 @@ from whisper_peft.model.identity import (
     without_bars,
 )
 from whisper_peft.model.quantizing import quantization_config, settle
-from whisper_peft.model.weights import fit_adapter, fit_base, read_header, refuse_not_finite, tensors_of
+from whisper_peft.model.weights import (
+    fit_adapter,
+    fit_base,
+    read_header,
+    refuse_not_finite,
+    refuse_own_head,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +74,7 @@ def load_base(
         raise UserError(f"{source}: {found}.")
     files = weight_files(source, revision=revision)
     names = fit_base(read_header(files), shapes_of(empty_whisper(config)), place=source)
+    refuse_own_head(files, names, place=source)
 
     options: dict[str, object] = {"dtype": torch.float32 if dtype is None else dtype}
     if quantize is not None:
@@ -255,7 +263,8 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
     if adapter is None:
         refuse_foreign_folder(Path(base))
         files = weight_files(base)
-        fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
+        names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
+        refuse_own_head(files, names, place=base)
         refuse_not_finite(tensors_of(files), place=base, remedy=DAMAGED)
         return
     file = _adapter_file(adapter)

@@ -24,6 +24,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 HALVES = ("encoder", "decoder")
 HEAD = "proj_out.weight"
+EMBEDDING = "model.decoder.embed_tokens.weight"
 
 Shape = tuple[int, ...]
 
@@ -257,6 +258,28 @@ def tensors_of(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(str(file), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
                 yield name, tensors.get_tensor(name)
+
+
+def refuse_own_head(files: Sequence[Path], names: Mapping[str, str], *, place: str) -> None:
+    """Refuse an output layer that is not the token embedding: Whisper has one weight for both, and drops the other.
+
+    Args:
+        files: The safetensors files.
+        names: The model's name of each tensor in them.
+        place: The folder or Hub id, for the message.
+
+    Raises:
+        UserError: The files hold both, and they differ.
+    """
+    if HEAD not in names.values():
+        return
+    head, embedding = (
+        next(tensor for name, tensor in tensors_of(files) if names[name] == wanted) for wanted in (HEAD, EMBEDDING)
+    )
+    if not head.equal(embedding):
+        raise UserError(
+            f"{place}: {HEAD} differs from {EMBEDDING}; in Whisper they are one weight, and one of them would be lost."
+        )
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, remedy: str) -> None:
