@@ -18,7 +18,7 @@ from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
-from whisper_peft.model.build import load_preparation
+from whisper_peft.model.configs import load_preparation
 
 WINDOW_S = 3  # of the tiny model
 

@@ -19,7 +19,7 @@ from whisper_peft.data.hub import revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_preparation
+from whisper_peft.model.configs import load_preparation
 
 
 def wav(number: int) -> bytes:

@@ -32,7 +32,8 @@ ROOMS = {
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
-        "headers", "adapter_configs", "locating", "vocabulary", "extractor", "generation", "configs", "build",
+        "headers", "adapter_configs", "foreign", "identity", "weights", "locating", "vocabulary", "extractor",
+        "generation", "configs", "loading", "build",
     ),
     "evaluation": (
         "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",
@@ -46,7 +47,7 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("printing", "options", "cli", "__main__"),
+    "command line": ("hushing", "printing", "options", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

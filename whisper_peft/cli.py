@@ -194,7 +194,8 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
 @click.option("--force", is_flag=True, help="Train although the plan says that memory is too small.")
 @click.option("--push", metavar="REPO", help="Upload each checkpoint, and at last the result, to the Hub (owner/name).")
 @click.option("--private", is_flag=True, help="With --push: a new REPO is private.")
-@click.option("--base", metavar="HUB_ID", help="With --push: the base on the Hub, where --model is a folder.")
+@click.option("--base", metavar="MODEL", help="The base of --model ADAPTER or of --resume RUN, if it has moved. With "
+              "--push: the base on the Hub, where --model is a folder.")  # fmt: skip
 @output_options
 def train(
     out: Printer, recipe: str | None, changes: dict[str, object], output: str | None, resume: str | None,
@@ -208,8 +209,8 @@ def train(
         raise click.UsageError("--resume takes the run's own recipe and folder; leave RECIPE and --output away.")
     if not resume and not recipe and not changes.get("data.train"):
         raise click.UsageError("name a RECIPE, or the data with --train SRC.")
-    if (private or base) and not push:
-        raise click.UsageError("--private and --base are of --push REPO.")
+    if private and not push:
+        raise click.UsageError("--private is of --push REPO.")
     if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
@@ -218,9 +219,10 @@ def train(
     from whisper_peft.training.train import train as run_training
 
     with _pushing(out, resume or recipe, changes, None if dry_run else push, private=private, base=base) as pushed:
+        has_own_base = pushed is None or pushed.from_adapter
         result = run_training(
-            recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, force=force, say=out.say,
-            on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
+            recipe, output=output, resume=resume, base=base if has_own_base else None, changes=changes,
+            dry_run=dry_run, force=force, say=out.say, on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
         )  # fmt: skip
         published = pushed.finish(result.run) if pushed else None
     if dry_run:

@@ -24,5 +24,8 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
-class Remark(Warning):
-    """Something that was mended or filled in, which the user should know; the command line prints it as a note."""
+class Notice(UserWarning):
+    """What a user should know although the work goes on.
+
+    It is a Python warning, so that it reaches a user of the package, too. The command line prints it as one line.
+    """

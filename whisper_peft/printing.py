@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from whisper_peft.errors import Remark
 from whisper_peft.files import printable, printable_json
+from whisper_peft.hushing import hush_libraries, show_notices
 from whisper_peft.model.planning import GIB
 
 
@@ -19,30 +19,13 @@ class Printer:
 
     def __init__(self, as_json: bool, quiet: bool):
         self.as_json, self.quiet = as_json, quiet
-        _hush_libraries()
-        self._show_remarks()
+        hush_libraries()
+        show_notices(self.say)
 
     def say(self, line: str) -> None:
         """Print a line about what happens."""
         if not self.quiet:
             click.echo(printable(line), err=True)
-
-    def _show_remarks(self) -> None:
-        """Let a `Remark` from anywhere in the package reach the user as a note, each one once."""
-        import warnings
-
-        said: set[str] = set()
-        show_others = warnings.showwarning
-
-        def show(message, category, filename, lineno, file=None, line=None) -> None:
-            if not issubclass(category, Remark):
-                show_others(message, category, filename, lineno, file, line)
-            elif str(message) not in said:
-                said.add(str(message))
-                self.say(f"Note: {message}")
-
-        warnings.showwarning = show
-        warnings.filterwarnings("always", category=Remark)
 
     def result(self, content: object, lines: list[str]) -> None:
         """Print the result, as lines for people or as JSON.
@@ -56,21 +39,6 @@ class Printer:
         else:
             for line in lines:
                 click.echo(printable(line, keep_line_breaks=True))
-
-
-def _hush_libraries() -> None:
-    """Libraries warn of what our own code has taken care of; their errors still show."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import evaluate, load_model, load_preparation, load_source, merge, train, transcribe
-from whisper_peft.errors import Remark, UserError
+from whisper_peft.errors import Notice, UserError
 from whisper_peft.model.adapter_configs import is_tame, load_peft_config, read_adapter_config
-from whisper_peft.model.build import add_adapter, load_adapter, load_base, target_pattern
+from whisper_peft.model.build import add_adapter, target_pattern
 from whisper_peft.model.configs import load_config, load_generation_config, load_processor
+from whisper_peft.model.loading import load_adapter, load_base
 
 HUGE = 2**40
 NO_OBJECTS = ["[1]", "5", '"x"', "null", "[" * 5000, '{"a": ' * 200 + "1" + "}" * 200, "{", "9" * 5000, "\x00", ""]
@@ -316,7 +317,7 @@ def test_row_26_an_extractor_that_cannot_be_is_one_line(fields, model):
 def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model):
     (model / "processor_config.json").unlink(missing_ok=True)
     (model / "preprocessor_config.json").unlink()
-    with pytest.warns(Remark, match="80 mel bins, 3 s"):
+    with pytest.warns(Notice, match="80 mel bins, 3 s"):
         found = load_preparation(str(model))
     expected = load_preparation(str(tiny_model))
     assert (found.window_samples, found.n_mels, found.n_fft) == (48_000, 80, expected.n_fft)
@@ -381,7 +382,7 @@ def make_old(model: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["none", "2023"])
 def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny_model):
     make_old(model, kind)
-    with pytest.warns(Remark, match=r"filled in from the (vocabulary and the )?tokenizer") as said:
+    with pytest.warns(Notice, match=r"filled in from the (vocabulary and the )?tokenizer") as said:
         found = load_generation_config(str(model))
     assert len(said) == 1
     with warnings.catch_warnings():
@@ -433,7 +434,7 @@ def test_row_18_openai_s_own_shapes_get_their_published_fields(shared, tmp_path)
     for file in source.iterdir():
         if file.name not in ("generation_config.json", "model.safetensors"):
             shutil.copy(file, tmp_path / file.name)
-    with pytest.warns(Remark):
+    with pytest.warns(Notice):
         found = load_generation_config(str(tmp_path)).to_dict()
     expected = load_generation_config(str(source)).to_dict()
     assert {name: (found.get(name), value) for name, value in expected.items() if found.get(name) != value} == {}
@@ -451,7 +452,7 @@ def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
         "max_length": 448,
     }
     (model / "generation_config.json").write_text(json.dumps(english))
-    with pytest.warns(Remark, match="decoder_start_token_id, eos_token_id, no_timestamps_token_id did not agree"):
+    with pytest.warns(Notice, match="decoder_start_token_id, eos_token_id, no_timestamps_token_id did not agree"):
         found = load_generation_config(str(model))
     assert found.is_multilingual and found.decoder_start_token_id == 387 and found.lang_to_id["<|hi|>"] == 405
     assert found.max_length == 64 and 1 not in found.suppress_tokens
@@ -460,13 +461,13 @@ def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
 def test_language_tokens_that_the_tokenizer_writes_otherwise_are_replaced(model):
     page = json.loads((model / "generation_config.json").read_text())
     change(model, "generation_config.json", lang_to_id={**page["lang_to_id"], "<|hi|>": 406})
-    with pytest.warns(Remark, match="lang_to_id"):
+    with pytest.warns(Notice, match="lang_to_id"):
         assert load_generation_config(str(model)).lang_to_id == page["lang_to_id"]
 
 
 def test_alignment_heads_of_a_larger_model_are_left_out_and_said(model):
     change(model, "generation_config.json", alignment_heads=[[0, 1], [5, 7]])
-    with pytest.warns(Remark, match="alignment_heads left out"):
+    with pytest.warns(Notice, match="alignment_heads left out"):
         assert getattr(load_generation_config(str(model)), "alignment_heads", None) is None
 
 
@@ -476,7 +477,7 @@ def test_a_remark_is_a_note_on_the_command_line_once(capsys):
     with warnings.catch_warnings():
         Printer(as_json=False, quiet=False)
         for _ in range(3):
-            warnings.warn("a.json: filled in.", Remark, stacklevel=1)
+            warnings.warn("a.json: filled in.", Notice, stacklevel=1)
     assert capsys.readouterr().err == "Note: a.json: filled in.\n"
 
 

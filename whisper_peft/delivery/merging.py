@@ -17,15 +17,13 @@ from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate
-from whisper_peft.model.build import (
-    load_adapter,
-    load_base,
-    load_model,
-    whisper_of,
-)
+from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.locating import Located, locate, with_base, without_bars
+from whisper_peft.model.identity import without_bars
+from whisper_peft.model.loading import changes_nothing, load_adapter, load_base
+from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.model.weights import refuse_not_finite
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 
@@ -87,6 +85,11 @@ def merge(
     own = load_base(source, dtype="auto", revision=commit).dtype
     wanted = own if dtype is None else _dtype(dtype)
     exact, preparation, _ = load_model(model, base=base, quantize="none")
+    if changes_nothing(exact):
+        raise UserError(
+            f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
+            "was saved before its first step."
+        )
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
     dataset, checked_on = _check_clips(
@@ -104,6 +107,7 @@ def merge(
         whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
         whisper.config.dtype = wanted
         whisper.config.use_cache = True
+        changed = _changed_tensors(whisper, located, wanted)
         with without_bars():
             whisper.save_pretrained(str(folder))
         save_processor(preparation.processor, folder)
@@ -115,7 +119,8 @@ def merge(
         merged = listen(reloaded, dataset, load_preparation(str(folder)))
         report = {
             "model": str(model), "base": source, "dtype": str(wanted).removeprefix("torch."),
-            "checked_on": checked_on, **compare(reference, unmerged, merged, exact=wanted == torch.float32),
+            "checked_on": checked_on, "changed_tensors": changed,
+            **compare(reference, unmerged, merged, exact=wanted == torch.float32),
         }  # fmt: skip
         if located.quantize:
             report["quantized"] = against_quantized(model, base, dataset, merged)
@@ -196,6 +201,33 @@ def against_quantized(model: str | Path, base: str | None, dataset: SpeechDatase
 def logit_gap(a: Heard, b: Heard) -> float:
     """The largest difference of a logit."""
     return max((x - y).abs().max().item() for x, y in zip(a.logits, b.logits, strict=True))
+
+
+def _changed_tensors(merged, located: Located, dtype) -> int:
+    """Count the tensors in which a merged model differs from its base.
+
+    Args:
+        merged: The merged model.
+        located: Where its adapter and its base are.
+        dtype: Of the merged weights.
+
+    Raises:
+        UserError: None differs, or a merged weight is too large for the type.
+    """
+    name = str(dtype).removeprefix("torch.")
+    refuse_not_finite(
+        merged.named_parameters(),
+        place=str(located.adapter),
+        remedy=f"they came from merging in {name}: take --dtype float32 or bfloat16",
+    )
+    base = load_base(located.base, revision=located.commit).to(dtype).state_dict()
+    changed = sum(not tensor.equal(base[key]) for key, tensor in merged.state_dict().items())
+    if not changed:
+        raise UserError(
+            f"{located.adapter}: the merged weights are those of the base, bit for bit; the adapter's update is "
+            f"smaller than {name} can hold. Take --dtype float32."
+        )
+    return changed
 
 
 def _in_dtype(model, dtype):

@@ -1,4 +1,4 @@
-"""From a name to a model: the processor, the base, the adapter. The only fork on mode."""
+"""From a name to a model that is trained or run: the base, and an adapter on it. The only fork on mode."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.errors import UserError
-from whisper_peft.model.adapter_configs import load_peft_config
-
-# The names with `as` are here for whoever imported them from this module.
-from whisper_peft.model.configs import (
-    load_config,
-    load_generation_config,
-    load_preparation,
-    repair_generation_config,
-)
-from whisper_peft.model.configs import load_processor as load_processor
-from whisper_peft.model.devices import best_device, best_precision, dtype_of
-from whisper_peft.model.locating import Located, load_or_explain, locate, with_base
-from whisper_peft.model.quantizing import quantization_config, settle
+from whisper_peft.model.configs import load_generation_config, load_preparation
+from whisper_peft.model.devices import best_precision, dtype_of
+from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.locating import Located, locate, with_base
 
 if TYPE_CHECKING:
     import torch
@@ -31,59 +22,6 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 QUANTIZE_WORDS = ("as-trained", "none", "8bit", "4bit")
 TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
-
-
-def load_base(
-    source: str,
-    *,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    quantize: str | None = None,
-    compute_dtype: torch.dtype | None = None,
-) -> WhisperForConditionalGeneration:
-    """The full weights, from safetensors only, with an encoder that takes shorter windows, too.
-
-    Args:
-        source: local folder or Hub id.
-        dtype: of the weights; "auto" keeps the checkpoint's own; None is float32.
-        revision: commit on the Hub; None is the newest.
-        quantize: "8bit" or "4bit": see `quantizing`; then it is on its device already.
-        compute_dtype: of a 4-bit base; None is float32.
-
-    Raises:
-        UserError: not found, not a Whisper, or weights that come as pickle only.
-    """
-    import torch
-    from transformers import WhisperForConditionalGeneration
-
-    from whisper_peft.model.windows import window_encoder
-
-    quantized = {} if quantize is None else {
-        "quantization_config": quantization_config(quantize, compute_dtype), "device_map": {"": best_device()},
-    }  # fmt: skip
-
-    config = load_config(source, revision=revision)
-    generation = load_generation_config(source, revision=revision)
-    folder = Path(source)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]
-        found = f"only {pickles[0]}, and pickled weights can run code" if pickles else "no weights"
-        raise UserError(
-            f"{source}: {found}; needs model.safetensors. Convert on a machine where you trust the file: load it with "
-            "transformers and save_pretrained(OUT)."
-        )
-    model = load_or_explain(
-        WhisperForConditionalGeneration.from_pretrained, source, "the weights (safetensors)",
-        config=config, generation_config=generation, trust_remote_code=False,
-        dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
-        revision=revision or "main", **quantized,
-    )  # fmt: skip
-    model.generation_config = generation or model.generation_config
-    repair_generation_config(model)
-    window_encoder(model)
-    if quantize is not None:
-        settle(model)
-    return model
 
 
 def whisper_of(model) -> WhisperForConditionalGeneration:
@@ -180,16 +118,6 @@ def add_adapter(
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:300]}") from None
-
-
-def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
-    """Puts a saved adapter on its base."""
-    from peft import PeftModel
-
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(f"{adapter}: no adapter_model.safetensors; adapters are read from safetensors only.")
-    config = load_peft_config(adapter, model)
-    return PeftModel.from_pretrained(model, str(adapter), config=config, is_trainable=trainable, use_safetensors=True)
 
 
 def check_mode(located: Located, mode: str, quantize: str | None = None) -> None:

@@ -34,7 +34,7 @@ from whisper_peft.model.fields import (
 )
 from whisper_peft.model.generation import complete_generation_config
 from whisper_peft.model.headers import weight_shapes
-from whisper_peft.model.locating import load_or_explain
+from whisper_peft.model.identity import load_or_explain
 from whisper_peft.model.vocabulary import load_tokenizer, read_vocabulary, refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def load_generation_config(
 ) -> GenerationConfig | None:
     """Load the generation config of a checkpoint with all of Whisper's fields.
 
-    What an old file leaves out is filled in from the vocabulary and the tokenizer, and a `Remark` says so.
+    What an old file leaves out is filled in from the vocabulary and the tokenizer, and a `Notice` says so.
 
     Args:
         source: A local folder or a Hub id.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from whisper_peft.errors import Remark
+from whisper_peft.errors import Notice
 from whisper_peft.files import printable, read_json_file
 from whisper_peft.model.fields import FLAG, OBJECT, Kind, check_fields, number, one_of, optional, whole
 from whisper_peft.model.vocabulary import Find
@@ -63,7 +63,7 @@ def load_feature_extractor(
         page = {"feature_size": n_mels, "chunk_length": seconds}
         warnings.warn(
             f"{printable(source)}: no {PREPROCESSOR} in it; made from config.json ({n_mels} mel bins, {seconds} s).",
-            Remark, stacklevel=2,
+            Notice, stacklevel=2,
         )  # fmt: skip
     settings = {name: value for name, value in page.items() if name in EXTRACTOR_FIELDS}
     check_fields(path or PREPROCESSOR, settings, EXTRACTOR_FIELDS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.text import LANGUAGE_ALIASES, LANGUAGES
-from whisper_peft.errors import Remark
+from whisper_peft.errors import Notice
 from whisper_peft.files import UnusableFileError, printable
 from whisper_peft.model.fields import (
     FLAG,
@@ -152,7 +152,7 @@ def complete_generation_config(
         remarks.append(f"max_length was {fields['max_length']:,}, and the model takes {limit} tokens")
         fields["max_length"] = limit
     if remarks:
-        warnings.warn(f"{printable(place)}: {'; '.join(remarks)}.", Remark, stacklevel=3)
+        warnings.warn(f"{printable(place)}: {'; '.join(remarks)}.", Notice, stacklevel=3)
     try:
         return GenerationConfig(**fields, _from_model_config=False)
     except (ValueError, TypeError) as error:

@@ -15,7 +15,8 @@ from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import fingerprint, split_fingerprint
 from whisper_peft.errors import UserError
-from whisper_peft.model.locating import Located, base_identity, weights_sha256
+from whisper_peft.model.identity import base_identity, weights_sha256
+from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
 
@@ -114,6 +115,19 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
         raise UserError(
             f"{run}: the adapter that the run began with is not that at {located.name}; name the right one."
         )
-    commit = facts["base"].get("commit")
+    commit = commit_of(facts["base"], located)
     if facts["base"]["sha256"] != base_identity(located.base, revision=commit)["sha256"]:
-        raise UserError(f"{run}: the weights of {located.base} have changed since the run began; start a new run.")
+        raise UserError(
+            f"{run}: the weights of {located.base} have changed since the run began, or are others; name the right "
+            "ones with --base MODEL, or start a new run."
+        )
+
+
+def commit_of(base: dict, located: Located) -> str | None:
+    """The commit of a run's base on the Hub; None where the base is looked for in another place now.
+
+    Args:
+        base: What the run's facts say of its base.
+        located: Where the base is now.
+    """
+    return base.get("commit") if base.get("hub_id") == located.base else None

@@ -20,7 +20,7 @@ from whisper_peft.progress import bar
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
-from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
+from whisper_peft.training.artefacts import count_weights, load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import selecting_metric
 from whisper_peft.training.facts import hours, padding_share, peak_memory_bytes
 from whisper_peft.training.speech import Speech, fixed_rows
@@ -191,6 +191,8 @@ class Session:
         if checkpoint and runs.trained_to_the_end(checkpoint, recipe.train.steps):
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # killed while scoring
         else:
+            if checkpoint:
+                count_weights(trainer.model, checkpoint)  # transformers and peft load what fits, and pass over the rest
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - tick + facts.get("train_seconds", 0.0)
         step = trainer.state.global_step

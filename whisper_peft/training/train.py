@@ -17,18 +17,14 @@ from whisper_peft.data.dataset import Augment
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.architecture import Architecture
-from whisper_peft.model.build import (
-    build_model,
-    check_mode,
-    target_pattern,
-)
+from whisper_peft.model.build import build_model, check_mode, target_pattern
 from whisper_peft.model.configs import load_config, load_preparation
 from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
-from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.model.locating import Located, locate_start
 from whisper_peft.recipe import Recipe, as_dict
 from whisper_peft.recipe_files import given, save_recipe
 from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
-from whisper_peft.training.facts import check_unchanged, first_facts
+from whisper_peft.training.facts import check_unchanged, commit_of, first_facts
 from whisper_peft.training.first_look import first_look, refuse_unusable
 from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.resuming import check_checkpoints, resumed_recipe
@@ -64,6 +60,7 @@ def train(
     *,
     output: str | Path | None = None,
     resume: str | Path | None = None,
+    base: str | Path | None = None,
     changes: dict[str, object] | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -80,6 +77,7 @@ def train(
         recipe: a Recipe, a path, or the name of a shipped one; not with `resume`.
         output: the new run folder.
         resume: a run folder to go on with, from its newest complete checkpoint.
+        base: where the base of the adapter that is trained further is now; with `resume`, where the run's base is.
         changes: recipe keys to set, as ``{"train.steps": 200}``; with `resume` only train.steps (to a higher number),
             data.max_left_out and train.workers, and where data or model lie that have moved: data.train, data.eval,
             data.test, model.name, augment.noise_folder and augment.room_folder.
@@ -123,12 +121,12 @@ def train(
     if name := recipe.model.language_token or recipe.model.language:
         language_code(name)  # raises: before anything slow
     target_pattern(recipe.lora.targets)  # likewise
-    located = locate(recipe.model.name)
+    located = locate_start(recipe.model.name, base, resumed=resume is not None)
     check_mode(located, recipe.train.mode, recipe.train.quantize)
-    if located.adapter:
-        located = with_base(located)
-    elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
-        located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
+    if located.adapter is None and located.from_hub and resume is not None:
+        # The commit that the run began with, whatever is newest now.
+        began_with = runs.read_json(run / runs.FACTS)["base"]
+        located = dataclasses.replace(located, commit=commit_of(began_with, located))
     prepared = functools.cache(lambda: load_preparation(located.base, revision=located.commit))
     rows = load_rows(recipe, n_tokens=lambda text: prepared().n_tokens(text))
     preparation = prepared()
@@ -161,7 +159,8 @@ def train(
         check_unchanged(run, facts, speech, located)
         if Path(located.base).is_dir() and "path" in facts["base"]:
             facts["base"]["path"] = str(Path(located.base).resolve())  # it may have moved
-    located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
+    # Whatever is newest on the Hub by then.
+    located = dataclasses.replace(located, commit=commit_of(facts["base"], located))
     if load.positions > LONG_WINDOW or recipe.train.gradient_checkpointing:
         return_large_blocks()
     set_seed(recipe.train.seed)
