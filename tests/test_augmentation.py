@@ -26,7 +26,8 @@ from whisper_peft import (
     train,
 )
 from whisper_peft.data.dataset import Pick
-from whisper_peft.model.build import build_model, load_base
+from whisper_peft.model.build import build_model
+from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate
 from whisper_peft.model.masking import masked
 from whisper_peft.recipe import Augment, Recipe, override

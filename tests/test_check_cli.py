@@ -104,7 +104,7 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     source = write_manifest(folder / "all.jsonl", rows)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     out = tmp_path / "clean.jsonl"
-    report = check(str(source), fix=out)
+    report = check(str(source), fix=out, prompt_column="prompt")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert report["fixed"] | {"changes": "", "manifests": [str(out)]} == report["fixed"] | {

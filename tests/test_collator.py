@@ -15,7 +15,8 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, LeftOut
 from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Segment
-from whisper_peft.model.build import load_model, load_preparation
+from whisper_peft.model.build import load_model
+from whisper_peft.model.configs import load_preparation
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
-from whisper_peft.model.build import load_preparation
+from whisper_peft.model.configs import load_preparation
 
 WINDOW_S = 3  # of the tiny model
 
@@ -82,7 +82,7 @@ def not_finite(folder: Path) -> Path:
 
 BAD = {
     "missing": (lambda folder, clip: row(folder / "none.wav"), "no such file"),
-    "a folder": (lambda folder, clip: row(folder), "cannot be opened"),
+    "a folder": (lambda folder, clip: row(folder), "a folder, not a file"),
     "empty file": (lambda folder, clip: row(empty_file(folder)), "empty"),
     "unreadable": (lambda folder, clip: row(noise_bytes(folder)), "cannot be read"),
     "truncated wav": (lambda folder, clip: row(cut_wav(folder)), "truncated"),
@@ -379,21 +379,28 @@ def test_nothing_is_written_to_disk(preparation, speech, monkeypatch):
     dataset[0]  # what is imported may write its bytecode
     before = {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()}
     real_open, modes = builtins.open, []
+    real_os_open, flags = os.open, []
 
     def watched(file, mode="r", *arguments, **options):
         modes.append(mode)
         return real_open(file, mode, *arguments, **options)
 
+    def watched_by_flags(path, flag, *arguments, **options):
+        flags.append(flag)
+        return real_os_open(path, flag, *arguments, **options)
+
     def refused(*arguments, **options):
         raise AssertionError("the data path made a file or a folder")
 
     monkeypatch.setattr(builtins, "open", watched)
+    monkeypatch.setattr(os, "open", watched_by_flags)
     for name in ("mkdir", "rename", "replace"):
         monkeypatch.setattr(os, name, refused)
     examples = [dataset[Pick(number, 1)] for number in range(len(dataset))]
     monkeypatch.undo()
     assert all(isinstance(example, Example) for example in examples)
-    assert modes and all(not set(mode) & set("wax+") for mode in modes)
+    assert all(not set(mode) & set("wax+") for mode in modes)
+    assert flags and not any(flag & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) for flag in flags)
     assert {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()} == before
     assert not any(isinstance(value, Example) for value in vars(dataset).values())  # nor kept
 

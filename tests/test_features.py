@@ -13,7 +13,7 @@ from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_pro
 from whisper_peft.data.features import IGNORED, LONGEST_TOKEN, Preparation, TooLongError
 from whisper_peft.data.rows import Segment
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_preparation
+from whisper_peft.model.configs import load_preparation
 
 TEXTS = {
     "en": "Hello, world!  It's 12,345 o'clock — don't you think?",

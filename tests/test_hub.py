@@ -11,14 +11,15 @@ import pytest
 import soundfile
 from conftest import make_wave
 
+from whisper_peft.data.addresses import HubFile
 from whisper_peft.data.audio import load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.folders import Columnar
-from whisper_peft.data.hub import Remote, revision_of, stored_sound
+from whisper_peft.data.hub import revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_preparation
+from whisper_peft.model.configs import load_preparation
 
 
 def wav(number: int) -> bytes:
@@ -135,15 +136,31 @@ def test_a_broken_file(tmp_path, page):
     assert "cannot be read as a data set" in refusal(tmp_path / "a.parquet")
 
 
-def test_an_address_is_opened_by_fsspec(tmp_path):
-    (tmp_path / "0.wav").write_bytes(wav(0))
-    found = stored_sound({"bytes": None, "path": f"file://{tmp_path}/0.wav"}, "")
-    assert isinstance(found, Remote) and found.read() == wav(0)
+def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
+    opened = []
+
+    def open_here(address):
+        opened.append(address)
+        return io.BytesIO(wav(0))
+
+    monkeypatch.setattr("fsspec.open", open_here)
+    for path in (
+        "hf://datasets/owner/name@abc/clips/0.wav",
+        "clips/0.wav",
+        "zip://0.wav::hf://datasets/owner/name/c.zip",
+    ):
+        found = stored_sound({"bytes": None, "path": path}, "owner/name")
+        assert isinstance(found, HubFile) and found.read() == wav(0)
+    assert opened == [
+        "hf://datasets/owner/name@abc/clips/0.wav", "hf://datasets/owner/name/clips/0.wav",
+        "zip://0.wav::hf://datasets/owner/name/c.zip",
+    ]  # fmt: skip
 
 
-def test_an_address_that_cannot_be_opened_costs_one_clip(tiny_model, tmp_path):
-    dataset = SpeechDataset([Row(Remote(f"file://{tmp_path}/no.wav"), "एक", "hi")], load_preparation(str(tiny_model)))
-    assert "cannot be fetched" in dataset[0].reason and dataset[0].audio == f"file://{tmp_path}/no.wav"
+def test_a_file_of_the_hub_that_cannot_be_fetched_costs_one_clip(tiny_model):
+    address = "hf://datasets/owner/name/no.wav"
+    dataset = SpeechDataset([Row(HubFile(address), "एक", "hi")], load_preparation(str(tiny_model)))
+    assert "cannot be fetched" in dataset[0].reason and dataset[0].audio == address
     assert dataset.duration_s(0) == 0
 
 

@@ -22,28 +22,33 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
-        "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "stitching", "dataset", "batching", "streams", "collator",
-        "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
-        "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
+        "structure", "frames", "containers", "mixing", "audio", "languages", "text", "rows", "spoken", "archives",
+        "tables", "recordings", "folders", "cues", "rolling", "subtitles", "addresses", "segments", "columns",
+        "column_types", "cards", "hub", "sources", "features", "augmentation", "stitching", "dataset", "batching",
+        "streams", "collator",
+        "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
+        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
+        "checking.mending",
     ),
     "model": (
-        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "locating",
-        "build",
+        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
+        "headers", "adapter_configs", "foreign", "identity", "weights", "locating", "vocabulary", "extractor",
+        "generation", "configs", "loading", "build",
     ),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "recordings", "scoring", "neighbours", "check_page",
+        "transcribing", "languages", "longform", "normalizers", "metrics", "recordings", "scoring", "neighbours",
+        "check_page",
         "checking", "report",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting",
+        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "resuming",
         "first_look", "session", "train",
     ),
     "delivery": (
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("printing", "options", "cli", "__main__"),
+    "command line": ("hushing", "printing", "options", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

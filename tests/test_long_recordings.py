@@ -105,7 +105,7 @@ def test_segments_of_a_manifest(tmp_path, recording):
     ]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, *others = load_source(str(path))
+    first, *others = load_source(str(path), prompt_column="prompt")
     assert (first.text, first.prompt, first.start_s, first.segments[1].start_s) == ("एक दो", "before", 3.0, 1.2)
     assert [(row.start_s, row.text) for row in others] == [(5.0, "0"), (25.0, "1"), (45.0, "2")]
 

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from whisper_peft.model.architecture import PUBLISHED, Architecture
-from whisper_peft.model.build import build_model, locate, whisper_of
+from whisper_peft.model.build import build_model, whisper_of
 from whisper_peft.model.head import logits_at
+from whisper_peft.model.locating import locate
 from whisper_peft.model.planning import (
     Load,
     Method,

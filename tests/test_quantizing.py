@@ -8,7 +8,9 @@ from conftest import make_tiny_model, tiny_recipe
 from transformers import TrainerCallback
 
 from whisper_peft import SpeechCollator, SpeechDataset, UserError, evaluate, load_model, load_source, merge, runs, train
-from whisper_peft.model.build import build_model, load_base, locate, whisper_of
+from whisper_peft.model.build import build_model, whisper_of
+from whisper_peft.model.loading import load_base
+from whisper_peft.model.locating import locate
 from whisper_peft.training.trainer import first_batches
 
 KINDS = ("8bit", "4bit")

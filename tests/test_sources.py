@@ -416,7 +416,7 @@ def test_a_folder_of_sounds_is_refused(tmp_path):
     assert "cannot be read as a data set" in refusal(f"{tmp_path}:train")
 
 
-def test_a_file_has_no_splits(tmp_path):
+def test_a_table_without_a_split_column_has_no_splits(tmp_path):
     path = write_csv(tmp_path / "m.csv", clips(2))
     assert "only folders have splits" in refusal(f"{path}:train")
 

@@ -10,7 +10,7 @@ import importlib
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "errors": ("UserError",),
+    "errors": ("Notice", "UserError"),
     "recipe": ("Recipe", "override"),
     "recipe_files": ("load_recipe", "save_recipe"),
     "data.audio": ("load_audio",),
@@ -21,14 +21,9 @@ _ROOMS = {
     "data.dataset": ("SpeechDataset", "Pick", "Example", "LeftOut"),
     "data.batching": ("steps", "cut"),
     "data.collator": ("SpeechCollator",),
-    "model.build": (
-        "add_adapter",
-        "build_model",
-        "condense_silence",
-        "load_base",
-        "load_model",
-        "load_preparation",
-    ),
+    "model.configs": ("load_preparation",),
+    "model.loading": ("load_base",),
+    "model.build": ("add_adapter", "build_model", "condense_silence", "load_model"),
     "model.locating": ("locate",),
     "evaluation.normalizers": ("normalize",),
     "evaluation.metrics": (

@@ -15,10 +15,14 @@ import click
 from whisper_peft import __version__
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable, reason_of
+from whisper_peft.model.planning import GIB
 from whisper_peft.options import (
     AT_LEAST_1,
     BEAMS,
+    PROMPT_HELP,
     QUANTIZE,
+    TIMES,
+    TIMES_HELP,
     WINDOW_HELP,
     WINDOWS,
     ClipsAtOnce,
@@ -26,7 +30,6 @@ from whisper_peft.options import (
     recipe_options,
 )
 from whisper_peft.printing import (
-    GB,
     Printer,
     check_lines,
     demo_lines,
@@ -136,6 +139,8 @@ def _last_net(error: Exception) -> int:
 @click.option("--fix", type=click.Path(), metavar="OUT", help="Write a cleaned manifest: a .jsonl file, or a folder.")
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
+@click.option("--prompt-column", help=PROMPT_HELP)
+@click.option("--times", type=TIMES, help=TIMES_HELP)
 @output_options
 def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> int:
     """Look at the data before a GPU-hour is spent on it: SRC (several: each is a split), or the sources of a RECIPE.
@@ -177,7 +182,7 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
     found = fitting.plan(recipe, changes=changes, gpu_memory=gpu_memory)
     out.result(found, plan_lines(found))
     if not found["fits"]:
-        peak, free = found["memory"]["peak"] / GB, found["device"]["free"] / GB
+        peak, free = found["memory"]["peak"] / GIB, found["device"]["free"] / GIB
         raise UserError(f"{found['model']}: {peak:.1f} GB do not fit into {free:.1f} GB; {found['remedy']}.")
 
 
@@ -189,7 +194,8 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
 @click.option("--force", is_flag=True, help="Train although the plan says that memory is too small.")
 @click.option("--push", metavar="REPO", help="Upload each checkpoint, and at last the result, to the Hub (owner/name).")
 @click.option("--private", is_flag=True, help="With --push: a new REPO is private.")
-@click.option("--base", metavar="HUB_ID", help="With --push: the base on the Hub, where --model is a folder.")
+@click.option("--base", metavar="MODEL", help="The base of --model ADAPTER or of --resume RUN, if it has moved. With "
+              "--push: the base on the Hub, where --model is a folder.")  # fmt: skip
 @output_options
 def train(
     out: Printer, recipe: str | None, changes: dict[str, object], output: str | None, resume: str | None,
@@ -203,8 +209,8 @@ def train(
         raise click.UsageError("--resume takes the run's own recipe and folder; leave RECIPE and --output away.")
     if not resume and not recipe and not changes.get("data.train"):
         raise click.UsageError("name a RECIPE, or the data with --train SRC.")
-    if (private or base) and not push:
-        raise click.UsageError("--private and --base are of --push REPO.")
+    if private and not push:
+        raise click.UsageError("--private is of --push REPO.")
     if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
@@ -213,9 +219,10 @@ def train(
     from whisper_peft.training.train import train as run_training
 
     with _pushing(out, resume or recipe, changes, None if dry_run else push, private=private, base=base) as pushed:
+        has_own_base = pushed is None or pushed.from_adapter
         result = run_training(
-            recipe, output=output, resume=resume, changes=changes, dry_run=dry_run, force=force, say=out.say,
-            on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
+            recipe, output=output, resume=resume, base=base if has_own_base else None, changes=changes,
+            dry_run=dry_run, force=force, say=out.say, on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
         )  # fmt: skip
         published = pushed.finish(result.run) if pushed else None
     if dry_run:
@@ -250,7 +257,9 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @cli.command()
 @click.argument("model")
 @click.argument("source", metavar="SRC")
-@click.option("--language", help="Name or code, for clips that name none (default: what the model was trained for).")
+@click.option(
+    "--language", help="Name or code for clips that name none, or auto (default: what the model was trained for)."
+)
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
@@ -262,6 +271,7 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @QUANTIZE
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
+@click.option("--times", type=TIMES, help=TIMES_HELP)
 @output_options
 def evaluate(out: Printer, model: str, source: str, **options) -> None:
     """Score MODEL on SRC: WER and CER with intervals, raw and normalised.
@@ -271,7 +281,7 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
     with progress_bar("transcribing", out) as bar:
-        result = run_evaluation(model, source, progress=bar, **options)
+        result = run_evaluation(model, source, progress=bar, say=out.say, **options)
     out.result(result, score_lines(result, options["output"]))
 
 
@@ -294,7 +304,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
-@click.option("--language", help="Name or code (default: what the model was trained for).")
+@click.option("--language", help="Name or code, or auto (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
@@ -322,7 +332,9 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> N
 @click.argument("model")
 @click.option("--compare", metavar="MODEL", default="base", show_default=True,
               help="Shown beside it; base: what MODEL was trained from; none: nothing.")  # fmt: skip
-@click.option("--language", help="Name or code, chosen when the page opens (default: what the model was trained for).")
+@click.option(
+    "--language", help="Chosen when the page opens: name or code, or auto (default: what the model was trained for)."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
 @click.option(
     "--share", is_flag=True, help="Also a link on the internet, for whoever has it, through Gradio's servers."

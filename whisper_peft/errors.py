@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exception for mistakes that the user can mend, and the warning for what we mended ourselves."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class Notice(UserWarning):
+    """What a user should know although the work goes on.
+
+    It is a Python warning, so that it reaches a user of the package, too. The command line prints it as one line.
+    """

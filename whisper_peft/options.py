@@ -11,12 +11,14 @@ from whisper_peft.printing import Printer
 
 WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
 SRC_HELP = "AudioFolder, Common Voice release (DIR:split), manifest, Parquet, subtitled recording, Hub data set."
-
+PROMPT_HELP = "The column of what was said before each clip (default: none)."
+TIMES_HELP = "Use or ignore the columns with start and end (default: ask where they do not fit the files)."
 
 AT_LEAST_1 = click.IntRange(min=1)
 BEAMS = click.IntRange(1, 100)
 CLIPS = click.IntRange(1, 65_536)
 WINDOWS = click.Choice(["full", "condensed", "tight"])
+TIMES = click.Choice(["use", "ignore"])
 QUANTIZE = click.option(
     "--quantize", type=click.Choice(["as-trained", "none", "8bit", "4bit"]), default="as-trained", show_default=True,
     help="How many bits the base is held in.",
@@ -77,6 +79,8 @@ RECIPE_OPTIONS = (
     click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed)."),
     click.option("--audio-column", help="Where the columns have other than the usual names."),
     click.option("--text-column"),
+    click.option("--prompt-column", help=PROMPT_HELP),
+    click.option("--times", type=TIMES, help=TIMES_HELP),
     click.option("--quantize", type=click.Choice(["8bit", "4bit"]), help="An adapter's base in so many bits."),
     click.option("--seed", type=int),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable."),
@@ -86,7 +90,8 @@ FLAGS = {
     "language_token": "model.language_token", "task": "model.task", "train_source": "data.train",
     "eval_source": "data.eval", "test_source": "data.test", "steps": "train.steps", "epochs": "train.epochs",
     "batch_size": "train.batch_size", "learning_rate": "train.learning_rate", "window": "features.window",
-    "audio_column": "data.audio_column", "text_column": "data.text_column", "quantize": "train.quantize",
+    "audio_column": "data.audio_column", "text_column": "data.text_column",
+    "prompt_column": "data.prompt_column", "times": "data.times", "quantize": "train.quantize",
     "seed": "train.seed",
 }  # fmt: skip
 

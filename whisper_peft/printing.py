@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from whisper_peft.files import printable, printable_json
-
-GB = 1024**3
+from whisper_peft.hushing import hush_libraries, show_notices
+from whisper_peft.model.planning import GIB
 
 
 class Printer:
@@ -19,7 +19,8 @@ class Printer:
 
     def __init__(self, as_json: bool, quiet: bool):
         self.as_json, self.quiet = as_json, quiet
-        _hush_libraries()
+        hush_libraries()
+        show_notices(self.say)
 
     def say(self, line: str) -> None:
         """Print a line about what happens."""
@@ -40,21 +41,6 @@ class Printer:
                 click.echo(printable(line, keep_line_breaks=True))
 
 
-def _hush_libraries() -> None:
-    """Libraries warn of what our own code has taken care of; their errors still show."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 @contextlib.contextmanager
 def progress_bar(label: str, out: Printer):
     """A progress bar on stderr that learns its length from the first call."""
@@ -72,20 +58,30 @@ def progress_bar(label: str, out: Printer):
         yield update
 
 
+METRIC_NAMES = {"cer_normalized": "normalised CER"}
+
+
 def train_lines(result) -> list[str]:
     """What a run came to, and what to do next."""
     facts, shown = result.facts, shown_path(result.run)
     lines = [f"Trained {facts['steps']} steps in {facts['train_seconds'] / 60:.1f} minutes; best: step "
-             f"{facts['best_step']} (by {facts['best_metric']} on the eval clips)."]  # fmt: skip
+             f"{facts['best_step']} (by {METRIC_NAMES.get(facts['best_metric'], facts['best_metric'])} on the eval "
+             "clips)."]  # fmt: skip
     if facts.get("left_out"):
         lines.append(f"Left out: {facts['left_out']} clips, each named in {shown}/left_out.jsonl.")
     before, after, final = facts.get("before"), facts.get("after"), facts.get("final")
     if before and after:
         what = "test" if after["split"] == "test" else "eval (the selection set, optimistic)"
         lines.append(f"On {after['clips']} {what} clips:")
-        lines.append(f"  {'':8}{'WER':>9}{'CER':>9}{'token loss':>12}")
+        figures = {"WER": "wer", "CER": "cer"}
+        if facts["best_metric"] == "cer_normalized":  # of a script without spaces the others mean little
+            figures["CER norm."] = "cer_normalized"
+        lines.append(
+            f"  {'':8}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in figures) + f"{'token loss':>12}"
+        )
         for name, row in (("before", before), ("after", after)):
-            lines.append(f"  {name:8}{row['wer']:>9.1%}{row['cer']:>9.1%}{row['token_loss']:>12.3f}")
+            rates = "".join(f"{row[key]:>{max(9, len(title) + 2)}.1%}" for title, key in figures.items())
+            lines.append(f"  {name:8}{rates}{row['token_loss']:>12.3f}")
     if final and (not after or final["clips"] != after["clips"]):
         lines.append(f"Whole {final['split']} set, {final['clips']} clips: WER {final['wer']:.1%}, "
                      f"CER {final['cer']:.1%}.")  # fmt: skip
@@ -94,9 +90,8 @@ def train_lines(result) -> list[str]:
     lines.append("Next:")
     data = _data_of(result.run)
     source = data.test or data.eval  # a held-out tenth is no source of its own, and the rest was learnt from
-    columns = "".join(
-        f" --{kind}-column {name}" for kind, name in (("audio", data.audio_column), ("text", data.text_column)) if name
-    )
+    named = (("audio-column", data.audio_column), ("text-column", data.text_column), ("times", data.times))
+    columns = "".join(f" --{option} {value}" for option, value in named if value)
     if source:
         lines.append(f"  whisper-peft evaluate {shown} {shown_path(source)}{columns}")
     if facts["mode"] == "lora":
@@ -155,6 +150,7 @@ MARKS = {"error": "✕", "warning": "!", "note": "·"}
 def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     """What a check found: the sources in a line each, the findings with their first clips."""
     lines = [_source_line(one) for one in report["sources"]]
+    lines += [f"Note: {remark}" for remark in report.get("remarks", ())]
     for one in report["findings"]:
         head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {_counted(one['count'], 'clip')}"
         lines += ["", head, f"  {one['why']}."]
@@ -209,14 +205,14 @@ def plan_lines(found: dict) -> list[str]:
     device, memory = found["device"], found["memory"]
     kind = found["mode"] + (f", {found['quantize']} base" if found["quantize"] else "")
     lines = [
-        f"{device['name']}: {device['memory'] / GB:.1f} GB, {device['free'] / GB:.1f} GB free",
+        f"{device['name']}: {device['memory'] / GIB:.1f} GB, {device['free'] / GIB:.1f} GB free",
         f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.1f} M trained "
         f"({kind}, {found['precision']}, {found['window']} windows"
         + (", gradient checkpointing)" if found["gradient_checkpointing"] else ")"),
         f"  {'at the highest point':22}{'GB':>8}",
     ]
-    lines += [f"  {name:22}{size / GB:>8.2f}" for name, size in memory.items() if size and name != "peak"]
-    lines.append(f"  {'in all':22}{memory['peak'] / GB:>8.2f}  {'fits' if found['fits'] else 'does not fit'}")
+    lines += [f"  {name:22}{size / GIB:>8.2f}" for name, size in memory.items() if size and name != "peak"]
+    lines.append(f"  {'in all':22}{memory['peak'] / GIB:>8.2f}  {'fits' if found['fits'] else 'does not fit'}")
     lines.append(
         f"{found['clips_at_once']} of a step's {found['batch_size']} clips at once where they are longest"
         + ("." if found["clips"] else "; no clips to look at: 15 s with 15 tokens a second assumed.")
@@ -233,14 +229,14 @@ def matrix_lines(found: dict) -> list[str]:
     lines = [
         f"GB at the peak: {found['batch_size']} clips at once / one at a time; {found['precision']}, {found['window']} "
         "windows" + (", gradient checkpointing" if found["gradient_checkpointing"] else "")
-        + (f"; * fits {limit / GB:.0f} GB" if limit else ""),
+        + (f"; * fits {limit / GIB:.0f} GB" if limit else ""),
         f"{'':16}" + "".join(f"{mode:>16}" for mode in modes),
     ]  # fmt: skip
     for name, row in found["peaks"].items():
         cells = []
         for mode, peak in row.items():
             pair = [peak, found["smallest"][name][mode]]
-            cells.append("/".join(f"{size / GB:.1f}{'*' if limit and size <= limit else ''}" for size in pair))
+            cells.append("/".join(f"{size / GIB:.1f}{'*' if limit and size <= limit else ''}" for size in pair))
         lines.append(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells))
     if not found["clips"]:
         lines.append("No clips to look at: 15 s with 15 tokens a second assumed.")

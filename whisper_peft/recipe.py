@@ -50,6 +50,8 @@ class Data:
     test: str | None = None
     audio_column: str | None = None
     text_column: str | None = None
+    prompt_column: str | None = None  # what was said before each clip; null: no column is
+    times: str | None = None  # use or ignore the columns with start and end; null: ask where they do not fit the files
     text: Text = field(default_factory=Text)
     max_left_out: float = 0.1  # the share of unusable clips above which the run stops
     allow_shift: bool = False  # train although texts seem to stand beside the wrong sound
@@ -60,6 +62,11 @@ class Data:
     def sources(self) -> tuple[Source, ...]:
         """The training sources, each with its weight."""
         return tuple(one if isinstance(one, Source) else Source(one) for one in self.train)
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """What `load_source` takes: which column of a table means what."""
+        return {name: getattr(self, name) for name in ("audio_column", "text_column", "prompt_column", "times")}
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,7 @@ class Recipe:
 
 CHOICES: dict[str, tuple] = {
     "model.task": ("transcribe", "translate"),
+    "data.times": (None, "use", "ignore"),
     "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
     "features.window": ("full", "condensed", "tight"),
     "train.mode": ("full", "lora"),
@@ -288,10 +296,10 @@ def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str
         *parents, last = key.split(".")
         for name in parents:
             if not isinstance(part.get(name), dict):
-                _unknown(key, _flat(page), place)
+                _unknown(key, list(flat(page)), place)
             part = part[name]
         if last not in part or isinstance(part[last], dict):
-            _unknown(key, _flat(page), place)
+            _unknown(key, list(flat(page)), place)
         part[last] = value
     return _build(Recipe, page, place=place)
 
@@ -306,11 +314,12 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _flat(page: dict, prefix: str = "") -> list[str]:
-    keys = []
+def flat(page: dict, prefix: str = "") -> dict[str, object]:
+    """Name every setting of nested dicts by its key, as ``{"train.steps": 5}``."""
+    found: dict[str, object] = {}
     for key, value in page.items():
-        keys += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _unknown(key: str, known: list[str], place: str) -> typing.NoReturn:

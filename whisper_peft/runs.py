@@ -10,25 +10,48 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from whisper_peft.errors import UserError
-from whisper_peft.files import read_json_file
+from whisper_peft.files import printable_json, read_json_file, short_repr
 
 RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
+LONGEST_NAME = 230  # bytes: file systems take 255, and a temporary name is longer than the final one
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
 COMPLETE = "complete.json"  # written into a checkpoint after everything else
 STREAM = "stream.json"  # in a checkpoint: where its streamed sources are
+STEPS = "steps.json"  # in a checkpoint: which block of clips the next step is in, and how many clips were met
 
 
 def refuse_existing(path: Path, remedy: str = "choose another place") -> None:
-    """Raises UserError where something is at `path` already: nothing of the user's is ever overwritten."""
-    if path.exists():
+    """Refuse a place where something is already, or where nothing can be made: nothing of the user's is overwritten.
+
+    Raises:
+        UserError: It exists, its name is too long, or the folder above it cannot be written to.
+    """
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise UserError(f"{short_repr(str(path))}: a name too long for a new file; choose a shorter one.")
+    if os.path.lexists(path):
         raise UserError(f"{path}: exists already; {remedy}.")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path}: cannot be made in {above}; name another place.")
+
+
+def refuse_odd_name(path: Path) -> None:
+    """Refuse a folder for weights whose name is not UTF-8: the libraries that write weights cannot write there.
+
+    Raises:
+        UserError: Its name, or that of a folder above it, has bytes that are not UTF-8.
+    """
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path.absolute()}: the name is not UTF-8, and weights cannot be written there; name another folder."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -79,7 +102,8 @@ def write_json(path: str | Path, content: object) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = printable_json(json.dumps(content, indent=2, ensure_ascii=False))
+    beside.write_text(page + "\n", encoding="utf-8")
     os.replace(beside, path)
 
 
@@ -94,7 +118,8 @@ def read_json(path: str | Path) -> dict:
 
 def append_jsonl(path: str | Path, *records: dict) -> None:
     """Appends records, one JSON object a line."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
+    # A file name that is not UTF-8 has halves of surrogate pairs, which are escaped in JSON.
+    lines = "".join(printable_json(json.dumps(record, ensure_ascii=False)) + "\n" for record in records).encode("utf-8")
     with Path(path).open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -154,6 +179,43 @@ def mark_complete(checkpoint: Path, **facts: object) -> None:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     write_json(checkpoint / COMPLETE, facts)
+
+
+def verify_checkpoint(checkpoint: Path, remedy: str) -> None:
+    """Compare the files of a checkpoint with the sizes and checksums in its mark; files of the user's are passed over.
+
+    Args:
+        checkpoint: One that is marked complete. The mark of an earlier version has no checksums, and nothing is said.
+        remedy: What to do where a file is not as it was written.
+
+    Raises:
+        UserError: A file is gone or damaged.
+    """
+    if not (checkpoint / COMPLETE).is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint any more; {remedy}.")
+    known = read_json(checkpoint / COMPLETE).get("files")
+    for name, mark in known.items() if isinstance(known, dict) else ():
+        file = checkpoint / name
+        if not file.is_file():
+            raise UserError(f"{file}: gone since the checkpoint was written; {remedy}.")
+        if _checksum(file) != mark:
+            raise UserError(f"{file}: not as it was written (its checksum is another), so it is damaged; {remedy}.")
+
+
+def checksums(checkpoint: Path) -> dict[str, str]:
+    """Name the files of a checkpoint, each with its size and checksum, for its mark."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != COMPLETE)
+    return {file.relative_to(checkpoint).as_posix(): _checksum(file) for file in files}
+
+
+def _checksum(file: Path) -> str:
+    """Size and CRC-32: against damage, not against forgery, and as quick as the disk."""
+    checksum, size = 0, 0
+    with file.open("rb") as handle:
+        while chunk := handle.read(1 << 22):
+            checksum = zlib.crc32(chunk, checksum)
+            size += len(chunk)
+    return f"{size} bytes, CRC-32 {checksum:08x}"
 
 
 def trained_to_the_end(checkpoint: Path, steps: int) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from whisper_peft.data.dataset import Pick
 from whisper_peft.data.stitching import MOST_CLIPS, fill_windows, gather
+from whisper_peft.errors import UserError
 
 SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}  # of a window, where the user says nothing
 STITCHING = 2  # in a seed: what is drawn for stitching, beside the order of the epoch
@@ -22,12 +23,27 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     return math.ceil(n_rows / batch_size)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Where a look-ahead begins; a resumed run reads on from there.
+
+    Attributes:
+        step: The optimizer step that its first clips are in.
+        epoch: The epoch that it is of.
+        first: The place of its first row in the epoch's order.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    first: int = 0
+
+
 def steps(
     n_rows: int,
     batch_size: int,
     *,
     seed: int,
-    duration_s: Callable[[int], float],
+    duration_s: Callable[[int], float | None],
     slack_s: Callable[[int], float] = lambda step: math.inf,
     start: int = 0,
     look_ahead: int = LOOK_AHEAD,
@@ -44,7 +60,8 @@ def steps(
         n_rows: how many rows there are.
         batch_size: clips in a step; the last step of an epoch may have fewer.
         seed: of the order.
-        duration_s: seconds of a row, from its header; 0 where it cannot be told.
+        duration_s: seconds of a row, from its header; 0 where it cannot be told; None where the header shows that the
+            clip cannot be used: see `like_lengths`.
         slack_s: step -> seconds of silence wanted behind its longest clip; infinite, as by default: the whole window.
         start: the first step to yield, counted over all epochs; the ones before cost nothing but their shuffle.
         look_ahead: rows put in order of length at a time, rounded to whole steps.
@@ -53,11 +70,52 @@ def steps(
         stitching: How a share of the clips is joined into longer windows; None joins none.
         voices: int64 (n_rows,), with `stitching`: equal for rows that may be joined.
     """
+    begin = block_of(start, n_rows, batch_size, look_ahead=look_ahead, parts=parts)
+    options = {"seed": seed, "duration_s": duration_s, "look_ahead": look_ahead, "parts": parts}
+    options |= {"stitching": stitching, "voices": voices}
+    for block, batches in blocks(n_rows, batch_size, begin=begin, **options):
+        for step, picks in enumerate(batches, start=block.step):
+            if step >= start:
+                yield [replace(pick, slack_s=slack_s(step)) for pick in picks]
+
+
+def block_of(
+    start: int, n_rows: int, batch_size: int, *, look_ahead: int = LOOK_AHEAD, parts: Sequence[tuple[int, float]] = ()
+) -> Block:
+    """Find the block that a step is in, without reading a header.
+
+    It holds where every block has as many steps as its rows fill. A block with fewer usable clips than steps has fewer:
+    then only a `Block` that was kept tells where a later step is.
+    """
+    rows = block_size(batch_size, look_ahead)
+    per_epoch = steps_per_epoch(clips_per_epoch(parts or [(n_rows, 1.0)]), batch_size)
+    epoch, within = divmod(start, per_epoch)
+    number, ahead = divmod(within, rows // batch_size)
+    return Block(start - ahead, epoch, number * rows)
+
+
+def blocks(
+    n_rows: int,
+    batch_size: int,
+    *,
+    seed: int,
+    duration_s: Callable[[int], float | None],
+    look_ahead: int = LOOK_AHEAD,
+    parts: Sequence[tuple[int, float]] = (),
+    begin: Block = Block(),
+    stitching: Stitching | None = None,
+    voices: np.ndarray | None = None,
+) -> Iterator[tuple[Block, list[list[Pick]]]]:
+    """Endless blocks: where each begins, and its steps; see `steps`. A block without a usable clip has none.
+
+    Raises:
+        UserError: A whole epoch has no usable clip.
+    """
     parts = parts or [(n_rows, 1.0)]
-    block = block_size(batch_size, look_ahead)
-    per_epoch = steps_per_epoch(clips_per_epoch(parts), batch_size)
-    epoch, skip = divmod(start, per_epoch)
-    step = start
+    rows = block_size(batch_size, look_ahead)
+    step, epoch, first = begin.step, begin.epoch, begin.first
+    waiting: list[Pick] = []  # clips of blocks without a step: they are named in the next one
+    since: Block | None = None
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
         groups = None
@@ -65,20 +123,27 @@ def steps(
             rng = np.random.default_rng((seed, epoch, STITCHING))
             order, groups = gather(order, voices, stitching.share, rng, most_clips=most_joined(batch_size))
         again = _times_before(order) if any(weight > 1 for _, weight in parts) else np.zeros_like(order)
-        for first in range(0, len(order), block):
-            drawn = [*zip(order[first : first + block].tolist(), again[first : first + block].tolist(), strict=True)]
-            n_steps = steps_per_epoch(len(drawn), batch_size)
-            if skip >= n_steps:
-                skip -= n_steps
-                continue
+        is_whole, before = first == 0, step
+        for place in range(first, len(order), rows):
+            drawn = zip(order[place : place + rows].tolist(), again[place : place + rows].tolist(), strict=True)
             picks = [(duration_s(row), Pick(row, epoch, again=times)) for row, times in drawn]
             if stitching is not None:
-                picks = stitching.windows(picks, groups[first : first + block], batch_size)
-            for batch in fill_steps(picks, batch_size, (seed, epoch, first))[skip:]:
-                yield [replace(pick, slack_s=slack_s(step)) for pick in batch]
-                step += 1
-            skip = 0
-        epoch += 1
+                picks = stitching.windows(picks, groups[place : place + rows], batch_size)
+            batches = like_lengths(picks, batch_size, (seed, epoch, place))
+            since = since or Block(step, epoch, place)
+            if not batches:
+                waiting += [pick for _, pick in picks]
+                continue
+            batches[0] = batches[0] + waiting
+            yield since, batches
+            step += len(batches)
+            waiting, since = [], None
+        if is_whole and step == before:
+            raise UserError(
+                f"data.train: none of the {n_rows} clips can be used, as their headers and texts show; "
+                "whisper-peft check names each with its reason."
+            )
+        epoch, first = epoch + 1, 0
 
 
 def block_size(batch_size: int, look_ahead: int = LOOK_AHEAD) -> int:
@@ -134,20 +199,21 @@ class Stitching:
     n_tokens: Callable[[Pick], int]
 
     def windows(
-        self, picks: Sequence[tuple[float, Pick]], groups: np.ndarray, batch_size: int
-    ) -> list[tuple[float, Pick]]:
+        self, picks: Sequence[tuple[float | None, Pick]], groups: np.ndarray, batch_size: int
+    ) -> list[tuple[float | None, Pick]]:
         """Join the clips of each group in a block.
 
         Args:
-            picks: (seconds, pick) of the block, in the order of the epoch.
+            picks: (seconds, pick) of the block, in the order of the epoch; None for a clip that cannot be used.
             groups: int64 (n_picks,), see `stitching.gather`.
             batch_size: Clips in a step, the most that a window can have.
 
         Returns:
             (seconds, pick) of windows and of clips that stay alone. A pick has its window's other clips in `joined`.
         """
-        units = []
-        for group, members in itertools.groupby(zip(groups.tolist(), picks, strict=True), key=lambda pair: pair[0]):
+        units = [(seconds, pick) for seconds, pick in picks if seconds is None]
+        usable = [pair for pair in zip(groups.tolist(), picks, strict=True) if pair[1][0] is not None]
+        for group, members in itertools.groupby(usable, key=lambda pair: pair[0]):
             clips = [pick for _, pick in members]
             if group < 0:
                 units += clips
@@ -176,18 +242,16 @@ def _joined(clips: Sequence[tuple[float, Pick]]) -> tuple[float, Pick]:
     return sum(clip_s for clip_s, _ in clips), replace(first, joined=rest)
 
 
-def fill_steps(units: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple[int, ...]) -> list[list[Pick]]:
-    """Cut a block into steps of `batch_size` clips, those of like length together, in seeded order.
+def _around_windows(by_length: Sequence[Pick], batch_size: int) -> list[list[Pick]]:
+    """Cut clips and stitched windows into steps of `batch_size` clips; only the last step may have fewer.
 
-    Stitched windows come first: a step takes as many of them as fit, and the longest single clips beside them. Where
-    the single clips are used up, a window is cut in two. So only one step of a block has fewer clips than the others.
+    A step takes as many windows as fit, the longest first, and the longest single clips beside them. Where the single
+    clips are used up, a window is cut in two.
 
     Args:
-        units: (seconds, pick) of each window or single clip.
-        batch_size: Clips in a step; no window has more.
-        seed: Of the order of the steps.
+        by_length: Windows and single clips, the shortest first. No window has more clips than a step.
+        batch_size: Clips in a step.
     """
-    by_length = [pick for _, pick in sorted(units, key=lambda pair: (pair[0], pair[1].row))]
     singles = [pick for pick in by_length if not pick.joined]
     windows = [pick for pick in reversed(by_length) if pick.joined]
     batches = []
@@ -207,8 +271,41 @@ def fill_steps(units: Sequence[tuple[float, Pick]], batch_size: int, seed: tuple
             batch.append(head)
             (windows if tail.joined else singles).append(tail)
         batches.append(batch)
-    batches += [singles[i : i + batch_size] for i in range(0, len(singles), batch_size)]
-    return [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
+    return batches + [singles[i : i + batch_size] for i in range(0, len(singles), batch_size)]
+
+
+def like_lengths(
+    picks: Sequence[tuple[float | None, Pick]], batch_size: int, seed: tuple[int, ...]
+) -> list[list[Pick]]:
+    """Cut a block into steps of like lengths, in seeded order.
+
+    Clips that cannot be used, whose seconds are None, take no place in a step. The others are spread over as many steps
+    as the block would have had, or fewer where there are not so many, so that no step is empty. The unusable ones come
+    along behind a step's own clips, only to be named in left_out.jsonl.
+
+    Args:
+        picks: (seconds, pick) of every clip.
+        batch_size: clips in a step.
+        seed: of the order of the steps.
+
+    Returns:
+        The steps; none where no clip can be used.
+    """
+    usable = [(seconds, pick) for seconds, pick in picks if seconds is not None]
+    unusable = [pick for seconds, pick in picks if seconds is None]
+    by_length = [pick for _, pick in sorted(usable, key=lambda pair: (pair[0], pair[1].row))]
+    if any(pick.joined for pick in by_length):
+        batches = _around_windows(by_length, batch_size)
+    elif unusable:
+        n_steps = min(steps_per_epoch(len(picks), batch_size), len(usable))
+        edges = [round(number * len(usable) / max(1, n_steps)) for number in range(n_steps + 1)]
+        batches = [by_length[start:end] for start, end in itertools.pairwise(edges)]
+    else:
+        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    batches = [batches[number] for number in np.random.default_rng(seed).permutation(len(batches))]
+    for number, pick in enumerate(unusable if batches else ()):
+        batches[number % len(batches)].append(pick)
+    return batches
 
 
 def _split(window: Pick, n_clips: int) -> tuple[Pick, Pick]:

@@ -6,18 +6,20 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from whisper_peft.data.audio import AudioError, duration_s, load_audio
+from whisper_peft.data.audio import AudioError, duration_s, read_sound
 from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.stitching import find_speech, join
 from whisper_peft.data.text import clean_text
+from whisper_peft.files import short_repr
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 # What is drawn by seed, epoch and row, from a generator each; the user's function has the one without a number.
@@ -160,6 +162,47 @@ class SpeechDataset:
             return 0.0
         return max(0.0, end_s - row.start_s)
 
+    def usable_s(self, row: Row | int) -> float | None:
+        """Seconds of a row from its header; None where header and text show that it cannot be used."""
+        seconds, fault = self._look(self.rows[row] if isinstance(row, int) else row)
+        return None if fault else seconds
+
+    def fault(self, row: Row | int) -> str | None:
+        """Say why a clip cannot be used, as far as its header and its text tell.
+
+        The header may be wrong, so who trains still tries such a clip; but it takes no place in an optimizer step.
+
+        Returns:
+            The reason, as left_out.jsonl has it; None where nothing is wrong so far.
+        """
+        return self._look(self.rows[row] if isinstance(row, int) else row)[1]
+
+    def _look(self, row: Row) -> tuple[float, str | None]:
+        """Seconds of a row, and what is wrong with it; the sound is read once at most, for it may be far away."""
+        try:
+            is_piece = row.end_s is not None and (not isinstance(row.audio, str) or os.path.exists(row.audio))
+            end_s = row.end_s if is_piece else duration_s(row.sound())  # of a piece no header is read: others share it
+        except AudioError as error:
+            return 0.0, str(error)
+        seconds = (end_s if row.end_s is None else row.end_s) - row.start_s
+        if seconds <= 0:
+            return 0.0, f"no such piece of a recording: start_s {row.start_s}, end_s {end_s}"
+        if seconds > self.preparation.window_s:
+            return seconds, f"{seconds:.1f} s of audio; the model takes {self.preparation.window_s:g} s"
+        return seconds, self._fault_of_text(row)
+
+    def _fault_of_text(self, row: Row) -> str | None:
+        if row.no_speech:
+            return None
+        text = self.clean(row.text)
+        if text and len(text.encode("utf-8", "surrogatepass")) <= self.preparation.max_label_tokens // 2:
+            return None  # a token is a byte at least
+        try:
+            self.preparation.encode_text([Segment(text)], language=self.language_of(row), task=self.task)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def text(self, row_number: int) -> str:
         """The cleaned transcript of a row."""
         return self.clean(self.rows[row_number].text)
@@ -175,9 +218,15 @@ class SpeechDataset:
         Raises:
             AudioError: It cannot be decoded.
             TooLongError: It is longer than the model's window.
+            ValueError: Its row says why it cannot be used.
         """
+        if row.fault:
+            raise ValueError(row.fault)
+        if row.unknown_language and not self.language_token:
+            raise ValueError(f"language {short_repr(row.unknown_language)}, which Whisper does not know")
         row = self._as_heard(pick, row)
-        wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+        window_s = self.preparation.window_s
+        wave = read_sound(row.sound(), start_s=row.start_s, end_s=row.end_s, longest_s=window_s).wave
         if len(wave) > self.preparation.window_samples:
             self.preparation.encode_audio(wave)  # raises
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, WhisperProcessor
 
 IGNORED = -100  # the label where no loss is taken
+# Without these nothing can be written down, or read, as Whisper does.
+NEEDED_TOKENS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|transcribe|>")
 LONGEST_TOKEN = 128  # characters: no token has more, so a text of more than so many a token needs no counting
 
 
@@ -59,12 +62,23 @@ class Preparation:
         Raises:
             UserError: the checkpoint's vocabulary has no such token.
         """
-        found = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or (found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+        found = self._find_token(token)
+        if found is None and token in NEEDED_TOKENS:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: its tokenizer has no token {token}, so it is not a Whisper's; copy "
+                "the tokenizer's files from the base model."
+            )
+        if found is None:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: no token {token}; a language this checkpoint does not know can "
                 "borrow a related one's token with --language-token LANG."
             )
+        return found
+
+    def _find_token(self, token: str) -> int | None:
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
+            return None
         return found
 
     def prefix(self, language: str | None, task: str = "transcribe", *, timestamps: bool = False) -> list[int]:
@@ -84,6 +98,53 @@ class Preparation:
                 raise UserError("model.language: not set, and the row names none; add --language NAME.")
             tokens += [self.token_id(f"<|{language}|>"), self.token_id(f"<|{task}|>")]
         return tokens if timestamps else [*tokens, self.no_timestamps]
+
+    def check_languages(self, spoken: Iterable[tuple[str | None, str]], task: str = "transcribe") -> None:
+        """Refuse clips in a language that the checkpoint has no token for; an English-only one has none at all.
+
+        Args:
+            spoken: For each clip the code of its language (None: it names none) and its place, for the message.
+            task: transcribe or translate; an English-only checkpoint cannot translate.
+
+        Raises:
+            UserError: There are such clips. The message counts them by language and names the first.
+        """
+        if not self.multilingual and task != "transcribe":
+            raise UserError(f"task {task}: this is an English-only checkpoint, which can only transcribe.")
+        counts: Counter[str] = Counter()
+        n_clips = 0
+        first = ""
+        known: dict[str | None, bool] = {}
+        for code, place in spoken:
+            n_clips += 1
+            if code not in known:
+                known[code] = self._knows(code)
+            if not known[code]:
+                first = first or place
+                counts[str(code)] += 1
+        if not counts:
+            return
+        if n_clips == 1:
+            found = f"the language '{min(counts)}'"
+        else:
+            shown = ", ".join(f"'{code}' ({count})" for code, count in counts.most_common(5))
+            found = f"the language of {counts.total()} of {n_clips} clips: {shown}"
+        if self.multilingual:
+            raise UserError(
+                f"{first}: this checkpoint has no token for {found}; borrow a related language's with "
+                "--language-token LANG, or leave these clips out."
+            )
+        raise UserError(
+            f"{first}: an English-only checkpoint cannot be given {found}; take a multilingual one, or leave these "
+            "clips out."
+        )
+
+    def _knows(self, code: str | None) -> bool:
+        if not self.multilingual:
+            return code in (None, "en")
+        if code is None:
+            raise UserError("model.language: not set, and the row names none; add --language NAME.")
+        return self._find_token(f"<|{code}|>") is not None
 
     def encode_text(
         self,

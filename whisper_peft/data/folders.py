@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft.data.archives import MARK, is_archive, unpacked
-from whisper_peft.data.tables import TABLE_SUFFIXES
+from whisper_peft.data.recordings import (
+    SOUND_SUFFIXES,
+    SUBTITLE_SUFFIXES,
+    Recording,
+    recording_of,
+    recordings_in,
+)
+from whisper_peft.data.tables import SPONTANEOUS, TABLE_SUFFIXES, count_splits
 from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, open_file, reason_of
 from whisper_peft.recipe_files import expanded
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
-    "a Common Voice release, unpacked or as .tar.gz (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv), "
-    "Parquet files, a recording with .srt, .vtt or .json segments beside it, or a Hub data set "
+    "a Common Voice release, unpacked or as .tar.gz (DIR:train, DIR:train+dev), a manifest (.jsonl, .csv, .tsv; "
+    "FILE:split where it has a column split), "
+    "Parquet files, a recording with .srt, .vtt or .json segments beside it (talk.srt, talk.en.vtt), or a Hub data set "
     "(owner/name:config:split)"
 )
-SOUND_SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".mkv", ".mov", ".webm", ".aac", ".wma", ".aiff",
-    ".aif",
-)  # fmt: skip
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".json")
 _SPLIT_NAMES = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
     ("test", "testing", "eval", "evaluation"),
 )
+_SCRIPTED = frozenset({"client_id", "path", "sentence"})  # columns of a Common Voice release of read sentences
+_MOST_SPLITS = 50  # a column "split" with more values, none of them train, dev or test, is about something else
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Columnar:
 
     source: str  # as the user named it, without splits
     config: str | None = None
-    splits: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()  # of files: values of the column "split"
     is_file: bool = False
 
     @property
@@ -47,68 +54,118 @@ class Columnar:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A sound or video file, and the file of its segments."""
-
-    audio: Path
-    segments: Path
-
-
-@dataclass(frozen=True)
 class Table:
     """One file of rows, and where its audio paths start from."""
 
     path: Path
     audio_folder: Path | None = None  # else the folder of the file
     only_under: str | None = None  # only rows whose audio path starts with this folder
+    splits: tuple[str, ...] = ()  # only rows with these values in the column split; none: all rows
 
 
 def find_source(source: str) -> list[Table | Columnar | Recording]:
     """Find what a source names; an existing path always wins over the reading as PATH:split, hf: means the Hub.
 
     Raises:
-        UserError: There is nothing of the kind, or a split is not named, not there or empty.
+        UserError: There is nothing of the kind, it may not be read, or a split is not named, not there or empty.
     """
+    try:
+        return _find_source(source)
+    except OSError as error:
+        raise UnusableFileError(error.filename or source, reason_of(error)) from None
+
+
+def _find_source(source: str) -> list[Table | Columnar | Recording]:
     path, config, splits = _path_and_splits(source)
     if path is None:
         return [Columnar(source.removeprefix("hf:").split(":")[0], config, tuple(splits))]
     if path.is_file() and is_archive(path):
         path = _only_folder(unpacked(path))
+    name = source.rpartition(":")[0] if splits else source
     if path.is_dir():
-        return _in_folder(path, config, splits)
+        return _in_folder(path, name, config, splits)
+    return _of_file(path, name, splits)
+
+
+def _of_file(path: Path, name: str, splits: list[str]) -> list[Table | Columnar | Recording]:
+    suffix = path.suffix.lower()
+    is_table = suffix in TABLE_SUFFIXES and not (suffix in SUBTITLE_SUFFIXES and recording_of(path))
+    if is_table:
+        return [_in_splits(Table(path, audio_folder=_release_audio(path)), name, splits)]
+    if suffix == ".parquet":
+        return [Columnar(str(path), splits=tuple(splits), is_file=True)]
     if splits:
         raise UserError(
-            f"{source}: {path.name} is a file, and only folders have splits; leave ':{'+'.join(splits)}' out."
+            f"{name}: {path.name} is a file, and only folders have splits; leave ':{'+'.join(splits)}' out."
         )
-    return [_of_file(path)]
-
-
-def _of_file(path: Path) -> Table | Columnar | Recording:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return Columnar(str(path), is_file=True)
     if suffix in SOUND_SUFFIXES:
-        segments = _beside(path, SUBTITLE_SUFFIXES)
-        if segments is None:
+        recording = recording_of(path)
+        if recording is None:
             raise UserError(
-                f"{path}: no segment times beside it; put them into {path.stem}.srt, .vtt or .json, or name clips of "
-                "up to 30 s in a manifest."
+                f"{path}: no segment times beside it; put them into {path.stem}.srt, .vtt or .json (or "
+                f"{path.stem}.LANGUAGE.srt), or name clips of up to 30 s in a manifest."
             )
-        return Recording(path, segments)
-    if suffix in SUBTITLE_SUFFIXES and (audio := _beside(path, SOUND_SUFFIXES)):
-        return Recording(audio, path)
+        return [recording]
+    if suffix in SUBTITLE_SUFFIXES and (recording := recording_of(path)):
+        return [recording]
     if suffix in (".srt", ".vtt"):
         raise UserError(f"{path}: no recording of this name beside it, as {path.stem}.wav or {path.stem}.mp4.")
-    if suffix not in TABLE_SUFFIXES:
-        packed = " Unpack it and name the folder." if suffix in (".zip", ".gz", ".7z", ".rar") else ""
-        raise UserError(f"{path}: no source.{packed} {KINDS_OF_SRC}.")
-    is_common_voice = (path.parent / "clips").is_dir() and path in _common_voice_splits(path.parent).values()
-    return Table(path, audio_folder=path.parent / "clips" if is_common_voice else None)
+    packed = " Unpack it and name the folder." if suffix in (".zip", ".gz", ".7z", ".rar") else ""
+    raise UserError(f"{path}: no source.{packed} {KINDS_OF_SRC}.")
 
 
-def _beside(path: Path, suffixes: Iterable[str]) -> Path | None:
-    """The file of the same name with one of these suffixes, the first that there is."""
-    return next((other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()), None)
+def _release_audio(path: Path) -> Path | None:
+    """The folder of the sound of a Common Voice table, scripted or spontaneous; None for other tables."""
+    columns = _columns_of(path) if path.suffix.lower() == ".tsv" else set()
+    for wanted, name in ((_SCRIPTED, "clips"), (SPONTANEOUS, "audios")):
+        if wanted <= columns and (path.parent / name).is_dir():
+            return path.parent / name
+    return None
+
+
+def _in_splits(table: Table, name: str, splits: list[str]) -> Table:
+    """The table with the splits that its column "split" names; see `choose_splits`."""
+    return dataclasses.replace(table, splits=choose_splits(name, count_splits(table.path), splits))
+
+
+def choose_splits(name: str, counts: dict[str, int], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Choose among the values of a column "split".
+
+    Args:
+        name: The source, as the user wrote it without splits.
+        counts: Rows of each value; empty where there is no such column.
+        wanted: The splits that the user names; none: the table has to have one only.
+
+    Returns:
+        The values whose rows are meant; empty for all rows.
+
+    Raises:
+        UserError: A split is not there, or none is named and the table has several: test clips must not be learnt from.
+    """
+    shown = [(split, f"{size:,} row{'' if size == 1 else 's'}") for split, size in list(counts.items())[:_MOST_SPLITS]]
+    if not wanted:
+        if len(counts) < 2 or not _are_splits(counts):
+            return ()
+        named = _listed(f"{name}:{split} ({rows})" for split, rows in shown)
+        raise UserError(f"{name}: its column 'split' has several splits; name one, or join them with +: {named}.")
+    if not counts:
+        raise UserError(
+            f"{name}: no column 'split' in it, and otherwise only folders have splits; leave ':{'+'.join(wanted)}' out."
+        )
+    chosen = []
+    for split in wanted:
+        found = find_split(split, counts)
+        if found is None:
+            has = _listed(f"{other} ({rows})" for other, rows in shown)
+            raise UserError(f"{name}: no split {split!r} in its column 'split'; it has {has}.")
+        chosen.append(found)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _are_splits(counts: dict[str, int]) -> bool:
+    """Whether the values of a column "split" look like splits, and not like numbers of pieces or the like."""
+    known = any(find_split(name, counts) for names in _SPLIT_NAMES for name in names)
+    return known or len(counts) <= _MOST_SPLITS
 
 
 def _only_folder(folder: Path) -> Path:
@@ -142,20 +199,26 @@ def _config_and_splits(source: str, name: str, tail: list[str]) -> tuple[str | N
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL
+        os.stat(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
+    return True
 
 
-def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:
+def _in_folder(folder: Path, name: str, config: str | None, splits: list[str]) -> list[Table | Columnar | Recording]:
     own = _metadata(folder)
-    if own and not splits:
-        return [Table(own)]
+    if own and (not splits or count_splits(own)):
+        return [_in_splits(Table(own), name, splits)]
     if config is not None and (own or _common_voice_folder(folder)):
         raise UserError(f"{folder}: has no configurations; leave ':{config}' out.")
     release = None if own else _common_voice_folder(folder)
     if release:
         return _common_voice_tables(release, splits)
+    spontaneous = None if own else _spontaneous_table(folder)
+    if spontaneous:
+        return [_in_splits(spontaneous, name, splits)]
     subfolders = _subfolders(folder)
     below = {child.name: table for child in subfolders if (table := _metadata(child))}
     if not own and not below:
@@ -163,13 +226,13 @@ def _in_folder(folder: Path, config: str | None, splits: list[str]) -> list[Tabl
     if not splits:
         if len(below) > 1:
             raise UserError(f"{folder}: name one of its splits: {_listed(f'{folder}:{name}' for name in below)}.")
-        return [Table(table) for table in below.values()]
+        return [_in_splits(Table(table), str(table), []) for table in below.values()]
     tables = []
     for split in splits:
-        name = find_split(split, below)
-        inside = find_split(split, (child.name for child in subfolders))
-        if name:
-            tables.append(Table(below[name]))
+        child = find_split(split, below)
+        inside = find_split(split, (subfolder.name for subfolder in subfolders))
+        if child:
+            tables.append(_in_splits(Table(below[child]), str(below[child]), []))
         elif own and inside:
             tables.append(Table(own, only_under=inside))
         else:
@@ -192,10 +255,10 @@ def _without_metadata(folder: Path, config: str | None, splits: list[str]) -> li
     if next(folder.rglob("*.parquet"), None):
         return [Columnar(str(folder), config, tuple(splits))]
     names = sorted(entry.name for entry in os.scandir(folder))
-    sounds = [folder / name for name in names if Path(name).suffix.lower() in SOUND_SUFFIXES]
-    found = [Recording(audio, segments) for audio in sounds if (segments := _beside(audio, SUBTITLE_SUFFIXES))]
-    if found and not splits:
-        return found
+    if config is None and len(splits) < 2:
+        recordings = recordings_in(folder, *splits)
+        if recordings:
+            return recordings
     manifests = [name for name in names if Path(name).suffix in TABLE_SUFFIXES]
     hint = f"; did you mean {_listed(f'{folder / name}' for name in manifests[:3])}?" if manifests else "."
     raise UserError(f"{folder}: no metadata.csv or metadata.jsonl in it, nor in its subfolders{hint} {KINDS_OF_SRC}.")
@@ -208,8 +271,13 @@ def _subfolders(folder: Path) -> list[Path]:
 def find_split(wanted: str, names: Iterable[str]) -> str | None:
     """Find a split by its own name, else by a synonym: dev, valid, val and validation are one."""
     by_lower = {name.lower(): name for name in names}
+    return next((by_lower[name] for name in names_of_split(wanted) if name in by_lower), None)
+
+
+def names_of_split(wanted: str) -> tuple[str, ...]:
+    """The names that a split may have, in small letters: its own first, then its synonyms."""
     synonyms = next((group for group in _SPLIT_NAMES if wanted.lower() in group), ())
-    return next((by_lower[name] for name in (wanted.lower(), *synonyms) if name in by_lower), None)
+    return (wanted.lower(), *synonyms)
 
 
 def _common_voice_folder(folder: Path) -> Path | None:
@@ -224,13 +292,31 @@ def _common_voice_folder(folder: Path) -> Path | None:
 
 def _common_voice_splits(folder: Path) -> dict[str, Path]:
     """The split tables of a Common Voice language folder, by name; its other tables have other columns."""
-    splits = {}
-    for path in sorted(folder.glob("*.tsv")):
-        with open(path, "rb") as file:
-            columns = file.readline().lstrip(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\t")
-        if {b"client_id", b"path", b"sentence"} <= set(columns):
-            splits[path.stem] = path
-    return splits
+    return {path.stem: path for path in sorted(folder.glob("*.tsv")) if _columns_of(path) >= _SCRIPTED}
+
+
+def _columns_of(path: Path) -> set[str]:
+    """The names in the first line of a .tsv file; none where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            first = file.readline(1 << 16)
+    except UnusableFileError:
+        return set()
+    return set(first.decode("utf-8-sig", "replace").rstrip("\r\n").split("\t"))
+
+
+def _spontaneous_table(folder: Path) -> Table | None:
+    """The table of an unpacked Spontaneous Speech release: of this folder, or of the only such one below it."""
+    tables = _spontaneous_tables(folder)
+    if not tables:
+        tables = [table for child in _subfolders(folder) for table in _spontaneous_tables(child)]
+    if len(tables) > 1:
+        raise UserError(f"{folder}: several languages; name one of the tables: {_listed(map(str, tables))}.")
+    return Table(tables[0], audio_folder=_release_audio(tables[0])) if tables else None
+
+
+def _spontaneous_tables(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.tsv")) if _columns_of(path) >= SPONTANEOUS]
 
 
 def _common_voice_tables(folder: Path, splits: list[str]) -> list[Table]:

@@ -7,24 +7,40 @@ libraries (PITFALLS 16). Loading scripts are never run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_peft.data.audio import AudioError
-from whisper_peft.data.columns import find_meanings, pick, row_of
-from whisper_peft.data.folders import Columnar, find_split
+from whisper_peft.data.addresses import Unusable, placed_sound
+from whisper_peft.data.cards import check_cards
+from whisper_peft.data.column_types import holds_sound, opens_addresses, refuse_wrong_type
+from whisper_peft.data.columns import (
+    Columns,
+    NoPromptColumnError,
+    find_meanings,
+    ignored_prompt,
+    missing_column,
+    pick,
+    prompt_remark,
+    row_of,
+)
+from whisper_peft.data.folders import Columnar, choose_splits, find_split, names_of_split
 from whisper_peft.data.rows import Packed, Row
+from whisper_peft.data.tables import NO_SPLIT, find_split_column, split_of
 from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
 if TYPE_CHECKING:
     import datasets
 
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps what it made of script-based data sets
 _BLOCK_ROWS = 1000  # read at a time, their sound not
+_PARQUET_MARK = b"PAR1"  # the first and the last bytes of every Parquet file
 
 
 @dataclass(frozen=True)
@@ -32,60 +48,53 @@ class Cell:
     """A sound file in a table: its contents, or only its path."""
 
     name: str
-    folder: str = field(compare=False)  # that paths in the table start from
+    source: str = field(compare=False)  # folder that paths in the table start from, or name of the Hub data set
     table: datasets.Dataset = field(compare=False, repr=False)
     number: int = field(compare=False)
     column: str = field(compare=False)
 
     def read(self) -> str | bytes:
-        """Read it."""
-        found = stored_sound(self.table[self.number][self.column], self.folder)
-        return found.read() if isinstance(found, Remote) else found
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A sound file at an address that fsspec opens, as hf://...; fetched when it is read."""
-
-    name: str
-
-    def read(self) -> bytes:
-        """Fetch it.
+        """Read it.
 
         Raises:
-            AudioError: It cannot be had; one file is no reason to end a run.
+            AudioError: There is no sound in the cell, or only an address that is not opened.
         """
-        import fsspec
-
-        try:
-            with fsspec.open(self.name) as file:
-                return file.read()
-        except Exception as error:  # every file system has errors of its own
-            raise AudioError(f"cannot be fetched ({_brief(error)})") from None
+        stored = stored_sound(self.table[self.number][self.column], self.source)
+        return stored if isinstance(stored, (str, bytes)) else stored.read()
 
 
-def stored_sound(value: Any, folder: str) -> str | bytes | Remote:
-    """What a cell holds: {"bytes", "path"}, bytes or a path, as an audio reference of a row.
+def stored_sound(value: Any, source: str) -> str | bytes | Packed:
+    """Read a cell, which is {"bytes", "path"}, bytes or a path, as an audio reference of a row.
 
     Args:
-        value: of the cell.
-        folder: that a path starts from.
+        value: The cell's value.
+        source: Folder that paths start from, or name of the Hub data set.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if not value:
+        return Unusable("(no sound)", "no sound in this row")
     if isinstance(value, str):
-        return Remote(value) if "://" in value else os.path.join(folder, value)
-    return b"" if value is None else value
+        return placed_sound(value, source)
+    return value
 
 
-def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
+def typed_rows(columns: Columnar, asked: Columns, say: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
     """Read the rows of a table with typed columns, its sound left where it is.
 
+    Args:
+        columns: The table.
+        asked: What the user says about its columns.
+        say: Told, one line at a time, what was passed over.
+
     Raises:
-        UserError: See `open_columns`; or it is not clear which column is which.
+        UserError: See `open_columns`; or it is not clear which column is which, or which split is meant.
     """
     table = open_columns(columns)
-    reader = Reader(columns, table.features, audio_column, text_column)
+    reader = Reader(columns, table.features, asked)
+    if reader.remark:
+        say(reader.remark)
+    table = _in_splits(table, reader, columns)
     sound = table.select_columns([reader.audio])
     others = table.select_columns(reader.others) if reader.others else None
     number = 0
@@ -94,7 +103,7 @@ def typed_rows(columns: Columnar, audio_column: str | None, text_column: str | N
         for within in range(min(_BLOCK_ROWS, len(table) - number)):
             values = {name: block[name][within] for name in reader.others}
             yield reader.row(
-                values, Cell(f"{columns.name}#{number}", reader.folder, sound, number, reader.audio), number
+                values, Cell(f"{columns.name}#{number}", reader.source, sound, number, reader.audio), number
             )
             number += 1
 
@@ -105,31 +114,75 @@ class Reader:
     Args:
         columns: the table.
         features: of its columns, by name.
-        audio_column: that holds the sound, if it cannot be told.
-        text_column: of the transcript, if it has no usual name.
+        asked: what the user says about them.
 
     Raises:
         UserError: It is not clear which column is which.
     """
 
-    def __init__(
-        self, columns: Columnar, features: datasets.Features, audio_column: str | None, text_column: str | None
-    ):
+    def __init__(self, columns: Columnar, features: datasets.Features, asked: Columns):
         self.place = columns.name
-        self.folder = os.path.dirname(columns.source) if columns.is_file else columns.source
-        sounds = [name for name, kind in features.items() if _holds_sound(kind)]
-        if audio_column is None and len(sounds) > 1:
+        self.source = os.path.dirname(columns.source) if columns.is_file else columns.source
+        sounds = [name for name, kind in features.items() if holds_sound(kind)]
+        if asked.audio is None and len(sounds) > 1:
             raise UserError(f"{self.place}: {' and '.join(sounds)} hold sound; name one: data.audio_column.")
         try:
             self.names = tuple(features)
-            named = {"audio": audio_column or (sounds[0] if sounds else None), "text": text_column}
-            self.meanings = find_meanings(self.names, named)
+            asked = dataclasses.replace(asked, audio=asked.audio or (sounds[0] if sounds else None))
+            self.meanings = find_meanings(self.names, asked)
+            if asked.prompt is not None and "prompt" not in self.meanings:
+                raise NoPromptColumnError(missing_column("prompt", asked.prompt, self.names))
+        except NoPromptColumnError as error:
+            raise NoPromptColumnError(f"{self.place}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.place}: {error}") from None
         self.audio = self.names[self.meanings["audio"][0]]
+        for meaning, found in self.meanings.items():
+            for index in found:
+                refuse_wrong_type(meaning, self.names[index], features[self.names[index]], f"{self.place}:1")
         wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
         self.others = [name for name in self.names if name in wanted]
         self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
+        ignored = ignored_prompt(self.names, asked)
+        self.remark = None if ignored is None else prompt_remark(self.place, self.names[ignored])
+        self._find_splits(columns, features)
+
+    def _find_splits(self, columns: Columnar, features: datasets.Features) -> None:
+        """Find the column that says which split a row is in, and the splits that are wanted, in all their names."""
+        column = find_split_column(self.names)
+        self.split_column = None if column is None else self.names[column]
+        if self.split_column is None:
+            return
+        kind = features[self.split_column]
+        self.split_name = getattr(kind, "int2str", split_of)
+        if not hasattr(kind, "int2str") and getattr(kind, "dtype", "") not in ("string", "large_string"):
+            self.split_column = None  # numbers of pieces, or the like
+        self.wanted_splits = {name for split in columns.splits for name in names_of_split(split)}
+        self.is_file = columns.is_file
+        self.seen_split: str | None = None
+
+    def takes(self, values: dict[str, Any]) -> bool:
+        """Tell whether a row of a stream is of a split that is wanted.
+
+        Raises:
+            UserError: No split is named, and this is the second one that comes.
+        """
+        if self.split_column is None:
+            return True
+        value = values[self.split_column]
+        split = NO_SPLIT if value is None else split_of(self.split_name(value))
+        if self.wanted_splits and not self.is_file and len(names_of_split(split)) == 1:
+            return True  # no name of a split: its files are split already, and the column says something else
+        if self.wanted_splits:
+            return split.lower() in self.wanted_splits
+        if self.seen_split is None:
+            self.seen_split = split
+        if split != self.seen_split:
+            raise UserError(
+                f"{self.place}: its column 'split' has several splits, {self.seen_split!r} and {split!r}; name one: "
+                f"{self.place}:{self.seen_split}."
+            )
+        return True
 
     def row(self, values: dict[str, Any], audio: str | bytes | Packed, number: int) -> Row:
         """Build the row of one example from the values of `others`, by name."""
@@ -139,18 +192,28 @@ class Reader:
         place = f"{self.place}:{number + 1}"
         try:
             fields = {meaning: pick(meaning, found, self.names, listed) for meaning, found in self.meanings.items()}
-            return row_of(fields, self.names, self.folder, place)
+            return row_of(fields, self.names, self.source, place)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
 
 
-def _holds_sound(kind: Any) -> bool:
-    """Whether a column of this type can hold sound files: datasets' Audio, {"bytes", ...}, or bytes."""
-    import datasets
-
-    if isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and "bytes" in kind):
-        return True
-    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+def _in_splits(table: datasets.Dataset, reader: Reader, columns: Columnar) -> datasets.Dataset:
+    """The rows of the splits that are wanted, where the table has a column "split"."""
+    if reader.split_column is None:
+        if columns.is_file:
+            choose_splits(columns.source, {}, columns.splits)  # raises where one is wanted
+        return table
+    values = [NO_SPLIT if value is None else split_of(reader.split_name(value)) for value in table[reader.split_column]]
+    counts = dict(Counter(values))
+    splits: tuple[str, ...] = columns.splits
+    if not columns.is_file:  # its files may be split already, and the column may say something else
+        splits = tuple(split for split in splits if find_split(split, counts))
+        if columns.splits and not splits:
+            return table
+    chosen = choose_splits(columns.source, counts, splits)
+    if not chosen:
+        return table
+    return table.select([number for number, value in enumerate(values) if value in chosen])
 
 
 def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
@@ -162,6 +225,8 @@ def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Data
     import datasets
 
     with _as_user_errors(columns.source):
+        for path in _parquet_files(columns):
+            _refuse_broken(path)
         if columns.is_file:
             table = datasets.load_dataset("parquet", data_files=[columns.source], split="train", streaming=streaming)
         else:
@@ -169,7 +234,48 @@ def open_columns(columns: Columnar, *, streaming: bool = False) -> datasets.Data
         for name, kind in (table.features or {}).items():
             if isinstance(kind, datasets.Audio):
                 table = table.cast_column(name, datasets.Audio(decode=False))
-    return table
+    if table.features is None:
+        raise UserError(f"{columns.name}: its columns are not known before it is read; set data.streaming to false.")
+    # Reading an image or a video opens whatever address stands in its cell.
+    return table.select_columns([name for name, kind in table.features.items() if not opens_addresses(kind)])
+
+
+def _parquet_files(columns: Columnar) -> list[Path]:
+    """List the Parquet files of a source on this machine.
+
+    Raises:
+        OSError: A folder cannot be read; the datasets library would pass over it.
+    """
+    if columns.is_file:
+        return [Path(columns.source)]
+    found = []
+    for folder, _, names in os.walk(columns.source, onerror=_raise if os.path.isdir(columns.source) else None):
+        found += [Path(folder, name) for name in names if name.endswith(".parquet")]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_broken(path: Path) -> None:
+    """Refuse what is no Parquet file by its first and last bytes.
+
+    Raises:
+        UserError: It cannot be opened, is a pointer or a page in place of the file, or has no end.
+    """
+    with open_file(path, allow_empty=True) as file:
+        head = file.read(4096)
+        foreign = foreign_content(head)
+        if foreign:
+            raise UnusableFileError(path, foreign)
+        if not head.startswith(_PARQUET_MARK):
+            raise UserError(f"{path}: cannot be read as a data set (it is no Parquet file).")
+        file.seek(-len(_PARQUET_MARK), os.SEEK_END)
+        if file.read() != _PARQUET_MARK:
+            raise UserError(
+                f"{path}: cannot be read as a data set (its end is missing: truncated); download or write it again."
+            )
 
 
 def revision_of(columns: Columnar) -> str:
@@ -192,6 +298,7 @@ def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | dat
     import datasets
 
     name, revision = columns.source, None
+    check_cards(name)
     try:
         configs = datasets.get_dataset_config_names(name)
     except RuntimeError as error:
@@ -226,6 +333,10 @@ def _of_repository(columns: Columnar, streaming: bool) -> datasets.Dataset | dat
             raise UserError(f"{name}: name one of its splits: {', '.join(names)}.")
         wanted = names
     found = [find_split(split, names) for split in wanted]
+    if None in found and len(names) == 1:
+        table = datasets.load_dataset(name, config, split=names[0], revision=revision, streaming=streaming)
+        if find_split_column(tuple(table.features or ())) is not None:
+            return table  # its rows say which split they are in
     if None in found:
         raise UserError(f"{name}: no split {wanted[found.index(None)]!r}; there are {', '.join(names)}.")
     tables = [
@@ -251,7 +362,7 @@ def _as_user_errors(source: str) -> Iterator[None]:
 
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         gated = isinstance(error, huggingface_hub.errors.GatedRepoError) or "gated" in str(error)
@@ -269,9 +380,10 @@ def _as_user_errors(source: str) -> Iterator[None]:
             raise UserError(
                 f"{source}: no such file or folder, and the Hub cannot be reached ({_brief(error)})."
             ) from None
-        if isinstance(error, (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError)):
-            raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
-        raise
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            raise UnusableFileError(error.filename, reason_of(error)) from None
+        # Whatever the libraries stumble over: they parse cards, indices and tables that strangers wrote.
+        raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
 
 
 def _is_network(error: BaseException) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +52,9 @@ class Row:
     # times hears up to here, and learns when that segment begins.
     window_end_s: float | None = None  # in the file
     next_start_s: float | None = None  # from start_s on
+    unknown_language: str | None = None  # what the row says, where Whisper knows no such language
+    stated_s: float | None = None  # how long the table says that the clip is; only held against the file
+    fault: str = ""  # why the row cannot be used, where that was seen as it was read
 
     @property
     def name(self) -> str:
@@ -64,17 +68,60 @@ class Row:
 
 def spoken_in(row: Row, code: str | None) -> Row:
     """Give the row, in its source's language where it names none itself."""
-    return row if row.language or code is None else dataclasses.replace(row, language=code)
+    return row if row.language or row.unknown_language or code is None else dataclasses.replace(row, language=code)
 
 
-def fingerprint(rows: Iterable[Row]) -> str:
-    """Compute the SHA-256 over (path, start_s, end_s, text) of the rows as read, in their order; no file is touched."""
+def fingerprint(rows: Iterable[Row], *, with_places: bool = False) -> str:
+    """Compute the SHA-256 over (file, start_s, end_s, text) of the rows of a source, in their order.
+
+    No file is touched. A file counts by its path below the folder that all of them share, so a source that has moved
+    as a whole has the same fingerprint, and two files of one name in two folders are two files.
+
+    Args:
+        rows: As they were read.
+        with_places: Whether whole paths count, as in the runs of earlier versions.
+    """
+    listed = list(rows)
+    shared = "" if with_places else _shared_folder(listed)
     digest = hashlib.sha256()
-    for row in rows:
+    for row in listed:
         audio = hashlib.sha256(row.audio).hexdigest() if isinstance(row.audio, bytes) else row.name
+        if shared and _is_placed(row):
+            audio = os.path.relpath(_path_of(row), shared)
         fields = f"{audio}\0{row.start_s!r}\0{row.end_s!r}\0{len(row.text)}\0{row.text}\n"
         digest.update(fields.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def split_fingerprint(rows: Sequence[Row], counts: Sequence[int]) -> str:
+    """Compute the fingerprint of a split whose rows are of several sources, each of which may have moved.
+
+    Args:
+        rows: Of all sources, one source after the other.
+        counts: Number of rows of each source.
+    """
+    found, first = [], 0
+    for count in counts:
+        found.append(fingerprint(rows[first : first + count]))
+        first += count
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _is_placed(row: Row) -> bool:
+    return not isinstance(row.audio, bytes) and os.path.isabs(row.name)
+
+
+def _path_of(row: Row) -> str:
+    """The file of a row; a sound packed in another file is taken for a file below that one."""
+    if isinstance(row.audio, str):
+        return row.name
+    head, mark, number = row.name.rpartition("#")
+    return f"{head}/#{number}" if mark else row.name
+
+
+def _shared_folder(rows: Sequence[Row]) -> str:
+    folders = {os.path.dirname(_path_of(row)) for row in rows if _is_placed(row)}
+    return os.path.commonpath(folders) if folders else ""
 
 
 def hold_out(rows: list[Row], *, seed: int) -> tuple[list[Row], list[Row]]:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from whisper_peft.data.columns import find_meanings, pick, row_of
+from whisper_peft.data.columns import (
+    Columns,
+    NoPromptColumnError,
+    find_meanings,
+    ignored_prompt,
+    missing_column,
+    pick,
+    prompt_remark,
+    row_of,
+)
 from whisper_peft.data.folders import Columnar, Recording, Table, find_source
 from whisper_peft.data.hub import typed_rows
 from whisper_peft.data.rows import Row
+from whisper_peft.data.spoken import refuse_slips
 from whisper_peft.data.subtitles import WINDOW_S, cut, read_segments, utf8_bytes
-from whisper_peft.data.tables import read_table
+from whisper_peft.data.tables import find_split_column, read_table, split_of
 from whisper_peft.errors import UserError
+from whisper_peft.files import printable
 
 
 def load_source(
@@ -20,7 +31,10 @@ def load_source(
     *,
     audio_column: str | None = None,
     text_column: str | None = None,
+    prompt_column: str | None = None,
+    times: str | None = None,
     n_tokens: Callable[[str], int] = utf8_bytes,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Read the rows of a source; an existing path always wins over the reading as PATH:split or as a Hub data set.
 
@@ -29,52 +43,102 @@ def load_source(
             Hub data set, with `:split`, `:split+split` or `:config:split` where it has them.
         audio_column: column or key that names or holds the sound, if not one of the usual.
         text_column: column or key of the transcript, if not one of the usual.
+        prompt_column: column or key of what was said before each clip; without it, no column is taken for that.
+        times: "ignore" passes over the columns with start and end, and takes each file whole.
         n_tokens: text -> how many tokens the model has for it, where long recordings are cut into clips.
+        say: told, one line at a time, what was passed over.
 
     Raises:
         UserError: There is no such source, or it cannot be read; the message names the place and the remedy.
     """
-    found = find_source(source)
+    asked = Columns(audio_column, text_column, prompt_column, times)
     rows: list[Row] = []
-    for one in found:
-        if isinstance(one, Recording):
-            recording = Row(str(one.audio), "", speaker=one.audio.stem, place=one.segments.name)
-            rows += cut(recording, read_segments(one.segments), n_tokens=n_tokens)
+    for found in find_source(source):
+        if isinstance(found, Recording):
+            recording = Row(
+                str(found.audio),
+                "",
+                language=found.language,
+                speaker=found.audio.stem,
+                place=found.segments.name,
+            )
+            rows += cut(recording, read_segments(found.segments), n_tokens=n_tokens)
         else:
-            read = typed_rows if isinstance(one, Columnar) else _rows
-            for row in read(one, audio_column, text_column):
+            read = typed_rows if isinstance(found, Columnar) else _rows
+            for row in read(found, asked, say):
                 rows += _clips(row, n_tokens)
     if not rows:
-        raise UserError(f"{source}: no rows in it.")
+        raise UserError(f"{printable(source)}: no rows in it.")
+    refuse_slips(rows, source)
     return rows
+
+
+def load_sources(sources: Sequence[str], read: Callable[..., list[Row]], say: Callable[[str], None]) -> list[list[Row]]:
+    """Read several sources, of which not all need to have the prompt column that the user names.
+
+    Args:
+        sources: What `read` takes.
+        read: `load_source`, with what else it is to be told.
+        say: Told which sources have no prompts.
+
+    Raises:
+        UserError: See `load_source`; or none of them has the column.
+    """
+    found = []
+    without: list[NoPromptColumnError] = []
+    for source in sources:
+        try:
+            found.append(read(source))
+        except NoPromptColumnError as error:
+            without.append(error)
+            found.append(read(source, prompt_column=None))
+    if without and len(without) == len(sources):
+        raise without[0]
+    for error in without:
+        say(f"{error} Its clips have no prompts.")
+    return found
 
 
 def _clips(row: Row, n_tokens: Callable[[str], int]) -> list[Row]:
     """The row itself or, if the segments that it names go beyond the window, the clips that they make."""
-    if max((one.end_s for one in row.segments), default=0.0) <= WINDOW_S:
+    if row.fault or max((segment.end_s for segment in row.segments), default=0.0) <= WINDOW_S:
         return [row]
     moved = [
-        dataclasses.replace(one, start_s=row.start_s + one.start_s, end_s=row.start_s + one.end_s)
-        for one in sorted(row.segments, key=lambda one: one.start_s)
-        if one.text.strip()
+        dataclasses.replace(segment, start_s=row.start_s + segment.start_s, end_s=row.start_s + segment.end_s)
+        for segment in row.segments
+        if segment.text.strip()
     ]
-    return cut(row, moved, n_tokens=n_tokens)
+    return cut(row, moved, n_tokens=n_tokens) if moved else [row]
 
 
-def _rows(table: Table, audio_column: str | None, text_column: str | None) -> Iterator[Row]:
+def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[Row]:
     """Read the rows of a table; which column means what is found once, and again where the keys of a .jsonl change."""
     audio_folder = str(table.audio_folder or table.path.parent)
     names: tuple[str, ...] | None = None
     meanings: dict[str, list[int]] = {}
+    split_column: int | None = None
+    unasked: int | None = None
+    has_prompt = is_said = False
+    place = printable(table.path)
+    number = 0
     for number, row_names, values in read_table(table.path):
         try:
             if row_names != names:
-                names, meanings = row_names, find_meanings(row_names, {"audio": audio_column, "text": text_column})
+                names, meanings = row_names, find_meanings(row_names, asked)
+                split_column, unasked = find_split_column(names), ignored_prompt(names, asked)
+                has_prompt = has_prompt or "prompt" in meanings
+            if table.splits and split_of(None if split_column is None else values[split_column]) not in table.splits:
+                continue
+            if unasked is not None and values[unasked] and not is_said:
+                say(prompt_remark(place, names[unasked]))
+                is_said = True
             fields = {meaning: pick(meaning, found, names, values) for meaning, found in meanings.items()}
             if table.only_under is None or _first_folder(fields["audio"]) == table.only_under:
                 yield row_of(fields, names, audio_folder, f"{table.path.name}:{number}")
         except UserError as error:
-            raise UserError(f"{table.path}:{number}: {error}") from None
+            raise UserError(f"{place}:{number}: {error}") from None
+    if number and asked.prompt is not None and not has_prompt:
+        raise NoPromptColumnError(f"{place}: {missing_column('prompt', asked.prompt, names or ())}")
 
 
 def _first_folder(audio: Any) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from whisper_peft.data.columns import Columns
 from whisper_peft.data.folders import Columnar, find_source
 from whisper_peft.data.hub import Reader, open_columns, revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
@@ -93,17 +95,23 @@ class Shard:
         if self.examples is None:
             self.table.load_state_dict(self.begun)
             self.examples = iter(self.table)
+        example = self._next()
+        while example is not None and not self.reader.takes(example):
+            self.number += 1
+            example = self._next()
+        if example is None:
+            return None
+        self.number += 1
+        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.source), self.number - 1)
+
+    def _next(self) -> dict[str, Any] | None:
         try:
-            example = next(self.examples, None)
+            return next(self.examples, None)
         except Exception as error:  # datasets' own, and those of every file system and network below it
             raise UserError(
                 f"{self.reader.place}: the stream broke off ({' '.join(str(error).split())[:200]}); a run goes on from "
                 "its last checkpoint with --resume."
             ) from error
-        if example is None:
-            return None
-        self.number += 1
-        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.folder), self.number - 1)
 
     def state(self) -> Any:
         """The table's own, and how many rows were drawn."""
@@ -123,6 +131,7 @@ class Mixed:
     weight: float
     name: str
     revision: str = ""  # changes with its rows
+    old_revision: str | None = None  # the same, as earlier versions had it, where that was another
     change: Callable[[Row], Row] = lambda row: row  # of every row that is drawn
     epoch: int = 0
     ended: list[int] = field(default_factory=list)
@@ -166,9 +175,20 @@ class RowStream:
         self.block += 1
         return [self.sources[number].draw(chance) for number in chosen]
 
-    def fingerprint(self) -> str:
-        """The SHA-256 over what the sources are called, their weights and revisions; no row is read."""
-        named = [(one.name, one.weight, one.revision) for one in self.sources]
+    def fingerprint(self, *, with_places: bool = False) -> str:
+        """Compute the SHA-256 over what the sources are called, their weights and revisions; no row is read.
+
+        Args:
+            with_places: Whether the folder that a source lies in counts, as in the runs of earlier versions.
+        """
+        named = []
+        for one in self.sources:
+            name, revision = one.name, one.revision
+            if with_places and one.old_revision is not None:
+                revision = one.old_revision
+            if os.path.isabs(name) and not with_places:
+                name = os.path.basename(name)
+            named.append((name, one.weight, revision))
         return hashlib.sha256(json.dumps(named).encode("utf-8", "surrogatepass")).hexdigest()
 
     def state(self) -> dict:
@@ -189,9 +209,17 @@ class RowStream:
 
 
 def open_stream(
-    source: str, rows: Callable[[str], list[Row]], *, weight: float = 1.0, seed: int = 0,
-    audio_column: str | None = None, text_column: str | None = None,
-) -> Mixed:  # fmt: skip
+    source: str,
+    rows: Callable[[str], list[Row]],
+    *,
+    weight: float = 1.0,
+    seed: int = 0,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    prompt_column: str | None = None,
+    times: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Mixed:
     """Open a source as part of a stream: a Hub data set or Parquet as they come, anything else by its rows.
 
     Args:
@@ -199,8 +227,11 @@ def open_stream(
         rows: reads a source that is not streamed.
         weight: how often it is drawn, against the others'.
         seed: of the order of what is not streamed.
-        audio_column: see `load_source`.
-        text_column: see `load_source`.
+        audio_column: see `load_source`, like the next four.
+        text_column: likewise.
+        prompt_column: likewise.
+        times: likewise.
+        say: likewise.
 
     Raises:
         UserError: There is no such source, or it cannot be read.
@@ -208,34 +239,50 @@ def open_stream(
     found = find_source(source)
     if not all(isinstance(one, Columnar) for one in found):
         listed = rows(source)
-        return Mixed([ListedRows(listed, seed)], weight, source, fingerprint(listed))
+        revision, old_revision = fingerprint(listed), fingerprint(listed, with_places=True)
+        return Mixed([ListedRows(listed, seed)], weight, source, revision, old_revision)
     [columns] = found
     table = open_columns(columns, streaming=True)
-    reader = Reader(columns, table.features, audio_column, text_column)
+    reader = Reader(columns, table.features, Columns(audio_column, text_column, prompt_column, times))
+    if reader.remark:
+        say(reader.remark)
     n_shards = min(SHARDS, table.num_shards)
     parts = [Shard(table.shard(n_shards, number) if n_shards > 1 else table, reader) for number in range(n_shards)]
     return Mixed(parts, weight, source, revision_of(columns))
 
 
 def first_rows(
-    source: str, rows: Callable[[str], list[Row]], *, most: int, audio_column: str | None = None,
+    source: str,
+    rows: Callable[[str], list[Row]],
+    *,
+    most: int,
+    audio_column: str | None = None,
     text_column: str | None = None,
-) -> list[Row]:  # fmt: skip
+    prompt_column: str | None = None,
+    times: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
     """Read the rows of a source to be scored on; of what can be streamed the first ones, their sound in memory.
 
     Args:
         source: as `load_source` takes it.
         rows: reads a source that is not streamed.
         most: rows of one that is.
-        audio_column: see `load_source`.
-        text_column: see `load_source`.
+        audio_column: see `load_source`, like the next four.
+        text_column: likewise.
+        prompt_column: likewise.
+        times: likewise.
+        say: likewise.
     """
     found = find_source(source)
     if not all(isinstance(one, Columnar) for one in found):
         return rows(source)
     [columns] = found
     table = open_columns(columns, streaming=True)
-    shard = Shard(table, Reader(columns, table.features, audio_column, text_column))
+    reader = Reader(columns, table.features, Columns(audio_column, text_column, prompt_column, times))
+    if reader.remark:
+        say(reader.remark)
+    shard = Shard(table, reader)
     read = list(itertools.islice(iter(shard.draw, None), most))
     if not read:
         raise UserError(f"{source}: no rows in it.")

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from whisper_peft.data.cues import MOST_S, read_cues
+from whisper_peft.data.rolling import collapse
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.errors import UserError
+from whisper_peft.files import read_json_file, read_text, short_repr
 
 WINDOW_S = 30.0  # every published Whisper's
 GAP_S = 2.0  # a longer silence between two segments may be speech that nobody wrote down: no clip goes over it
 LEAST_OF_NEXT_S = 0.1  # of the segment behind a clip: with less in its window there is nothing to hear
 MAX_TOKENS = 440  # of 448, which hold the prefix, too
 TOKENS_OF_A_TIME = 3  # that a segment adds when it has its times, and a space
+# The automatic captions of a day of speech, each line shown three times with word marks, have some 10 MB.
+MAX_CAPTION_BYTES = 16 * 1024**2
+# Names under which Whisper programs list segments: most of them, whisper.cpp, and transformers' pipeline.
+_LISTS_OF_SEGMENTS = ("segments", "transcription", "chunks")
 
 
 def utf8_bytes(text: str) -> int:
@@ -27,60 +33,96 @@ def utf8_bytes(text: str) -> int:
 def read_segments(path: Path) -> list[Segment]:
     """Read the segments of a .srt, .vtt or .json file, in the order of their starts; those without text are dropped.
 
-    A .json file is a list of {"start", "end", "text"} in seconds, or an object that has one as "segments", as Whisper
-    programs write it.
+    Markup and time marks never become text, and the lines of rolling captions come once each. A .json file is a list
+    of {"start", "end", "text"} in seconds, or what a Whisper program writes: an object with "segments", the
+    "transcription" of whisper.cpp, or the "chunks" of transformers.
 
     Raises:
-        UserError: It cannot be read, or has no segments.
+        UserError: It cannot be read, or has no segments. The message names the cue or segment.
     """
-    try:
-        page = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from None
-    found = _of_json(path, page) if path.suffix.lower() == ".json" else _of_subtitles(path, page)
-    segments = sorted((one for one in found if one.text.strip()), key=lambda one: one.start_s)
-    if not segments:
+    if path.suffix.lower() == ".json":
+        segments = list(_of_json(path))
+    else:
+        segments = collapse(read_cues(path, read_text(path, max_bytes=MAX_CAPTION_BYTES)))
+    spoken = sorted((segment for segment in segments if segment.text.strip()), key=lambda segment: segment.start_s)
+    if not spoken:
         raise UserError(f"{path}: no segments with text in it.")
-    return segments
+    return spoken
 
 
-def _of_subtitles(path: Path, page: str) -> Iterator[Segment]:
-    import pysubs2
-
-    try:
-        events = pysubs2.SSAFile.from_string(page, format_=path.suffix.lower()[1:])
-    except (pysubs2.exceptions.Pysubs2Error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as subtitles ({' '.join(str(error).split())}).") from None
-    for event in events:
-        if not event.is_comment:
-            yield Segment(" ".join(event.plaintext.split()), event.start / 1000, event.end / 1000)
-
-
-def _of_json(path: Path, page: str) -> Iterator[Segment]:
-    try:
-        content = json.loads(page)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
-    listed = content.get("segments") if isinstance(content, dict) else content
+def _of_json(path: Path) -> Iterator[Segment]:
+    content = read_json_file(path, kind=object)
+    listed = content
+    if isinstance(content, dict):
+        listed = next((content[name] for name in _LISTS_OF_SEGMENTS if name in content), None)
     if not isinstance(listed, list):
         raise UserError(f'{path}: no list of segments, as [{{"start": 0.0, "end": 2.5, "text": "..."}}].')
     for number, fields in enumerate(listed, start=1):
-        yield as_segment(fields, f"{path}: segment {number}")
+        place = f"{path}: segment {number}"
+        segment = as_segment(_in_seconds(fields), place)
+        if segment.start_s < 0:
+            raise UserError(f"{place}: it starts at {segment.start_s:g} s, before the recording; mend its times.")
+        if segment.end_s < segment.start_s:
+            raise UserError(
+                f"{place}: it ends at {segment.end_s:g} s, before it starts at {segment.start_s:g} s; mend its times."
+            )
+        yield segment
+
+
+def _in_seconds(fields: object) -> object:
+    """Bring a segment of whisper.cpp or of transformers' pipeline into our keys; leave any other as it is."""
+    if not isinstance(fields, dict) or "start" in fields:
+        return fields
+    offsets_ms = fields.get("offsets")
+    if isinstance(offsets_ms, dict):
+        times = [_divided(offsets_ms.get(name), 1000) for name in ("from", "to")]
+        return {**fields, "start": times[0], "end": times[1]}
+    times = fields.get("timestamp")
+    if isinstance(times, list) and len(times) == 2:
+        return {**fields, "start": times[0], "end": times[1]}
+    return fields
+
+
+def _divided(value: object, divisor: int) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > MOST_S * divisor:
+        return value
+    return value / divisor
 
 
 def as_segment(fields: object, place: str) -> Segment:
     """Build a segment from {"start", "end", "text"} (or start_s, end_s), in seconds.
 
+    Args:
+        fields: What should be a segment, of any type.
+        place: Where it stands, for messages.
+
     Raises:
-        UserError: It is none; with the place.
+        UserError: It is no segment: the text or a time is missing or of another type.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise UserError(f'{place}: no text; a segment is {{"start": 0.0, "end": 2.5, "text": "..."}}.')
-    times = [fields.get(name, fields.get(f"{name}_s")) for name in ("start", "end")]
-    for value in times:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{place}: {value!r} is no time in seconds; a segment has start and end.")
-    return Segment(fields["text"], float(times[0]), float(times[1]))
+    text = fields["text"]
+    if not _is_whole(text):
+        raise UserError(f"{place}: half of a surrogate pair in its text; write the text as UTF-8.")
+    start_s = _time_s(fields.get("start", fields.get("start_s")), place)
+    end_s = _time_s(fields.get("end", fields.get("end_s")), place)
+    return Segment(text, start_s, end_s)
+
+
+def _time_s(value: object, place: str) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Compared before it is converted: an integer may have hundreds of digits. The comparison is false for NaN.
+    if not is_number or not -MOST_S <= value <= MOST_S:
+        raise UserError(f"{place}: {short_repr(value)} is no time in seconds; a segment has start and end.")
+    return float(value)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cut(

@@ -1,43 +1,45 @@
-"""Transcripts made clean, and the languages that Whisper knows."""
+"""Transcripts made clean, and Whisper's code for a language by any of its names."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
+from whisper_peft.data.languages import (
+    ENGLISH_NAMES,
+    ISO_CODES,
+    LANGUAGE_ALIASES,
+    LANGUAGES,
+    NATIVE_NAMES,
+    NOT_GIVEN,
+    TWO_LANGUAGES,
+)
 from whisper_peft.errors import UserError
+from whisper_peft.files import short_repr
 
-# In the order of Whisper's language tokens; the last one, Cantonese, is known from large-v3 on.
-# fmt: off
-LANGUAGES: dict[str, str] = {
-    "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean",
-    "fr": "french", "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan",
-    "nl": "dutch", "ar": "arabic", "sv": "swedish", "it": "italian", "id": "indonesian", "hi": "hindi",
-    "fi": "finnish", "vi": "vietnamese", "he": "hebrew", "uk": "ukrainian", "el": "greek", "ms": "malay",
-    "cs": "czech", "ro": "romanian", "da": "danish", "hu": "hungarian", "ta": "tamil", "no": "norwegian",
-    "th": "thai", "ur": "urdu", "hr": "croatian", "bg": "bulgarian", "lt": "lithuanian", "la": "latin",
-    "mi": "maori", "ml": "malayalam", "cy": "welsh", "sk": "slovak", "te": "telugu", "fa": "persian",
-    "lv": "latvian", "bn": "bengali", "sr": "serbian", "az": "azerbaijani", "sl": "slovenian", "kn": "kannada",
-    "et": "estonian", "mk": "macedonian", "br": "breton", "eu": "basque", "is": "icelandic", "hy": "armenian",
-    "ne": "nepali", "mn": "mongolian", "bs": "bosnian", "kk": "kazakh", "sq": "albanian", "sw": "swahili",
-    "gl": "galician", "mr": "marathi", "pa": "punjabi", "si": "sinhala", "km": "khmer", "sn": "shona",
-    "yo": "yoruba", "so": "somali", "af": "afrikaans", "oc": "occitan", "ka": "georgian", "be": "belarusian",
-    "tg": "tajik", "sd": "sindhi", "gu": "gujarati", "am": "amharic", "yi": "yiddish", "lo": "lao", "uz": "uzbek",
-    "fo": "faroese", "ht": "haitian creole", "ps": "pashto", "tk": "turkmen", "nn": "nynorsk", "mt": "maltese",
-    "sa": "sanskrit", "lb": "luxembourgish", "my": "myanmar", "bo": "tibetan", "tl": "tagalog", "mg": "malagasy",
-    "as": "assamese", "tt": "tatar", "haw": "hawaiian", "ln": "lingala", "ha": "hausa", "ba": "bashkir",
-    "jw": "javanese", "su": "sundanese", "yue": "cantonese",
-}
-
-LANGUAGE_ALIASES: dict[str, str] = {
-    "burmese": "my", "valencian": "ca", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "pushto": "ps",
-    "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es", "mandarin": "zh",
-    # Codes and names that data sets use and Whisper does not; Whisper's code for Javanese is not the one of ISO 639.
-    "cmn": "zh", "farsi": "fa", "fil": "tl", "filipino": "tl", "iw": "he", "jv": "jw", "nb": "no", "bokmal": "no",
-}
-# fmt: on
-
+AUTO_LANGUAGE = "auto"  # the model listens for it; only where there is one that hears the clips
 _WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+# A language of two or three letters, then script, country and variants, as in zh_Hans_CN or en_US.UTF-8.
+_LOCALE = re.compile(r"([a-z]{2,3})[-_]([a-z]{4}|[a-z]{2}|[0-9]{3})(?:[-_][a-z0-9]+)*(?:[.@][\w.@-]+)?")
+# Scripts whose words are written without spaces between them, by the blocks of Unicode.
+_SPACELESS_BLOCKS = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u0f00-\u0fff"  # Tibetan
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf"  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese
+    "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese kana
+    "\u3100-\u312f\u31a0-\u31bf"  # Bopomofo
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # further kana and Chinese characters
+)
+_SPACELESS = re.compile(f"[{_SPACELESS_BLOCKS}]")
+_SPACE_BESIDE_SPACELESS = re.compile(f"(?<=[{_SPACELESS_BLOCKS}])\\s+|\\s+(?=[{_SPACELESS_BLOCKS}])")
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Inside a word these spell it: apostrophes, the Catalan middle dot, Hebrew geresh and gershayim, the Tibetan tsheg.
 _SPELLS_WITHIN_WORDS = frozenset("'\u2018\u2019\uff07\u00b7\u05f3\u05f4\u0f0b")
@@ -45,29 +47,118 @@ _SYMBOLS_AS_PUNCTUATION = frozenset("|`^~<>")  # no punctuation for Unicode; "|"
 
 
 def language_code(name: str) -> str:
-    """Find Whisper's code for a language given by name, code or locale: "hindi", "Hindi", "hi", "hi-IN" -> "hi".
+    """Find Whisper's code for a language.
+
+    Args:
+        name: A code of ISO 639 in two or three letters, a locale (hi-IN, zh_CN), the language's English name, or the
+            name that its speakers give it. Case and accents do not matter.
+
+    Returns:
+        The code of Whisper's language token.
 
     Raises:
         UserError: Whisper has no token for it.
+
+    Example:
+        >>> [language_code(name) for name in ("hindi", "hin", "hi-IN", "हिन्दी")]
+        ['hi', 'hi', 'hi', 'hi']
     """
-    wanted = " ".join(name.lower().replace("_", "-").split())
-    by_name = {english: code for code, english in LANGUAGES.items()}
-    for key in (wanted, wanted.split("-")[0]):
-        if key in LANGUAGES:
-            return key
-        if key in by_name or key in LANGUAGE_ALIASES:
-            return by_name.get(key) or LANGUAGE_ALIASES[key]
-    close = get_close_matches(wanted, [*by_name, *LANGUAGE_ALIASES], n=3, cutoff=0.7)
+    code = _code_of(name)
+    if code:
+        return code
+    known = _codes_by_name()
+    wanted = _plain_name(name)
+    if wanted == AUTO_LANGUAGE:
+        raise UserError(
+            "language 'auto': only transcribe, evaluate, merge and demo listen for the language. A text to learn from "
+            "or to check needs it named, because its language token is part of what is learnt: --language NAME."
+        )
+    close = get_close_matches(wanted, [key for key in known if len(key) > 3], n=3, cutoff=0.7)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UserError(
-        f"language {name!r}: not one that Whisper knows{hint}. For a language it does not know, borrow the token of a "
-        "related one: --language-token LANG, for example --language-token hindi."
+        f"language {short_repr(name)}: not one that Whisper knows{hint}. For a language it does not know, borrow the "
+        "token of a related one: --language-token LANG, for example --language-token hindi."
     )
+
+
+def _code_of(name: str) -> str | None:
+    known = _codes_by_name()
+    wanted = _plain_name(name)
+    if wanted in known:
+        return known[wanted]
+    locale = _LOCALE.fullmatch(name.strip().lower())
+    if locale:
+        # "hi-en" is Hindi and English in turn, no country's Hindi.
+        return None if locale[2] in TWO_LANGUAGES else known.get(locale[1])
+    # "Spanish; Castilian" and "Chinese (China)", but not "Pyu (Myanmar)", which begins with another language.
+    parts = [_plain_name(part) for part in re.split(r"[;()]", name)]
+    if len(parts[0]) <= 3 or parts[0] not in known:
+        return None
+    codes = {known[part] for part in parts if part in known}
+    # "Chinese (Cantonese)" names two languages: nobody can tell which one is meant.
+    return codes.pop() if len(codes) == 1 else None
+
+
+def names_no_language(value: str) -> bool:
+    """Tell whether a cell of a language column stands for "not given": empty, und, unknown, None, nan and the like."""
+    return value.strip().lower() in NOT_GIVEN
+
+
+@cache
+def _codes_by_name() -> dict[str, str]:
+    """Whisper's code by every plain name; where two tables disagree, Whisper's own words win."""
+    codes: dict[str, str] = {}
+    for table in (NATIVE_NAMES, ENGLISH_NAMES, ISO_CODES, LANGUAGE_ALIASES):
+        codes |= {_plain_name(name): code for name, code in table.items()}
+    codes |= {english: code for code, english in LANGUAGES.items()}
+    return codes | {code: code for code in LANGUAGES}
+
+
+def _plain_name(name: str) -> str:
+    """Write a name in small letters and single spaces, without accents; vowel signs and other marks stay."""
+    letters = unicodedata.normalize("NFKD", name.casefold())
+    letters = "".join(letter for letter in letters if not "\u0300" <= letter <= "\u036f")
+    return " ".join(re.sub(r"[-_,/]", " ", unicodedata.normalize("NFC", letters)).split())
 
 
 def has_spaces(language_code: str) -> bool:
     """Tell whether a language puts spaces between words; one that does not is scored by its character error rate."""
     return language_code not in _WITHOUT_SPACES
+
+
+def without_word_spaces(text: str) -> str:
+    """Take out the spaces that stand beside letters of a script without spaces between words.
+
+    Whether such a space is written is the annotator's or the model's habit, and nobody hears it. Between words of
+    other scripts the spaces stay.
+
+    Example:
+        >>> without_word_spaces("我 用 Visual Studio 写 代码")
+        '我用Visual Studio写代码'
+    """
+    return _SPACE_BESIDE_SPACELESS.sub("", text)
+
+
+def is_spaceless(text: str) -> bool:
+    """Tell whether a text is written in a script without spaces between words.
+
+    Chinese characters within Korean do not count: Korean puts spaces between its words.
+
+    Example:
+        >>> [is_spaceless(text) for text in ("楼市成交", "Word", "漢字를 쓴다")]
+        [True, False, False]
+    """
+    return bool(_SPACELESS.search(text)) and not _HANGUL.search(text)
+
+
+def is_mostly_spaceless(texts: Iterable[str]) -> bool:
+    """Tell whether most letters of some texts are of a script without spaces between words."""
+    letters, spaceless = 0, 0
+    for text in texts:
+        letters += sum(unicodedata.category(character)[0] == "L" for character in text)
+        if is_spaceless(text):
+            spaceless += sum(unicodedata.category(letter)[0] == "L" for letter in _SPACELESS.findall(text))
+    return 2 * spaceless > letters
 
 
 def clean_text(

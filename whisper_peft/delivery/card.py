@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from whisper_peft.data.text import LANGUAGES, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.model.planning import GIB
 
 TASK = "automatic-speech-recognition"
 MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)
@@ -183,7 +184,10 @@ def _figures(subject: Subject, words: CardWords) -> str:
               "clips; with few speakers the true one is wider."]  # fmt: skip
     if before and after:
         which = f"{after['clips']} of these clips" if after["clips"] != scored["clips"] else "the same clips"
-        lines += ["", f"Before and after, on {which}:", "", "| | WER | CER | token loss |", "|---|---|---|---|"]
+        said = f"Before and after, on {which}"
+        if after["max_new_tokens"] != scored["max_new_tokens"]:  # runs of earlier versions
+            said += f", both with at most {after['max_new_tokens']} tokens a clip instead of {scored['max_new_tokens']}"
+        lines += ["", f"{said}:", "", "| | WER | CER | token loss |", "|---|---|---|---|"]
         for name, row in (("before", before), ("after", after)):
             lines.append(f"| {name} | {row['wer']:.1%} | {row['cer']:.1%} | {row['token_loss']:.3f} |")
     return "\n".join(lines)
@@ -206,7 +210,7 @@ def _training(subject: Subject, words: CardWords) -> str | None:
     if facts.get("trainable_parameters"):
         rows.append(("trained", f"{facts['trainable_parameters']:,} of {facts['parameters']:,} parameters"))
     if facts.get("peak_memory_bytes"):
-        rows.append(("peak memory", f"{facts['peak_memory_bytes'] / 1024**3:.1f} GB"))
+        rows.append(("peak memory", f"{facts['peak_memory_bytes'] / GIB:.1f} GB"))
     commit = f", commit {facts['base']['commit']}" if facts["base"].get("commit") else ""
     rows.append(("base", f"{subject.base or 'a local folder'}{commit}; SHA-256 {facts['base']['sha256']}"))
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())))

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.text import LANGUAGES
+from whisper_peft.data.text import AUTO_LANGUAGE, LANGUAGES
 from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.voices import OWN_BASE, Listener, load_voices
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import resolve_language
+from whisper_peft.evaluation.languages import resolve_language
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe_files import PACKAGE
@@ -55,7 +55,8 @@ def demo(
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         compare: any MODEL, shown beside it; "base": the one it was trained from, where that is known; "none".
-        language: a name or code, chosen when the page opens; None: the one the model was trained for.
+        language: a name or code, chosen when the page opens; "auto": the one that the model hears; None: the one the
+            model was trained for.
         port: of the page; 0: one that is free.
         share: also ask Gradio for a link that anyone can open.
         base: the adapter's base, if it has moved.
@@ -214,6 +215,8 @@ def _page(gradio, listener: Listener, language: str | None, examples: list[tuple
     names = [voice.name for voice in listener.voices]
     known = set.intersection(*(voice.languages for voice in listener.voices)) or set(LANGUAGES)
     choices = sorted((name.title(), code) for code, name in LANGUAGES.items() if code in known)
+    if all(voice.preparation.multilingual for voice in listener.voices):
+        choices.insert(0, ("As the model hears it", AUTO_LANGUAGE))
     bar = gradio.Progress()
 
     def hear(path: str | None, code: str | None, reference: str = "", progress=bar):

@@ -17,15 +17,13 @@ from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.evaluation.transcribing import full_limit, generate
-from whisper_peft.model.build import (
-    load_adapter,
-    load_base,
-    load_model,
-    load_preparation,
-    whisper_of,
-)
+from whisper_peft.model.build import load_model, whisper_of
+from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.locating import Located, locate, with_base, without_bars
+from whisper_peft.model.identity import without_bars
+from whisper_peft.model.loading import changes_nothing, load_adapter, load_base
+from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.model.weights import refuse_not_finite
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 
@@ -87,10 +85,15 @@ def merge(
     own = load_base(source, dtype="auto", revision=commit).dtype
     wanted = own if dtype is None else _dtype(dtype)
     exact, preparation, _ = load_model(model, base=base, quantize="none")
+    if changes_nothing(exact):
+        raise UserError(
+            f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
+            "was saved before its first step."
+        )
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
     dataset, checked_on = _check_clips(
-        located, preparation, check, language, exact, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
+        located, preparation, check, language, exact, say, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
     )
     say(f"Checking on {checked_on}.")
 
@@ -104,6 +107,7 @@ def merge(
         whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
         whisper.config.dtype = wanted
         whisper.config.use_cache = True
+        changed = _changed_tensors(whisper, located, wanted)
         with without_bars():
             whisper.save_pretrained(str(folder))
         save_processor(preparation.processor, folder)
@@ -115,7 +119,8 @@ def merge(
         merged = listen(reloaded, dataset, load_preparation(str(folder)))
         report = {
             "model": str(model), "base": source, "dtype": str(wanted).removeprefix("torch."),
-            "checked_on": checked_on, **compare(reference, unmerged, merged, exact=wanted == torch.float32),
+            "checked_on": checked_on, "changed_tensors": changed,
+            **compare(reference, unmerged, merged, exact=wanted == torch.float32),
         }  # fmt: skip
         if located.quantize:
             report["quantized"] = against_quantized(model, base, dataset, merged)
@@ -198,6 +203,33 @@ def logit_gap(a: Heard, b: Heard) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a.logits, b.logits, strict=True))
 
 
+def _changed_tensors(merged, located: Located, dtype) -> int:
+    """Count the tensors in which a merged model differs from its base.
+
+    Args:
+        merged: The merged model.
+        located: Where its adapter and its base are.
+        dtype: Of the merged weights.
+
+    Raises:
+        UserError: None differs, or a merged weight is too large for the type.
+    """
+    name = str(dtype).removeprefix("torch.")
+    refuse_not_finite(
+        merged.named_parameters(),
+        place=str(located.adapter),
+        remedy=f"they came from merging in {name}: take --dtype float32 or bfloat16",
+    )
+    base = load_base(located.base, revision=located.commit).to(dtype).state_dict()
+    changed = sum(not tensor.equal(base[key]) for key, tensor in merged.state_dict().items())
+    if not changed:
+        raise UserError(
+            f"{located.adapter}: the merged weights are those of the base, bit for bit; the adapter's update is "
+            f"smaller than {name} can hold. Take --dtype float32."
+        )
+    return changed
+
+
 def _in_dtype(model, dtype):
     """The unmerged adapter in reduced precision, adapter weights included."""
     return model.to(dtype)
@@ -212,19 +244,19 @@ def _dtype(name: str):
 
 
 def _take_generation_config(model, located: Located) -> None:
-    from transformers import GenerationConfig
-
-    if (located.adapter / "generation_config.json").is_file():
-        whisper_of(model).generation_config = GenerationConfig.from_pretrained(located.adapter)
+    own = load_generation_config(located.adapter, revision=located.commit, base=located.base)
+    if own is not None:
+        whisper_of(model).generation_config = own
 
 
 def _check_clips(
-    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model, *, most: int
-) -> tuple[SpeechDataset, str]:
+    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model,
+    say: Callable[[str], None], *, most: int,
+) -> tuple[SpeechDataset, str]:  # fmt: skip
     """At most so many usable clips to compare on, and where they come from."""
     if check is not None:
         rows, named = load_source(str(check)), f"{check} (--check)"
-    elif located.run and (found := _run_clips(located.run)):
+    elif located.run and (found := _run_clips(located.run, say)):
         rows, named = found[0], f"the run's own {found[1]} clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
@@ -242,10 +274,9 @@ def _check_clips(
     return dataset, f"{len(usable)} clips of {named}"
 
 
-def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
-    """Rows of a run and which split they are, where they still are."""
+def _run_clips(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
+    """Rows of a run and which split they are, where they still are; says which are not."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
-    columns = {"audio_column": recipe.data.audio_column, "text_column": recipe.data.text_column}
     splits = {
         "test": (recipe.data.test,),
         "eval": (recipe.data.eval,),
@@ -254,7 +285,7 @@ def _run_clips(run: Path) -> tuple[Sequence[Row], str] | None:
     for split, sources in splits.items():
         for source in filter(None, sources):
             try:
-                return load_source(source, **columns), split
-            except UserError:
-                continue  # moved or gone since: the next one, at last the shipped clips
+                return load_source(source, **{**recipe.data.columns, "prompt_column": None}), split
+            except UserError as error:  # moved or gone since: the next one, at last the shipped clips
+                say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.evaluation.metrics import MEASURES, bootstrap_interval
-from whisper_peft.model.locating import BASE_FACTS
+from whisper_peft.model.identity import BASE_FACTS
 from whisper_peft.recipe import as_dict
 from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
 

@@ -12,7 +12,9 @@ from whisper_peft.delivery.card import CardWords, Subject, write_card
 from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, without_paths
 from whisper_peft.delivery.repository import CARD, HubFile, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.locating import BASE_FACTS, WEIGHTS_INDEX, Located, locate
+from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
+from whisper_peft.model.loading import check_weights
+from whisper_peft.model.locating import Located, locate
 
 MERGE_REPORT = "merge_report.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -89,7 +91,9 @@ def publish(
     """
     check_repo_name(repo)
     words = CardWords(license, language, dataset_tags, dataset, dataset_args, model_name, finetuned_from, tasks, tags)
-    package = pack(locate(model), repo, words, base=base)
+    located = locate(model)
+    package = pack(located, repo, words, base=base)
+    check_weights(located.base, located.adapter, revision=located.commit)
     for note in _notes(package, words):
         say(f"Note: {note}")
     report = {

@@ -14,8 +14,9 @@ from whisper_peft.delivery.card import CardWords
 from whisper_peft.delivery.publishing import Package, base_on_hub, pack, publish
 from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import load_generation_config, load_processor
-from whisper_peft.model.locating import BASE_FACTS, Located, base_identity, locate
+from whisper_peft.model.configs import load_generation_config, load_processor
+from whisper_peft.model.identity import BASE_FACTS, base_identity
+from whisper_peft.model.locating import Located, locate
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
 from whisper_peft.training.artefacts import save_processor
@@ -54,6 +55,7 @@ class Push:
         self._said = False
         check_repo_name(repo)
         located = locate(recipe.model.name)
+        self.from_adapter = located.adapter is not None
         if self.kind == "adapter":  # raises
             known = {"base": {"hub_id": located.base} if located.from_hub else {}}
             base_on_hub(Located(recipe.model.name, located.base, adapter=Path()), known, base)

@@ -11,10 +11,11 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.text import has_spaces
+from whisper_peft.data.text import AUTO_LANGUAGE, has_spaces
 from whisper_peft.delivery import demo_page
 from whisper_peft.delivery.provenance import known_provenance
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.languages import detect_language
 from whisper_peft.evaluation.longform import transcribe_wave
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.devices import to_device
@@ -36,26 +37,33 @@ class Voice:
     without_adapter: bool = False  # the base under the other voice's adapter: no weights of its own
 
     def spoken(self, language: str | None) -> str | None:
-        """The language as this model takes it: beside an English-only one it is English.
+        """Return the language as this model takes it; beside an English-only model it is English.
 
         Raises:
-            UserError: one that it has no token for.
+            UserError: The model has no token for it, or is English-only and this is another one.
         """
-        if not self.preparation.multilingual:
-            return None
-        self.preparation.prefix(language or "en")
-        return language or "en"
+        if language == AUTO_LANGUAGE:
+            return AUTO_LANGUAGE if self.preparation.multilingual else None
+        if self.preparation.multilingual:
+            language = language or "en"
+        self.preparation.check_languages([(language, self.name)])
+        return language if self.preparation.multilingual else None
 
     def hear(self, wave, *, language: str | None, **options) -> dict:
         """See `transcribe_wave`."""
-        options["language"] = self.spoken(language)
+        spoken = self.spoken(language)
         silenced = self.model.disable_adapter() if self.without_adapter else contextlib.nullcontext()
         with silenced:
-            return transcribe_wave(self.model, self.preparation, wave, **options)
+            if spoken == AUTO_LANGUAGE:
+                spoken = detect_language(self.model, self.preparation, wave)
+            heard = transcribe_wave(self.model, self.preparation, wave, language=spoken, **options)
+        return {**heard, "language": spoken}
 
     @property
     def languages(self) -> set[str]:
         """Codes of the languages that the checkpoint has tokens for."""
+        if not self.preparation.multilingual:
+            return {"en"}
         known = getattr(whisper_of(self.model).generation_config, "lang_to_id", None) or {}
         return {token.strip("<|>") for token in known}
 
@@ -151,8 +159,9 @@ class Listener:
                 names = [voice.name for voice in self.voices]
                 cards = list(zip(self.headings, names, found, strict=False))[::-1]
                 seconds = len(wave) / voice.preparation.sample_rate_hz
-                spaces = self.task == "translate" or has_spaces(language or "en")
-                yield demo_page.result(name, seconds, language, cards, reference, spaces=spaces)
+                shown = found[0]["language"] if language == AUTO_LANGUAGE else language
+                spaces = self.task == "translate" or has_spaces(shown or "en")
+                yield demo_page.result(name, seconds, shown, cards, reference, spaces=spaces)
         except UserError as error:
             yield demo_page.notice(str(error))
 

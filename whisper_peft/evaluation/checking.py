@@ -17,14 +17,15 @@ from whisper_peft.data.checking.findings import Part
 from whisper_peft.data.checking.mending import write_mended
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, spoken_in
-from whisper_peft.data.sources import load_source
+from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.streams import first_rows
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.neighbours import neighbour_losses
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.model.build import load_model, load_preparation
+from whisper_peft.model.build import load_model
+from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages import LONGEST_SOUND_S
 from whisper_peft.progress import bar
@@ -45,6 +46,8 @@ def check(
     fix: str | Path | None = None,
     audio_column: str | None = None,
     text_column: str | None = None,
+    prompt_column: str | None = None,
+    times: str | None = None,
     progress: bool = False,
 ) -> dict:
     """Looks for what is wrong with a data set; changes nothing in it.
@@ -59,10 +62,13 @@ def check(
         fix: a new place for cleaned manifests: a .jsonl file for one source, else a folder.
         audio_column: where the columns have other than the usual names.
         text_column: likewise.
+        prompt_column: the column of what was said before each clip; None: no column is.
+        times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
         progress: show bars on stderr.
 
     Returns:
-        `sources` (hours, speakers, lengths, characters, scripts, languages), `findings` (worst first, each with kind,
+        `sources` (hours, speakers, lengths, characters, scripts, languages), `remarks` (what was passed over),
+        `findings` (worst first, each with kind,
         severity, count, why, remedy and clips), `errors`, `warnings` and `notes` (clips that have one), `checked`,
         `seconds`; with `fix`, `fixed`.
 
@@ -79,13 +85,26 @@ def check(
     language = language or settings.model.language
     code = language_code(language) if language else None
     loaded, preparation, located = _model(model, settings.model if recipe is not None else Model())
-    columns = {
-        "audio_column": audio_column or settings.data.audio_column,
-        "text_column": text_column or settings.data.text_column,
+    named_columns = {
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "prompt_column": prompt_column,
+        "times": times,
     }
+    remarks: list[str] = []
+    columns = settings.data.columns | {name: value for name, value in named_columns.items() if value}
+    columns["say"] = remarks.append
     read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
-    parts = [Part(one, read(one), one) for one in named] or _parts(settings, read, columns)
+    if named:
+        listed = load_sources(named, read, remarks.append)
+        parts = [Part(name, rows, name) for name, rows in zip(named, listed, strict=True)]
+    else:
+        parts = _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
+    if preparation is not None:
+        token = settings.model.language_token and language_code(settings.model.language_token)
+        spoken = [(token or row.language or code, row.place or row.name) for part in parts for row in part.rows]
+        preparation.check_languages([clip for clip in spoken if clip[0] is not None], settings.model.task)
 
     def losses(rows: Sequence[Row]) -> np.ndarray:
         speech = labelled(loaded, located, preparation, rows, language=language, task=settings.model.task)
@@ -94,11 +113,20 @@ def check(
             return neighbour_losses(loaded, speech, progress=update)
 
     limits = Limits(preparation.window_s if preparation else 30.0, preparation, clean)
+    borrowed = bool(settings.model.language_token)
     checked = check_parts(
-        parts, limits=limits, language=None if settings.model.language_token else code, task=settings.model.task,
-        audio=audio, losses=None if loaded is None else losses, progress=progress,
-    )  # fmt: skip
+        parts,
+        limits=limits,
+        language=None if borrowed else code,
+        task=settings.model.task,
+        borrowed=borrowed,
+        times=columns["times"],
+        audio=audio,
+        losses=None if loaded is None else losses,
+        progress=progress,
+    )
     report = checked.report(model=None if model is None else str(model))
+    report["remarks"] = remarks
     report["checked"]["tokens"] = "counted" if preparation else "estimated"
     if fix is not None:
         report["fixed"] = write_mended(checked, Path(fix))
@@ -117,16 +145,19 @@ def is_recipe(name: str) -> bool:
     return path.suffix.lower() in (".yaml", ".yml") or name in {file.stem for file in shipped_recipes()}
 
 
-def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, str | None]) -> list[Part]:
+def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object]) -> list[Part]:
     """The sources of a recipe; those that it streams by their first clips."""
     data = recipe.data
     if not data.train:
         raise UserError("data.train: not set; nothing to check.")
     listed = [(one.source, "train", one.language) for one in data.sources]
     listed += [(source, split, None) for split, source in (("eval", data.eval), ("test", data.test)) if source]
+    if data.streaming:
+        by_source = [first_rows(source, read, most=MOST_STREAMED, **columns) for source, *_ in listed]
+    else:
+        by_source = load_sources([source for source, *_ in listed], read, columns["say"])
     parts = []
-    for source, split, language in listed:
-        rows = first_rows(source, read, most=MOST_STREAMED, **columns) if data.streaming else read(source)
+    for (source, split, language), rows in zip(listed, by_source, strict=True):
         sampled = data.streaming and len(rows) == MOST_STREAMED
         code = language and language_code(language)
         name = f"{split}: {source}" + (f" (the first {MOST_STREAMED} clips)" if sampled else "")

@@ -17,13 +17,13 @@ from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
-from whisper_peft.data.text import has_spaces
+from whisper_peft.data.text import AUTO_LANGUAGE, has_spaces
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.languages import detect_language, listen_for_languages, resolve_language
 from whisper_peft.evaluation.transcribing import (
     errors_only,
     full_limit,
     generate,
-    resolve_language,
     set_window,
     transcribe_rows,
 )
@@ -182,7 +182,8 @@ def transcribe(
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         audio: files of any format.
-        language: a name or code; None: the one the model was trained for, as its generation config says.
+        language: a name or code; None: the one the model was trained for, as its generation config says; "auto": the
+            one that the model hears in each recording.
         task: transcribe or translate.
         batch_size: short recordings at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         window: full (30 s), or condensed or tight, quicker, for a model trained so; long recordings are always heard
@@ -194,13 +195,16 @@ def transcribe(
 
     Returns:
         One ``{"audio": path, "text": transcript, "reached_limit": …}`` each, in the order given; one longer than the
-        model's window (30 s) also has ``segments``: see `transcribe_wave`.
+        model's window (30 s) also has ``segments``: see `transcribe_wave`. With "auto" each has its ``language``.
 
     Raises:
-        UserError: a recording that is missing or unreadable.
+        UserError: a recording that is missing or unreadable, or a language that the model does not know.
     """
     files = [str(expanded(file)) for file in audio]
     loaded, preparation, _ = load_model(model, base=base, quantize=quantize)
+    code = resolve_language(loaded, preparation, language)
+    listens = code == AUTO_LANGUAGE
+    preparation.check_languages([] if listens else [(code, "--language")], task)
     short, long = [], []
     for file in files:
         try:
@@ -208,19 +212,27 @@ def transcribe(
             (short if duration_s(file) <= nearly else long).append(file)
         except AudioError as error:
             raise UserError(f"{file}: {error}.") from None
-    code = resolve_language(loaded, preparation, language)
-    dataset = SpeechDataset([Row(file, "", code, no_speech=True) for file in short], preparation, task=task)
+    rows = [Row(file, "", None if listens else code, no_speech=True) for file in short]
+    if listens:
+        rows = listen_for_languages(loaded, preparation, rows)
+    dataset = SpeechDataset(rows, preparation, task=task)
     found = transcribe_rows(
         to_device(loaded), dataset, range(len(short)), batch_size=batch_size, slack_s=set_window(loaded, window),
         max_new_tokens=full_limit(preparation), beams=beams, with_loss=False, progress=progress,
     )  # fmt: skip
     long += [one.audio for one in found.left_out]  # holds more than its header states, or is refused with the reason
     heard = {short[one.row]: {"text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts}
+    if listens:
+        for one in found.transcripts:
+            heard[short[one.row]]["language"] = rows[one.row].language
     for file in long:
         try:
             wave = load_audio(file, sample_rate_hz=preparation.sample_rate_hz)
         except AudioError as error:
             raise UserError(f"{file}: {error}.") from None
-        heard[file] = transcribe_wave(loaded, preparation, wave, language=code, task=task, beams=beams)
+        spoken = detect_language(loaded, preparation, wave) if listens else code
+        heard[file] = transcribe_wave(loaded, preparation, wave, language=spoken, task=task, beams=beams)
+        if listens:
+            heard[file]["language"] = spoken
         progress(1)
     return [{"audio": file, **heard[file]} for file in files]

@@ -2,8 +2,9 @@
 
 Rates are fractions (0.25 is 25 %), of counts summed over all clips, so long clips weigh more than short ones. They pass
 1.0 where a model inserts more than it gets right. A character is a code point of the NFC text, not a grapheme, and the
-single space between two words counts as one. In scripts without spaces (Thai, Chinese, Japanese, Khmer, Lao, Myanmar) a
-"word" is whatever stands between two spaces, so the word error rate means little: read the character error rate.
+single space between two words counts as one. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Myanmar,
+Tibetan) a "word" is whatever stands between two spaces, so the word error rate means little: read the normalised
+character error rate, in which the spaces beside letters of such a script do not count.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from whisper_peft.data.text import is_spaceless, without_word_spaces
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.normalizers import MARK_PRESERVING, as_written, normalize
 
@@ -65,6 +67,9 @@ def character_errors(references: Sequence[str], predictions: Sequence[str]) -> E
 
 def score(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float | int | str]:
     """Scores predictions as written and after the mark-preserving normaliser, side by side.
+
+    In the normalised CER of a text in a script without spaces between words, spaces do not count; those between words
+    of another script, as of English words within Chinese, do.
 
     Returns:
         A flat dict: `clips`, `normalizer` (its name and version), and for each of `wer`, `cer`, `wer_normalized` and
@@ -204,6 +209,10 @@ def _count_errors(references: Sequence[str], predictions: Sequence[str], measure
     prepare = normalize if measure.endswith("_normalized") else as_written
     references = [prepare(text) for text in references]
     predictions = [prepare(text) for text in predictions]
+    if measure == "cer_normalized":
+        pairs = [_without_habits(*pair) for pair in zip(references, predictions, strict=True)]
+        references = [reference for reference, _ in pairs]
+        predictions = [prediction for _, prediction in pairs]
     counts = np.zeros((len(references), 4), dtype=np.int64)
     by_words = measure.startswith("wer")
     spoken = []
@@ -221,6 +230,13 @@ def _count_errors(references: Sequence[str], predictions: Sequence[str], measure
                 width = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
                 counts[clip, _COLUMNS[chunk.type]] += width
     return counts
+
+
+def _without_habits(reference: str, prediction: str) -> tuple[str, str]:
+    """Both texts without the spaces that do not count, as the script of the reference decides."""
+    if not is_spaceless(reference or prediction):
+        return reference, prediction
+    return without_word_spaces(reference), without_word_spaces(prediction)
 
 
 def _error_rate(counts: np.ndarray) -> ErrorRate:

@@ -9,18 +9,20 @@ from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
+from whisper_peft.data.checking.meanings import read_lengths, refuse_elsewhere
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.spoken import settle_languages
+from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.transcribing import (
     Transcripts,
     full_limit,
-    resolve_language,
     set_window,
     transcribe_rows,
 )
@@ -81,7 +83,15 @@ def left_out_record(split: str, one: LeftOut) -> dict:
 
 
 def labelled(
-    model, located: Located, preparation: Preparation, rows: Sequence[Row], *, language: str | None, task: str | None
+    model,
+    located: Located,
+    preparation: Preparation,
+    rows: Sequence[Row],
+    *,
+    language: str | None,
+    task: str | None,
+    name: str = "the clips",
+    say: Callable[[str], None] = lambda line: None,
 ) -> SpeechDataset:
     """Rows with transcripts as a dataset, cleaned and prompted as in the run that the model comes from.
 
@@ -90,20 +100,37 @@ def labelled(
         located: where the model was found.
         preparation: of the checkpoint.
         rows: to be scored.
-        language: for rows that name none; None: what the model was trained for.
+        language: for rows that name none; None: what the model was trained for; "auto": what the model hears.
         task: None: the run's, or transcribe.
+        name: of the source, for messages.
+        say: told what rows in a language that Whisper does not know are taken for.
 
     Raises:
+        UserError: a row names a language that Whisper does not know, or one that the model does not know.
         UserError: neither the rows, nor the model, nor `language` say which language it is.
     """
     trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
+    borrowed = trained.model.language_token
+    spoken = language or trained.model.language
+    code = None
+    has_unknown = any(row.unknown_language for row in rows)
+    if has_unknown and spoken and spoken != AUTO_LANGUAGE and not borrowed:
+        code = language_code(spoken)
+    rows = settle_languages(rows, name, language=code, borrowed=bool(borrowed), say=say)
     if language is not None or any(row.language is None for row in rows):
         language = resolve_language(model, preparation, language)
-    return SpeechDataset(
+    if language == AUTO_LANGUAGE:
+        language = None
+        if trained.model.language_token is None:  # else that token is taken, whatever is spoken
+            rows = listen_for_languages(model, preparation, rows)
+    dataset = SpeechDataset(
         rows, preparation, language=language, task=task or trained.model.task,
         language_token=trained.model.language_token,
         clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
     )  # fmt: skip
+    spoken = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
+    preparation.check_languages(spoken, dataset.task)
+    return dataset
 
 
 def evaluate(
@@ -122,14 +149,17 @@ def evaluate(
     quantize: str = "as-trained",
     audio_column: str | None = None,
     text_column: str | None = None,
+    times: str | None = None,
     progress: Callable[[int, int], object] = lambda clips, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Transcribes a labelled source and scores it; references are cleaned as in the run the model comes from.
 
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
         source: any SRC with transcripts.
-        language: a name or code for rows that name none; None: what the model was trained for.
+        language: a name or code for rows that name none; None: what the model was trained for; "auto": what the
+            model hears in each clip.
         task: transcribe or translate; None: what the run was trained for, or transcribe.
         output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
         batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
@@ -141,7 +171,9 @@ def evaluate(
         quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
+        times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
         progress: told (clips of this batch, clips in all).
+        say: told one line at a time what else there is to know.
 
     Returns:
         `figures`, with 95 % bootstrap intervals (`wer_interval`, `cer_interval`, over clips), the model, the source
@@ -152,9 +184,11 @@ def evaluate(
     """
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
-    rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
+    rows = load_source(str(source), audio_column=audio_column, text_column=text_column, times=times)[:max_clips]
+    if times is None:
+        refuse_elsewhere(str(source), rows, read_lengths(rows))
     loaded, preparation, located = load_model(model, base=base, quantize=quantize)
-    dataset = labelled(loaded, located, preparation, rows, language=language, task=task)
+    dataset = labelled(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
     slack_s = set_window(loaded, window)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))

@@ -12,7 +12,6 @@ from whisper_peft.data.batching import SLACK_S, clips_at_once
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED, Preparation
-from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, whisper_of
 from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory
@@ -289,17 +288,3 @@ def set_window(model, window: str) -> float:
         raise UserError(f"--window {window}: expected one of {', '.join(CHOICES['features.window'])}.")
     condense_silence(model, window)
     return SLACK_S[window]
-
-
-def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:
-    """The language to transcribe in: the one named, else the one in the model's generation config.
-
-    Raises:
-        UserError: neither says.
-    """
-    if not preparation.multilingual:
-        return None
-    configured = getattr(whisper_of(model).generation_config, "language", None)
-    if language is None and configured is None:
-        raise UserError("--language: the model does not say which language it was trained for; name it.")
-    return language_code((language or configured).strip("<|>"))

@@ -1,4 +1,4 @@
-"""From a name to a model: the processor, the base, the adapter. The only fork on mode."""
+"""From a name to a model that is trained or run: the base, and an adapter on it. The only fork on mode."""
 
 from __future__ import annotations
 
@@ -7,123 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
-from whisper_peft.model.devices import best_device, best_precision, dtype_of
-from whisper_peft.model.locating import Located, load_or_explain, locate, with_base
-from whisper_peft.model.quantizing import quantization_config, settle
+from whisper_peft.model.configs import load_generation_config, load_preparation
+from whisper_peft.model.devices import best_precision, dtype_of
+from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.locating import Located, locate, with_base
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import GenerationConfig, PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import PreTrainedModel, WhisperForConditionalGeneration
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 QUANTIZE_WORDS = ("as-trained", "none", "8bit", "4bit")
 TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
-
-
-def load_config(source: str, *, revision: str | None = None):
-    """The WhisperConfig of a base.
-
-    Args:
-        source: local folder or Hub id.
-        revision: commit on the Hub; None is the newest.
-
-    Raises:
-        UserError: not found, or not a Whisper.
-    """
-    from transformers import AutoConfig
-
-    config = load_or_explain(AutoConfig.from_pretrained, source, "the model's config", revision=revision or "main")
-    if config.model_type != "whisper":
-        raise UserError(f"{source}: a {config.model_type} model; this tool trains Whisper only.")
-    return config
-
-
-def load_processor(source: str, *, revision: str | None = None) -> WhisperProcessor:
-    """The processor (feature extractor and tokenizer) that lies beside a model."""
-    from transformers import WhisperProcessor
-
-    load, commit = WhisperProcessor.from_pretrained, revision or "main"
-    try:
-        return load_or_explain(load, source, "the processor", revision=commit)
-    except AttributeError:  # transformers 4 cannot read the list that 5 writes; the tokens are in tokenizer.json anyway
-        return load_or_explain(load, source, "the processor", revision=commit, extra_special_tokens={})
-
-
-def load_preparation(source: str, *, revision: str | None = None) -> Preparation:
-    """Processor and limits of a checkpoint as the data path needs them; reads no weights."""
-    config, processor = load_config(source, revision=revision), load_processor(source, revision=revision)
-    multilingual = getattr(load_generation_config(source, revision=revision), "is_multilingual", None)
-    if multilingual is None:  # checkpoints without a generation config: openai's own rule
-        multilingual = config.vocab_size >= 51865
-    return Preparation(processor, config, multilingual=bool(multilingual))
-
-
-def load_generation_config(source: str | Path, *, revision: str | None = None) -> GenerationConfig | None:
-    """The generation config of a checkpoint with all of Whisper's fields; None where there is none.
-
-    transformers drops `lang_to_id` and the like from a file that is marked as derived from the model's config.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(str(source), revision=revision or "main", _from_model_config=False)
-    except OSError:
-        return None
-
-
-def load_base(
-    source: str,
-    *,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    quantize: str | None = None,
-    compute_dtype: torch.dtype | None = None,
-) -> WhisperForConditionalGeneration:
-    """The full weights, from safetensors only, with an encoder that takes shorter windows, too.
-
-    Args:
-        source: local folder or Hub id.
-        dtype: of the weights; "auto" keeps the checkpoint's own; None is float32.
-        revision: commit on the Hub; None is the newest.
-        quantize: "8bit" or "4bit": see `quantizing`; then it is on its device already.
-        compute_dtype: of a 4-bit base; None is float32.
-
-    Raises:
-        UserError: not found, not a Whisper, or weights that come as pickle only.
-    """
-    import torch
-    from transformers import WhisperForConditionalGeneration
-
-    from whisper_peft.model.windows import window_encoder
-
-    quantized = {} if quantize is None else {
-        "quantization_config": quantization_config(quantize, compute_dtype), "device_map": {"": best_device()},
-    }  # fmt: skip
-
-    load_config(source, revision=revision)
-    folder = Path(source)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5"))]
-        found = f"only {pickles[0]}, and pickled weights can run code" if pickles else "no weights"
-        raise UserError(
-            f"{source}: {found}; needs model.safetensors. Convert on a machine where you trust the file: load it with "
-            "transformers and save_pretrained(OUT)."
-        )
-    model = load_or_explain(
-        WhisperForConditionalGeneration.from_pretrained, source, "the weights (safetensors)",
-        dtype=torch.float32 if dtype is None else dtype, use_safetensors=True,
-        revision=revision or "main", **quantized,
-    )  # fmt: skip
-    model.generation_config = load_generation_config(source, revision=revision) or model.generation_config
-    repair_generation_config(model)
-    window_encoder(model)
-    if quantize is not None:
-        settle(model)
-    return model
 
 
 def whisper_of(model) -> WhisperForConditionalGeneration:
@@ -141,20 +39,6 @@ def condense_silence(model, window: str) -> None:
     from whisper_peft.model.windows import condense
 
     condense(whisper_of(model), window == "condensed")
-
-
-def repair_generation_config(model: WhisperForConditionalGeneration) -> None:
-    """Keeps Whisper's generation fields across save and load.
-
-    A config marked as derived from the model is rebuilt on reload and loses `lang_to_id` and the like, and
-    `forced_decoder_ids` left in it make saving fail (transformers 5).
-    """
-    config = model.generation_config
-    config._from_model_config = False
-    if getattr(config, "forced_decoder_ids", None) is not None:
-        config.forced_decoder_ids = None
-    if getattr(model.config, "forced_decoder_ids", None) is not None:
-        model.config.forced_decoder_ids = None
 
 
 def target_words(targets: str) -> tuple[set[str], set[str]]:
@@ -234,15 +118,6 @@ def add_adapter(
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:300]}") from None
-
-
-def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
-    """Puts a saved adapter on its base."""
-    from peft import PeftModel
-
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(f"{adapter}: no adapter_model.safetensors; adapters are read from safetensors only.")
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
 
 
 def check_mode(located: Located, mode: str, quantize: str | None = None) -> None:
@@ -350,7 +225,9 @@ def load_model(
         located = with_base(located, base)
         model = load_adapter(load_base(located.base, dtype=dtype, revision=located.commit, **bits), located.adapter)
         if (located.adapter / "generation_config.json").is_file():  # the language it was trained for
-            model.get_base_model().generation_config = load_generation_config(located.adapter)
+            model.get_base_model().generation_config = load_generation_config(
+                located.adapter, revision=located.commit, base=located.base
+            )
     else:
         model = load_base(located.base, dtype=dtype, **bits)
     preparation = load_preparation(located.base, revision=located.commit)

@@ -1,20 +1,22 @@
-"""Where MODEL leads: a base, an adapter on one, a run; and which weights exactly a base is."""
+"""Where MODEL leads: a base, an adapter on one, or a run."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
+import os
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, printable, reason_of, short_repr
+from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
+from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, is_folder, known_commit
 from whisper_peft.recipe_files import expanded
 
 HUB_PREFIX = "hf:"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-BASE_FACTS = "base.json"  # beside an adapter of ours: which weights it was trained on
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Located:
     @property
     def quantize(self) -> str | None:
         """How the base of an adapter of ours was quantised in training; None: not, or it is not known."""
-        facts = self.adapter / BASE_FACTS if self.adapter else None
-        return runs.read_json(facts).get("quantize") if facts and facts.is_file() else None
+        return base_facts(self.adapter).get("quantize") if self.adapter else None
 
 
 def locate(name: str | Path) -> Located:
@@ -45,21 +46,24 @@ def locate(name: str | Path) -> Located:
     path = expanded(text)
     if text.startswith(HUB_PREFIX):
         name = text.removeprefix(HUB_PREFIX)
-        if Path(name).exists():  # transformers would take the folder
+        if _kind_of(Path(name)):  # transformers would take the folder
             raise UserError(f"{text}: a local {name} is in the way of the Hub's; run this from another folder.")
         return Located(text, name, from_hub=True)
-    if path.is_dir():
+    kind = _kind_of(path)
+    if kind == "folder":
         if runs.is_run(path):
             return _locate_run(text, path.resolve())
-        if (path / "adapter_config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
             return _locate_adapter(text, path.resolve(), run=None)
-        if (path / "config.json").is_file():
-            return Located(text, str(path.resolve()))
-        raise UserError(f"{path}: holds no model (config.json), adapter (adapter_config.json) or run (run.json).")
-    if path.exists():
-        raise UserError(f"{path}: a file; MODEL is a folder with a model, an adapter or a run, or a Hub id.")
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise UserError(f"{text}: no such folder, and not a Hub id (owner/name) either.")
+        refuse_foreign_folder(path)
+        return Located(text, str(path.resolve()))
+    if kind:
+        raise UserError(
+            f"{printable(path)}: a file; MODEL is a folder with a model, an adapter or a run, or a Hub id."
+            f"{_what_it_is(path)}"
+        )
+    if not looks_like_hub_id(text):
+        raise UserError(f"{printable(text)}: no such folder, and not a Hub id (owner/name) either.")
     if path.parent.is_dir():  # "runs/mine" with a runs/ here is a folder that is missing, not somebody's model
         near = sorted(folder.name for folder in path.parent.iterdir() if folder.is_dir() and folder.name[0] != ".")
         raise UserError(
@@ -67,6 +71,34 @@ def locate(name: str | Path) -> Located:
             f"write {HUB_PREFIX}{text}."
         )
     return Located(text, text, from_hub=True)
+
+
+def _kind_of(path: Path) -> str | None:
+    """Say what is at a path: a folder, a file, or nothing (None).
+
+    Raises:
+        UserError: It may not be looked at, or the name is too long for any file.
+    """
+    try:
+        return "folder" if stat.S_ISDIR(os.stat(path).st_mode) else "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{printable(path)[:200]}: {reason_of(error)}.") from None
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a file is that was named as MODEL; empty if it is not known."""
+    try:
+        found = foreign_file(path)
+    except UnusableFileError as error:
+        found = error.reason
+    return f" This one: {found}." if found else ""
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Tell owner/name from what can only be a path, of this system or of another one."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text, re.ASCII) is not None
 
 
 def _locate_run(name: str, run: Path) -> Located:
@@ -78,41 +110,45 @@ def _locate_run(name: str, run: Path) -> Located:
 
 
 def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
-    base = runs.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    base = runs.read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path is {short_repr(base)}, expected a text.")
     if not base:
-        raise UserError(f"{adapter}/adapter_config.json: names no base model (base_model_name_or_path).")
-    return Located(name, base, adapter, run, from_hub=not Path(base).is_dir(), commit=known_commit(adapter, base))
-
-
-@contextlib.contextmanager
-def without_bars():
-    """No bar for what takes a second: stderr is for what the user should read."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def load_or_explain(load, source: str, what: str, **options: object):
-    """Calls a from_pretrained, and turns what a user can cause into one clear line."""
-    from safetensors import SafetensorError
-
-    try:
-        with without_bars():
-            return load(source, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = " ".join(str(error).split())
-        if Path(source).is_dir():
-            raise UserError(f"{source}: {what} cannot be loaded ({first[:300]}).") from None
         raise UserError(
-            f"{source}: {what} is neither a local folder nor reachable on the Hub ({first[:200]}). Check the name, "
-            "the network and, for a gated model, 'hf auth login'."
-        ) from None
+            f"{adapter / ADAPTER_CONFIG}: names no base model (base_model_name_or_path); write there the folder or "
+            "the Hub id of the model that the adapter was trained on."
+        )
+    from_hub = not is_folder(base)
+    return Located(name, base, adapter, run, from_hub=from_hub, commit=known_commit(adapter, base))
+
+
+def locate_start(name: str, base: str | Path | None, *, resumed: bool) -> Located:
+    """Find what a run begins with, whose place or whose base may have moved.
+
+    Args:
+        name: The recipe's model.
+        base: Where the base is now; None: where it was.
+        resumed: Whether a run goes on. Then `base` may also stand for a stand-alone model that has moved.
+
+    Raises:
+        UserError: It is not found, or `base` is given for a model that has none.
+    """
+    if base is None:
+        try:
+            located = locate(name)
+        except UserError as error:
+            if resumed and not is_folder(name):
+                raise UserError(f"{error} If the model has moved, say where it is with --base MODEL.") from None
+            raise
+        return with_base(located) if located.adapter else located
+    if is_folder(name) and locate(name).adapter:
+        return with_base(locate(name), base)
+    if not resumed:
+        raise UserError(f"--base {base}: only an adapter has a base, and {name} is none; leave --base away.")
+    moved = locate(base)
+    if moved.adapter:
+        raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
+    return moved
 
 
 def with_base(located: Located, base: str | Path | None = None) -> Located:
@@ -127,16 +163,14 @@ def with_base(located: Located, base: str | Path | None = None) -> Located:
             raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
         commit = known_commit(located.adapter, other.base)
         located = dataclasses.replace(located, base=other.base, from_hub=other.from_hub, commit=commit)
-    elif not Path(located.base).is_dir() and Path(located.base).is_absolute():
-        raise UserError(
-            f"{located.base}: the adapter's base has moved; evaluate, transcribe and merge find it with --base MODEL."
-        )
-    facts = located.adapter / BASE_FACTS
-    if not facts.is_file():
+    else:
+        _find_base(located)
+    known = base_facts(located.adapter)
+    if "sha256" not in known and "hub_id" not in known:
         return located  # an adapter of somebody else's: nothing is known about its base
-    known, found = runs.read_json(facts), base_identity(located.base, revision=located.commit)
+    found = base_identity(located.base, revision=located.commit)
     word = "sha256" if "sha256" in known else "hub_id"
-    if word in known and known[word] != found.get(word):
+    if known[word] != found.get(word):
         raise UserError(
             f"{located.base}: not the weights this adapter was trained on (another "
             f"{'SHA-256' if word == 'sha256' else 'Hub id'}); name the right base with --base MODEL."
@@ -144,50 +178,21 @@ def with_base(located: Located, base: str | Path | None = None) -> Located:
     return located
 
 
-def base_identity(source: str, *, revision: str | None = None) -> dict:
-    """Which weights these are: a path, or a Hub id and commit, and the SHA-256 of the safetensors.
+def _find_base(located: Located) -> None:
+    """Refuse an adapter whose base is not where its config says.
 
-    A Hub base is downloaded for it, if it has not been yet.
+    Raises:
+        UserError: The folder is gone, is of another machine, or is itself an adapter; or the Hub does not have it.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        return {"path": str(folder.resolve()), "sha256": weights_sha256(folder)}
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def download(name: str) -> Path:
-        return Path(load_or_explain(hf_hub_download, source, "the model", filename=name, revision=revision))
-
-    folder = download("config.json").parent
-    commit = folder.name  # the Hub's cache has a folder for each commit
+    base = printable(located.base)[:200]
+    remedy = "say where it is with --base MODEL"
+    if is_folder(located.base):
+        if (Path(located.base) / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{located.adapter}: its base {base} is an adapter itself; merge that one, and {remedy}.")
+        return
+    if not looks_like_hub_id(located.base):
+        raise UserError(f"{base}: the adapter's base has moved, it is not here. {located.adapter} needs it; {remedy}.")
     try:
-        folder = Path(hf_hub_download(source, WEIGHTS, revision=revision)).parent
-    except (EntryNotFoundError, OSError):
-        index = download(WEIGHTS_INDEX)
-        for shard in _shards(index):
-            download(shard)
-        folder = index.parent
-    return {"hub_id": source, "commit": commit, "sha256": weights_sha256(folder)}
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the safetensors that transformers loads from a folder, in the order of their names."""
-    index = folder / WEIGHTS_INDEX
-    names = [WEIGHTS] if (folder / WEIGHTS).is_file() else _shards(index) if index.is_file() else []
-    digest = hashlib.sha256()
-    for name in names or sorted(file.name for file in folder.glob("*.safetensors")):
-        with (folder / name).open("rb") as handle:
-            while chunk := handle.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _shards(index: Path) -> list[str]:
-    return sorted(set(runs.read_json(index)["weight_map"].values()))
-
-
-def known_commit(adapter: Path, source: str) -> str | None:
-    """The commit of a Hub base that an adapter of ours was trained on."""
-    facts = adapter / BASE_FACTS
-    known = runs.read_json(facts) if facts.is_file() else {}
-    return known.get("commit") if known.get("hub_id") == source else None
+        download(located.base, "config.json", located.commit)
+    except UserError as error:
+        raise UserError(f"{located.adapter}: the adapter's base {base} is not found; {remedy}. ({error})") from None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from whisper_peft.model.architecture import Architecture
 from whisper_peft.model.devices import PLAIN_ATTENTION_KEYS
 
+# Bytes of what every page and message of ours calls a GB: cards are sold and shown by nvidia-smi in this unit.
+GIB = 1024**3
 FLOAT = 4  # bytes of float32
 ROWS = 32  # of logits in float32 at a time in training: 51,865 of a vocabulary each, about what a CPU's cache holds
 EVALUATED_ROWS = 256  # of logits at a time where no gradient is wanted: they are made as they are needed

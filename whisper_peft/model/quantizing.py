@@ -8,7 +8,6 @@ and takes 80 bytes a number there; here it is evaluated as it is trained.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ def quantization_config(kind: str, compute_dtype: torch.dtype | None):
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It says at every call that inputs are rounded to float16 for LLM.int8(), and at its import that an optional
-    # kernel is missing.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
     return BitsAndBytesConfig(

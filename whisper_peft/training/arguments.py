@@ -9,8 +9,14 @@ from whisper_peft.model.devices import best_device
 from whisper_peft.recipe import Recipe
 
 
-def training_arguments(recipe: Recipe, run: Path):
-    """The Trainer's arguments for a resolved recipe."""
+def training_arguments(recipe: Recipe, run: Path, *, metric: str | None = None):
+    """Make the Trainer's arguments for a resolved recipe.
+
+    Args:
+        recipe: Resolved.
+        run: The run folder.
+        metric: The figure that chooses the checkpoint; None: the recipe's `evaluate.best_metric`.
+    """
     from whisper_peft.training.trainer import OneDeviceArguments
 
     train = recipe.train
@@ -36,7 +42,7 @@ def training_arguments(recipe: Recipe, run: Path):
         save_strategy="steps",
         save_steps=recipe.evaluate.every_steps,
         save_total_limit=None,  # old checkpoints are removed only after the new one is marked complete
-        metric_for_best_model=recipe.evaluate.best_metric,
+        metric_for_best_model=metric or recipe.evaluate.best_metric,
         greater_is_better=False,
         logging_steps=train.logging_steps,
         report_to=[name for name in train.report_to if name != "tensorboard"] or "none",

@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.model.build import load_processor, whisper_of
-from whisper_peft.model.locating import BASE_FACTS, Located, without_bars
+from whisper_peft.errors import UserError
+from whisper_peft.model.build import whisper_of
+from whisper_peft.model.configs import load_processor
+from whisper_peft.model.identity import ADAPTER_WEIGHTS, BASE_FACTS, weight_files, without_bars
+from whisper_peft.model.loading import fit_to_adapter, shapes_of
+from whisper_peft.model.locating import Located
+from whisper_peft.model.weights import fit_base, read_header, refuse_not_finite, tensors_of
 from whisper_peft.training.speech import Speech
 
 
@@ -48,20 +53,43 @@ def save_processor(processor, folder: Path) -> None:
 
 
 def load_weights(model, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into the model they came from."""
-    from safetensors.torch import load_file
+    """Put a checkpoint's weights into the model they came from.
 
-    if (checkpoint / "adapter_model.safetensors").is_file():
+    Raises:
+        UserError: See `count_weights`.
+    """
+    count_weights(model, checkpoint)
+    state = dict(tensors_of(_weights_of(model, checkpoint)))
+    if whisper_of(model) is model:
+        model.load_state_dict(state, strict=False)  # proj_out is tied to the token embedding, and not stored
+    else:
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-        return
-    state = {}
-    for file in checkpoint.glob("*.safetensors"):
-        state.update(load_file(file))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or set(missing) - {"proj_out.weight"}:  # tied to the decoder's embedding, so not stored
-        raise AssertionError(f"{checkpoint}: weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        set_peft_model_state_dict(model, state)
+
+
+def count_weights(model, checkpoint: Path) -> None:
+    """Hold the weights of a checkpoint against the model that they are to go into.
+
+    Args:
+        model: A Whisper, or an adapter on one.
+        checkpoint: A checkpoint of a run.
+
+    Raises:
+        UserError: A tensor is missing, left over, of another name or shape, or not of finite numbers.
+    """
+    files = _weights_of(model, checkpoint)
+    if whisper_of(model) is model:
+        names = fit_base(read_header(files), shapes_of(model), place=str(checkpoint))
+    else:
+        names = fit_to_adapter(model, checkpoint)
+    if any(name != new_name for name, new_name in names.items()):  # the Trainer would load none of these
+        raise UserError(f"{checkpoint}: the names of its tensors were changed; go on from an earlier checkpoint.")
+    refuse_not_finite(tensors_of(files), place=str(checkpoint), remedy="go on from an earlier checkpoint")
+
+
+def _weights_of(model, checkpoint: Path) -> list[Path]:
+    return weight_files(checkpoint) if whisper_of(model) is model else [checkpoint / ADAPTER_WEIGHTS]
 
 
 def replace_artefact(path: Path, model, located: Located, base: dict) -> None:

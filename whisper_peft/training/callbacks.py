@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from whisper_peft import runs
-from whisper_peft.errors import Interrupted
+from whisper_peft.errors import Interrupted, UserError
 
 
 class GradientCheck(TrainerCallback):
@@ -44,7 +44,13 @@ class GradientCheck(TrainerCallback):
             name for name, p in trainable
             if p.grad is not None and (not adapted or "lora_B" in name) and not p.grad.any()
         ]  # fmt: skip
-        for names, what in ((missing, "no gradient"), (broken, "a non-finite gradient"), (zero, "a zero gradient")):
+        if broken:
+            raise UserError(
+                f"step {state.global_step + 1}: the gradient of {len(broken)} tensors is not a finite number, for "
+                f"example of {broken[0]}. Take a lower train.learning_rate or train.precision=fp32, and look at the "
+                "model's weights and at the loss function, if it is your own."
+            )
+        for names, what in ((missing, "no gradient"), (zero, "a zero gradient")):
             if names:
                 raise AssertionError(f"after the first step {len(names)} trainable tensors have {what}: {names[:3]}")
         self.done = True
@@ -77,7 +83,8 @@ class RunFiles(TrainerCallback):
         checkpoint = folder / f"checkpoint-{state.global_step}"
         last = state.global_step >= state.max_steps or (control.should_training_stop and not self.cut_short())
         self.add_to(checkpoint)
-        runs.mark_complete(checkpoint, step=state.global_step, last_of=state.max_steps if last else None)
+        last_of = state.max_steps if last else None
+        runs.mark_complete(checkpoint, step=state.global_step, last_of=last_of, files=runs.checksums(checkpoint))
         best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
         runs.remove_old_checkpoints(self.run, self.keep, best)
         for function in self.on_checkpoint:
@@ -112,17 +119,30 @@ class LastStep(TrainerCallback):
 class LeftOutRule(TrainerCallback):
     """Names each unusable clip in left_out.jsonl, and stops the run when there are too many of them.
 
-    Judged at the end of the first epoch or after 200 rows, whichever is first, and from then on; never for fewer than
-    10 clips.
+    It is judged after 200 rows, or at the end of the first epoch or of the run, whichever comes first, and from then
+    on. Fewer than 10 clips never stop a run, unless no clip could be used at all.
+
+    Args:
+        run: The run folder.
+        n_rows: Training clips of an epoch, or of a run on a stream.
+        batch_size: Clips in an optimizer step.
+        start: Steps that were made before.
+        max_share: `data.max_left_out`.
+        to_record: (split, clip) -> a line of left_out.jsonl.
+        saved: What `state` gave at the checkpoint that the run goes on from; {} where it kept none.
     """
 
-    def __init__(self, run: Path, *, n_rows: int, batch_size: int, start: int, max_share: float, to_record: Callable):
+    def __init__(
+        self, run: Path, *, n_rows: int, batch_size: int, start: int, max_share: float, to_record: Callable,
+        saved: dict[str, int],
+    ):  # fmt: skip
         self.path, self.n_rows, self.max_share, self.to_record = run / runs.LEFT_OUT, n_rows, max_share, to_record
-        self.batch_size, self.step = batch_size, start
+        self.step = start
         self.known = {
             (one["split"], one["row"]): one["reason"] for one in runs.read_jsonl(self.path)
         }  # a resumed run meets some again
-        self.seen = min(n_rows, start * batch_size)
+        self.seen = saved.get("seen", min(n_rows, start * batch_size))
+        self.used = saved.get("used", start)  # an older checkpoint does not say: at least a clip a step
         self.stopped: str | None = None
 
     @property
@@ -134,6 +154,10 @@ class LeftOutRule(TrainerCallback):
         """Which rows of a split were left out, so far."""
         return {row for known, row in self.known if known == split}
 
+    def state(self) -> dict[str, int]:
+        """Return what a checkpoint keeps: how many clips were met, and how many of them were used."""
+        return {"seen": self.seen, "used": self.used}
+
     def add(self, split: str, left_out: list, *, step: int) -> None:
         """Writes down the clips that are not known yet, and the steps made when they were met."""
         fresh = [one for one in left_out if (split, one.row) not in self.known]
@@ -144,19 +168,36 @@ class LeftOutRule(TrainerCallback):
         """Looks at a step before it is trained on."""
         self.add("train", batch["left_out"], step=self.step + 1)
         self.seen = min(self.n_rows, self.seen + batch["n_clips"] + len(batch["left_out"]))
+        self.used += batch["n_clips"]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stops after a checkpoint."""
         self.step = state.global_step
-        n_out = len(self.reasons)
-        judged = self.seen >= min(200, self.n_rows)
-        if judged and n_out >= 10 and n_out > self.max_share * self.seen:
-            most = max(set(self.reasons), key=self.reasons.count)
-            self.stopped = (
-                f"{n_out} of the first {self.seen} training clips cannot be used (for example: {most}); all are named "
-                f"in {self.path}"
-            )
+        self.stopped = self.verdict(is_over=state.global_step >= state.max_steps)
+        if self.stopped:
             control.should_save = control.should_training_stop = True
+
+    def verdict(self, *, is_over: bool) -> str | None:
+        """Say why the run may not go on, or may not be called trained.
+
+        Args:
+            is_over: Whether all steps are made.
+
+        Returns:
+            What is wrong; None where enough clips could be used.
+        """
+        n_out = len(self.reasons)
+        if not n_out or not (is_over or self.seen >= min(200, self.n_rows)):
+            return None
+        is_too_many = n_out >= 10 and n_out > self.max_share * self.seen
+        if not is_too_many and (self.used or not is_over):
+            return None
+        most = max(set(self.reasons), key=self.reasons.count)
+        n_seen = max(self.seen, n_out)
+        return (
+            f"{n_out} of the first {n_seen} training clips cannot be used (for example: {most}); all are named in "
+            f"{self.path}"
+        )
 
 
 class Signals(TrainerCallback):

@@ -7,14 +7,14 @@ import math
 import os
 from collections.abc import Collection
 
-from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, steps_per_epoch
-from whisper_peft.data.text import has_spaces, language_code
+from whisper_peft.data.text import has_spaces, is_mostly_spaceless, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe import Lora, Recipe
+from whisper_peft.recipe import AT_MOST, Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
 # pre-training (Radford et al. 2022, table 17), by the width of the model; at 128, what suits the shipped miniature.
@@ -36,6 +36,7 @@ def resolve(
     d_model: int,
     multilingual: bool,
     row_languages: Collection[str | None] = (),
+    references: Collection[str] = (),
 ) -> tuple[Recipe, list[str]]:
     """Fills what a recipe leaves null.
 
@@ -45,6 +46,7 @@ def resolve(
         d_model: width of the model.
         multilingual: whether the checkpoint has language tokens.
         row_languages: codes that the training rows name.
+        references: some texts of the clips that select the checkpoint; their script decides, too, by what.
 
     Returns:
         The recipe without open ends, and remarks worth a user's eye before the first step.
@@ -60,6 +62,11 @@ def resolve(
         raise UserError("train.steps and train.epochs: both are set; choose one.")
     per_epoch = steps_per_epoch(n_rows, train.batch_size)
     steps = train.steps or math.ceil((train.epochs or EPOCHS) * per_epoch)
+    if steps > AT_MOST["train.steps"]:
+        raise UserError(
+            f"train.epochs: {train.epochs:g} passes over {n_rows:,} clips are {steps:,} steps of {train.batch_size}; "
+            f"at most {AT_MOST['train.steps']:,} steps are made, so take fewer."
+        )
 
     usual = learning_rate(train.mode, d_model)
     rate = usual if train.learning_rate is None else train.learning_rate
@@ -94,7 +101,9 @@ def resolve(
     if not multilingual and language not in (None, "en"):
         raise UserError(f"{model.name}: an English-only checkpoint cannot be given the language '{language}'.")
     short = None if recipe.features.window == "full" else SLACK_S[recipe.features.window]
-    best = evaluate.best_metric or ("wer" if all(map(has_spaces, spoken)) else "cer")
+    best = evaluate.best_metric
+    if best is None:
+        best = "wer" if all(map(has_spaces, spoken)) and not is_mostly_spaceless(references) else "cer"
     available = get_available_reporting_integrations() if train.report_to else []
     for name in set(train.report_to) - set(available):
         extra = "pip install 'whisper-peft[tensorboard]', or " if name == "tensorboard" else ""
@@ -106,13 +115,52 @@ def resolve(
         lora=dataclasses.replace(recipe.lora, alpha=recipe.lora.alpha or 2 * recipe.lora.rank),
         train=dataclasses.replace(
             train, steps=steps, epochs=None, learning_rate=rate, warmup_steps=warmup, precision=wanted,
-            workers=min(2, os.cpu_count() or 1) if train.workers is None else train.workers,
+            workers=min(2, usable_cores()) if train.workers is None else train.workers,
         ),
         features=dataclasses.replace(recipe.features, slack_s=recipe.features.slack_s or short),
         evaluate=dataclasses.replace(
             evaluate, every_steps=min(evaluate.every_steps or max(1, math.ceil(steps / 5)), steps), best_metric=best
         ),
     ), remarks  # fmt: skip
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a container or taskset may allow fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def refuse_workers(workers: int | None) -> None:
+    """Refuse more processes that read audio than there are cores: they would only take memory from each other.
+
+    Raises:
+        UserError: There are more.
+    """
+    cores = usable_cores()
+    if workers is not None and workers > cores:
+        raise UserError(
+            f"train.workers: {workers:,} processes to read audio, but this machine has {cores} cores for it; take at "
+            f"most --set train.workers={cores}."
+        )
+
+
+def selecting_metric(best_metric: str, languages: Collection[str | None], references: Collection[str]) -> str:
+    """Name the figure that chooses the checkpoint.
+
+    Args:
+        best_metric: `evaluate.best_metric`, resolved.
+        languages: Codes of the clips that select the checkpoint.
+        references: Some of their texts.
+
+    Returns:
+        `best_metric` itself, or `cer_normalized` in place of `cer` where words have no spaces between them: spaces
+        are then a habit, which must choose nothing.
+    """
+    is_spaced = all(map(has_spaces, set(languages) - {None})) and not is_mostly_spaceless(references)
+    if best_metric != "cer" or is_spaced:
+        return best_metric
+    return "cer_normalized"
 
 
 def refuse_optimizer(name: str) -> None:
@@ -143,12 +191,17 @@ def adapters_own(recipe: Recipe, located: Located) -> tuple[Recipe, list[str]]:
     """
     if not located.adapter or recipe.train.mode != "lora":
         return recipe, []
-    config, lora = runs.read_json(located.adapter / "adapter_config.json"), recipe.lora
-    own = {
-        "rank": config["r"], "alpha": config["lora_alpha"], "dropout": config["lora_dropout"],
-        "rslora": bool(config.get("use_rslora")), "dora": bool(config.get("use_dora")),
-        "modules_to_save": tuple(config.get("modules_to_save") or ()), "targets": targets_of(config["target_modules"]),
-    }  # fmt: skip
+    config = read_adapter_config(located.adapter)
+    lora = recipe.lora
+    own = {  # what is not there has peft's own default
+        "rank": config.get("r", 8),
+        "alpha": config.get("lora_alpha", 8),
+        "dropout": config.get("lora_dropout", 0.0),
+        "rslora": config.get("use_rslora", False),
+        "dora": config.get("use_dora", False),
+        "modules_to_save": tuple(config.get("modules_to_save") or ()),
+        "targets": targets_of(config.get("target_modules") or ""),
+    }
     usual = dataclasses.replace(Lora(), alpha=2 * lora.rank)
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]
     remarks = [f"lora.{key}: the adapter that is gone on with has {own[key]}, and keeps it." for key in asked]

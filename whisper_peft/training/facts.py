@@ -13,9 +13,10 @@ from pathlib import Path
 
 from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.rows import fingerprint
+from whisper_peft.data.rows import fingerprint, split_fingerprint
 from whisper_peft.errors import UserError
-from whisper_peft.model.locating import Located, base_identity
+from whisper_peft.model.identity import base_identity, weights_sha256
+from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
 
@@ -38,6 +39,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
         "base": {**base_identity(located.base, revision=located.commit), "quantize": recipe.train.quantize},
+        "adapter_sha256": weights_sha256(located.adapter) if located.adapter else None,  # that is trained further
         "data": {
             "fingerprints": fingerprints(speech),
             "train_clips": None if speech.stream else len(speech.train),
@@ -49,14 +51,30 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
 
 
 def fingerprints(speech: Speech) -> dict[str, str]:
-    """Of each split, and of the files that noise and rooms are taken from."""
-    splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
-    found = {name: fingerprint(data.rows) for name, data in splits.items() if data is not None}
+    """Of each split, and of the files that noise and rooms are taken from; none depends on where the data lies."""
+    parts = {
+        "train": [count for count, _ in speech.parts] or [len(speech.train)],
+        "eval": speech.eval_parts or [len(speech.eval)],
+    }
+    found = {name: split_fingerprint(data.rows, parts.get(name, [len(data)])) for name, data in _splits(speech).items()}
     if speech.stream is not None:
         found["train"] = speech.stream.fingerprint()
     if speech.train.augmentation is not None:
         found["augment"] = speech.train.augmentation.fingerprint()
     return found
+
+
+def _old_fingerprint(name: str, speech: Speech) -> str | None:
+    """A split's fingerprint as earlier versions wrote it, with the places of its files."""
+    if name == "train" and speech.stream is not None:
+        return speech.stream.fingerprint(with_places=True)
+    data = _splits(speech).get(name)
+    return None if data is None else fingerprint(data.rows, with_places=True)
+
+
+def _splits(speech: Speech) -> dict[str, SpeechDataset]:
+    splits = {"train": speech.train, "eval": speech.eval, "test": speech.test}
+    return {name: data for name, data in splits.items() if data is not None}
 
 
 def peak_memory_bytes() -> int:
@@ -88,9 +106,28 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
         UserError: a split has other rows, or the base other weights.
     """
     for name, found in fingerprints(speech).items():
-        if facts["data"]["fingerprints"].get(name) != found:
+        known = facts["data"]["fingerprints"].get(name)
+        if known not in (found, _old_fingerprint(name, speech)):
             what = "a folder of augment" if name == "augment" else f"data.{name}"
             raise UserError(f"{run}: {what} has changed since the run began; start a new run.")
-    commit = facts["base"].get("commit")
+    known = facts.get("adapter_sha256")
+    if known is not None and (located.adapter is None or weights_sha256(located.adapter) != known):
+        raise UserError(
+            f"{run}: the adapter that the run began with is not that at {located.name}; name the right one."
+        )
+    commit = commit_of(facts["base"], located)
     if facts["base"]["sha256"] != base_identity(located.base, revision=commit)["sha256"]:
-        raise UserError(f"{run}: the weights of {located.base} have changed since the run began; start a new run.")
+        raise UserError(
+            f"{run}: the weights of {located.base} have changed since the run began, or are others; name the right "
+            "ones with --base MODEL, or start a new run."
+        )
+
+
+def commit_of(base: dict, located: Located) -> str | None:
+    """The commit of a run's base on the Hub; None where the base is looked for in another place now.
+
+    Args:
+        base: What the run's facts say of its base.
+        located: Where the base is now.
+    """
+    return base.get("commit") if base.get("hub_id") == located.base else None

@@ -17,16 +17,16 @@ from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_T
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
-from whisper_peft.model.build import load_config, load_processor, target_words
+from whisper_peft.model.build import target_words
+from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
-from whisper_peft.model.planning import Load, Memory, Method, predict_memory, trainable
+from whisper_peft.model.planning import GIB, Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given
 from whisper_peft.training.defaults import adapters_own
 from whisper_peft.training.speech import Speech, load_rows
 
-GIB = 1024**3
 REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as much
 MOST_CHARACTERS = 10_000  # of a text that are looked at: far over the token limit
 SAMPLE = 512  # clips whose headers and texts are read to know how long they are
@@ -264,7 +264,7 @@ def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: 
     most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
     recipe, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
     line = (
-        f"Memory: {memory.peak / 1e9:.1f} GB predicted, {device.free / 1e9:.1f} GB free ({device.name}); "
+        f"Memory: {memory.peak / GIB:.1f} GB predicted, {device.free / GIB:.1f} GB free ({device.name}); "
         f"{load.clips} of {recipe.train.batch_size} clips at once where they are longest."
     )
     if memory.peak > REFUSED_ABOVE * device.free and not force:

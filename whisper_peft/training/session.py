@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import Stitching, slack_policy, steps_per_epoch
+from whisper_peft.data.batching import Block, Stitching, slack_policy, steps_per_epoch
 from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
@@ -23,9 +22,10 @@ from whisper_peft.progress import bar
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import save_recipe
 from whisper_peft.training.arguments import tensorboard_callback, training_arguments
-from whisper_peft.training.artefacts import load_weights, replace_artefact, set_generation_language
+from whisper_peft.training.artefacts import count_weights, load_weights, replace_artefact, set_generation_language
+from whisper_peft.training.defaults import selecting_metric
 from whisper_peft.training.facts import hours, padding_share, peak_memory_bytes
-from whisper_peft.training.speech import Speech
+from whisper_peft.training.speech import Speech, fixed_rows
 
 
 class Session:
@@ -52,7 +52,10 @@ class Session:
         self.limits = {
             name: training_limit(data, preparation) for name, data in (("eval", speech.eval), speech.scored)
         }  # fmt: skip
-        self.selection = _fixed_rows(len(speech.eval), recipe.evaluate.max_clips)
+        self.selection = fixed_rows(len(speech.eval), recipe.evaluate.max_clips)
+        self.saved = self._saved()
+        languages = {speech.eval.language_of(number) for number in range(len(speech.eval))}
+        self.metric = selecting_metric(recipe.evaluate.best_metric, languages, speech.references)
 
     def fit(self, model, *, loss: Callable | None, callbacks: Sequence, on_checkpoint: Sequence, began: float) -> dict:
         """Scores, trains, scores again.
@@ -83,7 +86,7 @@ class Session:
         self.left_out = events.LeftOutRule(
             run, n_rows=speech.clips_per_epoch or recipe.train.steps * recipe.train.batch_size,
             batch_size=recipe.train.batch_size, start=self.start,
-            max_share=recipe.data.max_left_out, to_record=left_out_record,
+            max_share=recipe.data.max_left_out, to_record=left_out_record, saved=self.saved.get("clips", {}),
         )  # fmt: skip
         self.signals = events.Signals()
         self.trainer = self._trainer(model, loss, callbacks, on_checkpoint)
@@ -95,7 +98,7 @@ class Session:
             scores = self._score_after(compared)
         return runs.update_facts(
             run, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), best_step=best,
-            best_metric=recipe.evaluate.best_metric, **scores, trainable_parameters=trainable, parameters=total,
+            best_metric=self.metric, **scores, trainable_parameters=trainable, parameters=total,
             train_hours=self._hours(), empty_steps=self.trainer.empty_steps, padding_share=padding_share(self.trainer),
             left_out=len(self.left_out.known), seconds=round(time.monotonic() - began, 1),
         )  # fmt: skip
@@ -126,15 +129,15 @@ class Session:
             self.run, recipe.train.keep_checkpoints, list(on_checkpoint),
             steps_per_epoch(self.speech.clips_per_epoch, recipe.train.batch_size),
             cut_short=lambda: bool(self.signals.received or self.left_out.stopped),
-            add_to=lambda checkpoint: stream and runs.write_json(
-                checkpoint / runs.STREAM, stream.state_at(runs.checkpoint_step(checkpoint))
-            ),
+            add_to=self._add_to,
         ))  # fmt: skip
+        block = self.saved.get("block")
         trainer = SpeechTrainer(
-            model, training_arguments(recipe, self.run), dataset=self.speech.train, batch_size=recipe.train.batch_size,
-            micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
+            model, training_arguments(recipe, self.run, metric=self.metric), dataset=self.speech.train,
+            batch_size=recipe.train.batch_size, micro_batch_size=recipe.train.micro_batch_size,
+            micro_batch_s=recipe.train.micro_batch_s or math.inf,
             slack_s=slack_s, start=self.start, parts=self.speech.parts, stitching=self._stitching(), stream=stream,
-            masks=recipe.augment.masks,
+            begin=Block(**block) if block else None, masks=recipe.augment.masks,
             loss=loss or token_loss_sum, on_batch=self.left_out.on_batch, on_finer_cut=self._finer_cut, callbacks=extra,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # figures go to metrics.jsonl, progress to the bar
@@ -151,13 +154,28 @@ class Session:
         if self.checkpoint:
             self.speech.stream.go_on(saved["stream"])
         return StreamSampler(
-            self.speech.stream, self.recipe.train.batch_size, buffer_rows=self.recipe.data.shuffle_buffer,
-            slack_s=slack_s, seed=self.recipe.train.seed, start=self.start, first=saved["first_step"],
-            stitching=self._stitching(),
+            self.speech.stream, self.speech.train, self.recipe.train.batch_size,
+            buffer_rows=self.recipe.data.shuffle_buffer, slack_s=slack_s, seed=self.recipe.train.seed,
+            start=self.start, first=saved["first_step"], stitching=self._stitching(),
         )  # fmt: skip
 
+    def _saved(self) -> dict:
+        """Read what the checkpoint knows of its place among the clips; {} of a new run, or of an older checkpoint."""
+        kept = self.checkpoint / runs.STEPS if self.checkpoint else None
+        return runs.read_json(kept) if kept and kept.is_file() else {}
+
+    def _add_to(self, checkpoint: Path) -> None:
+        """Write into a checkpoint where the clips of the next step are."""
+        state = self.trainer.sampler.state_at(runs.checkpoint_step(checkpoint))
+        place = {"clips": self.left_out.state()}
+        if self.speech.stream is None:
+            place["block"] = state
+        else:
+            runs.write_json(checkpoint / runs.STREAM, state)
+        runs.write_json(checkpoint / runs.STEPS, place)
+
     def _stitching(self) -> Stitching | None:
-        """How training clips are joined into longer windows; None where the recipe does not ask for it."""
+        """Say how training clips are joined into longer windows; None where the recipe does not ask for it."""
         share = self.recipe.features.stitch
         if not share:
             return None
@@ -189,6 +207,8 @@ class Session:
         if checkpoint and runs.trained_to_the_end(checkpoint, recipe.train.steps):
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # killed while scoring
         else:
+            if checkpoint:
+                count_weights(trainer.model, checkpoint)  # transformers and peft load what fits, and pass over the rest
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - tick + facts.get("train_seconds", 0.0)
         step = trainer.state.global_step
@@ -202,15 +222,18 @@ class Session:
                 self.signals.received,
                 f"interrupted after step {step}, saved; whisper-peft train --resume {run} goes on.",
             )
-        if self.left_out.stopped:
-            raise UserError(
-                f"data.train: {self.left_out.stopped}. Mend them and start a new run, or accept them: "
-                f"whisper-peft train --resume {run} --set data.max_left_out=1"
-            )
+        wrong = self.left_out.stopped or self.left_out.verdict(is_over=True)
+        if wrong:
+            remedy = "Mend them and start a new run"
+            if self.left_out.used:
+                remedy += f", or accept them: whisper-peft train --resume {run} --set data.max_left_out=1"
+            raise UserError(f"data.train: {wrong}. {remedy}")
         if kept:
             self.say(f"Augmentation: {kept} clips stayed as they were: too long with it, or their noise unreadable.")
         best = trainer.state.best_global_step or step
-        load_weights(trainer.model, run / runs.CHECKPOINTS / f"checkpoint-{best}")
+        checkpoint = run / runs.CHECKPOINTS / f"checkpoint-{best}"
+        runs.verify_checkpoint(checkpoint, "it holds the best weights; bring it back from a copy, or start a new run")
+        load_weights(trainer.model, checkpoint)
         folder = runs.ADAPTER if recipe.train.mode == "lora" else runs.MODEL
         replace_artefact(run / folder, trainer.model, self.located, facts["base"])
         return best
@@ -226,7 +249,16 @@ class Session:
                 stop_loops=selecting, max_new_tokens=limit, beams=self.recipe.evaluate.beams,
                 workers=self.recipe.train.workers, progress=update, autocast=self.trainer.accelerator.autocast,
             )  # fmt: skip
-        self.left_out.add(split, found.left_out, step=self.trainer.state.global_step)
+        step = self.trainer.state.global_step
+        self.left_out.add(split, found.left_out, step=step)
+        broken = [one for one in found.transcripts if not math.isfinite(one.loss_sum)]
+        if broken:
+            when = f"after step {step}" if step else "before training"
+            raise UserError(
+                f"{when} the token loss of {len(broken)} {split} clips is not a finite number, for example of "
+                f"{dataset.rows[broken[0].row].name}: the model's numbers overflow. Take a lower train.learning_rate "
+                f"(now {self.recipe.train.learning_rate:g}) or train.precision=fp32."
+            )
         return found
 
     def _evaluate(self) -> dict:
@@ -238,35 +270,53 @@ class Session:
         found = self._score("eval", self.selection, self.limits["eval"], "eval", slack_s=short, selecting=True)
         result = figures(self.speech.eval, found)
         step, steps = self.trainer.state.global_step, self.recipe.train.steps
-        self.say(f"Step {step} of {steps}: {_rates(result)} on {result['clips']} eval clips.")
+        self.say(f"Step {step} of {steps}: {self._rates(result)} on {result['clips']} eval clips.")
         return {**result, "loss": result["token_loss"]}
+
+    def _rates(self, result: dict) -> str:
+        rates = f"WER {result['wer']:.1%}, CER {result['cer']:.1%}"
+        if self.metric == "cer_normalized":
+            rates += f", CER normalised {result['cer_normalized']:.1%}"
+        return f"{rates}, token loss {result['token_loss']:.3f}"
 
     def _compared(self) -> list[int]:
         """Rows that are scored before and after."""
         most = self.recipe.evaluate.compare_clips
-        return _fixed_rows(len(self.speech.scored[1]), most) if most else []
+        return fixed_rows(len(self.speech.scored[1]), most) if most else []
+
+    def _score_fully(self, rows: Sequence[int], when: str) -> Transcripts:
+        """Score rows of the reported split under the model's own generation limit.
+
+        That limit is the one of every figure that a run reports. A transcript that ends below a shorter limit is the
+        same under the model's own, so only those that reach the shorter one are made again.
+        """
+        (split, _), full = self.speech.scored, full_limit(self.preparation)
+        limit = self.limits[split]
+        found = self._score(split, rows, limit, f"{split} {when}")
+        again = [one.row for one in found.transcripts if one.reached_limit]
+        if again and limit < full:
+            redone = {one.row: one for one in self._score(split, again, full, f"{split}, full limit").transcripts}
+            found.transcripts = [redone.get(one.row, one) for one in found.transcripts]
+        return found
+
+    def _figures(self, found: Transcripts) -> dict:
+        split, scored = self.speech.scored
+        return {**figures(scored, found), "split": split, "max_new_tokens": full_limit(self.preparation)}
 
     def _score_before(self, compared: list[int]) -> None:
-        split, scored = self.speech.scored
-        found = self._score(split, compared, self.limits[split], f"{split} before training")
-        before = {**figures(scored, found), "split": split, "max_new_tokens": self.limits[split]}
+        split = self.speech.scored[0]
+        before = self._figures(self._score_fully(compared, "before training"))
         runs.update_facts(self.run, before=before)
-        self.say(f"Before: {_rates(before)} on {before['clips']} {split} clips.")
+        self.say(f"Before: {self._rates(before)} on {before['clips']} {split} clips.")
 
     def _score_after(self, compared: list[int]) -> dict:
-        """`after`, on the rows that were scored before; `final`, on all and with the model's own limit."""
+        """`after`, on the rows that were scored before; `final`, on all of them."""
         (split, scored), after, final = self.speech.scored, None, None
         if compared or split == "test":
-            limit, full = self.limits[split], full_limit(self.preparation)
-            found = self._score(split, range(len(scored)), limit, f"{split} after training")
+            found = self._score_fully(range(len(scored)), "after training")
             if compared:
-                after = {**figures(scored, _subset(found, compared)), "split": split, "max_new_tokens": limit}
-            again = [one.row for one in found.transcripts if one.reached_limit]
-            if again and limit < full:  # what ended below the short limit is the same under the full one
-                redone = self._score(split, again, full, f"{split}, full limit").transcripts
-                rows = {one.row: one for one in redone}
-                found.transcripts = [rows.get(one.row, one) for one in found.transcripts]
-            final = {**figures(scored, found), "split": split, "max_new_tokens": full}
+                after = self._figures(_subset(found, compared))
+            final = self._figures(found)
             runs.rewrite_jsonl(self.run / "transcripts.jsonl", records(scored, found))
         return {"after": after, "final": final}
 
@@ -288,17 +338,8 @@ def _forget_after(run: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def _fixed_rows(n_rows: int, most: int | None) -> list[int]:
-    """At most so many rows, always the same ones."""
-    return list(range(n_rows)) if not most or n_rows <= most else sorted(random.Random(0).sample(range(n_rows), most))
-
-
 def _subset(found: Transcripts, rows: Sequence[int]) -> Transcripts:
     chosen = set(rows)
     return Transcripts(
         [one for one in found.transcripts if one.row in chosen], [one for one in found.left_out if one.row in chosen]
     )
-
-
-def _rates(result: dict) -> str:
-    return f"WER {result['wer']:.1%}, CER {result['cer']:.1%}, token loss {result['token_loss']:.3f}"

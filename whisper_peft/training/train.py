@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,25 +17,28 @@ from whisper_peft.data.dataset import Augment
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.architecture import Architecture
-from whisper_peft.model.build import (
-    build_model,
-    check_mode,
-    load_config,
-    load_preparation,
-    target_pattern,
-)
+from whisper_peft.model.build import build_model, check_mode, target_pattern
+from whisper_peft.model.configs import load_config, load_preparation
 from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
-from whisper_peft.model.locating import Located, locate, with_base
-from whisper_peft.recipe import Recipe, override
-from whisper_peft.recipe_files import given, load_recipe, save_recipe
-from whisper_peft.training.defaults import adapters_own, resolve
-from whisper_peft.training.facts import check_unchanged, first_facts
-from whisper_peft.training.first_look import first_look
+from whisper_peft.model.locating import Located, locate_start
+from whisper_peft.recipe import Recipe, as_dict
+from whisper_peft.recipe_files import given, save_recipe
+from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
+from whisper_peft.training.facts import check_unchanged, commit_of, first_facts
+from whisper_peft.training.first_look import first_look, refuse_unusable
 from whisper_peft.training.fitting import check_memory
+from whisper_peft.training.resuming import check_checkpoints, resumed_recipe
 from whisper_peft.training.session import Session
-from whisper_peft.training.speech import Speech, check_languages, load_rows, make_speech, overlap_remarks
+from whisper_peft.training.speech import (
+    MOST_OF_TEXT,
+    MOST_SCORED,
+    Speech,
+    check_languages,
+    load_rows,
+    make_speech,
+    overlap_remarks,
+)
 
-RESUMABLE = ("train.steps", "data.max_left_out")  # what --resume may change: neither touches the steps already made
 LONG_WINDOW = 500  # positions of the encoder, about 10 s: above, or checkpointing, memory matters more than time
 
 
@@ -56,6 +60,7 @@ def train(
     *,
     output: str | Path | None = None,
     resume: str | Path | None = None,
+    base: str | Path | None = None,
     changes: dict[str, object] | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -72,8 +77,10 @@ def train(
         recipe: a Recipe, a path, or the name of a shipped one; not with `resume`.
         output: the new run folder.
         resume: a run folder to go on with, from its newest complete checkpoint.
-        changes: recipe keys to set, as ``{"train.steps": 200}``; with `resume` only train.steps (to a higher number)
-            and data.max_left_out.
+        base: where the base of the adapter that is trained further is now; with `resume`, where the run's base is.
+        changes: recipe keys to set, as ``{"train.steps": 200}``; with `resume` only train.steps (to a higher number),
+            data.max_left_out and train.workers, and where data or model lie that have moved: data.train, data.eval,
+            data.test, model.name, augment.noise_folder and augment.room_folder.
         dry_run: read the sources and resolve the recipe, train nothing; returns the resolved Recipe.
         force: train although the plan says that there is not enough memory.
         augment: (wave float32 (n_samples,) at 16 kHz, numpy Generator) -> wave; seeded by seed, epoch and row; after
@@ -100,7 +107,8 @@ def train(
         )
     if resume is not None:
         run = Path(resume)
-        recipe = _resumed_recipe(run, changes or {}, say)
+        recipe = resumed_recipe(run, changes or {}, say)
+        check_checkpoints(run)
     else:
         recipe = given(recipe, changes or {})
         if output is None and not dry_run:
@@ -108,15 +116,17 @@ def train(
         run = Path(output) if output is not None else Path("run")
         if not dry_run:
             runs.refuse_existing(run, f"whisper-peft train --resume {run} goes on with it, or name another --output")
+    runs.refuse_odd_name(run)
+    refuse_workers(recipe.train.workers)
     if name := recipe.model.language_token or recipe.model.language:
         language_code(name)  # raises: before anything slow
     target_pattern(recipe.lora.targets)  # likewise
-    located = locate(recipe.model.name)
+    located = locate_start(recipe.model.name, base, resumed=resume is not None)
     check_mode(located, recipe.train.mode, recipe.train.quantize)
-    if located.adapter:
-        located = with_base(located)
-    elif located.from_hub and resume is not None:  # the commit that the run began with, whatever is newest now
-        located = dataclasses.replace(located, commit=runs.read_json(run / runs.FACTS)["base"].get("commit"))
+    if located.adapter is None and located.from_hub and resume is not None:
+        # The commit that the run began with, whatever is newest now.
+        began_with = runs.read_json(run / runs.FACTS)["base"]
+        located = dataclasses.replace(located, commit=commit_of(began_with, located))
     prepared = functools.cache(lambda: load_preparation(located.base, revision=located.commit))
     rows = load_rows(recipe, n_tokens=lambda text: prepared().n_tokens(text))
     preparation = prepared()
@@ -124,8 +134,9 @@ def train(
     recipe, remarks = resolve(
         recipe, n_rows=clips_per_epoch(rows.parts), d_model=config.d_model, multilingual=preparation.multilingual,
         row_languages={row.language for row in rows.train},
+        references=[row.text[:MOST_OF_TEXT] for row in rows.eval[:MOST_SCORED]],
     )  # fmt: skip
-    remarks += overlap_remarks(rows)
+    remarks += [*rows.remarks, *overlap_remarks(rows)]
     recipe, more = adapters_own(recipe, located)
     remarks += more
     speech = make_speech(rows, recipe, preparation, augment=augment)
@@ -138,14 +149,18 @@ def train(
     if resume is None:  # else it was looked at when the run began, and has not changed since
         for line in first_look(rows, speech, recipe, preparation):
             say(line)
+        refuse_unusable(speech, recipe)
     if dry_run:
         return recipe
     if resume is None:
-        facts = first_facts(recipe, speech, located)
+        facts = {**first_facts(recipe, speech, located), "recipe": as_dict(recipe)}
     else:
         facts = runs.read_json(run / runs.FACTS)
         check_unchanged(run, facts, speech, located)
-    located = dataclasses.replace(located, commit=facts["base"].get("commit"))  # whatever is newest on the Hub by then
+        if Path(located.base).is_dir() and "path" in facts["base"]:
+            facts["base"]["path"] = str(Path(located.base).resolve())  # it may have moved
+    # Whatever is newest on the Hub by then.
+    located = dataclasses.replace(located, commit=commit_of(facts["base"], located))
     if load.positions > LONG_WINDOW or recipe.train.gradient_checkpointing:
         return_large_blocks()
     set_seed(recipe.train.seed)
@@ -163,11 +178,15 @@ def train(
             (folder / runs.LEFT_OUT).touch()
     else:
         save_recipe(recipe, run / runs.RECIPE)
-        runs.update_facts(run, finished=None)
+        runs.update_facts(run, finished=None, recipe=as_dict(recipe), base=facts["base"])
     session = Session(run.resolve(), recipe, speech, located, preparation, say=say, progress=progress)
-    return TrainResult(
-        session.run, session.fit(model, loss=loss, callbacks=callbacks, on_checkpoint=on_checkpoint, began=began)
-    )
+    try:
+        facts = session.fit(model, loss=loss, callbacks=callbacks, on_checkpoint=on_checkpoint, began=began)
+    except Exception:
+        if resume is None and not runs.complete_checkpoints(session.run):
+            shutil.rmtree(session.run)  # nothing to go on from: a folder would only block the run's name
+        raise
+    return TrainResult(session.run, facts)
 
 
 def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
@@ -190,24 +209,3 @@ def summary(recipe: Recipe, speech: Speech, located: Located) -> list[str]:
         f"learning rate {train.learning_rate:g}, {train.schedule} after {train.warmup_steps} warm-up steps; "
         f"evaluation every {recipe.evaluate.every_steps} steps, best by {recipe.evaluate.best_metric}.",
     ]
-
-
-def _resumed_recipe(run: Path, changes: dict[str, object], say: Callable[[str], None]) -> Recipe:
-    if not runs.is_run(run):
-        raise UserError(f"{run}: not a run folder (no {runs.FACTS} and {runs.RECIPE} in it).")
-    recipe = load_recipe(run / runs.RECIPE)
-    facts = runs.read_json(run / runs.FACTS)
-    for key in changes:
-        if key not in RESUMABLE:
-            raise UserError(f"{key}: cannot change when a run is resumed; only {' and '.join(RESUMABLE)} can.")
-    changed = override(recipe, changes)
-    if changed.train.steps < recipe.train.steps:
-        raise UserError(f"train.steps: can only be raised on resume; the run has {recipe.train.steps}.")
-    if changed.train.steps > recipe.train.steps:
-        say(
-            f"Steps raised from {recipe.train.steps} to {changed.train.steps}: the {recipe.train.schedule} schedule "
-            "goes on as if it had been planned for that many from the start: the learning rate steps up at this point."
-        )
-    elif facts.get("finished"):
-        raise UserError(f"{run}: finished already; raise --steps above {recipe.train.steps} to train further.")
-    return changed

@@ -19,13 +19,15 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 
 from whisper_peft.data.batching import (
     STITCHING,
+    Block,
     Stitching,
+    block_of,
     block_size,
+    blocks,
     clips_at_once,
     cut,
-    fill_steps,
+    like_lengths,
     most_joined,
-    steps,
 )
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
@@ -59,29 +61,49 @@ class StepSampler:
 
     Not prepared by accelerate, which would hand each rank other whole batches; and it begins at `start` instead of
     reading what was trained on already.
+
+    Args:
+        dataset: The training rows.
+        batch_size: Clips in a step.
+        slack_s: step -> seconds of silence wanted behind its longest clip.
+        seed: Of the order.
+        start: The first step.
+        parts: (rows, weight) of the sources.
+        rank: Number of this process.
+        n_ranks: Number of processes.
+        begin: The block that `start` is in, as `state_at` gave it; None where no block was kept.
     """
 
     def __init__(
         self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
-        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int, stitching: Stitching | None = None,
+        parts: Sequence[tuple[int, float]], rank: int, n_ranks: int, begin: Block | None = None,
+        stitching: Stitching | None = None,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
         self.parts, self.rank, self.n_ranks, self.stitching = parts, rank, n_ranks, stitching
+        self.begin = begin or block_of(start, len(dataset), batch_size, parts=parts)
+        self.drawn: list[Block] = []
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
-        drawn = steps(
-            len(self.dataset),
-            self.batch_size,
-            seed=self.seed,
-            duration_s=self.dataset.duration_s,
-            slack_s=self.slack_s,
-            start=self.start,
-            parts=self.parts,
-            stitching=self.stitching,
-            voices=None if self.stitching is None else voices_of(self.dataset.rows, self.parts),
-        )
-        return (picks[self.rank :: self.n_ranks] for picks in drawn)
+        voices = None if self.stitching is None else voices_of(self.dataset.rows, self.parts)
+        found = blocks(
+            len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.usable_s, parts=self.parts,
+            begin=self.begin, stitching=self.stitching, voices=voices,
+        )  # fmt: skip
+        for block, batches in found:
+            self.drawn.append(block)
+            for step, picks in enumerate(batches, start=block.step):
+                if step >= self.start:
+                    slack_s = self.slack_s(step)
+                    share = picks[self.rank :: self.n_ranks]
+                    yield [dataclasses.replace(pick, slack_s=slack_s) for pick in share]
+
+    def state_at(self, step: int) -> dict:
+        """Return the block that holds the step after so many, as JSON; older blocks are forgotten."""
+        while len(self.drawn) > 1 and self.drawn[1].step <= step:
+            self.drawn.pop(0)
+        return dataclasses.asdict(self.drawn[0])
 
 
 class StreamSampler:
@@ -92,6 +114,7 @@ class StreamSampler:
 
     Args:
         stream: at the start of the block that step `start` is of.
+        dataset: of the same speech; it tells how long a row is, and whether it can be used.
         batch_size: clips in a step.
         buffer_rows: of a block.
         slack_s: step -> seconds of silence wanted behind its longest clip.
@@ -101,33 +124,41 @@ class StreamSampler:
     """
 
     def __init__(
-        self, stream: RowStream, batch_size: int, *, buffer_rows: int, slack_s: Callable[[int], float], seed: int,
-        start: int, first: int, stitching: Stitching | None = None,
+        self, stream: RowStream, dataset: SpeechDataset, batch_size: int, *, buffer_rows: int,
+        slack_s: Callable[[int], float], seed: int, start: int, first: int, stitching: Stitching | None = None,
     ):  # fmt: skip
-        self.stream, self.batch_size, self.rows = stream, batch_size, block_size(batch_size, buffer_rows)
-        self.stitching = stitching
+        self.stream, self.dataset, self.batch_size = stream, dataset, batch_size
+        self.rows, self.stitching = block_size(batch_size, buffer_rows), stitching
         self.slack_s, self.seed, self.start, self.first = slack_s, seed, start, first
         self.blocks: list[tuple[int, dict]] = []
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        """Endless."""
+        """Endless.
+
+        Raises:
+            UserError: A whole block has no usable clip.
+        """
         step = self.first
         while True:
             self.blocks.append((step, self.stream.state()))
             number = self.stream.block
-            drawn = self.stream.draw(self.rows)
-            units = [
-                (SpeechDataset.seconds_of(row), Pick(place, epoch, given=row))
-                for place, (row, epoch) in enumerate(drawn, start=step * self.batch_size)
-            ]
+            drawn = enumerate(self.stream.draw(self.rows), start=number * self.rows)
+            picks = [(self.dataset.usable_s(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
             if self.stitching is not None:
-                units = self._stitched(units, number)
-            for batch in fill_steps(units, self.batch_size, (self.seed, number)):
+                picks = self._stitched(picks, number)
+            batches = like_lengths(picks, self.batch_size, (self.seed, number))
+            if not batches:
+                row = picks[0][1].given
+                raise UserError(
+                    f"data.train: none of the next {self.rows} clips of the stream can be used, for example "
+                    f"{row.name}: {self.dataset.fault(row)}. Mend the source, and go on with --resume."
+                )
+            for batch in batches:
                 if step >= self.start:
                     yield [dataclasses.replace(pick, slack_s=self.slack_s(step)) for pick in batch]
                 step += 1
 
-    def _stitched(self, units: list[tuple[float, Pick]], block: int) -> list[tuple[float, Pick]]:
+    def _stitched(self, units: list[tuple[float | None, Pick]], block: int) -> list[tuple[float | None, Pick]]:
         """Join a share of a block's clips; two sources of a stream count as one where no speaker is named."""
         voices = voices_of([pick.given for _, pick in units])
         rng = np.random.default_rng((self.seed, block, STITCHING))
@@ -157,6 +188,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         start: the step to begin with.
         parts: (rows, weight) of the sources, see `steps`.
         stream: gives the steps, where the rows are of a stream.
+        begin: the block that `start` is in, where a checkpoint kept it.
         masks: of SpecAugment, see `masked`; None: none.
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
@@ -180,6 +212,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         parts: Sequence[tuple[int, float]] = (),
         stitching: Stitching | None = None,
         stream: StreamSampler | None = None,
+        begin: Block | None = None,
         masks: Mapping[str, float] | None = None,
         evaluate_model: Callable[[], dict] | None = None,
         loss: Callable = token_loss_sum,
@@ -189,8 +222,11 @@ class SpeechTrainer(Seq2SeqTrainer):
     ):
         super().__init__(model=model, args=args, train_dataset=dataset, eval_dataset=dataset, callbacks=callbacks)
         self.batch_size, self.micro_batch_size, self.micro_batch_s = batch_size, micro_batch_size, micro_batch_s
-        self.slack_s, self.start, self.parts, self.stream, self.masks = slack_s, start, parts, stream, masks
-        self.stitching = stitching
+        self.slack_s, self.start, self.parts, self.masks = slack_s, start, parts, masks
+        self.sampler = stream or StepSampler(
+            dataset, batch_size, slack_s=slack_s, seed=self.args.seed, start=start, parts=parts, begin=begin,
+            rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes, stitching=stitching,
+        )  # fmt: skip
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.kept, self.speech_s, self.window_s = 0, 0, 0.0, 0.0
 
@@ -199,11 +235,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         dataset, workers = self.train_dataset, self.args.dataloader_num_workers
         return DataLoader(
             dataset,
-            batch_sampler=self.stream or StepSampler(
-                dataset, self.batch_size, slack_s=self.slack_s, seed=self.args.seed, start=self.start,
-                parts=self.parts, rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
-                stitching=self.stitching,
-            ),
+            batch_sampler=self.sampler,
             collate_fn=SpeechCollator(dataset.preparation),
             num_workers=workers,
             worker_init_fn=leave_signals_to_main if workers else None,
@@ -230,7 +262,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         inputs["input_features"] = self._common_window(inputs["input_features"])
         window_s = inputs["input_features"].shape[-1] / self.train_dataset.preparation.frames_per_s
         self.window_s += window_s * len(labels)
-        return self._in_pieces(model, inputs, window_s, n_ranks / n_tokens)  # data parallel takes the mean over ranks
+        loss = self._in_pieces(model, inputs, window_s, n_ranks / n_tokens)  # data parallel takes the mean over ranks
+        if not loss.isfinite():
+            rate = self.args.learning_rate
+            raise UserError(
+                f"step {self.state.global_step + 1}: the training loss is {loss.item()}, which is not a finite number. "
+                f"Nothing after the last checkpoint is kept. Take a lower train.learning_rate (now {rate:g}) or "
+                "train.precision=fp32, and look at the data with whisper-peft check."
+            )
+        return loss
 
     def _in_pieces(self, model, inputs: dict, window_s: float, scale: float) -> torch.Tensor:
         """The step's micro-batches; where memory runs out the whole step again, cut finer: it is the same step."""

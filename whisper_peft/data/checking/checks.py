@@ -17,6 +17,7 @@ from whisper_peft.data.checking.alignment import Mispairing, correlations, find_
 from whisper_peft.data.checking.findings import MOST_READ, Findings, Part
 from whisper_peft.data.checking.likelihoods import by_text, gains_of, unlikely_texts
 from whisper_peft.data.checking.listening import Measures, listen
+from whisper_peft.data.checking.meanings import ELSEWHERE, Doubt, describe_times, doubt_times, look_at_rows
 from whisper_peft.data.checking.pacing import text_sizes, unusual_paces
 from whisper_peft.data.checking.sounds import look_at_sounds, misstated_rate
 from whisper_peft.data.checking.twins import look_at_copies, look_at_twins
@@ -24,10 +25,21 @@ from whisper_peft.data.checking.wording import look_at_texts, scripts_of
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text
+from whisper_peft.files import short_repr
 from whisper_peft.progress import bar
 
-UNUSABLE = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text")
+UNUSABLE = (
+    "times-elsewhere",
+    "bad-segments",
+    "missing",
+    "unreadable",
+    "truncated",
+    "over-window",
+    "over-token-limit",
+    "empty-text",
+)
 TOKENS_PER_BYTE = {True: 0.3, False: 0.72}  # is it ASCII; at most, as Malayalam has them
+LONGEST_TEXT = 5_000  # characters; 448 tokens of English are some 2,000
 SUSPECT, OUTLIER = 3.0, 6.0  # robust deviations of log seconds from what the text should take
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -50,6 +62,8 @@ class Limits:
         Raises:
             TooLongError: More than the model takes.
         """
+        if len(text) > LONGEST_TEXT:
+            raise TooLongError(f"{len(text):,} characters of text; no clip of {self.window_s:g} s has as many")
         if self.preparation is None:
             count = estimated_tokens(text)
             if count > 444:
@@ -74,6 +88,7 @@ class Checked:
     findings: Findings
     seconds: list[list[float | None]]  # part -> row, by the header
     tokens: list[list[int | None]]  # part -> row
+    files_s: list[list[float | None]] = field(default_factory=list)  # part -> row; of the whole file, by its header
     mispairings: list[list[Mispairing]] = field(default_factory=list)  # part ->
     correlations: list[dict[int, float]] = field(default_factory=list)
     languages: list[Counter] = field(default_factory=list)
@@ -115,6 +130,8 @@ def check_parts(
     limits: Limits = Limits(),
     language: str | None = None,
     task: str = "transcribe",
+    borrowed: bool = False,
+    times: str | None = None,
     audio: bool = True,
     losses: Losses | None = None,
     progress: bool = False,
@@ -126,6 +143,8 @@ def check_parts(
         limits: of the model.
         language: code for rows that name none.
         task: transcribe or translate.
+        borrowed: whether all rows get a borrowed language token.
+        times: "use": the columns with start and end are right, whatever the files say.
         audio: whether to decode the clips.
         losses: a model's, see `Losses`.
         progress: show bars on stderr.
@@ -134,13 +153,22 @@ def check_parts(
     findings = Findings(parts)
     checked = Checked(parts, findings, [], [])
     for number, part in enumerate(parts):
-        found = mapped(_header(), part.rows, f"headers of {part.name}", progress)
-        checked.seconds.append([_note_header(findings, number, row, one, limits) for row, one in enumerate(found)])
+        headers = list(mapped(_header(), part.rows, f"headers of {part.name}", progress))
+        checked.files_s.append([header.file_s for header in headers])
+        doubts = [] if times == "use" else doubt_times(part.rows, checked.files_s[number])
+        doubted = _note_doubts(findings, number, doubts, checked.files_s[number])
+        checked.seconds.append(
+            [
+                None if row in doubted else _note_header(findings, number, row, header.found, limits)
+                for row, header in enumerate(headers)
+            ]
+        )
         checked.tokens.append(
             [_note_text(findings, number, row, limits, language, task) for row in range(len(part.rows))]
         )
         look_at_texts(findings, number, language=language, task=task)
-        checked.languages.append(Counter(row.language or language or "not named" for row in part.rows))
+        look_at_rows(findings, number, checked.seconds[number], language=language, borrowed=borrowed)
+        checked.languages.append(Counter(_language_of(row, language) for row in part.rows))
     look_at_twins(findings)
     measures: list[dict[int, Measures]] = [{} for _ in parts]
     if audio:
@@ -170,11 +198,43 @@ def mapped(function: Callable[[T], R], items: Sequence[T], label: str, progress:
             update(1)
 
 
-def _header() -> Callable[[Row], float | str]:
-    """Row -> its seconds by the header, or why there are none; a recording of many rows is read once."""
+def _language_of(row: Row, language: str | None) -> str:
+    if row.unknown_language:
+        return f"{short_repr(row.unknown_language)} (unknown)"
+    return row.language or language or "not named"
+
+
+def _note_doubts(
+    findings: Findings, part: int, doubts: Sequence[Doubt], files_s: Sequence[float | None]
+) -> frozenset[int]:
+    """Note the questions about times; the rows of which nothing more can be said come back."""
+    doubted: set[int] = set()
+    for doubt in doubts:
+        for number in doubt.rows:
+            row = findings.parts[part].rows[number]
+            detail = describe_times(row, files_s[number])
+            if number == doubt.rows[0]:  # asked once, and listed first
+                findings.add(doubt.kind, part, number, f"{doubt.question} ({detail})", weight=1.0)
+            else:
+                findings.add(doubt.kind, part, number, detail)
+        if doubt.kind == ELSEWHERE:
+            doubted |= set(doubt.rows)
+    return frozenset(doubted)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a row's file says."""
+
+    found: float | str  # seconds of the row, or why there are none
+    file_s: float | None = None  # seconds of the file, where they are known
+
+
+def _header() -> Callable[[Row], Header]:
+    """Row -> what its header says; a recording of many rows is read once."""
     known: dict[str, float | str] = {}
 
-    def read(row: Row) -> float | str:
+    def read(row: Row) -> Header:
         many = row.end_s is not None and isinstance(row.audio, str)
         if not many or row.audio not in known:
             try:
@@ -185,15 +245,20 @@ def _header() -> Callable[[Row], float | str]:
                 known[row.audio] = found
         else:
             found = known[row.audio]
-        if isinstance(found, str):
-            return found
-        if row.start_s >= found:
-            return f"starts at {row.start_s:g} s, but the recording has only {found:.2f} s"
-        if row.end_s is not None and row.end_s <= row.start_s:
-            return f"ends at {row.end_s:g} s, before it starts"
-        return (found if row.end_s is None else row.end_s) - row.start_s
+        return Header(found) if isinstance(found, str) else Header(_piece_of(row, found), found)
 
     return read
+
+
+def _piece_of(row: Row, file_s: float) -> float | str:
+    """Seconds of a row within its file, or why there are none."""
+    if row.start_s < 0:
+        return f"starts at {row.start_s:g} s, before the recording"
+    if row.start_s >= file_s:
+        return f"starts at {row.start_s:g} s, but the recording has only {file_s:.2f} s"
+    if row.end_s is not None and row.end_s <= row.start_s:
+        return f"ends at {row.end_s:g} s, before it starts"
+    return (file_s if row.end_s is None else row.end_s) - row.start_s
 
 
 def _note_header(findings: Findings, part: int, row: int, found: float | str, limits: Limits) -> float | None:
@@ -224,7 +289,8 @@ def _note_text(
     try:
         return limits.n_tokens(text, row.language or language, task)
     except TooLongError as error:
-        kind = "over-token-limit" if limits.preparation else "perhaps-over-token-limit"
+        is_sure = limits.preparation is not None or len(text) > LONGEST_TEXT
+        kind = "over-token-limit" if is_sure else "perhaps-over-token-limit"
         findings.add(kind, part, number, str(error), weight=len(text))
         return estimated_tokens(text)
 

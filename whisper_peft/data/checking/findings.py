@@ -41,6 +41,19 @@ KINDS: dict[str, Kind] = {
     "other-order": Kind(
         "error", "files and texts were paired in two orders, one by letters (rec_10 before rec_2): most are wrong",
         "pair them by name, not by place in a list; --fix does it"),
+    "times-elsewhere": Kind(
+        "error", "start and end do not seem to be times in these files, and sound cut there would not be what is said",
+        "take each file whole (--times ignore, data.times: ignore), or correct the columns; --times use keeps to them"),
+    "unknown-language": Kind(
+        "error", "the row names a language that Whisper does not know; such rows are never taken for another language",
+        "correct the column, or say --language where all rows are of one, or borrow a related language's token: "
+        "--language-token LANG"),
+    "text-in-prompt": Kind(
+        "error", "the text stands in its own prompt: the model would learn to copy what it was told",
+        "name no prompt column, or one that holds what was said before the clip"),
+    "bad-segments": Kind(
+        "error", "the times of the row's segments cannot be right, so it is not known when what is said",
+        "correct the times, or leave the segments out"),
     "missing": Kind(
         "error", "there is no such file, so the clip is never learnt from",
         "correct the path, or leave the row out"),
@@ -86,6 +99,9 @@ KINDS: dict[str, Kind] = {
     "too-little-text": Kind(
         "warning", "less text than the time holds: words are missing, or there is long silence, or another's text",
         "listen, and correct the row or leave it out"),
+    "times-cut": Kind(
+        "warning", "start and end leave out sound that no other row uses, while the text may be that of the whole file",
+        "listen; take each file whole with --times ignore (data.times: ignore)"),
     "perhaps-over-token-limit": Kind(
         "warning", "the text may have more tokens than the model takes; without a model its tokens are only estimated",
         "name the model (--model), which counts them"),
@@ -101,6 +117,12 @@ KINDS: dict[str, Kind] = {
     "duplicate-row": Kind(
         "warning", "the same row is there twice, and is learnt twice as often",
         "keep one of them"),
+    "integer-scale": Kind(
+        "warning", "float samples on the scale of integers, which many tools read as noise; they are divided by it",
+        "nothing has to be done for this tool; for others, divide the samples or write the file as integers"),
+    "opposite-channels": Kind(
+        "warning", "the channels cancel each other when they are mixed to one; they are turned over where they do",
+        "nothing has to be done for this tool; for others, turn one channel over or keep one only"),
     "clipping": Kind(
         "warning", "the waveform is cut at full scale: it sounds distorted",
         "record at a lower level, or leave the clip out"),
@@ -122,9 +144,15 @@ KINDS: dict[str, Kind] = {
     "digits": Kind(
         "warning", "numbers in digits where other texts have words: one is read in two ways",
         "write numbers as they are spoken"),
+    "language-as-said": Kind(
+        "note", "the rows name a language that Whisper does not know, and are taken for the one that --language says",
+        "fine if that is what you mean"),
     "mixed-script": Kind(
         "note", "letters of two scripts within a word: look-alikes, typed or recognised wrongly",
         "correct the letters"),
+    "spaced-words": Kind(
+        "note", "spaces between the words of a script that has none: the model learns to write them",
+        "take them out if readers do not want them; the normalised CER does not count them"),
     "duplicate-text": Kind(
         "note", "the same sentence several times; fine from several speakers, else it is learnt by heart",
         "see that few sentences do not make up the set"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from whisper_peft.data.audio import load_audio
+from whisper_peft.data.audio import read_sound
 from whisper_peft.data.rows import Row
 
 RATE_HZ = 16_000
@@ -32,19 +33,23 @@ class Measures:
     clipped: float  # share of samples at the peak
     high_db: float  # level above 4.2 kHz, against that below
     spectrum: np.ndarray  # float32 (n_bands,), dB, mean 0
+    full_scale: float = 1.0  # what the file's float samples were divided by
+    cancelled_s: float = 0.0  # seconds in which its channels cancel each other
 
 
-def listen(row: Row, *, end_s: float | None) -> Measures:
+def listen(row: Row, *, end_s: float | None, longest_s: float | None = None) -> Measures:
     """Decode a clip and measure it.
 
     Args:
         row: of the clip.
         end_s: where to stop; None: at its end.
+        longest_s: what is of use, in seconds; a longer clip is refused, and not decoded to its end.
 
     Raises:
-        AudioError: It cannot be decoded, or holds less than is stated.
+        AudioError: It cannot be decoded, holds less than is stated, or is too long.
     """
-    return measure(load_audio(row.sound(), start_s=row.start_s, end_s=end_s, sample_rate_hz=RATE_HZ))
+    sound = read_sound(row.sound(), start_s=row.start_s, end_s=end_s, longest_s=longest_s, sample_rate_hz=RATE_HZ)
+    return dataclasses.replace(measure(sound.wave), full_scale=sound.full_scale, cancelled_s=sound.cancelled_s)
 
 
 def measure(wave: np.ndarray) -> Measures:

@@ -14,8 +14,8 @@ from whisper_peft.data.checking.wording import without_markup
 from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 
-BAD_SOUND = ("missing", "unreadable", "truncated", "over-window", "silence", "wrong-rate")
-BAD_TEXT = ("over-token-limit", "empty-text", "wrong-script", "broken-characters")
+BAD_SOUND = ("times-elsewhere", "missing", "unreadable", "truncated", "over-window", "silence", "wrong-rate")
+BAD_TEXT = ("bad-segments", "unknown-language", "over-token-limit", "empty-text", "wrong-script", "broken-characters")
 BAD_PAIR = ("two-texts", "unlikely-text", "too-much-text", "too-little-text")
 TWICE = ("duplicate-audio", "duplicate-row")
 CHANGES, SOUND = "changes.jsonl", "sound"

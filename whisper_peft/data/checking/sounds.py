@@ -6,8 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_peft.data.checking.findings import Findings
-from whisper_peft.data.checking.listening import CLIPPED_SHARE, QUIET_DB, SILENT_DB, STEADY_DB, Measures, speed_of
+from whisper_peft.data.audio import AudioError
+from whisper_peft.data.checking.findings import Findings, Part
+from whisper_peft.data.checking.listening import (
+    CLIPPED_SHARE,
+    QUIET_DB,
+    SILENT_DB,
+    STEADY_DB,
+    Measures,
+    listen,
+    speed_of,
+)
+from whisper_peft.files import printable
 
 _NARROW_DB = -60.0  # above 4.2 kHz against below
 _PEAK_OF_CLIPPED = 0.5  # of full scale: what is clipped has been loud, even if a codec has rounded it
@@ -24,10 +34,38 @@ def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) 
     """
     for part, known in enumerate(measures):
         for number, one in known.items():
+            _look_at_making(findings, part, number, one)
             if findings.parts[part].rows[number].no_speech:
                 continue
             _look_at_level(findings, part, number, one)
         _look_at_bands(findings, part, known)
+
+
+def mended_sounds(part: Part, *, n_clips: int, longest_s: float) -> dict[str, tuple[int, str]]:
+    """Listen to a few clips of a source, spread over it, for what the decoder mends without a word.
+
+    Args:
+        part: The source.
+        n_clips: How many clips are listened to.
+        longest_s: What the model takes, in seconds; longer clips are passed over.
+
+    Returns:
+        kind of finding -> (number of clips that have it, the first of them and what is the matter with it).
+    """
+    findings = Findings([part])
+    every = max(1, len(part.rows) // n_clips)
+    for number in range(0, len(part.rows), every)[:n_clips]:
+        row = part.rows[number]
+        try:
+            measures = listen(row, end_s=row.end_s, longest_s=longest_s)
+        except AudioError:
+            continue  # is named by whoever trains on it
+        _look_at_making(findings, 0, number, measures)
+    seen = {}
+    for kind, rows in findings.found.items():
+        (_, number), (_, detail, _) = min(rows.items())
+        seen[kind] = (len(rows), f"{printable(part.rows[number].name)}: {detail}")
+    return seen
 
 
 def misstated_rate(one: Measures, usual: np.ndarray, pace: float) -> float | None:
@@ -40,6 +78,16 @@ def misstated_rate(one: Measures, usual: np.ndarray, pace: float) -> float | Non
     """
     factor, nearer_db = speed_of(one.spectrum, usual, near=pace)
     return factor if abs(np.log(factor)) > _STRETCHED and nearer_db > _NEARER_DB[factor > 1] else None
+
+
+def _look_at_making(findings: Findings, part: int, number: int, one: Measures) -> None:
+    """Note what had to be done with the samples before they could be used."""
+    if one.full_scale != 1:
+        detail = f"its samples reach {one.peak * one.full_scale:.0f}; divided by {one.full_scale:.0f}"
+        findings.add("integer-scale", part, number, detail)
+    if one.cancelled_s:
+        detail = f"in {min(one.cancelled_s, one.seconds):.1f} of {one.seconds:.1f} s; turned over there"
+        findings.add("opposite-channels", part, number, detail, weight=one.cancelled_s)
 
 
 def _look_at_level(findings: Findings, part: int, number: int, one: Measures) -> None:

@@ -11,10 +11,13 @@ from functools import lru_cache
 
 from whisper_peft.data.checking.findings import MOST_READ, Findings
 from whisper_peft.data.rows import Row
+from whisper_peft.data.text import is_spaceless
 
 NEITHER = "neither NFC nor NFD"
 _NEARLY_ALL = 0.9  # of the letters of a source in one script: then texts in another are remarked on
 _MOST_OF = 0.6  # of the texts with one policy: then the others are
+_FEWEST_WORDS = 3  # between spaces: fewer may be phrases
+_LONGEST_WORDS = 4  # letters on average: phrases, between which Thai and Khmer have spaces, are longer
 _JOINERS = frozenset("\u200c\u200d")  # they spell
 _NOISE = r"[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*"
 _ENTITY = r"&(?:[a-z]{2,8}|#\d{1,6});"
@@ -99,7 +102,8 @@ def look_at_texts(findings: Findings, part: int, *, language: str | None, task: 
     letters = sum((text.scripts for text in texts), Counter())
     for text in texts:
         row = findings.parts[part].rows[text.row]
-        code = "en" if task == "translate" else row.language or language
+        spoken = None if row.unknown_language else row.language or language
+        code = "en" if task == "translate" else spoken
         _look_at_script(findings, part, text, row, _SCRIPTS.get(code, ("LATIN",)) if code else _main_script(letters))
     forms = Counter(text.form for text in texts if text.form)
     usual = "NFC" if forms["NFC"] >= forms["NFD"] else "NFD"
@@ -123,6 +127,10 @@ def _look_at_one(findings: Findings, part: int, number: int, text: str) -> None:
     invisible = sorted(set(_INVISIBLE.findall(text)))
     if invisible:
         findings.add("control-characters", part, number, ", ".join(f"U+{ord(c):04X}" for c in invisible[:5]))
+    pieces = [piece for piece in text.split() if is_spaceless(piece)]
+    n_letters = sum(unicodedata.category(character)[0] == "L" for piece in pieces for character in piece)
+    if len(pieces) >= _FEWEST_WORDS and n_letters <= _LONGEST_WORDS * len(pieces):
+        findings.add("spaced-words", part, number, " ".join(pieces[:6]))
     if found := _MARKUP.findall(text):
         findings.add("markup", part, number, ", ".join(found[:3]), suggestion=without_markup(text))
 

@@ -1,0 +1,230 @@
+"""Read the cues of .srt and .vtt files: times and plain lines, with all markup of the formats removed."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from whisper_peft.errors import UserError
+from whisper_peft.files import short_repr
+
+# Seconds; 115 days. A time beyond this limit is a mistake, not a place in a recording.
+MOST_S = 10_000_000.0
+_ARROW = "-->"
+_CLOCK = re.compile(r"(?:(\d{1,5}):)?(\d{1,3}):(\d{1,2})(?:[.,](\d{1,9}))?")
+_LIKE_A_CLOCK = re.compile(r"[-\d:.,\s]*")
+_BROKEN_ARROW = re.compile(r"\s*\d{1,5}:\d\d:\d\d[.,]\d{1,9}\s*[^\w\s]{1,3}\s*\d{1,5}:\d\d:\d\d[.,]\d{1,9}(?:\s.*)?")
+# Blocks of a .vtt that hold no speech. Players that save streams write WEBVTT again before each part.
+_NO_SPEECH_BLOCK = re.compile(r"(NOTE|WEBVTT)(\s.*)?|(STYLE|REGION)\s*")
+_TAG = re.compile(r"(<[^<>]*>)")
+_WORD_TIME = re.compile(r"<(?:\d{1,5}:)?\d{1,3}:\d{1,2}[.,]\d{1,9}>")
+# In .vtt everything in angle brackets that begins with a letter or a slash is markup. In .srt only these names are:
+# anything else, as in "<laughs>", was typed by a person.
+_VTT_TAG = re.compile(r"</?[A-Za-z][^<>]*>|</>")
+_SRT_TAG = re.compile(r"</?(?:b|br|c|font|i|lang|p|rt|ruby|s|span|strong|em|u|v)(?:[\s./][^<>]*)?/?>", re.IGNORECASE)
+_RUBY_TEXT_BEGINS = re.compile(r"<rt\b", re.IGNORECASE)
+_RUBY_TEXT_ENDS = re.compile(r"</rt\b|</ruby\b|<ruby\b", re.IGNORECASE)
+_LINE_BREAK_TAG = re.compile(r"<br\b", re.IGNORECASE)
+_MAY_BE_MARKUP = re.compile(r"[<&{\\]")
+# Positions and styles of SubStation Alpha and MicroDVD, which players obey in other formats, too: {\an8}, {y:i}.
+_BRACES = re.compile(r"\{\\[^{}]*\}|\{[A-Za-z]:[^{}]{0,40}\}")
+_ESCAPED_BREAK = re.compile(r"\\[Nh]")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+# Direction marks and zero-width spaces, which caption programs put at the ends of lines to place them.
+_PADDING = " \u200b\u200e\u200f\ufeff"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a cue, without markup."""
+
+    text: str
+    n_unmarked: int | None = None  # number of words before the first time mark; None: the line has no marks
+    start_s: float | None = None  # time of its first word, where the line begins with a mark
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What is shown from one time to another."""
+
+    start_s: float
+    end_s: float
+    lines: tuple[Line, ...]
+
+    @property
+    def text(self) -> str:
+        """All lines in one."""
+        return " ".join(line.text for line in self.lines)
+
+
+def read_cues(path: Path, page: str) -> list[Cue]:
+    """Read the cues of a caption file, in their order in the file; those without text are dropped.
+
+    Args:
+        path: The file, for messages.
+        page: Its content. What begins with WEBVTT is read as .vtt whatever its name is.
+
+    Raises:
+        UserError: A cue has no proper times. The message names its line.
+    """
+    lines = page.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    is_vtt = page.startswith("WEBVTT") or path.suffix.lower() == ".vtt"
+    cues = []
+    for start_s, end_s, payload in _blocks(path, lines, is_vtt):
+        texts = [_plain(line, is_vtt) for line in payload]
+        shown = tuple(line for line in texts if line.text)
+        if shown:
+            cues.append(Cue(start_s, end_s, shown))
+    return cues
+
+
+def _blocks(path: Path, lines: list[str], is_vtt: bool) -> Iterator[tuple[float, float, list[str]]]:
+    """Split a page at its lines of times.
+
+    A blank line does not end a cue, although the standard of .vtt says so: video sites pad their cues with blank
+    lines, and what people type by hand has some, too.
+
+    Yields:
+        Start and end in seconds, and the lines of the text, which may be blank.
+    """
+    times: tuple[float, float] | None = None
+    payload: list[str] = []
+    n_cues = 0
+    is_skipped = False
+    is_numbered = False
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{path}:{number}: NUL bytes in it: not UTF-8, or damaged; save it as UTF-8.")
+        found = _times(line, f"{path}:{number}: cue {n_cues + 1}", _expects_times(payload, n_cues))
+        if found is None:
+            begins_block = payload[-1] == "" if payload else n_cues == 0
+            if is_vtt and begins_block and _NO_SPEECH_BLOCK.fullmatch(line):
+                is_skipped = True
+            elif line == "":
+                is_skipped = False
+            if not is_skipped:
+                payload.append(line)
+            continue
+        is_numbered = _drop_name(payload, is_vtt, is_numbered, n_cues) or is_numbered
+        if times is not None:
+            yield (*times, payload)
+        times = found
+        payload = []
+        is_skipped = False
+        n_cues += 1
+    if times is not None:
+        yield (*times, payload)
+
+
+def _expects_times(before: list[str], n_cues: int) -> bool:
+    """Tell whether a line of times is expected behind these lines: behind a blank line, or its number."""
+    if not before:
+        return n_cues == 0
+    if not before[-1].strip():
+        return True
+    return before[-1].strip().isdecimal() and (len(before) == 1 or not before[-2].strip())
+
+
+def _times(line: str, place: str, is_expected: bool) -> tuple[float, float] | None:
+    """Read a line of times; None for a line of text.
+
+    Raises:
+        UserError: It is a line of times, but they are none.
+    """
+    left, arrow, right = line.partition(_ARROW)
+    if not arrow:
+        if _BROKEN_ARROW.fullmatch(line):
+            raise UserError(f"{place}: {_shown(line)} has no arrow (-->) between its times; mend it.")
+        return None
+    stated = right.split(maxsplit=1)[:1]  # what follows are settings, as "align:start position:0%"
+    start_s = _seconds(left)
+    end_s = _seconds(stated[0]) if stated else None
+    if start_s is not None and end_s is not None:
+        if max(start_s, end_s) > MOST_S:
+            raise UserError(f"{place}: {_shown(line)} is beyond any recording (over 115 days); mend its times.")
+        if end_s < start_s:
+            raise UserError(f"{place}: {_shown(line)} ends before it starts; mend its times.")
+        return start_s, end_s
+    if is_expected or (left.strip() and _LIKE_A_CLOCK.fullmatch(left)):
+        raise UserError(f"{place}: {_shown(line)} has no proper times; expected 00:00:01,000 --> 00:00:02,500.")
+    return None
+
+
+def _shown(line: str) -> str:
+    return short_repr(line.strip())
+
+
+def _seconds(clock: str) -> float | None:
+    """Read a time as hours:minutes:seconds.fraction; hours and fraction may be missing."""
+    match = _CLOCK.fullmatch("".join(clock.split()))
+    if match is None:
+        return None
+    hours, minutes, seconds, fraction = match.groups()
+    return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction or 0}")
+
+
+def _drop_name(payload: list[str], is_vtt: bool, is_numbered: bool, n_cues: int) -> bool:
+    """Drop the number or the name of the next cue from the end of the lines before its times.
+
+    Args:
+        payload: The lines before the times; changed in place.
+        is_vtt: Whether a name may be any text.
+        is_numbered: Whether an earlier cue had a number.
+        n_cues: The number of cues before this one.
+
+    Returns:
+        Whether there was a number.
+    """
+    last = len(payload) - 1
+    while last >= 0 and not payload[last].strip():
+        last -= 1
+    if last < 0:
+        return False
+    name = payload[last].strip()
+    is_adjacent = last == len(payload) - 1
+    stands_alone = not payload[last - 1].strip() if last else n_cues == 0
+    if is_adjacent and stands_alone:
+        is_name = is_vtt or name.isdecimal()
+    elif is_adjacent:
+        is_name = is_numbered and name.isdecimal()
+    else:  # some programs put a blank line behind every line
+        is_name = stands_alone and name == str(n_cues + 1) and (is_numbered or n_cues == 0)
+    if is_name:
+        del payload[last:]
+    return is_name and name.isdecimal()
+
+
+def _plain(line: str, is_vtt: bool) -> Line:
+    """Take all markup out of a line of a cue."""
+    if not _MAY_BE_MARKUP.search(line):
+        return Line(" ".join(line.split()).strip(_PADDING))
+    markup = _VTT_TAG if is_vtt else _SRT_TAG
+    pieces: list[str] = []
+    n_unmarked: int | None = None
+    start_s: float | None = None
+    is_ruby_text = False
+    for piece in _TAG.split(line):
+        if _WORD_TIME.fullmatch(piece):
+            if n_unmarked is None:
+                n_unmarked = len("".join(pieces).split())
+                start_s = None if n_unmarked else _seconds(piece[1:-1])
+        elif piece.startswith("<") and markup.fullmatch(piece):
+            if _RUBY_TEXT_BEGINS.match(piece):
+                is_ruby_text = True
+            elif _RUBY_TEXT_ENDS.match(piece):
+                is_ruby_text = False
+            elif _LINE_BREAK_TAG.match(piece):
+                pieces.append(" ")
+        elif not is_ruby_text:  # the reading that is printed small above a word is not spoken a second time
+            pieces.append(piece)
+    text = _ESCAPED_BREAK.sub(" ", _BRACES.sub("", "".join(pieces)))
+    for _ in range(2):  # video sites escape "'" as "&amp;#39;"
+        text = _ENTITY.sub(_character, text)
+    return Line(" ".join(text.split()).strip(_PADDING), n_unmarked, start_s)
+
+
+def _character(match: re.Match[str]) -> str:
+    return html.unescape(match[0])

@@ -1,0 +1,94 @@
+"""Which language is spoken: named, or as the model was trained for, or as the model itself hears it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from whisper_peft.data.audio import AudioError, load_audio
+from whisper_peft.data.features import Preparation
+from whisper_peft.data.rows import Row
+from whisper_peft.data.text import AUTO_LANGUAGE, language_code
+from whisper_peft.errors import UserError
+from whisper_peft.model.build import whisper_of
+from whisper_peft.model.devices import to_device
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:
+    """Decide the language to transcribe in: the one named, else the one in the model's generation config.
+
+    Args:
+        model: Whisper, or an adapter on one.
+        preparation: Of its checkpoint.
+        language: A name, a code, "auto" or None.
+
+    Returns:
+        Whisper's code; "auto" where the model is to listen for it; None for an English-only checkpoint.
+
+    Raises:
+        UserError: Nothing says which language it is, or an English-only checkpoint is given another one.
+    """
+    if language is not None and language.strip().lower() == AUTO_LANGUAGE:
+        return AUTO_LANGUAGE if preparation.multilingual else None
+    if not preparation.multilingual:
+        if language is not None:
+            preparation.check_languages([(language_code(language), "--language")])
+        return None
+    configured = getattr(whisper_of(model).generation_config, "language", None)
+    if language is None and not isinstance(configured, str):
+        raise UserError(
+            "--language: the model does not say which language it was trained for; name it, or let the model listen "
+            "for it with --language auto."
+        )
+    return language_code((language or configured).strip("<|>"))
+
+
+def detect_language(model, preparation: Preparation, wave: np.ndarray) -> str:
+    """Let a model tell the language of a recording, from its first window.
+
+    Args:
+        model: A multilingual Whisper, or an adapter on one.
+        preparation: Of its checkpoint.
+        wave: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
+
+    Returns:
+        Whisper's code of the language whose token the model finds likeliest.
+    """
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    whisper = whisper_of(model)
+    device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
+    features = preparation.encode_stretch(wave[: preparation.window_samples], preparation.window_frames)
+    with torch.no_grad():
+        states = whisper.get_encoder()(torch.from_numpy(features)[None].to(device, dtype)).last_hidden_state
+        token = whisper.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states)).item()
+    codes = {number: name.strip("<|>") for name, number in whisper.generation_config.lang_to_id.items()}
+    return codes[token]
+
+
+def listen_for_languages(model, preparation: Preparation, rows: Sequence[Row]) -> list[Row]:
+    """Give each row that names no language the one that the model hears.
+
+    Args:
+        model: A multilingual Whisper in eval mode, or an adapter on one.
+        preparation: Of its checkpoint.
+        rows: The clips.
+    """
+    model = to_device(model)
+    named = []
+    for row in rows:
+        if row.language is not None:
+            named.append(row)
+            continue
+        try:
+            wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
+            code = detect_language(model, preparation, wave)
+        except AudioError:
+            code = "en"  # as good as any: a clip that cannot be read is left out
+        named.append(dataclasses.replace(row, language=code))
+    return named

@@ -1,0 +1,282 @@
+"""Load a base and an adapter, with every tensor of their files counted against the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_peft.errors import Notice, UserError
+from whisper_peft.files import printable
+from whisper_peft.model.adapter_configs import load_peft_config, read_adapter_config
+from whisper_peft.model.configs import load_config, load_generation_config, repair_generation_config
+from whisper_peft.model.devices import best_device
+from whisper_peft.model.foreign import foreign_config, refuse_foreign_folder
+from whisper_peft.model.identity import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_folder,
+    load_or_explain,
+    weight_files,
+    without_bars,
+)
+from whisper_peft.model.quantizing import quantization_config, settle
+from whisper_peft.model.weights import (
+    fit_adapter,
+    fit_base,
+    read_header,
+    refuse_not_finite,
+    refuse_own_head,
+    tensors_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
+
+DAMAGED = "copy or download them again, or take an earlier checkpoint of their training"
+# What an adapter may bring besides its own tensors: peft saves these with it where they were resized or adapted.
+SAVED_WITH_ADAPTERS = ("embed_tokens", "proj_out")
+
+
+def load_base(
+    source: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> WhisperForConditionalGeneration:
+    """Load the full weights, from safetensors only, with an encoder that takes shorter windows, too.
+
+    Args:
+        source: Local folder or Hub id.
+        dtype: Of the weights; "auto" keeps the checkpoint's own; None is float32.
+        revision: Commit on the Hub; None is the newest.
+        quantize: "8bit" or "4bit": see `quantizing`. The model is on its device then.
+        compute_dtype: Of a 4-bit base; None is float32.
+
+    Raises:
+        UserError: The model is not found, is not a Whisper, or is quantised already; its weights come as pickle only,
+            do not fit its config, or are not finite numbers.
+    """
+    import torch
+
+    from whisper_peft.model.windows import window_encoder
+
+    if is_folder(source):
+        refuse_foreign_folder(Path(source))
+    config = load_config(source, revision=revision)
+    found = foreign_config(config.to_dict())
+    if found:  # of a model on the Hub
+        raise UserError(f"{source}: {found}.")
+    files = weight_files(source, revision=revision)
+    names = fit_base(read_header(files), shapes_of(empty_whisper(config)), place=source)
+    refuse_own_head(files, names, place=source)
+
+    # transformers is handed the generation config that was checked, so that it does not read the file itself.
+    generation = load_generation_config(source, revision=revision)
+    options: dict[str, object] = {
+        "dtype": torch.float32 if dtype is None else dtype,
+        "generation_config": generation,
+    }
+    if quantize is not None:
+        options["quantization_config"] = quantization_config(quantize, compute_dtype)
+        options["device_map"] = {"": best_device()}
+    model = _load_renamed(source, config, files, names, options, revision)
+    model.generation_config = generation or model.generation_config
+    repair_generation_config(model)
+    # A quantised layer's own numbers are integers: the files tell what they were made from.
+    tensors = model.named_parameters() if quantize is None else tensors_of(files)
+    refuse_not_finite(tensors, place=source, remedy=DAMAGED)
+    window_encoder(model)
+    if quantize is not None:
+        settle(model)
+    return model
+
+
+def _load_renamed(
+    source: str,
+    config: WhisperConfig,
+    files: list[Path],
+    names: Mapping[str, str],
+    options: dict[str, object],
+    revision: str | None,
+) -> WhisperForConditionalGeneration:
+    """Let transformers load the weights, from their files, or by other names than they have there."""
+    from transformers import WhisperForConditionalGeneration
+
+    if all(name == new_name for name, new_name in names.items()):
+        return load_or_explain(
+            WhisperForConditionalGeneration.from_pretrained,
+            source,
+            "the weights (safetensors)",
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            revision=revision or "main",
+            **options,
+        )
+    state = {names[name]: tensor for name, tensor in tensors_of(files)}
+    with without_bars():
+        model = WhisperForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=state, trust_remote_code=False, **options
+        )
+    # A saved adapter names its base by these.
+    model.name_or_path = source
+    model.config.name_or_path = source
+    return model
+
+
+def empty_whisper(config: WhisperConfig) -> WhisperForConditionalGeneration:
+    """Build the Whisper that a config describes, without memory for its weights."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    with torch.device("meta"):
+        return WhisperForConditionalGeneration(config)
+
+
+def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a model by their names."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
+    """Put a saved LoRA adapter on its base.
+
+    Args:
+        model: The base.
+        adapter: The adapter's folder.
+        trainable: Whether its weights are to be trained further.
+
+    Raises:
+        UserError: It is no LoRA adapter, does not fit the base, or is damaged.
+    """
+    from peft import set_peft_model_state_dict
+
+    file = _adapter_file(adapter)
+    adapted = _adapted(model, adapter, trainable=trainable)
+    names = fit_to_adapter(adapted, adapter)
+    state = {names[name]: tensor for name, tensor in tensors_of([file])}
+    refuse_not_finite(state.items(), place=str(adapter), remedy=DAMAGED)
+    result = set_peft_model_state_dict(adapted, state)
+    if result.unexpected_keys:  # they were counted before: peft reads its own names otherwise than it writes them
+        raise AssertionError(f"{adapter}: peft did not take {result.unexpected_keys[:3]}")
+    if not trainable:
+        adapted.requires_grad_(False)
+        adapted.eval()
+        if changes_nothing(adapted):
+            warnings.warn(f"{adapter}: the adapter changes nothing, its update is zero.", Notice, stacklevel=2)
+    return adapted
+
+
+def _adapter_file(adapter: Path) -> Path:
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.exists():
+        raise UserError(f"{adapter}: no {ADAPTER_WEIGHTS}; adapters are read from safetensors only.")
+    return file
+
+
+def _adapted(model: PreTrainedModel, adapter: Path, *, trainable: bool) -> PeftModel:
+    """Put layers as an adapter's config describes them on a base; their weights are still to come."""
+    from peft import PeftModel
+
+    config = load_peft_config(adapter, model)
+    config.inference_mode = not trainable
+    # SEQ_2_SEQ_LM would pass input_ids, which Whisper does not know, here and to whoever loads what is saved next.
+    config.task_type = None
+    config.base_model_name_or_path = model.name_or_path
+    try:
+        return PeftModel(model, config)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"{adapter}: its {ADAPTER_CONFIG} does not fit a Whisper; likely the adapter belongs to another kind of "
+            f"model ({printable(' '.join(str(error).split()))[:200]})."
+        ) from None
+
+
+def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
+    """Hold the tensors of an adapter's file against the layers that are there for them.
+
+    Args:
+        adapted: A base with an adapter's layers.
+        adapter: The folder of the file.
+
+    Returns:
+        peft's name for each tensor, by its name in the file.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another shape, or the file is none.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # "auto" would ask the Hub
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    optional = {
+        name: shape
+        for name, shape in shapes_of(adapted).items()
+        if any(f".{module}." in name for module in SAVED_WITH_ADAPTERS)
+    }
+    return fit_adapter(read_header([_adapter_file(adapter)]), expected, optional, place=str(adapter))
+
+
+def changes_nothing(adapted: PeftModel) -> bool:
+    """Whether the update of an adapter is zero, as before the first step of its training."""
+    own = [
+        (name, parameter)
+        for name, parameter in adapted.named_parameters()
+        if "lora_" in name or ".modules_to_save." in name
+    ]
+    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in own):
+        return False
+    return not any(parameter.any() for name, parameter in own if "lora_B" in name or "lora_embedding_B" in name)
+
+
+def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
+    """Count the tensors of a model or an adapter, and look for values that are no numbers; load nothing.
+
+    Args:
+        base: Folder or Hub id of the full weights. An adapter's base on the Hub is not fetched: where it is not here,
+            the adapter is counted by its own config alone.
+        adapter: The adapter's folder; None for a stand-alone model.
+        revision: Commit of a base on the Hub.
+
+    Raises:
+        UserError: See `load_base` and `load_adapter`.
+    """
+    if adapter is None:
+        refuse_foreign_folder(Path(base))
+        files = weight_files(base)
+        names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
+        refuse_own_head(files, names, place=base)
+        refuse_not_finite(tensors_of(files), place=base, remedy=DAMAGED)
+        return
+    file = _adapter_file(adapter)
+    read_adapter_config(adapter)
+    folder = _known_folder(base, revision)
+    if folder is not None:
+        fit_to_adapter(_adapted(empty_whisper(load_config(folder)), adapter, trainable=False), adapter)
+    strangers = [name for name in read_header([file]).shapes if not name.startswith("base_model.model.")]
+    if strangers:
+        raise UserError(
+            f"{adapter}: {len(strangers)} tensors are not named as peft names them ({printable(strangers[0])[:100]}); "
+            "other programs would load nothing of the adapter. Train one step further with it, or save it again."
+        )
+    refuse_not_finite(tensors_of([file]), place=str(adapter), remedy=DAMAGED)
+
+
+def _known_folder(base: str, revision: str | None) -> str | None:
+    """The folder of a base that is on this machine, as a model folder or in the cache of the Hub."""
+    if is_folder(base):
+        return base
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(base, "config.json", revision=revision or "main")
+    except HFValidationError:
+        return None
+    return str(Path(config).parent) if isinstance(config, str) else None

@@ -1,0 +1,324 @@
+"""The tokenizer of a checkpoint, from files that have been looked at first.
+
+transformers is given a folder of its own with what was read and checked: only the settings that we know, and no path
+to a file elsewhere, no template and no class that a checkpoint names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisper_peft.data.features import NEEDED_TOKENS
+from whisper_peft.errors import UserError
+from whisper_peft.files import UnusableFileError, printable, read_json_file, read_text, short_repr
+from whisper_peft.model.fields import (
+    FLAG,
+    MAX_TOKEN_ID,
+    TOKEN,
+    Kind,
+    check_fields,
+    either,
+    list_of,
+    map_of,
+    number,
+    one_of,
+    optional,
+    refuse_field,
+    text,
+)
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig, WhisperTokenizer
+
+Find = Callable[[str], "Path | None"]  # from the name of a file to the file, if the checkpoint has it
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCAB = "vocab.json"
+MERGES = "merges.txt"
+ADDED_TOKENS = "added_tokens.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+NORMALIZER = "normalizer.json"
+
+_TOKEN_TEXT = text(1000)
+
+
+def _is_added_token(value: object) -> bool:
+    if not isinstance(value, dict) or not _TOKEN_TEXT.accepts(value.get("content")):
+        return False
+    flags = [value.get(name, False) for name in ("lstrip", "rstrip", "normalized", "single_word", "special")]
+    return all(isinstance(flag, bool) for flag in flags)
+
+
+ADDED_TOKEN = Kind("a token with its content and its flags", _is_added_token)
+_NAMED_TOKEN = optional(either(_TOKEN_TEXT, ADDED_TOKEN))
+_TOKENS = list_of(either(_TOKEN_TEXT, ADDED_TOKEN))
+_SPECIAL_TOKENS = {
+    "bos_token": _NAMED_TOKEN,
+    "eos_token": _NAMED_TOKEN,
+    "unk_token": _NAMED_TOKEN,
+    "pad_token": _NAMED_TOKEN,
+    "additional_special_tokens": optional(_TOKENS),
+    "extra_special_tokens": optional(either(_TOKENS, map_of(either(_TOKEN_TEXT, ADDED_TOKEN)))),
+}
+TOKENIZER_FIELDS: dict[str, Kind] = {
+    **_SPECIAL_TOKENS,
+    "added_tokens_decoder": map_of(ADDED_TOKEN),
+    "add_prefix_space": FLAG,
+    "add_bos_token": FLAG,
+    "add_eos_token": FLAG,
+    "clean_up_tokenization_spaces": optional(FLAG),
+    "split_special_tokens": FLAG,
+    "errors": one_of(("replace", "strict", "ignore")),
+    "language": optional(text(100)),
+    "task": optional(one_of(("transcribe", "translate"))),
+    "predict_timestamps": FLAG,
+    "model_max_length": optional(number(1, 1e31)),  # 1e30 is transformers' word for no limit
+    "padding_side": one_of(("right", "left")),
+    "truncation_side": one_of(("right", "left")),
+    "processor_class": optional(text(100)),
+    "tokenizer_class": optional(text(100)),
+    "return_attention_mask": optional(FLAG),
+}
+
+
+def _is_ids(value: object) -> bool:
+    if not isinstance(value, dict) or set(map(type, value.values())) - {int}:
+        return False
+    return not value or (min(value.values()) >= 0 and max(value.values()) <= MAX_TOKEN_ID)
+
+
+def _is_merges(value: object) -> bool:
+    if not isinstance(value, list) or set(map(type, value)) - {str, list}:
+        return False
+    pairs = [pair for pair in value if isinstance(pair, list)]
+    return not set(map(len, pairs)) - {2} and not {type(half) for pair in pairs for half in pair} - {str}
+
+
+IDS = Kind(f"an object of tokens with ids up to {MAX_TOKEN_ID:,}", _is_ids)
+_MODEL_FIELDS: dict[str, Kind] = {
+    "type": one_of(("BPE",)),
+    "vocab": IDS,
+    "merges": Kind("a list of pairs", _is_merges),
+}
+
+
+def load_tokenizer(find: Find, source: str) -> WhisperTokenizer:
+    """Load a tokenizer.
+
+    Args:
+        find: Finds the files of the checkpoint.
+        source: The name of the checkpoint, for messages.
+
+    Raises:
+        UserError: There is no tokenizer, it is not Whisper's, or one of its files cannot be used.
+    """
+    pages, has_merges = _read_tokenizer_files(find)
+    if TOKENIZER not in pages and not (VOCAB in pages and has_merges):
+        half = ", only half of one" if VOCAB in pages or has_merges else ""
+        raise UserError(
+            f"{source}: no tokenizer in it{half} ({TOKENIZER}, or {VOCAB} and {MERGES}); copy these files from the "
+            "base model."
+        )
+    _refuse_foreign_vocabulary(source, _vocabulary_of(pages))
+    with tempfile.TemporaryDirectory(prefix="whisper-peft-") as temporary:
+        folder = Path(temporary)
+        for name in (TOKENIZER, VOCAB, ADDED_TOKENS, NORMALIZER, MERGES):
+            path = find(name)
+            if path is not None:
+                shutil.copyfile(path, folder / name)
+        for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
+            if name in pages:
+                (folder / name).write_text(json.dumps(pages[name]), encoding="utf-8")
+        try:
+            tokenizer = _tokenizer_class().from_pretrained(temporary, trust_remote_code=False)
+        # The Rust library raises plain Exceptions and, from a panic, even a BaseException.
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = printable(" ".join(str(error).split()))[:200]
+            raise UserError(
+                f"{source}: no tokenizer can be made of its files ({reason}); copy {TOKENIZER} and {TOKENIZER_CONFIG} "
+                "from the base model."
+            ) from None
+    tokenizer.name_or_path = source
+    return tokenizer
+
+
+def _tokenizer_class() -> type:
+    """Return the tokenizer written in Rust, which has another name in transformers 4."""
+    import transformers
+
+    major_version = int(transformers.__version__.partition(".")[0])
+    return transformers.WhisperTokenizer if major_version >= 5 else transformers.WhisperTokenizerFast
+
+
+def _read_tokenizer_files(find: Find) -> tuple[dict[str, Any], bool]:
+    """Read and check all files of a tokenizer.
+
+    Returns:
+        Name to content of the JSON files that are there, and whether there is a merges.txt.
+    """
+    pages: dict[str, Any] = {}
+    readers = {
+        TOKENIZER_CONFIG: _read_settings,
+        TOKENIZER: _read_whole_tokenizer,
+        VOCAB: _read_ids,
+        ADDED_TOKENS: _read_ids,
+        SPECIAL_TOKENS_MAP: _read_special_tokens,
+        NORMALIZER: _read_spellings,
+    }
+    for name, read in readers.items():
+        path = find(name)
+        if path is not None:
+            pages[name] = read(path)
+    path = find(MERGES)
+    if path is not None:
+        read_text(path)
+    return pages, path is not None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    page = read_json_file(path)
+    settings = {name: value for name, value in page.items() if name in TOKENIZER_FIELDS}
+    check_fields(path, settings, TOKENIZER_FIELDS)
+    decoder = settings.get("added_tokens_decoder", {})
+    for number_text in decoder:
+        if not (number_text.isascii() and number_text.isdecimal() and len(number_text) < 8):
+            refuse_field(path, "added_tokens_decoder", number_text, "expected ids of tokens")
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, list):  # transformers 5's word, which 4 takes for a mapping; both read the older one
+        del settings["extra_special_tokens"]
+        settings.setdefault("additional_special_tokens", extra)
+    return settings
+
+
+def _read_special_tokens(path: Path) -> dict[str, Any]:
+    page = read_json_file(path)
+    tokens = {name: value for name, value in page.items() if name in _SPECIAL_TOKENS}
+    check_fields(path, tokens, _SPECIAL_TOKENS)
+    return tokens
+
+
+def _read_ids(path: Path) -> dict[str, int]:
+    page = read_json_file(path)
+    check_fields(path, {"its content": page}, {"its content": IDS})
+    return page
+
+
+def _read_spellings(path: Path) -> dict[str, str]:
+    page = read_json_file(path)
+    check_fields(path, {"its content": page}, {"its content": map_of(text())})
+    return page
+
+
+def _read_whole_tokenizer(path: Path) -> dict[str, Any]:
+    page = read_json_file(path)
+    model = page.get("model")
+    if not isinstance(model, dict):
+        refuse_field(path, "model", model, "expected an object; a tokenizer of Whisper has its vocabulary there")
+    for name in ("vocab", "merges"):
+        if name not in model:
+            raise UnusableFileError(path, f"model.{name} is missing")
+    checked = {f"model.{name}": value for name, value in model.items()}
+    check_fields(path, checked, {f"model.{name}": kind for name, kind in _MODEL_FIELDS.items()})
+    check_fields(path, {"added_tokens": page.get("added_tokens")}, {"added_tokens": list_of(ADDED_TOKEN)})
+    for token in page["added_tokens"]:
+        check_fields(path, {"added_tokens.id": token.get("id")}, {"added_tokens.id": TOKEN})
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if _has_pattern(page.get(part)):
+            raise UnusableFileError(
+                path, f"{part} has a regular expression in it, which no tokenizer of Whisper has; take the base's"
+            )
+    return page
+
+
+def _has_pattern(part: object) -> bool:
+    """Tell whether a part of a tokenizer holds a regular expression, which could take for ever on a text."""
+    if isinstance(part, dict):
+        return "Regex" in part or any(map(_has_pattern, part.values()))
+    return isinstance(part, list) and any(map(_has_pattern, part))
+
+
+def read_vocabulary(find: Find) -> dict[str, int]:
+    """Read which token has which id, without building a tokenizer.
+
+    Args:
+        find: Finds the files of the checkpoint.
+
+    Returns:
+        Token to id. It is empty where there is no tokenizer.
+    """
+    pages, _ = _read_tokenizer_files(find)
+    return _vocabulary_of(pages)
+
+
+def _vocabulary_of(pages: Mapping[str, Any]) -> dict[str, int]:
+    settings, whole_tokenizer = pages.get(TOKENIZER_CONFIG, {}), pages.get(TOKENIZER)
+    vocabulary = {**pages.get(VOCAB, {}), **pages.get(ADDED_TOKENS, {})}
+    for number_text, token in settings.get("added_tokens_decoder", {}).items():
+        vocabulary[token["content"]] = int(number_text)
+    if whole_tokenizer is not None:
+        vocabulary.update(whole_tokenizer["model"]["vocab"])
+        vocabulary.update({token["content"]: token["id"] for token in whole_tokenizer["added_tokens"]})
+    if TOKENIZER not in pages and VOCAB not in pages:
+        return {}
+    return vocabulary
+
+
+def _refuse_foreign_vocabulary(source: str, vocabulary: Mapping[str, int]) -> None:
+    missing = [token for token in NEEDED_TOKENS if token not in vocabulary]
+    if missing:
+        raise UserError(
+            f"{source}: its tokenizer has no token {missing[0]}, so it is not a Whisper's; copy the tokenizer's files "
+            "from the base model."
+        )
+
+
+def refuse_vocabulary(source: str, vocabulary: Mapping[str, int], config: WhisperConfig) -> None:
+    """Refuse a tokenizer that is another checkpoint's.
+
+    Args:
+        source: The name of the checkpoint, for the message.
+        vocabulary: Token to id.
+        config: The config of the checkpoint.
+
+    Raises:
+        UserError: It has more tokens than the model, or begins and ends a transcript with other ids.
+    """
+    remedy = "take the tokenizer's files and config.json from the same checkpoint"
+    last_token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[last_token] >= config.vocab_size:
+        raise UserError(
+            f"{source}: its tokenizer has the token {short_repr(last_token)} with id {vocabulary[last_token]:,}, its "
+            f"config.json a vocab_size of {config.vocab_size:,}; {remedy}."
+        )
+    start = vocabulary["<|startoftranscript|>"]
+    if config.decoder_start_token_id != start:
+        raise UserError(
+            f"{source}: its tokenizer begins a transcript with id {start:,}, its config.json says "
+            f"decoder_start_token_id {config.decoder_start_token_id}; {remedy}."
+        )
+
+
+def has_language_tokens(vocabulary: Mapping[str, int]) -> bool:
+    """Tell whether a vocabulary has tokens for several languages; English-only ones may have them, too."""
+    return len(language_tokens(vocabulary)) > 1
+
+
+def language_tokens(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens that name a language, as `<|hi|>`, each with its id, in the order of their ids."""
+    start = vocabulary.get("<|startoftranscript|>", -1)
+    end = min((vocabulary[token] for token in ("<|translate|>", "<|transcribe|>") if token in vocabulary), default=-1)
+    between = {
+        token: number
+        for token, number in vocabulary.items()
+        if start < number < end and re.fullmatch(r"<\|[a-z]{2,3}\|>", token)
+    }
+    return dict(sorted(between.items(), key=lambda pair: pair[1]))
