@@ -32,9 +32,9 @@ _LOWEST_RATE_HZ = 1_000  # below, a header is broken, and resampling would blow 
 _HIGHEST_RATE_HZ = 10_000_000  # above, nothing is left of a broken header's second
 # Where libav's duration is read from a header, not estimated from a bit rate.
 _STATED_BY_HEADER = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8", "tak")
-# Silence compresses without bound: a few kilobytes of flac can hold hours. Speech at 3 kbit/s has 128 samples a byte.
+# Silence compresses without bound: a few kilobytes of flac can hold hours. Opus at 6 kbit/s has 64 samples a byte.
 _MOST_SAMPLES = 20_000_000
-_MOST_SAMPLES_A_BYTE = 128
+_MOST_SAMPLES_A_BYTE = 64
 _MOST_PACKETS = 4_000_000
 _MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")

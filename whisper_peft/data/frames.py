@@ -271,7 +271,10 @@ def _mpeg_audio(data: bytes, begin: int) -> Structure:
         n_frames += not cut_off
         position += frame[0]
     if kind is None:
-        return Structure()  # an ID3 tag before something else, as before flac
+        # An ID3 tag may stand before something else, as before flac, and frames of free bit rate state no size. Where
+        # it is neither, libsndfile would only look for a frame and complain on stderr.
+        is_junk = begin == 0 and data[2:3] >= b"\x10"
+        return Structure(for_soundfile=not is_junk)
     frame_s = kind[0] / kind[1]
     whole_s, stated_s = max(0, n_frames) * frame_s, n_stated * frame_s
     # libsndfile decodes as many frames as Xing states and, without one (Common Voice has none), as many as it guesses
