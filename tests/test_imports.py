@@ -23,7 +23,7 @@ ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "sources", "words", "features", "augmentation", "dataset", "batching", "streams", "collator",
         "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
         "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),

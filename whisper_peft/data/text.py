@@ -70,6 +70,11 @@ def has_spaces(language_code: str) -> bool:
     return language_code not in _WITHOUT_SPACES
 
 
+def begins_with_space(text: str, language: str | None) -> bool:
+    """Tell whether Whisper puts a space before a segment."""
+    return has_spaces(language or "en")
+
+
 def clean_text(
     text: str, *, normal_form: str | None = "NFC", lowercase: bool = False, remove_punctuation: bool = False
 ) -> str:
