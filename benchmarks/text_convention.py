@@ -5,8 +5,8 @@
 
 Three parts, all on the real Whisper base; each result is written to text_convention.json as it comes.
 
-- **emits**: one sentence in each of many languages, on stretches of English speech that the base is told to hear in
-  that language: by how much the untouched base prefers the sentence with a space before it, in nats.
+- **emits**: the beginning of a sentence in each of many languages, on stretches of English speech that the base is told
+  to hear in that language: by how much the untouched base prefers it with a space before it, in nats.
 - **losses**: the teacher-forced loss of references with and without the space, on the untouched base: English (the
   shared story, cut at the base's own times), Hindi (synthetic) and Malayalam (real).
 - **runs**: 100 LoRA steps of 8 clips with and without the space, half of the clips with times. Then the character error
@@ -39,25 +39,11 @@ N_SCORED = 40
 N_RECORDINGS = 8
 STEPS = 100
 STRETCH_S = 12
+N_CHARACTERS = 12  # of a sentence: what follows hardly depends on the space before it
 
 # The first words of the Universal Declaration of Human Rights, or a plain sentence.
 SENTENCES = {
     "en": "All human beings are born free and equal in dignity and rights.",
-    "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
-    "ar": "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق.",
-    "hi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
-    "bn": "সমস্ত মানুষ স্বাধীনভাবে সমান মর্যাদা এবং অধিকার নিয়ে জন্মগ্রহণ করে",
-    "pa": "ਸਾਰਾ ਮਨੁੱਖੀ ਪਰਿਵਾਰ ਆਪਣੀ ਮਹਿਮਾ",
-    "gu": "પ્રતિષ્ઠા અને અધિકારોની દૃષ્ટિએ સર્વ માનવો",
-    "ta": "மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்",
-    "te": "ప్రతిపత్తిస్వత్వముల విషయమున మానవులెల్లరును జన్మతః స్వతంత్రులును",
-    "kn": "ಎಲ್ಲಾ ಮಾನವರೂ ಸ್ವತಂತ್ರರಾಗಿಯೇ ಜನಿಸಿದ್ದಾರೆ",
-    "ml": "മനുഷ്യരെല്ലാവരും തുല്യാവകാശങ്ങളോടും അന്തസ്സോടും",
-    "si": "සියලු මනුෂ්‍යයෝ නිදහස්ව උපත ලබා ඇත",
-    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
-    "ka": "ყველა ადამიანი იბადება თავისუფალი",
-    "hy": "Բոլոր մարդիկ ծնվում են ազատ",
-    "am": "የሰው ልጅ ሁሉ ሲወለድ ነጻና በክብርና በመብትም እኩልነት ያለው ነው",
     "zh": "人人生而自由，在尊严和权利上一律平等。",
     "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
     "ja katakana": "タクシーで駅に行きました。",
@@ -73,6 +59,21 @@ SENTENCES = {
     "zh digits": "2024年我去了北京。",
     "en Chinese": "人人生而自由，在尊严和权利上一律平等。",
     "ko Chinese": "人人生而自由，在尊严和权利上一律平等。",
+    "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+    "ar": "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق.",
+    "hi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "bn": "সমস্ত মানুষ স্বাধীনভাবে সমান মর্যাদা এবং অধিকার নিয়ে জন্মগ্রহণ করে",
+    "pa": "ਸਾਰਾ ਮਨੁੱਖੀ ਪਰਿਵਾਰ ਆਪਣੀ ਮਹਿਮਾ",
+    "gu": "પ્રતિષ્ઠા અને અધિકારોની દૃષ્ટિએ સર્વ માનવો",
+    "ta": "மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்",
+    "te": "ప్రతిపత్తిస్వత్వముల విషయమున మానవులెల్లరును జన్మతః స్వతంత్రులును",
+    "kn": "ಎಲ್ಲಾ ಮಾನವರೂ ಸ್ವತಂತ್ರರಾಗಿಯೇ ಜನಿಸಿದ್ದಾರೆ",
+    "ml": "മനുഷ്യരെല്ലാവരും തുല്യാവകാശങ്ങളോടും അന്തസ്സോടും",
+    "si": "සියලු මනුෂ්‍යයෝ නිදහස්ව උපත ලබා ඇත",
+    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
+    "ka": "ყველა ადამიანი იბადება თავისუფალი",
+    "hy": "Բոլոր մարդիկ ծնվում են ազատ",
+    "am": "የሰው ልጅ ሁሉ ሲወለድ ነጻና በክብርና በመብትም እኩልነት ያለው ነው",
 }
 
 
@@ -124,6 +125,7 @@ class Listener:
             self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=inputs, use_cache=False
             )
+        with torch.no_grad():
             return float(token_losses(self.model, kept.pop(), torch.tensor(words)).sum())
 
 
@@ -176,7 +178,7 @@ def shared_clips(language: str, split: str, count: int) -> list[tuple[np.ndarray
 def emits(listener: Listener, stretches: list, name: str) -> dict:
     """By how much the base prefers a sentence with a space before it, in nats."""
     preparation = listener.preparation
-    language, sentence = name.split()[0], SENTENCES[name]
+    language, sentence = name.split()[0], SENTENCES[name][:N_CHARACTERS].strip()
     plain = preparation.words.encode(sentence)
     spaced = preparation.words.encode(f" {sentence}")
     time = preparation.first_timestamp
@@ -342,15 +344,15 @@ def main(work: Path, only_table: bool, part: tuple[str, ...]) -> None:
         work.mkdir(parents=True, exist_ok=True)
         if {"emits", "losses"} & set(parts):
             listener = Listener()
-        if "losses" in parts:
-            for language in ("en", "hi", "ml"):
-                results.make("losses", language, lambda language=language: losses(listener, language))
         if "emits" in parts:
             wave, _ = story()
             n = 16000 * STRETCH_S
             stretches = [listener.encode(wave[start * n : (start + 1) * n]) for start in (1, 5)]
             for name in SENTENCES:
                 results.make("emits", name, lambda name=name: emits(listener, stretches, name))
+        if "losses" in parts:
+            for language in ("en", "hi", "ml"):
+                results.make("losses", language, lambda language=language: losses(listener, language))
         if "runs" in parts:
             for language in ("ml", "hi"):
                 for side in ("without", "with"):

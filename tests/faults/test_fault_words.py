@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from openai_vocabulary import openai_tokenizer, save_processor_files, whisper_config
 
 from whisper_peft import load_model
-from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.columns import row_of
+from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row, Segment
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.subtitles import cut
+from whisper_peft.data.text import begins_with_space, clean_text, join_segments
 from whisper_peft.data.words import Words
 from whisper_peft.evaluation import longform
 from whisper_peft.evaluation.longform import transcribe_wave
@@ -34,6 +36,8 @@ SPACED = {
     "te": ("తెలుగు", "నేను", True),
     "bn": ("বাংলা", "আমি", True),
     "hy": ("Բարև", "Այո", True),
+    "lo": ("ສະບາຍດີ", "ຂອບໃຈ", True),
+    "km": ("ភាសា", "ខ្មែរ", False),
 }
 UNSPACED = {
     "zh": ("你好世界", "我们走吧。"),
@@ -59,6 +63,11 @@ def preparations(tmp_path_factory) -> dict[str, Preparation]:
         whisper_config(kind).save_pretrained(str(folder))
         found[kind] = load_preparation(str(folder))
     return found
+
+
+@pytest.fixture
+def quickstart(preparations) -> Preparation:
+    return preparations["quickstart"]
 
 
 def text_of(preparation: Preparation, labels: np.ndarray) -> str:
@@ -103,6 +112,56 @@ def test_row_04_scripts_without_spaces_get_none(preparations, language, timestam
     assert text_of(preparation, labels) == first + second
     _, labels = preparation.encode_text([Segment("So be it.", 0.0, 1.0)], language=language, task="translate")
     assert text_of(preparation, labels) == " So be it."  # a translation is English
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "spaced"),
+    [
+        ("2024年に", "ja", False), ("「はい」と", "ja", False), ("々", "ja", False), ("ｶﾅ", "ja", False),
+        ("2024", "zh", False), ("...", "th", False), ("我哋", "yue", False), ("ㄅㄆ", "zh", False),
+        ("OK，好", "zh", True), ("Tshuag no", "zh", True), ("2024", "en", True), ("2024", None, True),
+        ("你好", None, False), ("你好", "ko", True), ("Hello", None, True), ("🙂", "hi", True),
+    ],
+)  # fmt: skip
+def test_row_04_language_and_first_letter_tell_of_the_space(preparations, text, language, spaced):
+    assert begins_with_space(text, language) == spaced
+    tokens = preparations["base"].words.of_segment(f" {text} ", language)
+    assert preparations["base"].words.decode(tokens) == (f" {text}" if spaced else text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        (["one ", " two", "", " "], "one two"), (["यह", "मेरा है"], "यह मेरा है"), (["你好", "世界"], "你好世界"),
+        (["こんにちは", "OK"], "こんにちは OK"), (["สวัสดี", "วันนี้"], "สวัสดีวันนี้"), ([], ""),
+    ],
+)  # fmt: skip
+def test_row_04_segments_are_joined_as_the_model_joins_them(preparations, texts, joined):
+    assert join_segments(texts) == joined
+    segments = [Segment(text, number, number + 1.0) for number, text in enumerate(texts)]
+    for timestamps in (False, True):
+        _, labels = preparations["base"].encode_text(
+            segments, language="ja" if joined and not joined.isascii() and "य" not in joined else "hi",
+            timestamps=timestamps, no_speech=True,
+        )  # fmt: skip
+        assert preparations["base"].decode(labels) == joined
+
+
+@pytest.mark.parametrize("given_text", [None, "你好世界", "你好 世界"])
+def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(quickstart, given_text):
+    fields = {"audio": "a.wav", "segments": [
+        {"start": 0, "end": 1, "text": "你好"}, {"start": 1, "end": 2, "text": "世界"},
+    ]}  # fmt: skip
+    if given_text is not None:
+        fields["text"] = given_text
+    row = row_of(fields, tuple(fields), "", "here")
+    assert row.text == (given_text or "你好世界")
+    dataset = SpeechDataset([row], quickstart, language="zh", timestamps=1.0)
+    _, labels = dataset._tokens(Pick(0), row, 2.0, 1.0)
+    assert text_of(quickstart, labels) == "你好世界"
+    assert (labels >= quickstart.first_timestamp).sum() == 4
+    (clip,) = cut(Row("a.wav", ""), row.segments)
+    assert clip.text == "你好世界"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "quickstart"])

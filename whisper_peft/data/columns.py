@@ -11,7 +11,7 @@ from typing import Any
 
 from whisper_peft.data.rows import Row
 from whisper_peft.data.subtitles import as_segment
-from whisper_peft.data.text import language_code
+from whisper_peft.data.text import join_segments, language_code
 from whisper_peft.errors import UserError
 
 _COLUMNS = {
@@ -45,7 +45,7 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
         end_s = None if duration_s is None else start_s + duration_s
     return Row(
         audio=os.path.join(audio_folder, audio) if isinstance(audio, str) else audio,
-        text=" ".join(one.text.strip() for one in segments) if text is None else str(text),
+        text=join_segments(one.text for one in segments) if text is None else str(text),
         language=_language(str(fields["language"])) if fields.get("language") is not None else None,
         start_s=start_s,
         end_s=end_s,
