@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from whisper_peft.data.text import begins_with_space
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import WhisperTokenizer
 
 
@@ -24,16 +25,12 @@ class Words:
     """
 
     def __init__(self, tokenizer: WhisperTokenizer, *, markers: range):
-        from tokenizers import Tokenizer
-
-        self._whole = tokenizer.backend_tokenizer
-        # transformers' `split_special_tokens` still finds the timestamps and every token that a checkpoint has added.
-        # A tokenizer made of the same parts, but without added tokens, finds none.
-        self._plain = Tokenizer(self._whole.model)
-        self._plain.pre_tokenizer = self._whole.pre_tokenizer
-        if self._whole.normalizer is not None:
-            self._plain.normalizer = self._whole.normalizer
+        self._plain = _without_added_tokens(tokenizer)
         self._markers = markers
+        # Tokens that somebody has added to the vocabulary are read when a model says them, but never written.
+        self._added = {
+            number: "" if token.special else token.content for number, token in tokenizer.added_tokens_decoder.items()
+        }
         self._lone_space = self.encode(" ")
 
     def encode(self, text: str) -> list[int]:
@@ -77,5 +74,31 @@ class Words:
 
         transformers' own `decode` takes away all that looks like a timestamp, and so words that a speaker wrote.
         """
-        words = [int(token) for token in tokens if token >= 0 and int(token) not in self._markers]
-        return self._whole.decode(words, skip_special_tokens=True)
+        text = ""
+        run: list[int] = []  # of tokens that are decoded together: a character may lie in several
+        for token in map(int, tokens):
+            if token < 0 or token in self._markers:
+                continue
+            if token in self._added:
+                text += self._plain.decode(run) + self._added[token]
+                run = []
+            else:
+                run.append(token)
+        return text + self._plain.decode(run)
+
+
+def _without_added_tokens(tokenizer: WhisperTokenizer) -> Tokenizer:
+    """Build the same tokenizer without added tokens.
+
+    `split_special_tokens` is not enough: transformers still finds the timestamps in a text, and every token that a
+    checkpoint has added.
+    """
+    from tokenizers import Tokenizer
+
+    whole = tokenizer.backend_tokenizer
+    plain = Tokenizer(whole.model)
+    plain.pre_tokenizer = whole.pre_tokenizer
+    plain.decoder = whole.decoder
+    if whole.normalizer is not None:
+        plain.normalizer = whole.normalizer
+    return plain
