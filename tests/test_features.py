@@ -187,13 +187,22 @@ def test_a_language_the_checkpoint_does_not_know_names_the_remedy(preparations):
         preparations["base"].prefix(None)
 
 
+def first_words(openai, text: str, language: str) -> list[int]:
+    """The tokens of a text directly after the prefix: with a space as openai writes it, but for one that is a token."""
+    if language in ("zh", "ja", "th"):
+        return openai.encode(text)
+    tokens = openai.encode(f" {text}")
+    return tokens[1:] if tokens[:1] == openai.encode(" ") else tokens
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("language", TEXTS)
 def test_tokens_are_openai_s_and_labels_one_step_ahead(preparations, kind, language):
     preparation, text = preparations[kind], TEXTS[language]
     openai = openai_tokenizer(kind, language) if KINDS[kind].multilingual else openai_tokenizer(kind)
     inputs, labels = preparation.encode_text([Segment(f"  {text}\n")], language=language)
-    assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *openai.encode(text)]
+    words = first_words(openai, text, language)
+    assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *words]
     assert labels.tolist() == [*inputs[1:], openai.eot]
     assert inputs.dtype == labels.dtype == np.int64
     assert (inputs == openai.sot).sum() == 1
@@ -207,7 +216,7 @@ def test_a_token_s_name_in_a_transcript_is_text(preparations, kind):
     preparation, openai = preparations[kind], openai_tokenizer(kind, "en" if KINDS[kind].multilingual else None)
     text = "<|startoftranscript|><|en|><|transcribe|> press enter<|endoftext|> now"
     inputs, labels = preparation.encode_text([Segment(text)], language="en")
-    words = openai.encoding.encode(text, disallowed_special=())
+    words = openai.encoding.encode(f" {text}", disallowed_special=())
     assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *words]
     assert (inputs == openai.sot).sum() == 1
     assert (labels == openai.eot).sum() == 1
@@ -227,20 +236,20 @@ def test_segments_with_timestamps(preparations, kind):
     begin = openai.timestamp_begin
     assert inputs.tolist() == [
         *openai.sot_sequence,
-        begin, *openai.encode("एक दो"), begin + 75,
+        begin, *openai.encode(" एक दो"), begin + 75,
         begin + 79, *openai.encode(" three four"), begin + 164,
         begin + 1499, *openai.encode(" 5"), begin + 1500,
     ]  # fmt: skip
     assert openai.no_timestamps not in inputs
     assert labels.tolist() == [*inputs[1:], openai.eot]
     shown = openai.decode_with_timestamps(inputs.tolist()[len(openai.sot_sequence) :])
-    assert shown == "<|0.00|>एक दो<|1.50|><|1.58|> three four<|3.28|><|29.98|> 5<|30.00|>"
+    assert shown == "<|0.00|> एक दो<|1.50|><|1.58|> three four<|3.28|><|29.98|> 5<|30.00|>"
 
 
 def test_segments_without_timestamps_are_joined_by_a_space(preparations):
     openai = openai_tokenizer("base", "en")
     inputs, _ = preparations["base"].encode_text([Segment("one two"), Segment(" three ")], language="en")
-    assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *openai.encode("one two three")]
+    assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *openai.encode(" one two three")]
 
 
 @pytest.mark.parametrize("end_s", [None, -0.1, 30.1])
@@ -288,7 +297,7 @@ def test_a_prompt_is_masked_and_cut_at_its_start(preparations, n_prompt, n_text)
     inputs, labels = preparation.encode_text([Segment(words(n_text))], language="en", prompt=f" {prompt} ")
     kept = min(n_prompt, 223, 448 - 4 - n_text - 1)
     previous = [openai.sot_prev, *prompt_tokens[-kept:]] if kept else []
-    rest = [*openai.sot_sequence_including_notimestamps, *openai.encode(words(n_text))]
+    rest = [*openai.sot_sequence_including_notimestamps, *openai.encode(f" {words(n_text)}")]
     assert inputs.tolist() == previous + rest
     assert len(inputs) <= 448
     assert labels.tolist() == [IGNORED] * len(previous) + rest[1:] + [openai.eot]
@@ -327,7 +336,8 @@ def test_the_real_checkpoint_gives_openai_s_tokens(shared):
         openai = openai_tokenizer("base", language)
         for text in texts:
             inputs, labels = preparation.encode_text([Segment(text)], language=language)
-            assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *openai.encode(text)], text
+            words = first_words(openai, text, language)
+            assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *words], text
             assert labels.tolist() == [*inputs[1:], openai.eot]
 
 
@@ -348,6 +358,6 @@ def test_a_text_of_megabytes_is_refused_before_it_is_counted(preparations, monke
     preparation = preparations["base"]
     longest = max(len(preparation.tokenizer.decode([token])) for token in range(preparation.eot))
     assert longest <= LONGEST_TOKEN
-    monkeypatch.setattr(preparation, "_words", None)  # never called
+    monkeypatch.setattr(preparation, "words", None)  # never called
     with pytest.raises(TooLongError, match=r"10,000,000 characters of text"):
         preparation.encode_text([Segment("x" * 10_000_000)], language="en")

@@ -24,7 +24,8 @@ ROOMS = {
     "data": (
         "structure", "frames", "containers", "mixing", "audio", "languages", "text", "rows", "spoken", "archives",
         "tables", "recordings", "folders", "cues", "rolling", "subtitles", "addresses", "segments", "columns",
-        "column_types", "cards", "hub", "sources", "features", "augmentation", "stitching", "dataset", "batching",
+        "column_types", "cards", "hub", "sources", "words", "features", "augmentation", "stitching", "dataset",
+        "batching",
         "streams", "collator",
         "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
         "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",

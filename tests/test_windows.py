@@ -127,7 +127,7 @@ def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
     batch = batch_of(dataset, [row], 0.1)
     found = transcribe_rows(whisper, dataset, [row], slack_s=0.1, max_new_tokens=6)
     assert found.transcripts[0].n_tokens > 1
-    ids = [*preparation.prefix("hi"), *preparation._words(found.transcripts[0].text)]
+    ids = [*preparation.prefix("hi"), *preparation.words.encode(found.transcripts[0].text)]
     with torch.no_grad():
         logits = whisper(
             input_features=batch["input_features"], decoder_input_ids=torch.tensor([ids]), use_cache=False

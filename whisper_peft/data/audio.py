@@ -32,9 +32,9 @@ _LOWEST_RATE_HZ = 1_000  # below, a header is broken, and resampling would blow 
 _HIGHEST_RATE_HZ = 10_000_000  # above, nothing is left of a broken header's second
 # Where libav's duration is read from a header, not estimated from a bit rate.
 _STATED_BY_HEADER = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8", "tak")
-# Silence compresses without bound: a few kilobytes of flac can hold hours. Speech at 3 kbit/s has 128 samples a byte.
+# Silence compresses without bound: a few kilobytes of flac can hold hours. Opus at 6 kbit/s has 64 samples a byte.
 _MOST_SAMPLES = 20_000_000
-_MOST_SAMPLES_A_BYTE = 128
+_MOST_SAMPLES_A_BYTE = 64
 _MOST_PACKETS = 4_000_000
 _MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
@@ -167,7 +167,7 @@ def duration_s(audio: str | Path | bytes) -> float:
             return structure.stated_s
         file.seek(0)
         try:
-            with soundfile.SoundFile(file) as sound:
+            with soundfile.SoundFile(_Steady(file)) as sound:
                 if 0 < sound.frames < _UNKNOWN_FRAMES and sound.samplerate > 0:
                     return sound.frames / sound.samplerate / structure.present_share
         except _DECODER_ERRORS:
@@ -225,7 +225,7 @@ def _decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> _C
     full_scale: float | None = 1.0
     stated_s, failure = None, None
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(_Steady(file)) as sound:
             if sound.frames >= _UNKNOWN_FRAMES:  # libsndfile loses the last block of a flac without a length
                 return _Clip(_NOTHING, 1, 0.0, failure="a flac that states no length")
             mixer = Mixer(_checked_rate(sound.samplerate))
@@ -256,6 +256,26 @@ def _decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> _C
     read_s = start_s + mixer.n_samples / mixer.rate_hz if mixer.n_samples else 0.0
     wave, cancelled_s = mixer.wave()
     return _Clip(wave, mixer.rate_hz, read_s, stated_s, failure, full_scale, levels.peak, cancelled_s)
+
+
+class _Steady:
+    """A file as libsndfile may use it: a place before its beginning, or far behind its end, is not gone to.
+
+    libsndfile calls this from C, where an exception would not be raised but printed.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        # The file's own methods: they are called a hundred times for each clip.
+        self.read = file.read
+        self.readinto = file.readinto
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, OverflowError, ValueError):
+            return self._file.tell()
 
 
 def _scale_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> float | None:

@@ -12,7 +12,7 @@ from whisper_peft.data.addresses import placed_sound
 from whisper_peft.data.rows import Row
 from whisper_peft.data.segments import find_fault, read_cell
 from whisper_peft.data.subtitles import MOST_S
-from whisper_peft.data.text import language_code, names_no_language
+from whisper_peft.data.text import join_segments, language_code, names_no_language
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
@@ -74,7 +74,7 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
     language, unknown_language = _language(fields.get("language"))
     return Row(
         audio=placed_sound(audio, audio_folder) if isinstance(audio, str) else audio,
-        text=_text(fields.get("text"), " ".join(segment.text.strip() for segment in segments)),
+        text=_text(fields.get("text"), join_segments(segment.text for segment in segments)),
         language=language,
         start_s=start_s,
         end_s=end_s,

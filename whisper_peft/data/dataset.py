@@ -18,7 +18,7 @@ from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.stitching import find_speech, join
-from whisper_peft.data.text import clean_text
+from whisper_peft.data.text import clean_text, join_segments
 from whisper_peft.files import short_repr
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -350,7 +350,8 @@ class SpeechDataset:
 
     def _segments(self, row: Row, seconds: float, stretch: float) -> list[Segment]:
         """The row's segments with times that never go back, as Whisper says them; none where they say another text."""
-        if self.clean(" ".join(one.text for one in row.segments)) != self.clean(row.text):
+        texts = [one.text for one in row.segments]
+        if self.clean(row.text) not in (self.clean(join_segments(texts)), self.clean(" ".join(texts))):
             return []
         segments, now_s = [], 0.0
         for one in row.segments:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whisper_peft.data.rows import Segment
+from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,10 +159,10 @@ class Preparation:
         no_speech: bool = False,
         next_start_s: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens in, and tokens out one step ahead.
+        """Encode segments: tokens in, and tokens out one step ahead.
 
-        The first text starts without a space, as Whisper's public fine-tunes have it (a lone space is suppressed at
-        the start of generation); later segments are joined by one.
+        Each segment begins as Whisper's own segments do: with a space, unless its script puts none between words. One
+        space is left out: a lone space token directly after the prefix, because every decoder suppresses it there.
 
         With times, `next_start_s` is the start of a segment that the window's end cuts: only its start is a token.
 
@@ -176,9 +178,10 @@ class Preparation:
         n_characters = sum(len(segment.text) for segment in segments)
         if n_characters > LONGEST_TOKEN * self.max_label_tokens:  # tokens of megabytes would take gigabytes
             raise TooLongError(f"{n_characters:,} characters of text; the model takes {self.max_label_tokens} tokens")
-        for number, segment in enumerate(segments):
-            text = segment.text.strip()
-            words = self._words(f" {text}" if number and text else text)
+        for segment in segments:
+            words = self.words.of_segment(segment.text, language if task == "transcribe" else "en")
+            if not timestamps and not body:
+                words = self.words.without_lone_space(words)
             if timestamps and words:
                 words = [self._timestamp(segment.start_s), *words, self._timestamp(segment.end_s)]
             body += words
@@ -193,7 +196,7 @@ class Preparation:
             )
         previous = []
         if prompt.strip():
-            words = self._words(" " + prompt.strip())
+            words = self.words.encode(" " + prompt.strip())  # in every language, as in OpenAI's code
             room = min(self.max_prompt_tokens, self.max_label_tokens - len(prefix) - len(body) - 1)
             if room > 0:
                 previous = [self.token_id("<|startofprev|>"), *words[-room:]]
@@ -203,12 +206,15 @@ class Preparation:
         return inputs, labels
 
     def n_tokens(self, text: str) -> int:
-        """How many tokens a text has."""
-        return len(self._words(text))
+        """Count the tokens that a text has as one segment, at most with its space; of a text over the limit, enough."""
+        most = LONGEST_TOKEN * self.max_label_tokens
+        return self.words.count(" " + text.strip()[:most])
 
-    def _words(self, text: str) -> list[int]:
-        # "<|endoftext|>" in a transcript is thirteen characters, not the end of it.
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    @cached_property
+    def words(self) -> Words:
+        """Text to tokens and back, without special tokens."""
+        n_times = self.window_frames // 2 + 1  # one for each of the encoder's positions, and one for the end
+        return Words(self.tokenizer, markers=range(self.eot, self.first_timestamp + n_times))
 
     def _timestamp(self, seconds: float | None) -> int:
         if seconds is None or not 0 <= seconds <= self.window_s:
@@ -265,5 +271,5 @@ class Preparation:
         return ((log_mel.clamp(min=floor) + 4.0) / 4.0).numpy(), (floor + 4.0) / 4.0
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of generated token ids, special tokens dropped."""
-        return self.tokenizer.decode([int(token) for token in tokens if token >= 0], skip_special_tokens=True).strip()
+        """Decode generated tokens to text without special tokens and times, and without space at its ends."""
+        return self.words.decode(tokens).strip()

@@ -26,9 +26,9 @@ def read_frames(file: BinaryIO, window: Window) -> Structure:
     if head[:9] == b"#!AMR-WB\n":
         return _amr(window, begin + 9, _AMR_WB_BYTES)
     if head[:4] == b"wvpk":
-        return _chain(window, begin, _wavpack_bytes)
+        return _chain(window, begin, _wavpack_bytes, lambda header: 0.0)
     if head[:2] == b"\x0b\x77":
-        return _chain(window, begin, _ac3_bytes)
+        return _chain(window, begin, _ac3_bytes, _ac3_seconds)
     if head[:4] == b"\0\0\1\xba":
         return _program_stream(window, begin)
     for packet_bytes, at in ((188, 0), (192, 4), (204, 0)):
@@ -54,23 +54,26 @@ def _behind_id3(window: Window) -> int:
     return position
 
 
-def _chain(window: Window, position: int, size_of: Callable[[bytes], int]) -> Structure:
+def _chain(
+    window: Window, position: int, size_of: Callable[[bytes], int], seconds_of: Callable[[bytes], float]
+) -> Structure:
     """Walk frames, each of which states its size in its first 16 bytes.
 
     Args:
         window: Of the file.
         position: Of the first frame.
         size_of: Header -> bytes of its frame; 0 where none begins; -1 where the header itself is cut.
+        seconds_of: Header -> seconds of sound in its frame; 0 where it does not say.
     """
+    seconds = 0.0
     for _ in range(_MOST_FRAMES):
         header = window.read(position, 16)
-        if not header:
-            return Structure()
-        size = size_of(header)
+        size = size_of(header) if header else 0
         if size == 0:
-            return Structure()  # tags, or another kind of frame
+            return Structure(stated_s=seconds or None)  # the end, tags, or another kind of frame
         if size < 0 or position + size > window.n_bytes:
-            return Structure(cut_off=True)
+            return Structure(stated_s=seconds or None, cut_off=True)
+        seconds += seconds_of(header)
         position += size
     return Structure(refusal=f"damaged: more than {_MOST_FRAMES:,} frames")
 
@@ -106,6 +109,18 @@ def _ac3_bytes(header: bytes) -> int:
     kbit_s = _AC3_KBIT_S[size_code // 2]
     words = {0: 2 * kbit_s, 1: kbit_s * 96_000 // 44_100 + size_code % 2, 2: 3 * kbit_s}  # 48, 44.1 and 32 kHz
     return 2 * words[rate_code]
+
+
+def _ac3_seconds(header: bytes) -> float:
+    """Seconds of a whole frame of AC-3 or E-AC-3; 0 for one that only adds channels to the frame before."""
+    rate_hz = (48_000, 44_100, 32_000, 0)[header[4] >> 6]
+    if header[5] >> 3 <= 10:
+        return 1536 / rate_hz if rate_hz else 0.0
+    if header[2] >> 6 == 1:
+        return 0.0
+    if rate_hz == 0:  # half the rates, always six blocks
+        return 1536 * 2 / (48_000, 44_100, 32_000, 48_000)[header[4] >> 4 & 3]
+    return 256 * (1, 2, 3, 6)[header[4] >> 4 & 3] / rate_hz
 
 
 _AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # by frame type (RFC 4867, section 5.3)
@@ -271,7 +286,10 @@ def _mpeg_audio(data: bytes, begin: int) -> Structure:
         n_frames += not cut_off
         position += frame[0]
     if kind is None:
-        return Structure()  # an ID3 tag before something else, as before flac
+        # An ID3 tag may stand before something else, as before flac, and frames of free bit rate state no size. Where
+        # it is neither, libsndfile would only look for a frame and complain on stderr.
+        is_junk = begin == 0 and data[2:3] >= b"\x10"
+        return Structure(for_soundfile=not is_junk)
     frame_s = kind[0] / kind[1]
     whole_s, stated_s = max(0, n_frames) * frame_s, n_stated * frame_s
     # libsndfile decodes as many frames as Xing states and, without one (Common Voice has none), as many as it guesses

@@ -21,7 +21,7 @@ _OVERS_OF_INTEGERS = 1.5  # resampling and filters bring samples over their full
 
 _STRETCH_S = 0.25  # the channels are compared over so long
 _FADE_S = 0.01  # from a stretch as it is to one that is turned over
-_CANCELLED_SHARE = 0.05  # of the power that channels without relation would leave in their mean: -13 dB
+_CANCELLED_SHARE = 0.15  # of the power that channels without relation would leave in their mean: -8 dB
 _LEAST_POWER = 1e-8  # -80 dB of full scale: below, nothing is there that could be cancelled
 _LEAST_CANCELLED = 0.1  # of the stretches with sound in them; music crosses the line now and then
 
@@ -76,7 +76,7 @@ class Levels:
 class Mixer:
     """Mixes blocks into one channel as they come.
 
-    Where the channels cancel each other, those that are against the loudest one are turned over before the mean is
+    Where the channels cancel each other, those that are against the first one are turned over before the mean is
     taken. A recording in which that is rare (below a tenth of the stretches with sound) is left as it is.
 
     Args:
@@ -155,8 +155,9 @@ class Mixer:
             return
         self._n_sounding += 1
         if float(mean @ mean) / len(mean) < _CANCELLED_SHARE * power / stretch.shape[1]:
-            loudest = stretch[:, int(powers.argmax())]
-            signs = np.where(loudest @ stretch < 0, np.float32(-1), np.float32(1))
+            # The first channel with sound in it, so that neighbouring stretches are turned the same way.
+            first = stretch[:, int(np.argmax(powers > 0.1 * powers.max()))]
+            signs = np.where(first @ stretch < 0, np.float32(-1), np.float32(1))
             self._turned[len(self._mixed) - 1] = (stretch * signs).mean(axis=1)
 
     def _faded(self, number: int, turned: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from whisper_peft.data.cues import MOST_S, read_cues
 from whisper_peft.data.rolling import collapse
 from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.text import join_segments
 from whisper_peft.errors import UserError
 from whisper_peft.files import read_json_file, read_text, short_repr
 
@@ -190,7 +191,7 @@ def _with_window(clip: Row, behind: Sequence[Segment], window_s: float) -> Row:
 
 def _clip(recording: Row, segments: Sequence[Segment], before: list[Row]) -> Row:
     start_s, end_s = segments[0].start_s, max(one.end_s for one in segments)
-    text = " ".join(one.text.strip() for one in segments)
+    text = join_segments(one.text for one in segments)
     follows = before and start_s - before[-1].end_s <= GAP_S
     return Row(
         audio=recording.audio,

@@ -40,6 +40,11 @@ _SPACELESS_BLOCKS = (
 _SPACELESS = re.compile(f"[{_SPACELESS_BLOCKS}]")
 _SPACE_BESIDE_SPACELESS = re.compile(f"(?<=[{_SPACELESS_BLOCKS}])\\s+|\\s+(?=[{_SPACELESS_BLOCKS}])")
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
+# Where Whisper writes no space before a segment: the languages, and the scripts by the names of their characters.
+_LANGUAGES_WITHOUT_FIRST_SPACE = frozenset({"zh", "yue", "ja", "th"})
+_SCRIPTS_WITHOUT_FIRST_SPACE = (
+    "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA", "HENTAIGANA ", "BOPOMOFO ", "THAI ",
+)  # fmt: skip
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Inside a word these spell it: apostrophes, the Catalan middle dot, Hebrew geresh and gershayim, the Tibetan tsheg.
 _SPELLS_WITHIN_WORDS = frozenset("'\u2018\u2019\uff07\u00b7\u05f3\u05f4\u0f0b")
@@ -159,6 +164,40 @@ def is_mostly_spaceless(texts: Iterable[str]) -> bool:
         if is_spaceless(text):
             spaceless += sum(unicodedata.category(letter)[0] == "L" for letter in _SPACELESS.findall(text))
     return 2 * spaceless > letters
+
+
+def begins_with_space(text: str, language: str | None) -> bool:
+    """Tell whether Whisper itself puts a space before a segment with this text.
+
+    It does so in every language but Chinese, Cantonese, Japanese and Thai, as was measured (docs/data.md): also in Lao,
+    Khmer, Burmese and Tibetan, where a space stands between sentences. In those four, text in letters of another script
+    gets its space: a name, or a language that borrows their token.
+
+    Args:
+        text: Of the segment.
+        language: Whisper's code of its language; None: the script of the first letter tells.
+
+    Example:
+        >>> begins_with_space("Hello", "zh"), begins_with_space("你好", "zh"), begins_with_space("2024年", "zh")
+        (True, False, False)
+    """
+    if language is not None and language not in _LANGUAGES_WITHOUT_FIRST_SPACE:
+        return True
+    for character in text:
+        if unicodedata.category(character).startswith("L"):
+            return not unicodedata.name(character, "").startswith(_SCRIPTS_WITHOUT_FIRST_SPACE)
+    return language is None
+
+
+def join_segments(texts: Iterable[str]) -> str:
+    """Join the texts of segments to one text, with spaces where Whisper itself writes them."""
+    text = ""
+    for segment in texts:
+        words = segment.strip()
+        if text and words and begins_with_space(words, None):
+            text += " "
+        text += words
+    return text
 
 
 def clean_text(

@@ -9,6 +9,7 @@ every token it has made.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
-from whisper_peft.data.text import AUTO_LANGUAGE, has_spaces
+from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.languages import detect_language, listen_for_languages, resolve_language
 from whisper_peft.evaluation.transcribing import (
@@ -85,13 +86,15 @@ def transcribe_wave(
         return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
     walk = _segments(whisper, preparation, wave, language=language, task=task, beams=beams, progress=progress)
     segments, reached_limit, length_s = [], False, len(wave) / preparation.sample_rate_hz
+    text = ""
     for start_s, end_s, ids, ended in walk:
-        text = preparation.decode(ids)
-        if text and start_s < length_s:  # behind it is only the silence that fills the last window
-            segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": text})
+        said = preparation.words.decode(ids)
+        if said.strip() and start_s < length_s:  # behind it is only the silence that fills the last window
+            segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": said.strip()})
+            # The model itself writes the space between its segments. Adding one here would hide that it does not.
+            text += said
             reached_limit |= not ended
-    space = " " if task == "translate" or has_spaces(language or "en") else ""
-    return {"text": space.join(one["text"] for one in segments), "reached_limit": reached_limit, "segments": segments}
+    return {"text": re.sub(" {2,}", " ", text).strip(), "reached_limit": reached_limit, "segments": segments}
 
 
 class _Walk:

@@ -50,9 +50,7 @@ def full_limit(preparation: Preparation) -> int:
 
 def training_limit(dataset: SpeechDataset, preparation: Preparation) -> int:
     """1.5 times the longest reference and 10 tokens: enough for every right answer, and short for a loop."""
-    tokenizer = preparation.tokenizer
-    texts = [dataset.text(number) for number in range(len(dataset))]
-    longest = max((len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids), default=0)
+    longest = max((preparation.n_tokens(dataset.text(number)) for number in range(len(dataset))), default=0)
     return min(full_limit(preparation), int(1.5 * longest) + 10)
 
 

@@ -14,6 +14,7 @@ from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, clips_at_once, clips_per_epoch, most_joined, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME, fill_windows
+from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
@@ -118,18 +119,18 @@ def method_of(recipe: Recipe, device: Device) -> Method:
     )  # fmt: skip
 
 
-def clips_of(dataset: SpeechDataset, tokenizer=None) -> Clips:
+def clips_of(dataset: SpeechDataset, words: Words | None = None) -> Clips:
     """How long the clips of a data set are, by the headers and texts of a sample.
 
     Args:
         dataset: of rows.
-        tokenizer: of the model; None: tokens are guessed from the length of the text, on the high side.
+        words: the model's tokenizer; None: tokens are guessed from the length of the text, on the high side.
     """
     count = len(dataset)
     sample = range(count) if count <= SAMPLE else random.Random(0).sample(range(count), SAMPLE)
     texts = [dataset.text(row)[:MOST_CHARACTERS] for row in sample]
-    if tokenizer is not None:
-        tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    if words is not None:
+        tokens = [words.count(text) for text in texts]
     else:
         tokens = [round(len(text.encode()) * TOKENS_PER_BYTE) for text in texts]
     if dataset.timestamps:  # a start and an end of each segment, or of the clip
@@ -260,7 +261,7 @@ def check_memory(recipe: Recipe, speech: Speech, shape: Architecture, *, force: 
     Raises:
         UserError: it takes clearly more than there is.
     """
-    device, clips = found_device(), clips_of(speech.train, speech.train.preparation.tokenizer)
+    device, clips = found_device(), clips_of(speech.train, speech.train.preparation.words)
     most_s = most_at_once_s(recipe.train.batch_size, shape.window_s, device.kind)
     recipe, memory, load = fitted(recipe, shape, device, clips, most_s=most_s)
     line = (
@@ -336,12 +337,13 @@ def _look_at(recipe: Recipe, *, asked: bool) -> Clips:
         if asked:
             raise
         return Clips()
-    tokenizer = None
+    words = None
     if not _published(recipe.model.name):
         located = locate(recipe.model.name)
         tokenizer = load_processor(located.base, revision=located.commit).tokenizer
+        words = Words(tokenizer, markers=range(0))  # only counts
     timestamps = recipe.features.timestamps
-    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language, timestamps=timestamps), tokenizer)
+    clips = clips_of(SpeechDataset(found.train, None, language=recipe.model.language, timestamps=timestamps), words)
     return dataclasses.replace(clips, count=clips_per_epoch(found.parts) or clips.count)
 
 

@@ -1,0 +1,304 @@
+"""Texts as Whisper speaks them: the space before a segment (row 4), and special tokens that are only text (row 10)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import QUICKSTART, make_wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai_vocabulary import openai_tokenizer, save_processor_files, whisper_config
+
+from whisper_peft import load_model
+from whisper_peft.data.columns import row_of
+from whisper_peft.data.dataset import Pick, SpeechDataset
+from whisper_peft.data.features import IGNORED, Preparation
+from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.subtitles import cut
+from whisper_peft.data.text import begins_with_space, clean_text, join_segments
+from whisper_peft.data.words import Words
+from whisper_peft.evaluation import longform
+from whisper_peft.evaluation.longform import transcribe_wave
+from whisper_peft.evaluation.scoring import figures
+from whisper_peft.evaluation.transcribing import Transcript, Transcripts, training_limit
+from whisper_peft.model.build import load_preparation
+
+# Language, two segments, and whether the space before each is a token of its own in the multilingual vocabulary.
+SPACED = {
+    "en": ("Hello there.", "And 5 more.", False),
+    "de": ("Übermorgen", "„Ja“, sagte er.", False),
+    "ru": ("Привет", "Пока", False),
+    "ar": ("مرحبا", "كيف الحال", False),
+    "ko": ("안녕하세요", "반갑습니다", False),
+    "hi": ("नमस्ते", "यह मेरा है", False),
+    "ta": ("தமிழ்", "வணக்கம்", False),
+    "ml": ("മലയാളം", "ഒരു", True),
+    "te": ("తెలుగు", "నేను", True),
+    "bn": ("বাংলা", "আমি", True),
+    "hy": ("Բարև", "Այո", True),
+    "lo": ("ສະບາຍດີ", "ຂອບໃຈ", True),
+    "km": ("ភាសា", "ខ្មែរ", False),
+}
+UNSPACED = {
+    "zh": ("你好世界", "我们走吧。"),
+    "ja": ("こんにちは", "カタカナ"),
+    "th": ("สวัสดี", "วันนี้"),
+}
+KINDS = ("base.en", "base")
+# Pieces of which the hostile texts are made.
+PIECES = [
+    "<|0.00|>", "<|2.00|>", "<|29.98|>", "<|30.00|>", "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|hi|>",
+    "<|yue|>", "<|transcribe|>", "<|translate|>", "<|nospeech|>", "<|nocaptions|>", "<|notimestamps|>",
+    "<|startofprev|>", "<|startoflm|>", "<|", "|>", "<", "|", ">", "2.00", "endoftext", " ", "  ", ".", "a", "B", "क",
+    "ഒ", "你", "é", "🙂", "'s", " .", "\u200d",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def preparations(tmp_path_factory) -> dict[str, Preparation]:
+    """One for each kind of openai's checkpoints, and the quickstart's."""
+    found = {"quickstart": load_preparation(str(QUICKSTART / "model"))}
+    for kind in KINDS:
+        folder = save_processor_files(kind, tmp_path_factory.mktemp(kind))
+        whisper_config(kind).save_pretrained(str(folder))
+        found[kind] = load_preparation(str(folder))
+    return found
+
+
+@pytest.fixture
+def quickstart(preparations) -> Preparation:
+    return preparations["quickstart"]
+
+
+def text_of(preparation: Preparation, labels: np.ndarray) -> str:
+    """The text in labels, spaces and all, without prefix, times and end."""
+    return preparation.words.decode(labels.tolist())
+
+
+# Row 4: the space before a segment
+
+
+@pytest.mark.parametrize("language", SPACED)
+def test_row_04_each_segment_with_times_begins_with_a_space(preparations, language):
+    first, second, lone = SPACED[language]
+    preparation, openai = preparations["base"], openai_tokenizer("base", language)
+    segments = [Segment(first, 0.0, 1.0), Segment(f"  {second}\n", 1.0, 2.0)]
+    inputs, labels = preparation.encode_text(segments, language=language, timestamps=True)
+    begin = openai.timestamp_begin
+    expected = [begin, *openai.encode(f" {first}"), begin + 50, begin + 50, *openai.encode(f" {second}"), begin + 100]
+    assert inputs.tolist() == [*openai.sot_sequence, *expected]
+    assert (openai.encode(f" {first}")[0] == openai.encode(" ")[0]) == lone
+    assert text_of(preparation, labels) == f" {first} {second}"
+    assert preparation.decode(labels) == f"{first} {second}"
+
+
+@pytest.mark.parametrize("language", SPACED)
+def test_row_04_without_times_only_a_lone_space_at_the_start_is_left_out(preparations, language):
+    first, second, lone = SPACED[language]
+    preparation, openai = preparations["base"], openai_tokenizer("base", language)
+    inputs, labels = preparation.encode_text([Segment(first), Segment(second)], language=language)
+    start = openai.encode(f" {first}")[int(lone) :]
+    assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *start, *openai.encode(f" {second}")]
+    assert preparation.decode(labels) == f"{first} {second}"
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("language", UNSPACED)
+def test_row_04_scripts_without_spaces_get_none(preparations, language, timestamps):
+    first, second = UNSPACED[language]
+    preparation = preparations["base"]
+    segments = [Segment(f" {first}", 0.0, 1.0), Segment(second, 1.0, 2.0)]
+    _, labels = preparation.encode_text(segments, language=language, timestamps=timestamps)
+    assert text_of(preparation, labels) == first + second
+    _, labels = preparation.encode_text([Segment("So be it.", 0.0, 1.0)], language=language, task="translate")
+    assert text_of(preparation, labels) == " So be it."  # a translation is English
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "spaced"),
+    [
+        ("2024年に", "ja", False), ("「はい」と", "ja", False), ("々", "ja", False), ("ｶﾅ", "ja", False),
+        ("2024", "zh", False), ("...", "th", False), ("我哋", "yue", False), ("ㄅㄆ", "zh", False),
+        ("OK，好", "zh", True), ("Tshuag no", "zh", True), ("2024", "en", True), ("2024", None, True),
+        ("你好", None, False), ("你好", "ko", True), ("Hello", None, True), ("🙂", "hi", True),
+    ],
+)  # fmt: skip
+def test_row_04_language_and_first_letter_tell_of_the_space(preparations, text, language, spaced):
+    assert begins_with_space(text, language) == spaced
+    tokens = preparations["base"].words.of_segment(f" {text} ", language)
+    assert preparations["base"].words.decode(tokens) == (f" {text}" if spaced else text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        (["one ", " two", "", " "], "one two"), (["यह", "मेरा है"], "यह मेरा है"), (["你好", "世界"], "你好世界"),
+        (["こんにちは", "OK"], "こんにちは OK"), (["สวัสดี", "วันนี้"], "สวัสดีวันนี้"), ([], ""),
+    ],
+)  # fmt: skip
+def test_row_04_segments_are_joined_as_the_model_joins_them(preparations, texts, joined):
+    assert join_segments(texts) == joined
+    segments = [Segment(text, number, number + 1.0) for number, text in enumerate(texts)]
+    for timestamps in (False, True):
+        _, labels = preparations["base"].encode_text(
+            segments, language="ja" if joined and not joined.isascii() and "य" not in joined else "hi",
+            timestamps=timestamps, no_speech=True,
+        )  # fmt: skip
+        assert preparations["base"].decode(labels) == joined
+
+
+@pytest.mark.parametrize("given_text", [None, "你好世界", "你好 世界"])
+def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(quickstart, given_text):
+    fields = {"audio": "a.wav", "segments": [
+        {"start": 0, "end": 1, "text": "你好"}, {"start": 1, "end": 2, "text": "世界"},
+    ]}  # fmt: skip
+    if given_text is not None:
+        fields["text"] = given_text
+    row = row_of(fields, tuple(fields), "", "here")
+    assert row.text == (given_text or "你好世界")
+    dataset = SpeechDataset([row], quickstart, language="zh", timestamps=1.0)
+    _, labels = dataset._tokens(Pick(0), row, 2.0, 1.0)
+    assert text_of(quickstart, labels) == "你好世界"
+    assert (labels >= quickstart.first_timestamp).sum() == 4
+    (clip,) = cut(Row("a.wav", ""), row.segments)
+    assert clip.text == "你好世界"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
+@given(text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=12).map("".join))
+@settings(deadline=None, max_examples=60)
+def test_row_04_the_first_word_without_times_is_never_a_suppressed_one(preparations, kind, text):
+    preparation = preparations[kind]
+    clean = clean_text(text)
+    if clean and preparation.n_tokens(clean) < 60:
+        inputs, _ = preparation.encode_text([Segment(clean)], language="hi")
+        n_prefix = len(preparation.prefix("hi"))
+        (lone_space,) = preparation.words.encode(" ")
+        assert inputs[n_prefix] not in (lone_space, preparation.eot)
+
+
+def test_row_04_the_prompt_begins_with_a_space(preparations):
+    preparation, openai = preparations["base"], openai_tokenizer("base", "ml")
+    for prompt in ("മലയാളം", "before", "你好"):
+        inputs, labels = preparation.encode_text([Segment("ഒരു")], language="ml", prompt=prompt)
+        previous = [openai.sot_prev, *openai.encode(f" {prompt}")]
+        assert inputs[: len(previous)].tolist() == previous
+        assert (labels[: len(previous)] == IGNORED).all()
+
+
+def walk_of(preparation: Preparation, texts: list[str]):
+    """Stands in for the walk through a recording: one segment a second, with these texts."""
+
+    def segments(*given, **options):
+        for number, text in enumerate(texts):
+            time = preparation.first_timestamp + 50 * number
+            yield float(number), number + 1.0, [time, *preparation.words.encode(text), time + 50], True
+
+    return segments
+
+
+@pytest.mark.parametrize(
+    ("language", "texts", "expected"),
+    [
+        ("hi", [" नमस्ते।", " यह", " मेरा है"], "नमस्ते। यह मेरा है"),
+        ("hi", [" one ", " two", "  three"], "one two three"),
+        ("hi", ["In a village.", "Word"], "In a village.Word"),  # what every other program shows
+        ("zh", ["你好", "世界"], "你好世界"),
+        ("zh", ["你好", " OK"], "你好 OK"),
+        ("hi", [" a", "  ", " b"], "a b"),
+    ],
+)
+def test_row_04_transcribe_shows_the_joints_that_the_model_makes(tiny_model, monkeypatch, language, texts, expected):
+    model, preparation, _ = load_model(tiny_model)
+    monkeypatch.setattr(longform, "_segments", walk_of(preparation, texts))
+    found = transcribe_wave(model, preparation, make_wave(4.0), language=language)
+    assert found["text"] == expected
+    assert [one["text"] for one in found["segments"]] == [text.strip() for text in texts if text.strip()]
+
+
+# Row 10: special tokens in texts are plain characters
+
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=20).map("".join)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
+@given(text=TEXTS, prompt=TEXTS)
+@settings(deadline=None, max_examples=100)
+def test_row_10_special_tokens_in_a_transcript_are_characters(preparations, kind, text, prompt):
+    preparation = preparations[kind]
+    text, prompt = clean_text(text), clean_text(prompt)
+    words = preparation.words.encode(text)
+    assert all(0 <= token < preparation.eot for token in words)
+    assert preparation.decode(words) == text
+    assert preparation.words.decode(words) == text
+    try:
+        inputs, labels = preparation.encode_text([Segment(text)], language="hi", no_speech=True, prompt=prompt)
+    except ValueError:
+        return  # longer than the model takes
+    prefix = preparation.prefix("hi")
+    (start,) = np.flatnonzero(inputs == prefix[0])  # the one start there is
+    assert inputs[start : start + len(prefix)].tolist() == prefix
+    assert (inputs[start + len(prefix) :] < preparation.eot).all()
+    assert (inputs[1:start] < preparation.eot).all() and (labels[:start] == IGNORED).all()
+    assert preparation.decode(labels[start:]) == text
+    if kind != "quickstart" and text:
+        assert preparation.n_tokens(text) == len(openai_tokenizer(kind).encode(f" {text}", disallowed_special=()))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
+def test_row_10_times_in_a_segment_with_times_are_characters(preparations, kind):
+    preparation = preparations[kind]
+    text = "<|2.00|> hello <|2.98|>"
+    inputs, labels = preparation.encode_text([Segment(text, 0.0, 1.0)], language="hi", timestamps=True)
+    times = inputs[inputs >= preparation.first_timestamp]
+    assert times.tolist() == [preparation.first_timestamp, preparation.first_timestamp + 50]
+    assert preparation.decode(labels) == text
+
+
+def test_row_10_tokens_that_a_checkpoint_added_are_characters_too(tmp_path):
+    from transformers import AddedToken, WhisperProcessor
+
+    processor = WhisperProcessor.from_pretrained(str(QUICKSTART / "model"))
+    processor.tokenizer.add_tokens(["hello", AddedToken("<laugh>", special=True)])
+    first_added = len(processor.tokenizer) - 2
+    preparation = load_preparation(str(QUICKSTART / "model"))
+    words = Words(processor.tokenizer, markers=preparation.words._markers)
+    for text in ("hello <laugh> hello", "<laugh>", "xhello"):
+        assert max(words.encode(text)) < preparation.eot
+        assert words.decode(words.encode(text)) == text
+    # What such a checkpoint generates is still shown, unless it is special.
+    assert words.decode([first_added, *words.encode(" x"), first_added + 1]) == "hello x"
+
+
+def test_row_10_tokens_and_limits_count_the_characters(preparations):
+    preparation = preparations["base"]
+    row = Row("none.wav", "<|2.00|>" * 20, language="en")
+    count = len(openai_tokenizer("base").encode(" " + row.text, disallowed_special=()))
+    assert preparation.n_tokens(row.text) == count > 100
+    assert training_limit(SpeechDataset([row], preparation), preparation) == int(1.5 * count) + 10
+
+
+def test_row_10_the_reference_keeps_the_characters(preparations):
+    preparation = preparations["base"]
+    text = "<|2.00|> hello <|endoftext|>"
+    dataset = SpeechDataset([Row("none.wav", text, language="en")], preparation)
+    heard = preparation.decode(preparation.words.encode(f" {text}"))
+    found = figures(dataset, Transcripts([Transcript(0, heard, 10, False)]))
+    assert dataset.text(0) == heard == text
+    assert found["cer"] == found["wer"] == found["cer_normalized"] == 0
+    worse = figures(dataset, Transcripts([Transcript(0, "hello", 1, False)]))
+    assert worse["wer"] > 0 and worse["wer_normalized"] > 0
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
+def test_half_a_character_is_named(preparations, text):
+    preparation = preparations["quickstart"]
+    with pytest.raises(ValueError, match="half a character"):
+        preparation.encode_text([Segment(text)], language="hi")
+    with pytest.raises(ValueError, match="half a character"):
+        preparation.encode_text([Segment("a")], language="hi", prompt=text)
+    assert preparation.n_tokens(text) > 0  # only counted, while a recording is cut into clips
+
+
+def test_a_text_of_megabytes_is_counted_soon(preparations):
+    assert preparations["base"].n_tokens("x" * 10_000_000) > 448
