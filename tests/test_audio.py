@@ -224,12 +224,12 @@ def test_channels_are_averaged(n_channels):
 
 
 def test_integer_samples_of_both_decoders_have_full_scale_one():
-    from whisper_peft.data import audio
+    from whisper_peft.data.decoding import decode_pyav
 
     wave = speech_like(1.0, quiet_s=0.2)
     for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"):
         data = by_soundfile(wave, "WAV", subtype)
-        by_av = audio._decode_pyav(io.BytesIO(data), 0.0, None)
+        by_av = decode_pyav(io.BytesIO(data), 0.0, None)
         assert by_av.failure is None
         np.testing.assert_allclose(by_av.wave, load_audio(data), atol=1e-6, err_msg=subtype)
 

@@ -91,11 +91,16 @@ def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_gone_on_wit
     assert load_recipe(run / "recipe.yaml").data.max_left_out == 1
 
 
-def test_fewer_than_ten_bad_clips_never_stop_a_run(tiny_model, speech, tmp_path):
+def test_a_short_run_with_few_bad_clips_that_are_too_many_is_not_called_trained(tiny_model, speech, tmp_path):
     add_bad_clips(make_speech(tmp_path / "clips", 4), missing=5)  # 9 of 13
     changes = {"data.train": [str(tmp_path / "clips")], "train.steps": 4, "train.batch_size": 4}
-    result = train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=tmp_path / "run")
-    assert result.facts["steps"] == 4 and result.facts["left_out"] == 9
+    recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
+    with pytest.raises(UserError, match=r"data\.train: \d of 13 clips cannot be used"):
+        train(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    result = train(recipe, changes={"data.max_left_out": 1}, output=tmp_path / "run")
+    assert result.facts["steps"] == 4
+    assert result.facts["left_out"] == 9
 
 
 def test_without_an_eval_source_a_tenth_of_train_is_held_out_and_named(tiny_model, speech, tmp_path):

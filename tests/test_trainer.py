@@ -196,11 +196,17 @@ def test_the_loss_and_its_gradient_are_cross_entropys(dtype, scale):
 
 
 def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, tmp_path):
+    """Only decoding shows that these clips cannot be used."""
+    import soundfile
+
     rows = (speech / "train" / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    manifest = speech / "train" / "gone.csv"
-    manifest.write_text("\n".join([rows[0], "gone-1.wav,a", "gone-2.wav,b", *rows[1:3]]), encoding="utf-8")
+    manifest, cut = speech / "train" / "gone.csv", tmp_path / "cut.flac"
+    soundfile.write(tmp_path / "whole.flac", make_wave(2.0), 16000)
+    content = (tmp_path / "whole.flac").read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    manifest.write_text("\n".join([rows[0], f"{cut},a", f"{cut},b", *rows[1:3]]), encoding="utf-8")
     try:
-        # Clips whose header cannot be read sort first, so the two good ones make the other step of the epoch.
+        # Their headers are whole and state 2 s, so they come last; the two good ones make the other step of the epoch.
         changes = {"train.batch_size": 2, "train.mode": "full", "train.weight_decay": 0.1}
         trainer = make_trainer(tmp_path / "a", tiny_model, manifest, **{**changes, "train.steps": 2})
         batches = first_batches(trainer, 2)

@@ -138,7 +138,8 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """
     with open_file(path, allow_empty=True) as file:
         try:
-            content = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(max_bytes, size) + 1)  # read() reserves what it is asked for
         except OSError as error:
             raise UnusableFileError(path, reason_of(error)) from None
     if len(content) > max_bytes:

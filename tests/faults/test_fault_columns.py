@@ -496,9 +496,9 @@ def test_row_12_a_text_of_megabytes_is_named_and_left_out(clips, tmp_path, suffi
     rows = rows_of(clips)
     rows[3]["text"] = "पानी " * 400_000 if suffix == "jsonl" else "a" * 10_000_000
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows)
-    began = time.monotonic()
+    began = time.process_time()
     found = kinds(check(str(path), language="hi", audio=False))
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     assert (
         found["over-token-limit"]["count"] == 1
         and "characters of text" in found["over-token-limit"]["clips"][0]["detail"]
@@ -623,7 +623,7 @@ NAMES = st.sampled_from(
 
 def gives_rows_or_one_line(path: Path) -> None:
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         assert all(isinstance(row, Row) for row in load_source(str(path)))
     except UserError as error:
@@ -631,7 +631,7 @@ def gives_rows_or_one_line(path: Path) -> None:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert time.monotonic() - began < 1 and peak < 200_000_000
+    assert time.process_time() - began < 1 and peak < 200_000_000
 
 
 @FEW

@@ -245,7 +245,7 @@ def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tm
         ("tokenizer_config.json", {"extra_special_tokens": 5}, "extra_special_tokens"),
         ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length"),
         ("tokenizer_config.json", {"errors": "evil"}, "errors is 'evil'"),
-        ("tokenizer_config.json", {"language": "klingon"}, "tokenizer"),
+        ("tokenizer_config.json", {"language": "klingon"}, "language is 'klingon'"),
         ("tokenizer_config.json", {"task": 5}, "task is 5"),
         ("tokenizer.json", {"model": None}, "model is None"),
         ("tokenizer.json", {"model": {}}, "model.vocab"),
@@ -269,6 +269,8 @@ def test_row_26_a_tokenizer_that_cannot_be_is_one_line(name, fields, words, mode
         (model / name).write_text("{}")
     if fields == {"added_tokens": []}:  # then nothing has the special tokens
         change(model, "tokenizer_config.json", added_tokens_decoder={})
+        for other in ("vocab.json", "added_tokens.json"):
+            (model / other).unlink(missing_ok=True)
     change(model, name, **fields)
     assert words in refusal(load_processor, str(model))
 
@@ -412,7 +414,7 @@ def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, ru
     from conftest import tiny_recipe
 
     make_old(model, "none")
-    soundfile.write(tmp_path / "long.wav", make_wave(4.0), 16000)
+    soundfile.write(tmp_path / "long.wav", make_wave(3.2), 16000)
     done = run_cli("transcribe", model, tmp_path / "long.wav", "--language", "hindi")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Note: ") == 1 and "no such file; its fields are filled in" in done.stderr
@@ -654,10 +656,10 @@ def test_english_only_checkpoints_refuse_another_language_everywhere(english, sp
         assert transcribe(english, [clip], language=language)[0]["audio"] == clip
 
 
-def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, speech, mixed, tmp_path, run_cli):
+def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, speech, mixed, tmp_path):
     import soundfile
 
-    soundfile.write(tmp_path / "long.wav", make_wave(4.0), 16000)
+    soundfile.write(tmp_path / "long.wav", make_wave(3.2), 16000)
     clip = load_source(str(speech / "test"))[0].audio
     found = transcribe(tiny_model, [clip, tmp_path / "long.wav"], language="auto")
     known = load_base(str(tiny_model)).generation_config.lang_to_id
@@ -665,8 +667,7 @@ def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, spee
     again = transcribe(tiny_model, [clip], language=found[0]["language"])[0]
     assert again["text"] == found[0]["text"] and "language" not in again
     assert evaluate(tiny_model, mixed, language="Auto")["clips"] == 4
-    done = run_cli("transcribe", tiny_model, clip)
-    assert done.returncode == 1 and "--language auto" in done.stderr
+    assert "--language auto" in refusal(transcribe, tiny_model, [clip])
 
 
 def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):

@@ -146,6 +146,8 @@ def test_single_clicks_do_not_make_speech_silent():
     wave[[5, 900]] = 1e6
     with pytest.raises(AudioError, match=r"single samples are far over full scale \(up to 1e\+06\): damaged"):
         load_audio(by_soundfile(wave, "WAV", "FLOAT"))
+    with pytest.raises(AudioError, match=r"up to 1e\+06"):
+        load_audio(by_soundfile(wave, "WAV", "FLOAT"), start_s=2.0, end_s=3.0)
 
 
 @pytest.mark.parametrize(

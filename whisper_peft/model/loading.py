@@ -12,7 +12,7 @@ from whisper_peft.files import printable
 from whisper_peft.model.adapter_configs import load_peft_config, read_adapter_config
 from whisper_peft.model.configs import load_config, load_generation_config, repair_generation_config
 from whisper_peft.model.devices import best_device
-from whisper_peft.model.foreign import foreign_config, refuse_foreign_folder
+from whisper_peft.model.foreign import quantization, refuse_foreign_folder
 from whisper_peft.model.identity import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -69,9 +69,9 @@ def load_base(
     if is_folder(source):
         refuse_foreign_folder(Path(source))
     config = load_config(source, revision=revision)
-    found = foreign_config(config.to_dict())
-    if found:  # of a model on the Hub
-        raise UserError(f"{source}: {found}.")
+    setting = getattr(config, "quantization_config", None)
+    if setting is not None:  # of a model on the Hub
+        raise UserError(f"{source}: {quantization(setting)}.")
     files = weight_files(source, revision=revision)
     names = fit_base(read_header(files), shapes_of(empty_whisper(config)), place=source)
     refuse_own_head(files, names, place=source)
@@ -225,6 +225,8 @@ def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
 
 def changes_nothing(adapted: PeftModel) -> bool:
     """Whether the update of an adapter is zero, as before the first step of its training."""
+    if adapted.peft_config["default"].bias != "none":
+        return False
     own = [
         (name, parameter)
         for name, parameter in adapted.named_parameters()

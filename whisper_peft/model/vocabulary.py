@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.features import NEEDED_TOKENS
+from whisper_peft.data.text import LANGUAGE_ALIASES, LANGUAGES
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, printable, read_json_file, read_text, short_repr
 from whisper_peft.model.fields import (
@@ -192,6 +193,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     for number_text in decoder:
         if not (number_text.isascii() and number_text.isdecimal() and len(number_text) < 8):
             refuse_field(path, "added_tokens_decoder", number_text, "expected ids of tokens")
+    language = settings.get("language")
+    if language and language.lower() not in {*LANGUAGES, *LANGUAGES.values(), *LANGUAGE_ALIASES}:
+        refuse_field(path, "language", language, "not one that Whisper knows; expected null, or as hindi")
     extra = settings.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5's word, which 4 takes for a mapping; both read the older one
         del settings["extra_special_tokens"]

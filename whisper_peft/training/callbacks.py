@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from whisper_peft import runs
-from whisper_peft.errors import Interrupted, UserError
+from whisper_peft.errors import Interrupted
 
 
 class GradientCheck(TrainerCallback):
@@ -44,13 +44,7 @@ class GradientCheck(TrainerCallback):
             name for name, p in trainable
             if p.grad is not None and (not adapted or "lora_B" in name) and not p.grad.any()
         ]  # fmt: skip
-        if broken:
-            raise UserError(
-                f"step {state.global_step + 1}: the gradient of {len(broken)} tensors is not a finite number, for "
-                f"example of {broken[0]}. Take a lower train.learning_rate or train.precision=fp32, and look at the "
-                "model's weights and at the loss function, if it is your own."
-            )
-        for names, what in ((missing, "no gradient"), (zero, "a zero gradient")):
+        for names, what in ((missing, "no gradient"), (broken, "a non-finite gradient"), (zero, "a zero gradient")):
             if names:
                 raise AssertionError(f"after the first step {len(names)} trainable tensors have {what}: {names[:3]}")
         self.done = True
@@ -116,11 +110,16 @@ class LastStep(TrainerCallback):
     on_log = on_step_end  # a callback may stop on a loss it does not like: evaluation and checkpoint still follow
 
 
+LEAST_TO_STOP = 10  # unusable clips that stop a run before its end
+FEW = 2  # unusable clips that can be too many at all: one bad file never costs a run
+
+
 class LeftOutRule(TrainerCallback):
     """Names each unusable clip in left_out.jsonl, and stops the run when there are too many of them.
 
     It is judged after 200 rows, or at the end of the first epoch or of the run, whichever comes first, and from then
-    on. Fewer than 10 clips never stop a run, unless no clip could be used at all.
+    on. While a run goes on, fewer than 10 clips do not stop it. At its end, a run in which too many of the clips seen
+    could not be used is not called trained, however short it was; only a single bad clip is never too many.
 
     Args:
         run: The run folder.
@@ -189,8 +188,9 @@ class LeftOutRule(TrainerCallback):
         n_out = len(self.reasons)
         if not n_out or not (is_over or self.seen >= min(200, self.n_rows)):
             return None
-        is_too_many = n_out >= 10 and n_out > self.max_share * self.seen
-        if not is_too_many and (self.used or not is_over):
+        is_too_many = n_out > self.max_share * self.seen and n_out >= (FEW if is_over else LEAST_TO_STOP)
+        is_empty = is_over and not self.used
+        if not is_too_many and not is_empty:
             return None
         most = max(set(self.reasons), key=self.reasons.count)
         n_seen = max(self.seen, n_out)

@@ -18,7 +18,7 @@ from whisper_peft.training.speech import Rows, Speech, fixed_rows
 
 SURE = 25.0  # nats of evidence that stop a run; chance has been seen to make 18, a list that lost a row makes hundreds
 MOST_TRAIN, MOST_SCORED = 2_000, 500  # clips of all training sources, of eval and of test: seconds, not minutes
-FEW = 10  # unusable clips: fewer never stop a run, unless there is no other clip
+FEW = 2  # unusable clips that can be too many: one bad file never costs a run
 MOST_DECODED = 200  # clips that are decoded to find one that can be used
 PROOFS = 2  # clips that are decoded before their headers are believed
 MOST_HEARD = 16  # clips of each source that are decoded
@@ -73,7 +73,7 @@ def refuse_unusable(speech: Speech, recipe: Recipe) -> None:
         recipe: Resolved.
 
     Raises:
-        UserError: More than `data.max_left_out` of the training clips (and 10 at least) cannot be used, as their
+        UserError: More than `data.max_left_out` of the training clips (and two at least) cannot be used, as their
             headers and texts show; or not one clip can be used that is trained on, that selects the checkpoint, or
             that is scored before and after.
     """
