@@ -23,7 +23,7 @@ ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "containers", "audio", "text", "rows", "archives", "tables", "folders", "subtitles", "columns", "hub",
-        "sources", "features", "augmentation", "dataset", "batching", "streams", "collator",
+        "sources", "recordings", "features", "augmentation", "dataset", "batching", "streams", "collator",
         "checking.findings", "checking.pacing", "checking.alignment", "checking.wording", "checking.listening",
         "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks", "checking.mending",
     ),
@@ -32,7 +32,8 @@ ROOMS = {
         "build",
     ),
     "evaluation": (
-        "transcribing", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
+        "transcribing", "loading", "longform", "chunks", "word_times", "cues", "transcript_files", "hearing",
+        "normalizers", "metrics", "scoring", "neighbours", "check_page", "checking",
         "report",
     ),
     "training": (
@@ -43,7 +44,7 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("printing", "options", "cli", "__main__"),
+    "command line": ("printing", "options", "transcribe_command", "cli", "__main__"),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

@@ -1,35 +1,28 @@
-"""Recordings of any length to text: short ones in batches, long ones by transformers' own long-form decoding.
+"""Recordings of any length to text, window by window: transformers' own long-form decoding.
 
 That decoding walks through a recording window by window: each begins where the last one's timestamps say that speech
 was cut, and one that looks like a loop or like guessing is made again at a higher temperature (Radford et al. 2022,
 section 3.8). It is given a *stretch* of some minutes at a time, because it keeps the scores of the whole vocabulary for
 every token it has made.
+
+Several recordings go side by side. transformers mixes up the rows of a batch as soon as one of them is made again
+(5.24: `should_skip` and the no-speech probabilities are looked up by the place in the smaller batch), so a stretch is
+first decoded together with others, at temperature 0, and what should be made again is decoded once more, alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.rows import Row
 from whisper_peft.data.text import has_spaces
-from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import (
-    errors_only,
-    full_limit,
-    generate,
-    resolve_language,
-    set_window,
-    transcribe_rows,
-)
-from whisper_peft.model.build import load_model, whisper_of
-from whisper_peft.model.devices import to_device
-from whisper_peft.recipe_files import expanded
+from whisper_peft.evaluation.transcribing import errors_only, full_limit, generate
+from whisper_peft.model.build import whisper_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +34,48 @@ FALLBACK = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "compression_ratio_threshold": 4.0, "logprob_threshold": -1.0,
     "no_speech_threshold": 0.6,
 }  # fmt: skip
+# Of recordings side by side. The threshold only makes transformers keep the scores.
+FIRST_TRY = {"temperature": (0.0,), "logprob_threshold": FALLBACK["logprob_threshold"]}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How recordings are decoded."""
+
+    language: str | None  # Whisper's code; None for an English-only checkpoint
+    task: str = "transcribe"
+    beams: int = 1  # 1 is greedy
+    prompt_ids: tuple[int, ...] = ()  # <|startofprev|> and the words before the recording, see `prompt_ids`
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is said between two times of a recording, in tokens."""
+
+    start_s: float
+    end_s: float
+    ids: list[int]
+    ended: bool  # whether its window came to its own end, not to the limit on tokens
+
+
+def prompt_ids(preparation: Preparation, prompt: str | None) -> tuple[tuple[int, ...], int]:
+    """Turn names and jargon into the tokens that stand before every window.
+
+    Args:
+        preparation: Of the checkpoint.
+        prompt: The words; None or blank for none.
+
+    Returns:
+        The tokens, ``<|startofprev|>`` first (empty without words), and how many tokens were cut at the start because
+        the model takes only `preparation.max_prompt_tokens` (223).
+    """
+    words = (prompt or "").strip()
+    if not words:
+        return (), 0
+    ids = preparation.tokenizer(" " + words, add_special_tokens=False, split_special_tokens=True).input_ids
+    ids = [token for token in ids if token < preparation.eot]
+    kept = ids[-preparation.max_prompt_tokens :]
+    return (preparation.token_id("<|startofprev|>"), *kept), len(ids) - len(kept)
 
 
 def transcribe_wave(
@@ -53,105 +88,312 @@ def transcribe_wave(
     beams: int = 1,
     progress: Callable[[float], object] = lambda share: None,
 ) -> dict:
-    """Transcribes one recording of any length; the same one gives the same text.
+    """Transcribe one recording of any length; the same one gives the same text.
 
     Args:
         model: Whisper in eval mode, or an adapter on one, on its device.
-        preparation: of its checkpoint.
+        preparation: Of its checkpoint.
         wave: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
         language: Whisper's code; None for an English-only checkpoint.
         task: transcribe or translate.
         beams: 1 is greedy.
-        progress: told the share of the recording that is done, at each window of a long one.
+        progress: Told the share of the recording that is done, at each window of a long one.
 
     Returns:
         ``text`` and ``reached_limit``, and of a recording longer than the model's window ``segments``:
         ``{"start": seconds, "end": seconds, "text": …}`` each.
+    """
+    decoding = Decoding(language, task, beams)
+    if len(wave) <= preparation.window_samples:
+        return transcribe_short_wave(model, preparation, wave, decoding)
+    heard = transcribe_waves(model, preparation, [(None, wave)], decoding, progress=lambda key, share: progress(share))
+    return next(heard)[1]
+
+
+def transcribe_short_wave(model, preparation: Preparation, wave: np.ndarray, decoding: Decoding) -> dict:
+    """Transcribe one recording that fits into the model's window, without times.
+
+    Returns:
+        ``text`` and ``reached_limit``.
     """
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
     whisper = whisper_of(model)
     device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
-    if len(wave) <= preparation.window_samples:
-        features = torch.from_numpy(preparation.encode_stretch(wave, preparation.window_frames))[None]
-        limit = full_limit(preparation)
-        with torch.no_grad():
-            states = whisper.get_encoder()(features.to(device, dtype)).last_hidden_state
-            encoded = BaseModelOutput(last_hidden_state=states)
-            (ids,) = generate(
-                whisper, preparation, encoded, language=language, task=task, max_new_tokens=limit, beams=beams
-            )
-        return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
-    walk = _segments(whisper, preparation, wave, language=language, task=task, beams=beams, progress=progress)
-    segments, reached_limit, length_s = [], False, len(wave) / preparation.sample_rate_hz
-    for start_s, end_s, ids, ended in walk:
-        text = preparation.decode(ids)
-        if text and start_s < length_s:  # behind it is only the silence that fills the last window
-            segments.append({"start": round(start_s, 2), "end": round(min(end_s, length_s), 2), "text": text})
-            reached_limit |= not ended
-    space = " " if task == "translate" or has_spaces(language or "en") else ""
-    return {"text": space.join(one["text"] for one in segments), "reached_limit": reached_limit, "segments": segments}
+    features = torch.from_numpy(preparation.encode_stretch(wave, preparation.window_frames))[None]
+    limit = tokens_left(preparation, decoding)
+    with torch.no_grad():
+        states = whisper.get_encoder()(features.to(device, dtype)).last_hidden_state
+        encoded = BaseModelOutput(last_hidden_state=states)
+        (ids,) = generate(
+            whisper, preparation, encoded, language=decoding.language, task=decoding.task, max_new_tokens=limit,
+            beams=decoding.beams, prompt_ids=decoding.prompt_ids,
+        )  # fmt: skip
+    return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
+
+
+def tokens_left(preparation: Preparation, decoding: Decoding) -> int:
+    """Count the tokens that the model can generate behind its prompt and prefix."""
+    return full_limit(preparation) - len(decoding.prompt_ids)
+
+
+@dataclass
+class _Recording:
+    """A recording that is being heard."""
+
+    key: object
+    wave: np.ndarray
+    n_frames: int
+    first_frame: int = 0  # of the next stretch
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.first_frame >= self.n_frames
+
+
+def transcribe_waves(
+    model,
+    preparation: Preparation,
+    waves: Iterable[tuple[object, np.ndarray]],
+    decoding: Decoding,
+    *,
+    at_once: int = 1,
+    progress: Callable[[object, float], object] = lambda key, share: None,
+) -> Iterator[tuple[object, dict]]:
+    """Transcribe recordings with times, several side by side.
+
+    Args:
+        model: Whisper in eval mode, or an adapter on one, on its device.
+        preparation: Of its checkpoint.
+        waves: Pairs of a key and a recording, float32 (n_samples,), mono, at `preparation.sample_rate_hz`. The next
+            one is asked for when there is room for it.
+        decoding: How they are decoded.
+        at_once: Number of recordings that are decoded together.
+        progress: Told the key and the share of a recording that is done.
+
+    Yields:
+        The key of a recording that is done, and its ``text``, ``reached_limit`` and ``segments``.
+    """
+    whisper = whisper_of(model)
+    waiting = iter(waves)
+    active: list[_Recording] = []
+    while True:
+        while len(active) < at_once:
+            following = next(waiting, None)
+            if following is None:
+                break
+            key, wave = following
+            active.append(_Recording(key, wave, -(-len(wave) // preparation.hop_samples)))
+        if not active:
+            return
+        _hear_stretches(whisper, preparation, active, decoding, progress)
+        for recording in [recording for recording in active if recording.done]:
+            active.remove(recording)
+            length_s = len(recording.wave) / preparation.sample_rate_hz
+            yield recording.key, assemble(preparation, recording.pieces, length_s, decoding)
+
+
+def assemble(preparation: Preparation, pieces: Iterable[Piece], length_s: float, decoding: Decoding) -> dict:
+    """Turn pieces in tokens into text with times.
+
+    Args:
+        preparation: Of the checkpoint.
+        pieces: In the order in which they were made.
+        length_s: Length of the recording. Behind it is only the silence that fills the last window.
+        decoding: How they were made.
+
+    Returns:
+        See `finish_transcript`.
+    """
+    timed = []
+    reached_limit = False
+    for piece in pieces:
+        text = preparation.decode(piece.ids)
+        timed.append((piece.start_s, piece.end_s, text))
+        reached_limit |= bool(text) and piece.start_s < length_s and not piece.ended
+    return finish_transcript(timed, length_s, decoding, reached_limit=reached_limit)
+
+
+def finish_transcript(
+    timed: Iterable[tuple[float, float, str]], length_s: float, decoding: Decoding, *, reached_limit: bool
+) -> dict:
+    """Put texts with times into order and join them.
+
+    Args:
+        timed: Start and end in seconds, and text.
+        length_s: Length of the recording. Behind it is only the silence that fills the last window.
+        decoding: How they were made.
+        reached_limit: Whether the limit on tokens ended any of them.
+
+    Returns:
+        ``text``, ``reached_limit`` and ``segments``, each of which begins where the one before it ends, or later.
+    """
+    segments = []
+    earliest_s = 0.0
+    for start_s, end_s, text in timed:
+        if text and start_s < length_s:
+            start_s = max(earliest_s, start_s)
+            end_s = max(start_s, min(end_s, length_s))
+            if segments:
+                segments[-1]["end"] = min(segments[-1]["end"], round(start_s, 2))
+            segments.append({"start": round(start_s, 2), "end": round(end_s, 2), "text": text})
+            earliest_s = start_s
+    space = " " if decoding.task == "translate" or has_spaces(decoding.language or "en") else ""
+    text = space.join(segment["text"] for segment in segments)
+    return {"text": text, "reached_limit": reached_limit, "segments": segments}
 
 
 class _Walk:
-    """What generate is told, and tells, of a stretch: its `monitor_progress` and a stopping criterion.
+    """What generate is told, and tells, of stretches side by side: its `monitor_progress` and a stopping criterion.
 
-    Behind the stretch, whose last window needs the sound of one more, nothing is decoded: the next stretch begins with
+    Behind a stretch, whose last window needs the sound of one more, nothing is decoded: the next stretch begins with
     the first window that starts there.
+
+    Args:
+        n_frames: Of each stretch.
+        progress: Told the row and the frame at which a window begins.
     """
 
-    def __init__(self, n_frames: int, progress: Callable[[int], object]):
-        self.n_frames, self.progress = n_frames, progress
-        self.next_frame: int | None = None
+    def __init__(self, n_frames: list[int], progress: Callable[[int, int], object]):
+        self.n_frames = n_frames
+        self.progress = progress
+        self.next_frames: list[int | None] = [None] * len(n_frames)
+        self.active_rows: list[int] = []
 
     def at_window(self, seek) -> None:
-        """Told before each window: int (1, 2), its first frame and the number of frames."""
-        frame = int(seek[0, 0])
-        if frame < self.n_frames:
-            self.progress(frame)
-        elif self.next_frame is None:
-            self.next_frame = frame
+        """Told before each window: int (n_rows, 2), the first frame of each row's window and the row's last frame."""
+        self.active_rows = []
+        for row, (frame, end) in enumerate(seek.tolist()):
+            if frame >= end:  # transformers takes it out of the batch
+                continue
+            self.active_rows.append(row)
+            if frame < self.n_frames[row]:
+                self.progress(row, frame)
+            elif self.next_frames[row] is None:
+                self.next_frames[row] = frame
 
     def __call__(self, input_ids, scores, **kwargs):
-        """bool (batch,): whether the window is over; one behind the stretch is, after its first timestamp."""
+        """bool (batch,): whether a window is over; one behind its stretch is, after its first timestamp."""
         import torch
 
-        return torch.full((len(input_ids),), self.next_frame is not None, device=input_ids.device)
+        over = torch.tensor([self.next_frames[row] is not None for row in self.active_rows], device=input_ids.device)
+        return over.repeat_interleave(len(input_ids) // len(over))  # by beams
 
 
-def _segments(
-    whisper, preparation: Preparation, wave: np.ndarray, *, language: str | None, task: str, beams: int, progress
-) -> Iterator[tuple[float, float, list[int], bool]]:
-    """Yields start and end in seconds, token ids, and whether its window came to its own end."""
+def _hear_stretches(
+    whisper,
+    preparation: Preparation,
+    recordings: list[_Recording],
+    decoding: Decoding,
+    progress: Callable[[object, float], object],
+) -> None:
+    """Decode the next stretch of each recording, and move each on to the one after it."""
+    if len(recordings) > 1:
+        pairs = _decode_stretches(whisper, preparation, recordings, decoding, FIRST_TRY, progress)
+        doubtful = [recording for recording, pair in zip(recordings, pairs, strict=True) if pair is None]
+    else:
+        pairs = [None]
+        doubtful = recordings
+    for recording in doubtful:
+        (pair,) = _decode_stretches(whisper, preparation, [recording], decoding, FALLBACK, progress)
+        pairs[recordings.index(recording)] = pair
+    for recording, (pieces, next_frame) in zip(recordings, pairs, strict=True):
+        recording.pieces += pieces
+        recording.first_frame += next_frame
+
+
+def _decode_stretches(
+    whisper, preparation: Preparation, recordings: list[_Recording], decoding: Decoding, thresholds: dict, progress
+) -> list[tuple[list[Piece], int] | None]:
+    """Decode the next stretch of each recording together.
+
+    Returns:
+        The pieces of each, and the frame of its stretch at which the next one begins. None for a stretch with a window
+        that the fallback would make again; alone there is none, as transformers makes it again.
+    """
     import torch
 
-    words = {"language": language, "task": task} if preparation.multilingual else {}
-    hop, window = preparation.hop_samples, preparation.window_frames
-    n_all, first = -(-len(wave) // hop), 0
-    while first < n_all:
-        n_frames = min(STRETCH_WINDOWS * window, n_all - first)
-        sound = wave[first * hop : (first + n_frames + window) * hop]
-        features = torch.from_numpy(preparation.encode_stretch(sound, n_frames + window))[None]
-        walk = _Walk(n_frames, lambda frame, first=first: progress((first + frame) / n_all))
-        with errors_only(), _seeded(whisper.device):  # a fallback draws at random
-            found = whisper.generate(
-                features.to(whisper.device, next(whisper.get_encoder().parameters()).dtype),
-                return_timestamps=True, return_segments=True, num_beams=beams, use_cache=True,
-                max_new_tokens=full_limit(preparation), monitor_progress=walk.at_window, stopping_criteria=[walk],
-                **FALLBACK, **words,
-            )["segments"][0]  # fmt: skip
-        start_s = first / preparation.frames_per_s
-        plain = [
-            (
-                start_s + float(one["start"]), start_s + float(one["end"]), one["tokens"].tolist(),
-                int(one["result"]["sequences"][-1]) == preparation.eot,
+    window = preparation.window_frames
+    lengths = [min(STRETCH_WINDOWS * window, one.n_frames - one.first_frame) for one in recordings]
+    features = torch.zeros(len(recordings), preparation.n_mels, max(lengths) + window)
+    mask = torch.zeros(len(recordings), max(lengths) + window, dtype=torch.long)
+    for row, (recording, n_frames) in enumerate(zip(recordings, lengths, strict=True)):
+        hop = preparation.hop_samples
+        first = recording.first_frame
+        sound = recording.wave[first * hop : (first + n_frames + window) * hop]
+        features[row, :, : n_frames + window] = torch.from_numpy(preparation.encode_stretch(sound, n_frames + window))
+        mask[row, : n_frames + window] = 1
+    walk = _Walk(
+        lengths,
+        lambda row, frame: progress(
+            recordings[row].key, (recordings[row].first_frame + frame) / recordings[row].n_frames
+        ),
+    )
+    words = {"language": decoding.language, "task": decoding.task} if preparation.multilingual else {}
+    if decoding.prompt_ids:  # without condition_on_prev_tokens transformers puts it before every window
+        words["prompt_ids"] = torch.tensor(decoding.prompt_ids, device=whisper.device)
+    if len(recordings) > 1:
+        words["attention_mask"] = mask.to(whisper.device)
+    with errors_only(), _seeded(whisper.device):  # a fallback draws at random
+        found = whisper.generate(
+            features.to(whisper.device, next(whisper.get_encoder().parameters()).dtype),
+            return_timestamps=True, return_segments=True, num_beams=decoding.beams, use_cache=True,
+            max_new_tokens=tokens_left(preparation, decoding), monitor_progress=walk.at_window,
+            stopping_criteria=[walk], **thresholds, **words,
+        )["segments"]  # fmt: skip
+    stretches: list[tuple[list[Piece], int] | None] = []
+    for row, recording in enumerate(recordings):
+        start_s = recording.first_frame / preparation.frames_per_s
+        behind_s = start_s + lengths[row] / preparation.frames_per_s
+        segments = found[row]
+        within = [one["result"] for one in segments if start_s + float(one["start"]) < behind_s]
+        if thresholds is FIRST_TRY and any(_is_doubtful(result, preparation) for result in within):
+            stretches.append(None)
+            continue
+        pieces = [
+            Piece(
+                start_s + float(one["start"]),
+                start_s + float(one["end"]),
+                one["tokens"].tolist(),
+                int(one["result"]["sequences"][-1]) in (preparation.eot, whisper.generation_config.pad_token_id),
             )
-            for one in found
-        ]  # fmt: skip
-        del found  # and the scores in it
-        yield from plain
-        first += walk.next_frame
+            for one in segments
+        ]
+        stretches.append((pieces, walk.next_frames[row]))
+    return stretches
+
+
+def _is_doubtful(result: dict, preparation: Preparation) -> bool:
+    """Tell whether a window would be made again: its tokens repeat themselves, or the model was guessing.
+
+    Args:
+        result: Of a window, decoded at temperature 0: `sequences` with the prefix and padding, and `scores`.
+        preparation: Of the checkpoint.
+    """
+    import torch
+
+    scores = result["scores"]
+    tokens = result["sequences"][-len(scores) :]
+    is_end = tokens == preparation.eot
+    if is_end.any():
+        tokens = tokens[: int(is_end.int().argmax()) + 1]
+    if (
+        _compression_ratio(tokens.tolist(), vocabulary_size=scores[0].shape[-1])
+        > FALLBACK["compression_ratio_threshold"]
+    ):
+        return True
+    log_probabilities = torch.stack(list(scores[: len(tokens)])).float().log_softmax(dim=-1)
+    chosen = log_probabilities.gather(-1, tokens.to(log_probabilities.device)[:, None])
+    return float(chosen.mean()) < FALLBACK["logprob_threshold"]
+
+
+def _compression_ratio(tokens: list[int], *, vocabulary_size: int) -> float:
+    """Bytes of tokens over bytes when compressed, as transformers counts them."""
+    n_bytes = int(math.log2(vocabulary_size) / 8) + 1
+    content = b"".join(token.to_bytes(n_bytes, "little") for token in tokens)
+    return len(content) / len(zlib.compress(content))
 
 
 @contextlib.contextmanager
@@ -162,65 +404,3 @@ def _seeded(device):
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
-
-
-def transcribe(
-    model: str | Path,
-    audio: Iterable[str | Path],
-    *,
-    language: str | None = None,
-    task: str = "transcribe",
-    batch_size: int | str = "auto",
-    window: str = "full",
-    beams: int = 1,
-    base: str | None = None,
-    quantize: str = "as-trained",
-    progress: Callable[[int], object] = lambda clips: None,
-) -> list[dict]:
-    """Transcribes recordings of any length.
-
-    Args:
-        model: any MODEL: Hub id, model, adapter or run folder.
-        audio: files of any format.
-        language: a name or code; None: the one the model was trained for, as its generation config says.
-        task: transcribe or translate.
-        batch_size: short recordings at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
-        window: full (30 s), or condensed or tight, quicker, for a model trained so; long recordings are always heard
-            in full windows, one after the other.
-        beams: 1 is greedy.
-        base: the adapter's base, if it has moved.
-        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
-        progress: told how many recordings were done since it was last told.
-
-    Returns:
-        One ``{"audio": path, "text": transcript, "reached_limit": …}`` each, in the order given; one longer than the
-        model's window (30 s) also has ``segments``: see `transcribe_wave`.
-
-    Raises:
-        UserError: a recording that is missing or unreadable.
-    """
-    files = [str(expanded(file)) for file in audio]
-    loaded, preparation, _ = load_model(model, base=base, quantize=quantize)
-    short, long = [], []
-    for file in files:
-        try:
-            nearly = preparation.window_s - 0.5  # a header may say a little less than there is
-            (short if duration_s(file) <= nearly else long).append(file)
-        except AudioError as error:
-            raise UserError(f"{file}: {error}.") from None
-    code = resolve_language(loaded, preparation, language)
-    dataset = SpeechDataset([Row(file, "", code, no_speech=True) for file in short], preparation, task=task)
-    found = transcribe_rows(
-        to_device(loaded), dataset, range(len(short)), batch_size=batch_size, slack_s=set_window(loaded, window),
-        max_new_tokens=full_limit(preparation), beams=beams, with_loss=False, progress=progress,
-    )  # fmt: skip
-    long += [one.audio for one in found.left_out]  # holds more than its header states, or is refused with the reason
-    heard = {short[one.row]: {"text": one.text, "reached_limit": one.reached_limit} for one in found.transcripts}
-    for file in long:
-        try:
-            wave = load_audio(file, sample_rate_hz=preparation.sample_rate_hz)
-        except AudioError as error:
-            raise UserError(f"{file}: {error}.") from None
-        heard[file] = transcribe_wave(loaded, preparation, wave, language=code, task=task, beams=beams)
-        progress(1)
-    return [{"audio": file, **heard[file]} for file in files]

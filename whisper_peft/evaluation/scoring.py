@@ -15,6 +15,7 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.transcribing import (
@@ -24,8 +25,6 @@ from whisper_peft.evaluation.transcribing import (
     set_window,
     transcribe_rows,
 )
-from whisper_peft.model.build import load_model
-from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
@@ -120,6 +119,7 @@ def evaluate(
     max_clips: int | None = None,
     base: str | None = None,
     quantize: str = "as-trained",
+    precision: str = "auto",
     audio_column: str | None = None,
     text_column: str | None = None,
     progress: Callable[[int, int], object] = lambda clips, total: None,
@@ -139,6 +139,7 @@ def evaluate(
         max_clips: only the first so many rows.
         base: the adapter's base, if it has moved.
         quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
         progress: told (clips of this batch, clips in all).
@@ -153,13 +154,15 @@ def evaluate(
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
     rows = load_source(str(source), audio_column=audio_column, text_column=text_column)[:max_clips]
-    loaded, preparation, located = load_model(model, base=base, quantize=quantize)
+    loaded, preparation, located, chosen_precision = load_to_run(
+        model, base=base, quantize=quantize, precision=precision
+    )
     dataset = labelled(loaded, located, preparation, rows, language=language, task=task)
     slack_s = set_window(loaded, window)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
     found = transcribe_rows(
-        to_device(loaded), dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
+        loaded, dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
         beams=beams, progress=lambda clips: progress(clips, len(rows)),
     )  # fmt: skip
     result = figures(dataset, found)
@@ -175,6 +178,7 @@ def evaluate(
         "max_new_tokens": limit,
         "beams": beams,
         "window": window,
+        "precision": chosen_precision,
         "seconds": round(time.monotonic() - start, 1),
     }
     if output is not None:
