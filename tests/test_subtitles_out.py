@@ -25,10 +25,12 @@ from whisper_peft.evaluation.transcript_files import output_names, parse_formats
 ENGLISH = (
     "In a village not far from the sea there lived a woman, and her name was Muthai. She pressed the seeds into the "
 )
-MALAYALAM = "ഒരു ഗ്രാമത്തിൽ കടലിനടുത്ത് ഒരു സ്ത്രീ താമസിച്ചിരുന്നു. "
-    "അവളുടെ പേര് മുത്തായി എന്നായിരുന്നു; അവൾ വിത്തുകൾ മണ്ണിൽ അമർത്തി. "
+MALAYALAM = "ഒരു ഗ്രാമത്തിൽ കടലിനടുത്ത് ഒരു സ്ത്രീ താമസിച്ചിരുന്നു. അവളുടെ പേര് മുത്തായി എന്നായിരുന്നു; അവൾ വിത്തുകൾ മണ്ണിൽ അമർത്തി. "
 URDU = "سمندر کے قریب ایک گاؤں میں ایک عورت رہتی تھی۔ اس کا نام متھائی تھا، اور وہ ہر صبح کھیت میں بیج بوتی تھی۔ "
-JAPANESE = "海の近くの村に一人の女性が住んでいました。名前はムタイといい、毎朝早く起きて畑に行き、歌いながら種を蒔いていました。"
+JAPANESE = (
+    "海の近くの村に一人の女性が住んでいました。"
+    "名前はムタイといい、毎朝早く起きて畑に行き、歌いながら種を蒔いていました。"
+)
 THAI = "ในหมู่บ้านใกล้ทะเลมีผู้หญิงคนหนึ่งอาศัยอยู่ เธอชื่อมูไท ทุกเช้าเธอตื่นแต่เช้าไปที่ทุ่งนาและหว่านเมล็ดพืช"
 TEXTS = {"english": ENGLISH, "malayalam": MALAYALAM, "urdu": URDU, "japanese": JAPANESE, "thai": THAI}
 
