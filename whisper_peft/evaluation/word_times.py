@@ -8,8 +8,10 @@ through that map gives each token its time, as openai-whisper does it. It needs 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 POSITIONS_MEDIAN = 7  # width of the median filter over encoder positions, openai-whisper's
+TYPICAL_WORD_S = 0.7  # the median of a window's words is taken for no longer than that, as in openai-whisper
 MARGIN_S = 0.5  # heard behind the last segment of a window, for a word that ends late
 
 
@@ -85,20 +88,53 @@ def add_word_times(
         n_positions = max(1, round((until_s - begin_s) * preparation.frames_per_s / 2))
         edges = _token_edges(model, preparation, sound, flat, n_positions, heads, language=language, task=task)
         times_s = begin_s + edges * 2 / preparation.frames_per_s
-        at = 0
         spaced = task == "translate" or has_spaces(language or "en")
-        for segment, tokens in zip(group, ids, strict=True):
-            words = []
-            for text, start, end in _words_of(preparation, tokens, spaced=spaced):
-                start_s = max(earliest_s, float(times_s[at + start]))
-                end_s = max(start_s, float(times_s[at + end]))
-                words.append({"word": text, "start": round(start_s, 2), "end": round(end_s, 2)})
-                earliest_s = end_s
+        spoken = []
+        at = 0
+        for tokens in ids:
+            words = [
+                _Word(text, float(times_s[at + start]), float(times_s[at + end]))
+                for text, start, end in _words_of(preparation, tokens, spaced=spaced)
+            ]
+            spoken.append(words)
             at += len(tokens)
-            segment["words"] = words
+        durations_s = [word.end_s - word.start_s for words in spoken for word in words]
+        longest_s = 2 * min(TYPICAL_WORD_S, statistics.median(durations_s)) if durations_s else 0.0
+        for segment, words in zip(group, spoken, strict=True):
+            _leave_pauses_out(words, segment, longest_s)
+            segment["words"] = []
+            for word in words:
+                start_s = max(earliest_s, word.start_s)
+                end_s = max(start_s, word.end_s)
+                segment["words"].append({"word": word.text, "start": round(start_s, 2), "end": round(end_s, 2)})
+                earliest_s = end_s
             if words:
-                segment["start"] = words[0]["start"]
-                segment["end"] = words[-1]["end"]
+                segment["start"] = segment["words"][0]["start"]
+                segment["end"] = segment["words"][-1]["end"]
+
+
+@dataclass
+class _Word:
+    """A word as the path through the map times it."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+def _leave_pauses_out(words: list[_Word], segment: dict, longest_s: float) -> None:
+    """Take a pause before or behind a segment out of its first and last word.
+
+    The path gives every moment to some token, and so a pause to one of its neighbours. The segment's own times, where
+    the model gave any, say where the pause ends; else a word is no longer than `longest_s` there.
+    """
+    if not words:
+        return
+    first, last = words[0], words[-1]
+    if first.end_s - first.start_s > longest_s:
+        first.start_s = max(first.end_s - longest_s, min(segment["start"], first.end_s - longest_s / 2))
+    if last.end_s - last.start_s > longest_s:
+        last.end_s = min(last.start_s + longest_s, max(segment["end"], last.start_s + longest_s / 2))
 
 
 def _windows(preparation: Preparation, segments: list[dict]) -> Iterator[list[dict]]:
