@@ -52,17 +52,19 @@ def check_cues(cues, text: str) -> None:
 
 
 @pytest.mark.parametrize("language", TEXTS)
-@pytest.mark.parametrize("seconds", [2.0, 12.0, 29.0, 120.0])
-def test_lines_of_every_script(language, seconds):
-    text = (TEXTS[language] * 2).strip()
+@pytest.mark.parametrize(
+    ("seconds", "length"), [(2.0, 400), (6.0, 84), (12.0, 400), (29.0, 90), (29.0, 400), (120.0, 400)]
+)
+def test_lines_of_every_script(language, seconds, length):
+    text = (TEXTS[language] * 2)[:length].strip()
     cues = make_cues([{"start": 3.0, "end": 3.0 + seconds, "text": text}])
     check_cues(cues, text)
     if language in ("english", "malayalam", "urdu"):  # these are broken at spaces only
-        assert " ".join(line for cue in cues for line in cue.lines).split() == text.split()
+        assert " ".join(line for cue in cues for line in cue.lines).split() == text.split(), cues
     clusters = [one for one in regex.findall(r"\X", text) if not one.isspace()]
     written = [one for cue in cues for line in cue.lines for one in regex.findall(r"\X", line) if not one.isspace()]
     assert written == clusters
-    if seconds > 10 and language == "japanese":
+    if length > 100 and language == "japanese":
         assert any(line[-1] in "。、" for cue in cues for line in cue.lines)
     for cue in cues:
         for line in cue.lines:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LINE_COLUMNS = 42  # what broadcasters take for Latin scripts; 21 Chinese characters
-MAX_LINES = 2
+SCREEN_COLUMNS = 2 * LINE_COLUMNS  # two lines
 MIN_SHOWN_S = 0.84  # a cue that is shown for less is not read
 MAX_SHOWN_S = 7.0
 # What it costs to break a text in front of a cluster, in columns of unevenness.
@@ -176,41 +176,43 @@ def _fitting(clusters: list[_Cluster]) -> int:
     """How many of the clusters a cue takes: all, or as many as end at a good place and leave enough for the next."""
     if _line_break(clusters) is not None:
         return len(clusters)
-    most = LINE_COLUMNS * MAX_LINES
-    choices = []
-    columns = 0
-    for number, cluster in enumerate(clusters):
-        columns += cluster.columns
-        if columns > most + 1:
-            break
-        if number and math.isfinite(cluster.break_cost) and _line_break(clusters[:number]) is not None:
-            filled = columns - cluster.columns
-            choices.append((cluster.break_cost + (most - filled) / 2, -number))
-    if not choices:  # nowhere to break, as in a row of spaces
-        return 1
-    return -min(choices)[1]
+    for most_cost in (WITHIN_WORD, math.inf):  # within a word only where one word is wider than the screen
+        choices = []
+        columns = 0
+        for number, cluster in enumerate(clusters):
+            if columns > SCREEN_COLUMNS + 1:
+                break
+            if number and cluster.break_cost < most_cost and _line_break(clusters[:number], most_cost) is not None:
+                choices.append((cluster.break_cost + (SCREEN_COLUMNS - columns) / 2, -number))
+            columns += cluster.columns
+        if choices:
+            return -min(choices)[1]
+    return 1  # nowhere to break, as in a row of spaces
 
 
-def _line_break(run: list[_Cluster]) -> int | None:
-    """Where the second line of a run begins: its length if it fits on one line, None if it does not fit on two."""
+def _line_break(run: list[_Cluster], most_cost: float = WITHIN_WORD) -> int | None:
+    """Where the second line of a run begins, at a break that costs less than `most_cost`.
+
+    Returns:
+        The number of clusters on the first line: all, if the run fits on one line. None if it does not fit on two.
+    """
     total = _trimmed_columns(run)
     if total <= LINE_COLUMNS:
         return len(run)
-    if total > LINE_COLUMNS * MAX_LINES + 1:
+    if total > SCREEN_COLUMNS + 1:
         return None
     best = None
     least = math.inf
-    first = 0
+    columns = 0
     for number, cluster in enumerate(run):
-        if number and math.isfinite(cluster.break_cost):
-            upper = first - (run[number - 1].columns if run[number - 1].is_space else 0)
-            lower = total - first
-            if upper <= LINE_COLUMNS and lower <= LINE_COLUMNS:
-                cost = cluster.break_cost + abs(upper - lower)
-                if cost < least:
-                    best = number
-                    least = cost
-        first += cluster.columns
+        if number and cluster.break_cost < most_cost:
+            upper = columns - (run[number - 1].columns if run[number - 1].is_space else 0)
+            lower = total - columns
+            cost = cluster.break_cost + abs(upper - lower)
+            if upper <= LINE_COLUMNS and lower <= LINE_COLUMNS and cost < least:
+                best = number
+                least = cost
+        columns += cluster.columns
     return best
 
 
@@ -252,7 +254,7 @@ def _cue(run: list[_Cluster]) -> Cue:
 
 
 def _lines(run: list[_Cluster]) -> tuple[str, ...]:
-    second = _line_break(run) or len(run)
+    second = _line_break(run) or _line_break(run, math.inf) or len(run)
     lines = ("".join(cluster.text for cluster in part).strip() for part in (run[:second], run[second:]))
     return tuple(line for line in lines if line)
 

@@ -147,6 +147,7 @@ class _Recording:
     n_frames: int
     first_frame: int = 0  # of the next stretch
     pieces: list[Piece] = field(default_factory=list)
+    told_share: float = -1.0  # a stretch that is made again begins at a share that was told before
 
     @property
     def done(self) -> bool:
@@ -325,12 +326,15 @@ def _decode_stretches(
         sound = recording.wave[first * hop : (first + n_frames + window) * hop]
         features[row, :, : n_frames + window] = torch.from_numpy(preparation.encode_stretch(sound, n_frames + window))
         mask[row, : n_frames + window] = 1
-    walk = _Walk(
-        lengths,
-        lambda row, frame: progress(
-            recordings[row].key, (recordings[row].first_frame + frame) / recordings[row].n_frames
-        ),
-    )
+
+    def tell(row: int, frame: int) -> None:
+        recording = recordings[row]
+        share = (recording.first_frame + frame) / recording.n_frames
+        if share > recording.told_share:
+            recording.told_share = share
+            progress(recording.key, share)
+
+    walk = _Walk(lengths, tell)
     words = {"language": decoding.language, "task": decoding.task} if preparation.multilingual else {}
     if decoding.prompt_ids:  # without condition_on_prev_tokens transformers puts it before every window
         words["prompt_ids"] = torch.tensor(decoding.prompt_ids, device=whisper.device)
