@@ -51,6 +51,7 @@ def call(monkeypatch, capsys):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["whisper-peft", "transcribe", *map(str, arguments)])
+        capsys.readouterr()  # what was said before
         with pytest.raises(SystemExit) as stop:
             main()
         return stop.value.code, *capsys.readouterr()
@@ -222,6 +223,7 @@ import os, signal, sys
 from whisper_peft.evaluation import hearing
 hearing.tokens_left = lambda preparation, decoding: 12
 heard = hearing._Hearer._hear_short
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 calls = []
 def stop_at_the_third(self, batch):
     calls.append(batch)
@@ -327,10 +329,8 @@ def test_chunks_are_those_of_the_pipeline_of_transformers(seconds, tiny):
     _, preparation = tiny
     n_samples = round(seconds * 16000)
     window, stride = preparation.window_samples, preparation.window_samples // 6
-    theirs = [
-        one["stride"]
-        for one in chunk_iter(np.zeros(n_samples), lambda wave, **options: {"n": [0]}, window, stride, stride)
-    ]
+    extract = type("Extractor", (), {"sampling_rate": 16000, "__call__": lambda self, wave, **options: {"n": [0]}})()
+    theirs = [one["stride"] for one in chunk_iter(np.zeros(n_samples), extract, window, stride, stride)]
     assert [chunk[1:] for chunk in chunks._chunks(preparation, n_samples)] == theirs
 
 
