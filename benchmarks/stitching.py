@@ -38,7 +38,7 @@ from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.stitching import join
 from whisper_peft.data.subtitles import read_segments
 from whisper_peft.evaluation.longform import transcribe_wave
-from whisper_peft.evaluation.recordings import score_recording
+from whisper_peft.evaluation.recording_scores import score_recording
 from whisper_peft.evaluation.transcribing import full_limit
 
 HERE = Path(__file__).parent

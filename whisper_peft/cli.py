@@ -19,6 +19,7 @@ from whisper_peft.model.planning import GIB
 from whisper_peft.options import (
     AT_LEAST_1,
     BEAMS,
+    PRECISION,
     PROMPT_HELP,
     QUANTIZE,
     TIMES,
@@ -40,7 +41,6 @@ from whisper_peft.printing import (
     progress_bar,
     publish_lines,
     score_lines,
-    shown_path,
     train_lines,
 )
 
@@ -267,6 +267,7 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
+@PRECISION
 @click.option("--base", help="The adapter's base, if it has moved.")
 @QUANTIZE
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
@@ -306,26 +307,31 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
 @click.option("--language", help="Name or code, or auto (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
-@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
+@click.option("--format", "formats", multiple=True, metavar="LIST",
+              help="txt, srt, vtt, tsv, json, with commas, or all (default: txt). All but txt have times.")  # fmt: skip
+@click.option(
+    "--output", type=click.Path(), metavar="DIR", help="Write files named after the recordings. What is there is done."
+)
+@click.option("--word-times", is_flag=True, help="Also when each word is spoken.")
+@click.option("--prompt", metavar="TEXT", help="Names and jargon as they are spelt; stands before every window.")
+@click.option("--chunked", is_flag=True, help="Long recordings in overlapping chunks: quicker, but less exact.")
+@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Recordings at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
+@PRECISION
 @click.option("--base", help="The adapter's base, if it has moved.")
 @QUANTIZE
 @output_options
-def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:
-    """Write down what is said in AUDIO files of any length and format.
+def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> int:
+    """Write down what is said in AUDIO: files of any length and format, folders, patterns, or - for a list on stdin.
 
-    One over 30 s is heard window by window; --json gives the times of its segments.
+    A file that cannot be used is named and passed over; the exit code is then 1.
+
+    Example: whisper-peft transcribe runs/hindi talks/ --format txt,srt --output texts
     """
-    from whisper_peft.evaluation.longform import transcribe as run_transcription
+    from whisper_peft.transcribe_command import transcribe_all
 
-    with progress_bar("transcribing", out) as bar:
-        found = run_transcription(model, audio, progress=lambda clips: bar(clips, len(audio)), **options)
-    named = len(found) > 1
-    out.result(
-        {"transcripts": found},
-        [f"{shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
-    )
+    return transcribe_all(out, model, audio, **options)
 
 
 @cli.command()

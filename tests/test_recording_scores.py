@@ -6,7 +6,7 @@ import pytest
 
 from whisper_peft import UserError
 from whisper_peft.data.rows import Segment
-from whisper_peft.evaluation.recordings import count_loops, score_recording
+from whisper_peft.evaluation.recording_scores import count_loops, score_recording
 
 REFERENCE = [Segment("one two", 0.0, 4.0), Segment("three four", 5.0, 9.0), Segment("five", 40.0, 44.0)]
 
