@@ -48,7 +48,9 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("hushing", "printing", "options", "transcribe_command", "cli", "__main__"),
+    "command line": (
+        "endings", "hushing", "printing", "options", "transcribe_command", "recipes_command", "cli", "__main__",
+    ),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

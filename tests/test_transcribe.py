@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -206,6 +207,59 @@ def test_a_bad_file_is_named_and_the_others_are_done(lora_run, tmp_path, call):
     assert code == 1 and len(found["transcripts"]) == 1 and found["failed"][0]["error"] == "no such file"
     code, printed, said = call(lora_run, folder / "broken.wav", "--json")
     assert (code, printed) == (1, "") and said.count("\n") == 1
+
+
+def test_a_recording_whose_file_cannot_be_made_does_not_stop_the_others(lora_run, tmp_path, call):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_wave(folder / ("x" * 240 + ".wav"), 0.3)
+    write_wave(folder / "y.wav", 0.3, 1)
+    code, _, said = call(lora_run, folder, "--output", tmp_path / "out", "--quiet")
+    assert code == 1 and "a name too long for a new file" in said
+    assert said.splitlines()[-1] == "Error: 1 of 2 recordings could not be used; the others are done."
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["y.txt"]
+    code, _, said = call(lora_run, folder, "--output", folder / "y.wav" / "out")
+    assert code == 1 and said.count("\n") == 1 and "cannot be made" in said
+
+
+def test_names_of_any_bytes_reach_the_terminal_and_the_files(lora_run, tmp_path, call):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate((b"caf\xe9.wav", b"a\nb\x1b[2J.wav")):
+        write_wave(folder / "new.wav", 0.3, number)
+        os.rename(folder / "new.wav", os.fsencode(folder) + b"/" + name)
+    code, printed, _ = call(lora_run, folder)
+    assert code == 0 and len(printed.splitlines()) == 2
+    assert "caf\\xe9.wav: " in printed and "a\\nb\\x1b[2J.wav: " in printed
+    code, printed, _ = call(lora_run, folder, "--json")
+    assert code == 0 and len(json.loads(printed)["transcripts"]) == 2
+    code, _, _ = call(lora_run, folder, "--output", tmp_path / "out", "--format", "all")
+    written = os.listdir(os.fsencode(tmp_path / "out"))
+    assert code == 0 and b"caf\xe9.json" in written and b"a\nb\x1b[2J.vtt" in written and len(written) == 10
+
+
+def test_each_recording_in_the_language_that_the_model_hears(tiny_model, talks, tmp_path, once, monkeypatch, call):
+    """Short ones, long ones side by side, and chunks; each as if its language had been named."""
+    files = [talks / "b.wav", write_wave(tmp_path / "one.wav", 3.5), write_wave(tmp_path / "two.wav", 7.0, 2)]
+    codes = {str(files[0]): "hi", str(files[1]): "th", str(files[2]): "hi"}
+    heard: list[tuple[str, float | None]] = []
+
+    def listen(model, preparation, rows):
+        heard.extend((row.audio, row.end_s) for row in rows)
+        return [dataclasses.replace(row, language=codes[row.audio]) for row in rows]
+
+    monkeypatch.setattr(hearer, "listen_for_languages", listen)
+    for options in ({}, {"chunked": True}, {"times": True, "word_times": True}):
+        found = transcribe(tiny_model, files, language="auto", **options)
+        assert [one["language"] for one in found] == ["hi", "th", "hi"]
+        for file, one in zip(files, found, strict=True):
+            assert transcribe(tiny_model, [file], language=codes[str(file)], **options) == [one]
+    assert heard[:3] == [(str(files[0]), None), (str(files[1]), None), (str(files[2]), 3.0)]
+    monkeypatch.undo()
+    code, printed, _ = call(tiny_model, talks / "b.wav", "--language", "auto", "--json", "--format", "json")
+    assert code == 0 and json.loads(printed)["transcripts"][0]["language"]
+    code, _, said = call(tiny_model, talks / "b.wav", "--language", "klingon")
+    assert code == 1 and said.count("\n") == 1
 
 
 def test_results_come_in_the_order_given_each_when_it_is_ready(lora_run, talks, tmp_path, once, call, monkeypatch):

@@ -80,7 +80,7 @@ def transcript_line(transcript: dict, *, named: bool) -> str:
     """A transcript as a line, after the name of its recording where there are several."""
     if not named:
         return transcript["text"]
-    return f"{shown_path(transcript['audio'])}: {transcript['text']}"
+    return f"{printable(shown_path(transcript['audio']))}: {transcript['text']}"
 
 
 METRIC_NAMES = {"cer_normalized": "normalised CER"}

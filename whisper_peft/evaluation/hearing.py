@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.audio_files import NamedRecording, find_recordings
 from whisper_peft.data.text import AUTO_LANGUAGE
@@ -148,7 +149,7 @@ def transcribe_each(
     chosen = parse_formats(formats)
     timed = times or word_times or (output is not None and any(name in WITH_TIMES for name in chosen))
     if output is not None:
-        _refuse_file(Path(output))
+        _refuse_unusable(Path(output))
     jobs, ready = _plan(named, Path(output) if output is not None else None, chosen)
     yield from ready
     if not jobs:
@@ -179,14 +180,25 @@ def transcribe_each(
     for first in range(0, len(jobs), BLOCK):
         for job, transcript in hearer.hear(jobs[first : first + BLOCK]):
             if job.outputs and "error" not in transcript:
-                write_transcript(transcript, job.outputs)
-                transcript["outputs"] = [str(path) for path in job.outputs.values()]
+                transcript = _write(transcript, job)
             yield job.number, transcript
 
 
-def _refuse_file(output: Path) -> None:
-    if output.exists() and not output.is_dir():
+def _refuse_unusable(output: Path) -> None:
+    if output.is_dir():
+        return
+    if output.exists():
         raise UserError(f"{output}: a file; --output names a folder.")
+    runs.refuse_existing(output)
+
+
+def _write(transcript: dict, job: Job) -> dict:
+    """Write the files of a recording; where that fails, the recording has an error, and the others go on."""
+    try:
+        write_transcript(transcript, job.outputs)
+    except UserError as error:
+        return {"audio": job.path, "error": str(error).removesuffix(".")}
+    return {**transcript, "outputs": [str(path) for path in job.outputs.values()]}
 
 
 def _counted(progress: Callable[[float, float], object], total_s: float) -> Callable[[float], object]:

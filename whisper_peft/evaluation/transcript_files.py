@@ -11,7 +11,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.subtitle_cues import make_cues
-from whisper_peft.files import printable_json
+from whisper_peft.files import printable, printable_json
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 WITH_TIMES = ("srt", "vtt", "tsv", "json")  # all but plain text
@@ -55,7 +55,7 @@ def render(transcript: dict, format: str) -> str:
         The whole content of the file. It ends in a line break.
     """
     if format == "txt":
-        return transcript["text"] + "\n"
+        return printable(transcript["text"], keep_line_breaks=True) + "\n"
     if format == "tsv":
         return _table(transcript["segments"])
     if format == "json":
@@ -67,7 +67,7 @@ def _table(segments: Sequence[dict]) -> str:
     """A table as openai-whisper writes it: milliseconds, and text without tabs."""
     lines = ["start\tend\ttext"]
     for segment in segments:
-        text = " ".join(segment["text"].split())
+        text = printable(" ".join(segment["text"].split()))
         lines.append(f"{round(1000 * segment['start'])}\t{round(1000 * segment['end'])}\t{text}")
     return "\n".join(lines) + "\n"
 
