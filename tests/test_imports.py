@@ -49,7 +49,7 @@ ROOMS = {
         "voices", "demo",
     ),
     "command line": (
-        "endings", "hushing", "printing", "options", "transcribe_command", "recipes_command", "cli", "__main__",
+        "hushing", "printing", "options", "transcribe_command", "recipes_command", "cli", "__main__",
     ),
 }  # fmt: skip
 HEAVY = (
