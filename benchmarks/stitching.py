@@ -10,7 +10,8 @@ merged, converted to CTranslate2 (float32), and judged on validation clips:
 - single clips, decoded greedily without times (`evaluate`), and by faster-whisper with its own defaults (times, five
   beams, temperature fallback, thresholds);
 - recordings made of six validation clips of one speaker, with 0.2 to 1.0 s of their own noise between them, in
-  `transcribe`, in faster-whisper with its defaults, and in faster-whisper without times with one beam;
+  `transcribe` without times and with them, in faster-whisper with its defaults, and in faster-whisper without times
+  with one beam;
 - for Malayalam, the 11-minute story of ../shared: its long-form error rate in `transcribe` and in faster-whisper
   against that of its clips, speech without output, and starts of segments.
 
@@ -37,7 +38,8 @@ from whisper_peft.data.audio import load_audio
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.stitching import join
 from whisper_peft.data.subtitles import read_segments
-from whisper_peft.evaluation.longform import transcribe_wave
+from whisper_peft.evaluation.longform import transcribe_wave, transcribe_waves
+from whisper_peft.evaluation.pieces import Decoding
 from whisper_peft.evaluation.recording_scores import score_recording
 from whisper_peft.evaluation.transcribing import full_limit
 
@@ -199,6 +201,12 @@ def judge(merged: Path, shared: Path, setting: Setting) -> dict:
     result["joined"]["transcribe"] = figures(
         joined_references,
         [transcribe_wave(model, preparation, wave, language=data["language"])["text"] for wave, _ in recordings],
+    )
+    # What `transcribe --format srt` gives: with times, also where a recording fits into one window.
+    numbered = [(number, wave) for number, (wave, _) in enumerate(recordings)]
+    timed = dict(transcribe_waves(model, preparation, numbered, Decoding(data["language"])))
+    result["joined"]["transcribe, with times"] = figures(
+        joined_references, [timed[number]["text"] for number, _ in numbered]
     )
     for name, options in DECODINGS.items():
         decode = faster_whisper(runtime, data["language"], options)
