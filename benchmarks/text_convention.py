@@ -38,6 +38,7 @@ N_CLIPS = 60
 N_SCORED = 40
 N_RECORDINGS = 8
 STEPS = 100
+MOST_TOKENS = 200  # of a transcript of one clip
 STRETCH_S = 12
 N_CHARACTERS = 12  # of a sentence: what follows hardly depends on the space before it
 
@@ -295,11 +296,11 @@ def trained(language: str, side: str, work: Path) -> dict:
                 "evaluate.every_steps": STEPS, "train.seed": 1,
             }  # fmt: skip
             whisper_peft.train(changes=changes, output=run, progress=False)
-        report = whisper_peft.evaluate(run, scored)
+        report = whisper_peft.evaluate(run, scored, max_new_tokens=MOST_TOKENS)
     finally:
         undo()
     if not merged.exists():
-        whisper_peft.merge(run, merged)
+        whisper_peft.merge(run, merged, dtype="float32")
     rates = {key: report[key] for key in ("cer", "cer_interval", "cer_normalized", "wer", "token_loss")}
     return {**rates, "clips": N_SCORED, **joints(str(merged), language)}
 

@@ -163,6 +163,7 @@ def test_train_says_what_it_sees_and_stops_where_texts_are_moved(tiny_model, tmp
         row["text"] = text
     moved = str(write_manifest(tmp_path / "moved.jsonl", rows))
     settings = {"data.eval": None, "data.test": None, "train.steps": 1, "evaluate.compare_clips": 0}
+    settings["data.max_left_out"] = 1.0  # half of the clips are over the tiny model's 3 s
     said: list[str] = []
     train(tiny_recipe(tiny_model, tmp_path, **settings, **{"data.train": [source]}), dry_run=True, say=said.append)
     assert any("error: missing, 1 clip, as" in line and "gone.wav" in line for line in said)
@@ -365,4 +366,4 @@ def test_hostile_rows_are_findings_and_no_more(call, tmp_path):
     assert code == 3 and "\x1b" not in out and "\0" not in out
     assert re.search(r"claims.wav \(rows.jsonl:1\): decoded .* of 36000.00 s: truncated", out)
     assert "error: unreadable, 2 clips" in out and "error: truncated, 2 clips" in out
-    assert "warning: perhaps-over-token-limit, 1 clip" in out
+    assert "error: over-token-limit, 1 clip" in out

@@ -153,7 +153,7 @@ def test_durations_come_from_the_header(preparation, clip, monkeypatch):
     import whisper_peft.data.dataset as module
 
     dataset = SpeechDataset([row(clip), row("none.wav"), row(clip, start_s=0.25)], preparation, language="hi")
-    monkeypatch.setattr(module, "load_audio", None)  # nothing is decoded for it
+    monkeypatch.setattr(module, "read_sound", None)  # nothing is decoded for it
     assert [dataset.duration_s(i) for i in range(3)] == [1.0, 0.0, 0.75]
 
 

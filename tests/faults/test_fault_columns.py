@@ -576,7 +576,8 @@ def test_row_27_a_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, 
 @pytest.mark.parametrize(
     ("fields", "finding"),
     [
-        ({"segments": 5}, "5 is not a list"), ({"start": 1e308}, "is no time"), ({"text": True}, "is no string"),
+        ({"segments": 5}, "holds int64, not lists"), ({"start": 1e308}, "is no time"),
+        ({"text": True}, "holds bool, not texts"),
         ({"end": float("nan")}, "is no time"),
         ({"segments": [{"text": "a", "start": 1e300, "end": 1.0}]}, "is no time"),
     ],

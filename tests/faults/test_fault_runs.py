@@ -354,12 +354,14 @@ def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speec
     changes = {"train.steps": 3}
     for key, option, place in (
         ("data.train", "--train", [str(speech / "train")]), ("data.eval", "--eval", str(speech / "eval")),
-        ("data.test", "--test", str(speech / "test")), ("model.name", "--model", str(model)),
+        ("data.test", "--test", str(speech / "test")),
     ):  # fmt: skip
         with pytest.raises(UserError, match=rf"{key}: there is no .* any more\. .*--resume .*my-run {option} PLACE"):
             train(resume=run, changes=changes)
         changes[key] = place
-    result = train(resume=run, changes=changes)
+    with pytest.raises(UserError, match=r"If the model has moved, say where it is with --base MODEL\."):
+        train(resume=run, changes=changes)
+    result = train(resume=run, changes={**changes, "model.name": str(model)})
     assert result.facts["steps"] == 3 and result.facts["base"]["path"] == str(model)
     from whisper_peft import evaluate
 

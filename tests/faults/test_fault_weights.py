@@ -437,7 +437,7 @@ def test_row_19_an_adapter_with_a_task_type_trains_on_and_is_saved_without(stran
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LoRA"),
         ({"peft_type": ["LORA"]}, "only LoRA"),
         ({"peft_type": None}, "only LoRA"),
-        ({"r": 8}, r"of another shape.*rank \(r\)"),
+        ({"r": 8}, r"r is 8; the adapter's weights have rank 2"),
         ({"target_modules": ["query", "value"]}, "another kind of model"),
         ({"target_modules": ["q_proj"]}, "left over"),
         ({"base_model_name_or_path": ["x"]}, "expected a text"),
@@ -460,7 +460,7 @@ def test_row_24_an_adapter_on_a_base_of_another_size_is_one_line(stranger, tmp_p
         assert str(stranger) in str(raised.value) and "\n" not in str(raised.value)
 
 
-MOVED = ["./whisper-merged", "C:\\Users\\me\\models\\x", "whisper-merged", "/gone/model", "~/none", "a/b/c", "x" * 5000]
+MOVED = ["./whisper-merged", "C:\\Users\\me\\models\\x", "whisper-merged", "/gone/model", "~/none", "a/b/c"]
 
 
 @pytest.mark.parametrize("place", [*MOVED, "models/whisper-hindi"])

@@ -175,6 +175,11 @@ def weights_sha256(folder: Path) -> str:
     return _sha256_of(weight_files(folder))
 
 
+def adapter_sha256(adapter: Path) -> str:
+    """Compute the SHA-256 of an adapter's weights."""
+    return _sha256_of([adapter / ADAPTER_WEIGHTS])
+
+
 def _sha256_of(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:

@@ -85,12 +85,14 @@ def load_base(
     if quantize is not None:
         options["quantization_config"] = quantization_config(quantize, compute_dtype)
         options["device_map"] = {"": best_device()}
+        # A quantised layer's own numbers are integers: the files tell what they were made from. They are looked at
+        # first, because older bitsandbytes end the process over NaN.
+        refuse_not_finite(tensors_of(files), place=source, remedy=DAMAGED)
     model = _load_renamed(source, config, files, names, options, revision)
     model.generation_config = generation or model.generation_config
     repair_generation_config(model)
-    # A quantised layer's own numbers are integers: the files tell what they were made from.
-    tensors = model.named_parameters() if quantize is None else tensors_of(files)
-    refuse_not_finite(tensors, place=source, remedy=DAMAGED)
+    if quantize is None:
+        refuse_not_finite(model.named_parameters(), place=source, remedy=DAMAGED)
     window_encoder(model)
     if quantize is not None:
         settle(model)

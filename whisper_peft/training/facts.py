@@ -15,7 +15,7 @@ from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import fingerprint, split_fingerprint
 from whisper_peft.errors import UserError
-from whisper_peft.model.identity import base_identity, weights_sha256
+from whisper_peft.model.identity import adapter_sha256, base_identity
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
@@ -39,7 +39,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "versions": {"python": platform.python_version(), "whisper-peft": __version__, **versions},
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU ({platform.machine()})",
         "base": {**base_identity(located.base, revision=located.commit), "quantize": recipe.train.quantize},
-        "adapter_sha256": weights_sha256(located.adapter) if located.adapter else None,  # that is trained further
+        "adapter_sha256": adapter_sha256(located.adapter) if located.adapter else None,  # that is trained further
         "data": {
             "fingerprints": fingerprints(speech),
             "train_clips": None if speech.stream else len(speech.train),
@@ -111,7 +111,7 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
             what = "a folder of augment" if name == "augment" else f"data.{name}"
             raise UserError(f"{run}: {what} has changed since the run began; start a new run.")
     known = facts.get("adapter_sha256")
-    if known is not None and (located.adapter is None or weights_sha256(located.adapter) != known):
+    if known is not None and (located.adapter is None or adapter_sha256(located.adapter) != known):
         raise UserError(
             f"{run}: the adapter that the run began with is not that at {located.name}; name the right one."
         )

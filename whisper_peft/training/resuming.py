@@ -142,10 +142,13 @@ def _of_moved_sources(recipe: Recipe, changes: Mapping[str, object]) -> dict[str
 
 
 def _refuse_lost(run: Path, recipe: Recipe) -> None:
-    """Refuse a run whose data or model is not where it was, and name the option that tells its new place."""
+    """Refuse a run whose data is not where it was, and name the option that tells its new place.
+
+    `locating.locate_start` does the same for the model.
+    """
     data, augment = recipe.data, recipe.augment
     named = [("data.train", source.source) for source in data.sources]
-    named += [("data.eval", data.eval), ("data.test", data.test), ("model.name", recipe.model.name)]
+    named += [("data.eval", data.eval), ("data.test", data.test)]
     named += [("augment.noise_folder", augment.noise_folder), ("augment.room_folder", augment.room_folder)]
     for key, name in named:
         if name and os.path.isabs(name) and not any(map(os.path.exists, _readings(name))):
