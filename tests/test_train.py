@@ -18,14 +18,20 @@ from whisper_peft.training.defaults import resolve
 QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 2}
 
 
+def half_an_mp3(folder: Path) -> bytes:
+    """Return a file whose header promises 2 s of sound, and which ends halfway."""
+    soundfile.write(folder / "whole.mp3", make_wave(2.0), 16000)
+    content = (folder / "whole.mp3").read_bytes()
+    (folder / "whole.mp3").unlink()
+    return content[: len(content) // 2]
+
+
 def add_bad_clips(folder: Path, *, missing: int = 1) -> None:
     """Beside the good clips: missing files, a truncated mp3, an empty text, a clip and a text over the limits.
 
     The tiny model takes 3 s and 64 tokens, where Whisper takes 30 s and 448.
     """
-    soundfile.write(folder / "whole.mp3", make_wave(2.0), 16000)
-    (folder / "cut.mp3").write_bytes((folder / "whole.mp3").read_bytes()[: (folder / "whole.mp3").stat().st_size // 2])
-    (folder / "whole.mp3").unlink()
+    (folder / "cut.mp3").write_bytes(half_an_mp3(folder))
     soundfile.write(folder / "long.wav", make_wave(4.0), 16000)
     for name in ("empty", "wordy"):
         soundfile.write(folder / f"{name}.wav", make_wave(0.5), 16000)
@@ -72,9 +78,14 @@ def counting_loss(seen: list):
 
 
 def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_gone_on_with(tiny_model, speech, tmp_path):
-    add_bad_clips(make_speech(tmp_path / "clips", 6), missing=6)
+    clips = make_speech(tmp_path / "clips", 6)
+    content = half_an_mp3(clips)  # only decoding shows that it is cut, so the first look at headers lets it pass
+    with (clips / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
+        for number in range(10):
+            (clips / f"cut-{number}.mp3").write_bytes(content)
+            csv.writer(file).writerow([f"cut-{number}.mp3", "घर"])
     run = tmp_path / "run"
-    changes = {"data.train": [str(tmp_path / "clips")], "train.steps": 6, "train.batch_size": 4}
+    changes = {"data.train": [str(clips)], "train.steps": 6, "train.batch_size": 4}
     with pytest.raises(UserError) as stop:
         train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=run)
     message = str(stop.value)
