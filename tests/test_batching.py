@@ -55,7 +55,18 @@ def test_the_seed_alone_decides():
 
 def test_steps_know_nothing_of_memory_workers_or_ranks():
     known = set(inspect.signature(steps).parameters)
-    assert known == {"n_rows", "batch_size", "seed", "duration_s", "slack_s", "start", "look_ahead", "parts"}
+    assert known == {
+        "n_rows",
+        "batch_size",
+        "seed",
+        "duration_s",
+        "slack_s",
+        "start",
+        "look_ahead",
+        "parts",
+        "stitching",
+        "voices",
+    }
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 31, 32, 33, 37, 38, 39, 75, 76, 200])

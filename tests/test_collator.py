@@ -44,7 +44,16 @@ def examples(preparation) -> list[Example]:
 def test_shapes_and_kinds(preparation, examples):
     batch = SpeechCollator(preparation)(examples)
     longest = max(len(one.labels) for one in examples)
-    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "rows", "seconds", "kept", "left_out"}
+    assert set(batch) == {
+        "input_features",
+        "decoder_input_ids",
+        "labels",
+        "rows",
+        "seconds",
+        "n_clips",
+        "kept",
+        "left_out",
+    }
     assert batch["input_features"].shape == (5, 80, 300)
     assert batch["input_features"].dtype == torch.float32
     assert batch["decoder_input_ids"].shape == batch["labels"].shape == (5, longest)

@@ -23,9 +23,9 @@ ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
         "structure", "frames", "containers", "mixing", "decoding", "audio", "languages", "text", "rows", "spoken",
-        "archives", "tables", "recordings", "folders", "cues", "rolling", "subtitles", "addresses", "segments",
-        "columns", "column_types", "cards", "hub", "sources", "words", "features", "augmentation", "dataset",
-        "batching", "streams", "collator",
+        "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles", "addresses",
+        "segments", "columns", "column_types", "cards", "hub", "sources", "words", "features", "augmentation",
+        "stitching", "dataset", "batching", "streams", "collator",
         "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
         "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
         "checking.mending",
@@ -36,8 +36,9 @@ ROOMS = {
         "generation", "configs", "loading", "build",
     ),
     "evaluation": (
-        "transcribing", "languages", "longform", "normalizers", "metrics", "scoring", "neighbours", "check_page",
-        "checking", "report",
+        "transcribing", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
+        "transcript_files", "hearer", "hearing", "normalizers", "metrics", "recording_scores", "scoring", "neighbours",
+        "check_page", "checking", "report",
     ),
     "training": (
         "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "resuming",
@@ -47,7 +48,9 @@ ROOMS = {
         "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
         "voices", "demo",
     ),
-    "command line": ("hushing", "printing", "options", "cli", "__main__"),
+    "command line": (
+        "hushing", "printing", "options", "transcribe_command", "recipes_command", "cli", "__main__",
+    ),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",

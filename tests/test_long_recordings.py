@@ -7,9 +7,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from conftest import make_wave
+from conftest import make_tiny_model, make_wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from whisper_peft import SpeechDataset, load_preparation
 from whisper_peft.data.audio import load_audio
+from whisper_peft.data.dataset import Pick
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
 from whisper_peft.data.subtitles import cut, read_segments
@@ -45,6 +49,12 @@ SEGMENTS = [
     {"start": 2.1, "end": 4.0, "text": " तीन"},
     {"start": 9.0, "end": 10.25, "text": "चार पाँच"},
 ]
+
+
+@pytest.fixture(scope="module")
+def preparation_of_10_s(tmp_path_factory):
+    """The miniature's vocabulary with a window of 10 s."""
+    return load_preparation(str(make_tiny_model(tmp_path_factory.mktemp("wide") / "model", max_source_positions=500)))
 
 
 @pytest.fixture
@@ -142,3 +152,60 @@ def test_the_long_ones_of_shared(shared):
     assert np.corrcoef(piece, whole)[0, 1] > 0.999
     with pytest.raises(UserError, match="no segment times"):
         load_source(str(next(folder.glob("en_*.mp3"))))
+
+
+segment_lists = st.lists(
+    st.tuples(st.floats(0, 6), st.floats(0.2, 40), st.integers(1, 150)), min_size=1, max_size=40
+).map(
+    lambda parts: [
+        Segment("w " * n_words, start_s, start_s + length_s)
+        for start_s, (_, length_s, n_words) in zip(
+            np.cumsum([gap_s + length_s * 0.8 for gap_s, length_s, _ in parts]).tolist(), parts, strict=True
+        )
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(segment_lists)
+def test_every_segment_is_in_a_window_and_no_window_has_sound_without_its_text(segments):
+    rows = cut(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
+    texts = [(row.start_s + one.start_s, one.text.strip()) for row in rows for one in row.segments]
+    assert [text for _, text in texts] == [one.text.strip() for one in segments]  # each once, in order
+    for row in rows:
+        known = {round(row.start_s + one.start_s, 6) for one in row.segments}
+        for end_s in (row.end_s, row.window_end_s):
+            if end_s is None:
+                continue
+            whole = [round(one.start_s, 6) for one in segments if row.start_s <= one.start_s and one.end_s <= end_s]
+            missing = set(whole) - known
+            assert not missing or end_s == row.end_s  # overlapping speech cannot be cut out of a clip
+        if row.window_end_s is not None:
+            assert row.end_s <= row.start_s + row.next_start_s < row.window_end_s <= row.start_s + 30 + 1e-6
+
+
+def test_the_window_ends_inside_the_next_segment_only_where_times_are_learnt(preparation_of_10_s, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", make_wave(30.0), 16000)
+    segments = [Segment("घर", 1.0, 4.0), Segment("पानी", 4.5, 8.0), Segment("लाल", 9.0, 14.0)]
+    rows = cut(Row(str(tmp_path / "talk.wav"), "", "hi"), segments, n_tokens=len, window_s=10.0)
+    assert [(row.text, row.end_s, row.window_end_s, row.next_start_s) for row in rows] == [
+        ("घर पानी", 8.0, 11.0, 8.0),
+        ("लाल", 14.0, None, None),
+    ]
+    plain = SpeechDataset(rows, preparation_of_10_s, language="hi")[0]
+    assert plain.seconds == pytest.approx(7.0)
+    timed = SpeechDataset(rows, preparation_of_10_s, language="hi", timestamps=1.0)[0]
+    assert timed.seconds == pytest.approx(10.0)
+    first = preparation_of_10_s.first_timestamp
+    times = [round((token - first) * 0.02, 2) for token in timed.labels.tolist() if token >= first]
+    assert times == [0.0, 3.0, 3.5, 7.0, 8.0]
+    assert timed.labels[-1] == preparation_of_10_s.eot
+    half = SpeechDataset(rows, preparation_of_10_s, language="hi", timestamps=0.5)
+    assert {round(half[Pick(0, epoch)].seconds) for epoch in range(20)} == {7, 10}  # both kinds, drawn by the seed
+
+
+def test_nothing_is_heard_behind_a_long_silence_or_a_whole_segment(tmp_path):
+    silence = cut(Row("a.wav", ""), [Segment("a", 0, 20), Segment("b", 23, 50)], n_tokens=len)
+    assert silence[0].window_end_s is None
+    many_tokens = cut(Row("a.wav", ""), [Segment("a", 0, 5), Segment("b", 6, 10)], n_tokens=lambda text: 300)
+    assert many_tokens[0].window_end_s == 8.0  # in the middle of a segment that had room, but not its tokens

@@ -34,7 +34,7 @@ _ROOMS = {
         "speech_error_rate",
     ),
     "evaluation.transcribing": ("transcribe_rows",),
-    "evaluation.longform": ("transcribe",),
+    "evaluation.hearing": ("transcribe", "transcribe_each"),
     "evaluation.scoring": ("evaluate",),
     "evaluation.checking": ("check",),
     "training.loss": ("token_loss_sum",),

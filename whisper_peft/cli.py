@@ -19,6 +19,7 @@ from whisper_peft.model.planning import GIB
 from whisper_peft.options import (
     AT_LEAST_1,
     BEAMS,
+    PRECISION,
     PROMPT_HELP,
     QUANTIZE,
     TIMES,
@@ -33,16 +34,15 @@ from whisper_peft.printing import (
     Printer,
     check_lines,
     demo_lines,
-    first_comment,
     matrix_lines,
     merge_lines,
     plan_lines,
     progress_bar,
     publish_lines,
     score_lines,
-    shown_path,
     train_lines,
 )
+from whisper_peft.recipes_command import recipes
 
 BUG = 70  # the exit code of a bug of ours
 SYSTEM_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EDQUOT, errno.ENOMEM)
@@ -267,6 +267,7 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
+@PRECISION
 @click.option("--base", help="The adapter's base, if it has moved.")
 @QUANTIZE
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
@@ -306,26 +307,31 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
 @click.option("--language", help="Name or code, or auto (default: what the model was trained for).")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
-@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
+@click.option("--format", "formats", multiple=True, metavar="LIST",
+              help="txt, srt, vtt, tsv, json, with commas, or all (default: txt). All but txt have times.")  # fmt: skip
+@click.option(
+    "--output", type=click.Path(), metavar="DIR", help="Write files named after the recordings. What is there is done."
+)
+@click.option("--word-times", is_flag=True, help="Also when each word is spoken.")
+@click.option("--prompt", metavar="TEXT", help="Names and jargon as they are spelt; stands before every window.")
+@click.option("--chunked", is_flag=True, help="Long recordings in overlapping chunks: quicker, but less exact.")
+@click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Recordings at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
+@PRECISION
 @click.option("--base", help="The adapter's base, if it has moved.")
 @QUANTIZE
 @output_options
-def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> None:
-    """Write down what is said in AUDIO files of any length and format.
+def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> int:
+    """Write down what is said in AUDIO: files of any length and format, folders, patterns, or - for a list on stdin.
 
-    One over 30 s is heard window by window; --json gives the times of its segments.
+    A file that cannot be used is named and passed over; the exit code is then 1.
+
+    Example: whisper-peft transcribe runs/hindi talks/ --format txt,srt --output texts
     """
-    from whisper_peft.evaluation.longform import transcribe as run_transcription
+    from whisper_peft.transcribe_command import transcribe_all
 
-    with progress_bar("transcribing", out) as bar:
-        found = run_transcription(model, audio, progress=lambda clips: bar(clips, len(audio)), **options)
-    named = len(found) > 1
-    out.result(
-        {"transcripts": found},
-        [f"{shown_path(one['audio'])}: {one['text']}" if named else one["text"] for one in found],
-    )
+    return transcribe_all(out, model, audio, **options)
 
 
 @cli.command()
@@ -379,43 +385,4 @@ def publish(out: Printer, model: str, repo: str, **options) -> None:
     out.result({**report, "dry_run": options["dry_run"]}, publish_lines(report, dry_run=options["dry_run"]))
 
 
-@cli.group()
-def recipes() -> None:
-    """The recipes that ship with whisper-peft."""
-
-
-@recipes.command("list")
-@output_options
-def list_recipes(out: Printer) -> None:
-    """Names and first lines."""
-    from whisper_peft.recipe_files import shipped_recipes
-
-    found = [(path.stem, first_comment(path)) for path in shipped_recipes()]
-    out.result(
-        {"recipes": [{"name": name, "about": about} for name, about in found]},
-        [f"{name:20} {about}" for name, about in found],
-    )
-
-
-@recipes.command("show")
-@click.argument("name")
-@output_options
-def show_recipe(out: Printer, name: str) -> None:
-    """Print a recipe."""
-    from whisper_peft.recipe import as_dict
-    from whisper_peft.recipe_files import find_recipe, load_recipe
-
-    page = find_recipe(name).read_text(encoding="utf-8").rstrip()
-    out.result(as_dict(load_recipe(name)) if out.as_json else None, [page])
-
-
-@recipes.command("copy")
-@click.argument("name")
-@click.argument("file", type=click.Path())
-@output_options
-def copy_recipe(out: Printer, name: str, file: str) -> None:
-    """Copy a recipe to FILE, to edit it."""
-    from whisper_peft.recipe_files import copy_recipe as run_copy
-
-    path = run_copy(name, file)
-    out.result({"recipe": str(path)}, [f"Wrote {path}; train it with: whisper-peft train {path}"])
+cli.add_command(recipes)

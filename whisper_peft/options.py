@@ -25,6 +25,12 @@ QUANTIZE = click.option(
 )  # fmt: skip
 
 
+PRECISION = click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True,
+    help="Of the model's arithmetic. auto: the best half precision on a GPU, fp32 on a CPU.",
+)  # fmt: skip
+
+
 class ClipsAtOnce(click.ParamType):
     """A number of clips, or auto."""
 

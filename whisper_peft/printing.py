@@ -58,6 +58,31 @@ def progress_bar(label: str, out: Printer):
         yield update
 
 
+@contextlib.contextmanager
+def seconds_bar(label: str, out: Printer):
+    """A progress bar on stderr that counts seconds of sound, and learns its length from the first call."""
+    if out.quiet:
+        yield lambda seconds, total: None
+        return
+    from tqdm import tqdm
+
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]"
+    with tqdm(desc=label, leave=False, disable=None, total=0, bar_format=shape) as bar:
+
+        def update(seconds: float, total: float) -> None:
+            bar.total = total
+            bar.update(seconds)
+
+        yield update
+
+
+def transcript_line(transcript: dict, *, named: bool) -> str:
+    """A transcript as a line, after the name of its recording where there are several."""
+    if not named:
+        return transcript["text"]
+    return f"{printable(shown_path(transcript['audio']))}: {transcript['text']}"
+
+
 METRIC_NAMES = {"cer_normalized": "normalised CER"}
 
 

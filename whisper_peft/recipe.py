@@ -78,6 +78,7 @@ class Features:
     full_share: float = 0.0  # share of steps, at random, that get the full window all the same
     full_last: float = 0.0  # share of steps at the end that do
     timestamps: float = 0.0  # share of training clips that are learnt with the times of their text
+    stitch: float = 0.0  # share of training clips that are joined into windows of up to 30 s
     prompts: float = 0.5  # share of training clips that are given what was said before, where that is known
 
 
@@ -198,7 +199,8 @@ CHOICES: dict[str, tuple] = {
 }
 SHARES = {
     "data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts",
-    "features.timestamps", "augment.speed", "augment.room", "augment.noise", "augment.telephone", "augment.gain",
+    "features.timestamps", "features.stitch", "augment.speed", "augment.room", "augment.noise", "augment.telephone",
+    "augment.gain",
     "augment.no_speech", "augment.mask_time_prob", "augment.mask_feature_prob",
 }  # fmt: skip
 POSITIVE = {

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import QUICKSTART, make_wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_vocabulary import openai_tokenizer, save_processor_files, whisper_config
 
-from whisper_peft import load_model
+from whisper_peft import UserError, load_model
 from whisper_peft.data.columns import row_of
-from whisper_peft.data.dataset import Pick, SpeechDataset
+from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.subtitles import cut
 from whisper_peft.data.text import begins_with_space, clean_text, join_segments
 from whisper_peft.data.words import Words
-from whisper_peft.evaluation import longform
-from whisper_peft.evaluation.longform import transcribe_wave
+from whisper_peft.evaluation import chunks
+from whisper_peft.evaluation.chunks import transcribe_in_chunks
+from whisper_peft.evaluation.pieces import Decoding, Piece, assemble, prompt_ids
 from whisper_peft.evaluation.scoring import figures
 from whisper_peft.evaluation.transcribing import Transcript, Transcripts, training_limit
 from whisper_peft.model.build import load_preparation
@@ -148,8 +150,10 @@ def test_row_04_segments_are_joined_as_the_model_joins_them(preparations, texts,
 
 
 @pytest.mark.parametrize("given_text", [None, "你好世界", "你好 世界"])
-def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(quickstart, given_text):
-    fields = {"audio": "a.wav", "segments": [
+def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(quickstart, given_text, tmp_path):
+    audio = str(tmp_path / "a.wav")
+    soundfile.write(audio, make_wave(2.0), 16000)
+    fields = {"audio": audio, "segments": [
         {"start": 0, "end": 1, "text": "你好"}, {"start": 1, "end": 2, "text": "世界"},
     ]}  # fmt: skip
     if given_text is not None:
@@ -157,7 +161,7 @@ def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(qu
     row = row_of(fields, tuple(fields), "", "here")
     assert row.text == (given_text or "你好世界")
     dataset = SpeechDataset([row], quickstart, language="zh", timestamps=1.0)
-    _, labels = dataset._tokens(Pick(0), row, 2.0, 1.0)
+    labels = dataset[0].labels
     assert text_of(quickstart, labels) == "你好世界"
     assert (labels >= quickstart.first_timestamp).sum() == 4
     (clip,) = cut(Row("a.wav", ""), row.segments)
@@ -186,37 +190,59 @@ def test_row_04_the_prompt_begins_with_a_space(preparations):
         assert (labels[: len(previous)] == IGNORED).all()
 
 
-def walk_of(preparation: Preparation, texts: list[str]):
-    """Stands in for the walk through a recording: one segment a second, with these texts."""
-
-    def segments(*given, **options):
-        for number, text in enumerate(texts):
-            time = preparation.first_timestamp + 50 * number
-            yield float(number), number + 1.0, [time, *preparation.words.encode(text), time + 50], True
-
-    return segments
+def pieces_of(preparation: Preparation, texts: list[str]) -> list[Piece]:
+    """What a model says in a recording: one segment a second, with these texts."""
+    pieces = []
+    for number, text in enumerate(texts):
+        time = preparation.first_timestamp + 50 * number
+        ids = [time, *preparation.words.encode(text), time + 50]
+        pieces.append(Piece(float(number), number + 1.0, ids, True))
+    return pieces
 
 
 @pytest.mark.parametrize(
-    ("language", "texts", "expected"),
+    ("texts", "expected"),
     [
-        ("hi", [" नमस्ते।", " यह", " मेरा है"], "नमस्ते। यह मेरा है"),
-        ("hi", [" one ", " two", "  three"], "one two three"),
-        ("hi", ["In a village.", "Word"], "In a village.Word"),  # what every other program shows
-        ("zh", ["你好", "世界"], "你好世界"),
-        ("zh", ["你好", " OK"], "你好 OK"),
-        ("hi", [" a", "  ", " b"], "a b"),
+        ([" नमस्ते।", " यह", " मेरा है"], "नमस्ते। यह मेरा है"),
+        ([" one ", " two", "  three"], "one two three"),
+        (["In a village.", "Word"], "In a village.Word"),  # what every other program shows
+        (["你好", "世界"], "你好世界"),
+        (["你好", " OK"], "你好 OK"),
+        ([" a", "  ", " b"], "a b"),
     ],
 )
-def test_row_04_transcribe_shows_the_joints_that_the_model_makes(tiny_model, monkeypatch, language, texts, expected):
-    model, preparation, _ = load_model(tiny_model)
-    monkeypatch.setattr(longform, "_segments", walk_of(preparation, texts))
-    found = transcribe_wave(model, preparation, make_wave(4.0), language=language)
+def test_row_04_transcribe_shows_the_joints_that_the_model_makes(quickstart, texts, expected):
+    found = assemble(quickstart, pieces_of(quickstart, texts), 10.0)
     assert found["text"] == expected
     assert [one["text"] for one in found["segments"]] == [text.strip() for text in texts if text.strip()]
 
 
+@pytest.mark.parametrize("said", [["In a village.", "Word"], [" one", " <|2.00|> two"], [" नमस्ते।", " यह"]])
+def test_row_04_and_10_chunks_show_what_the_model_wrote(tiny_model, monkeypatch, said):
+    model, preparation, _ = load_model(tiny_model)
+    ids = [token for piece in pieces_of(preparation, said) for token in piece.ids]
+    monkeypatch.setattr(chunks, "_decode", lambda *given: [ids])
+    found = transcribe_in_chunks(model, preparation, make_wave(2.5), Decoding("hi"))
+    assert found["text"] == "".join(said).strip()
+    assert [one["text"] for one in found["segments"]] == [text.strip() for text in said]
+
+
 # Row 10: special tokens in texts are plain characters
+
+
+@pytest.mark.parametrize("prompt", ["<|2.00|> <|endoftext|>", "Muthai <|hi|>"])
+def test_row_10_special_tokens_in_the_prompt_of_transcribe_are_characters(preparations, prompt):
+    for preparation in preparations.values():
+        ids, _ = prompt_ids(preparation, prompt)
+        assert ids[0] == preparation.token_id("<|startofprev|>")
+        assert all(token < preparation.eot for token in ids[1:])
+        assert preparation.words.decode(ids[1:]) == f" {prompt}"
+
+
+def test_half_a_character_in_the_prompt_of_transcribe_is_refused(quickstart):
+    with pytest.raises(UserError, match=r"--prompt: half a character.*UTF-8"):
+        prompt_ids(quickstart, "a \udcff")
+
 
 TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=20).map("".join)
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whisper_peft.data.dataset import Pick
+from whisper_peft.data.stitching import MOST_CLIPS, fill_windows, gather
 from whisper_peft.errors import UserError
 
 SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}  # of a window, where the user says nothing
+STITCHING = 2  # in a seed: what is drawn for stitching, beside the order of the epoch
 LOOK_AHEAD = 256  # rows whose headers are read at a time to put like lengths together
 
 
@@ -46,6 +48,8 @@ def steps(
     start: int = 0,
     look_ahead: int = LOOK_AHEAD,
     parts: Sequence[tuple[int, float]] = (),
+    stitching: Stitching | None = None,
+    voices: np.ndarray | None = None,
 ) -> Iterator[list[Pick]]:
     """Endless optimizer steps: lists of `batch_size` clips, shuffled, clips of like length together.
 
@@ -63,9 +67,12 @@ def steps(
         look_ahead: rows put in order of length at a time, rounded to whole steps.
         parts: (rows, weight) of the sources that the rows are of, one after the other: how often each row comes in an
             epoch; one source of weight 1, by default.
+        stitching: How a share of the clips is joined into longer windows; None joins none.
+        voices: int64 (n_rows,), with `stitching`: equal for rows that may be joined.
     """
     begin = block_of(start, n_rows, batch_size, look_ahead=look_ahead, parts=parts)
     options = {"seed": seed, "duration_s": duration_s, "look_ahead": look_ahead, "parts": parts}
+    options |= {"stitching": stitching, "voices": voices}
     for block, batches in blocks(n_rows, batch_size, begin=begin, **options):
         for step, picks in enumerate(batches, start=block.step):
             if step >= start:
@@ -96,6 +103,8 @@ def blocks(
     look_ahead: int = LOOK_AHEAD,
     parts: Sequence[tuple[int, float]] = (),
     begin: Block = Block(),
+    stitching: Stitching | None = None,
+    voices: np.ndarray | None = None,
 ) -> Iterator[tuple[Block, list[list[Pick]]]]:
     """Endless blocks: where each begins, and its steps; see `steps`. A block without a usable clip has none.
 
@@ -109,11 +118,17 @@ def blocks(
     since: Block | None = None
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(_drawn(parts, seed, epoch))
+        groups = None
+        if stitching is not None:
+            rng = np.random.default_rng((seed, epoch, STITCHING))
+            order, groups = gather(order, voices, stitching.share, rng, most_clips=most_joined(batch_size))
         again = _times_before(order) if any(weight > 1 for _, weight in parts) else np.zeros_like(order)
         is_whole, before = first == 0, step
         for place in range(first, len(order), rows):
             drawn = zip(order[place : place + rows].tolist(), again[place : place + rows].tolist(), strict=True)
             picks = [(duration_s(row), Pick(row, epoch, again=times)) for row, times in drawn]
+            if stitching is not None:
+                picks = stitching.windows(picks, groups[place : place + rows], batch_size)
             batches = like_lengths(picks, batch_size, (seed, epoch, place))
             since = since or Block(step, epoch, place)
             if not batches:
@@ -167,6 +182,98 @@ def _times_before(order: np.ndarray) -> np.ndarray:
     return found
 
 
+@dataclass(frozen=True)
+class Stitching:
+    """How a share of the clips is joined into longer windows.
+
+    Args:
+        share: Share of an epoch's clips, or of a stream's block, that is joined.
+        window_s: Longest window, in seconds.
+        max_tokens: Largest number of tokens of a window's text.
+        n_tokens: Counts the tokens of a pick's text, with its times.
+    """
+
+    share: float
+    window_s: float
+    max_tokens: int
+    n_tokens: Callable[[Pick], int]
+
+    def windows(
+        self, picks: Sequence[tuple[float | None, Pick]], groups: np.ndarray, batch_size: int
+    ) -> list[tuple[float | None, Pick]]:
+        """Join the clips of each group in a block.
+
+        Args:
+            picks: (seconds, pick) of the block, in the order of the epoch; None for a clip that cannot be used.
+            groups: int64 (n_picks,), see `stitching.gather`.
+            batch_size: Clips in a step, the most that a window can have.
+
+        Returns:
+            (seconds, pick) of windows and of clips that stay alone. A pick has its window's other clips in `joined`.
+        """
+        units = [(seconds, pick) for seconds, pick in picks if seconds is None]
+        usable = [pair for pair in zip(groups.tolist(), picks, strict=True) if pair[1][0] is not None]
+        for group, members in itertools.groupby(usable, key=lambda pair: pair[0]):
+            clips = [pick for _, pick in members]
+            if group < 0:
+                units += clips
+                continue
+            seconds = [clip_s for clip_s, _ in clips]
+            tokens = [self.n_tokens(pick) for _, pick in clips]
+            cuts = fill_windows(
+                seconds,
+                tokens,
+                window_s=self.window_s,
+                max_tokens=self.max_tokens,
+                most_clips=most_joined(batch_size),
+            )
+            units += [_joined(clips[window]) for window in cuts]
+        return units
+
+
+def most_joined(batch_size: int) -> int:
+    """Return the largest number of clips in a stitched window; a window is never larger than a step."""
+    return min(MOST_CLIPS, batch_size)
+
+
+def _joined(clips: Sequence[tuple[float, Pick]]) -> tuple[float, Pick]:
+    first = clips[0][1]
+    rest = tuple(pick for _, pick in clips[1:])
+    return sum(clip_s for clip_s, _ in clips), replace(first, joined=rest)
+
+
+def _around_windows(by_length: Sequence[Pick], batch_size: int) -> list[list[Pick]]:
+    """Cut clips and stitched windows into steps of `batch_size` clips; only the last step may have fewer.
+
+    A step takes as many windows as fit, the longest first, and the longest single clips beside them. Where the single
+    clips are used up, a window is cut in two.
+
+    Args:
+        by_length: Windows and single clips, the shortest first. No window has more clips than a step.
+        batch_size: Clips in a step.
+    """
+    singles = [pick for pick in by_length if not pick.joined]
+    windows = [pick for pick in reversed(by_length) if pick.joined]
+    batches = []
+    while windows:
+        batch: list[Pick] = []
+        room = batch_size
+        for window in list(windows):
+            if len(window.clips) <= room:
+                batch.append(window)
+                windows.remove(window)
+                room -= len(window.clips)
+        while room and singles:
+            batch.append(singles.pop())
+            room -= 1
+        if room and windows:
+            head, tail = _split(windows.pop(0), room)
+            batch.append(head)
+            (windows if tail.joined else singles).append(tail)
+        batches.append(batch)
+    return batches + [singles[i : i + batch_size] for i in range(0, len(singles), batch_size)]
+
+
 def like_lengths(
     picks: Sequence[tuple[float | None, Pick]], batch_size: int, seed: tuple[int, ...]
 ) -> list[list[Pick]]:
@@ -187,7 +294,9 @@ def like_lengths(
     usable = [(seconds, pick) for seconds, pick in picks if seconds is not None]
     unusable = [pick for seconds, pick in picks if seconds is None]
     by_length = [pick for _, pick in sorted(usable, key=lambda pair: (pair[0], pair[1].row))]
-    if unusable:
+    if any(pick.joined for pick in by_length):
+        batches = _around_windows(by_length, batch_size)
+    elif unusable:
         n_steps = min(steps_per_epoch(len(picks), batch_size), len(usable))
         edges = [round(number * len(usable) / max(1, n_steps)) for number in range(n_steps + 1)]
         batches = [by_length[start:end] for start, end in itertools.pairwise(edges)]
@@ -197,6 +306,14 @@ def like_lengths(
     for number, pick in enumerate(unusable if batches else ()):
         batches[number % len(batches)].append(pick)
     return batches
+
+
+def _split(window: Pick, n_clips: int) -> tuple[Pick, Pick]:
+    """Cut a window behind its first `n_clips` clips."""
+    clips = window.clips
+    head = replace(clips[0], joined=clips[1:n_clips])
+    tail = replace(clips[n_clips], joined=clips[n_clips + 1 :])
+    return head, tail
 
 
 def slack_policy(

@@ -24,6 +24,7 @@ class Batch(TypedDict):
     labels: Tensor  # int64 (batch, longest), -100 where no loss is taken
     rows: list[int]
     seconds: float  # of speech in the batch
+    n_clips: int  # usable ones; more than `rows` where some are stitched into one window
     kept: int  # clips that stayed as they were, because augmentation would have made them too long
     left_out: list[LeftOut]
 
@@ -45,6 +46,7 @@ class SpeechCollator:
         import torch
 
         usable = [example for example in examples if isinstance(example, Example)]
+        left_out = [clip for example in examples for clip in _left_out_of(example)]
         usable.sort(key=lambda example: -example.seconds)  # the first micro-batch is the largest
         longest = max((len(example.labels) for example in usable), default=1)
         n_mels, frames = self.preparation.n_mels, self._window_frames(usable)
@@ -63,8 +65,9 @@ class SpeechCollator:
             labels=torch.from_numpy(labels),
             rows=[example.row for example in usable],
             seconds=sum(example.seconds for example in usable),
+            n_clips=sum(example.n_clips for example in usable),
             kept=sum(example.kept for example in usable),
-            left_out=[example for example in examples if isinstance(example, LeftOut)],
+            left_out=left_out,
         )
 
     def _window_frames(self, usable: Sequence[Example]) -> int:
@@ -75,3 +78,9 @@ class SpeechCollator:
         longest = max((example.input_features.shape[1] for example in usable), default=0)
         frames = longest + math.ceil(slack_s * self.preparation.frames_per_s)
         return min(whole, max(2, frames + frames % 2))
+
+
+def _left_out_of(example: Example | LeftOut) -> tuple[LeftOut, ...]:
+    if isinstance(example, LeftOut):
+        return (example, *example.others)
+    return example.left_out

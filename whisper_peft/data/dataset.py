@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -16,12 +17,13 @@ from whisper_peft.data.audio import AudioError, duration_s, read_sound
 from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.stitching import find_speech, join
 from whisper_peft.data.text import clean_text, join_segments
 from whisper_peft.files import short_repr
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 # What is drawn by seed, epoch and row, from a generator each; the user's function has the one without a number.
-PROMPTS, TIMESTAMPS, EFFECTS, NO_SPEECH = 1, 2, 3, 4
+PROMPTS, TIMESTAMPS, EFFECTS, NO_SPEECH, GAPS = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class Pick:
     slack_s: float = math.inf  # silence wanted behind the step's longest clip; infinite: the model's whole window
     given: Row | None = None  # the row itself, where it is of a stream
     again: int = 0  # how often it has come in this epoch before, where its source's weight is over 1
+    joined: tuple[Pick, ...] = ()  # the clips that are stitched behind this one, into one window
+
+    @property
+    def clips(self) -> tuple[Pick, ...]:
+        """The picks of the window's clips, each alone."""
+        return (dataclasses.replace(self, joined=()), *self.joined)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One clip, decoded and augmented."""
+
+    pick: Pick
+    row: Row  # after augmentation, which may have taken its speech away
+    wave: np.ndarray  # float32 (n_samples,)
+    stretch: float | None = 1.0  # factor for the times of the row's segments; None where nobody knows it
+    kept: bool = False  # the augmented clip could not be used: this is the clip as it was
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,9 @@ class Example:
     labels: np.ndarray  # int64 (n_tokens,), one step ahead, -100 over a prompt
     seconds: float
     slack_s: float = math.inf  # as in its Pick
-    kept: bool = False  # the augmented clip could not be used: this is the clip as it was
+    kept: int = 0  # clips that stayed as they were, because the augmented ones could not be used
+    n_clips: int = 1  # stitched into this window
+    left_out: tuple[LeftOut, ...] = ()  # clips of this window that could not be used
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,7 @@ class LeftOut:
     audio: str
     place: str
     reason: str
+    others: tuple[LeftOut, ...] = ()  # the other clips of a stitched window, where none could be used
 
 
 def leave_signals_to_main(worker_id: int) -> None:
@@ -109,13 +131,23 @@ class SpeechDataset:
         return len(self.rows)
 
     def __getitem__(self, pick: Pick | int) -> Example | LeftOut:
-        """The example of one row, or the reason why there is none."""
+        """Make the example of one row or of one stitched window, or say why there is none."""
         pick = pick if isinstance(pick, Pick) else Pick(int(pick))
-        row = pick.given or self.rows[pick.row]
-        try:
-            return self._encode(pick, row)
-        except (AudioError, ValueError) as error:
-            return LeftOut(pick.row, row.name, row.place, str(error))
+        sounds: list[Sound] = []
+        left_out: list[LeftOut] = []
+        for clip in pick.clips:
+            row = clip.given or self.rows[clip.row]
+            try:
+                sound = self._sound(clip, row)
+                if not pick.joined:
+                    return self._example(pick, [sound], [])
+                self._tokens([sound], [0.0])  # raises where the clip could not be learnt alone
+                sounds.append(sound)
+            except (AudioError, ValueError) as error:
+                left_out.append(LeftOut(clip.row, row.name, row.place, str(error)))
+        if not sounds:
+            return dataclasses.replace(left_out[0], others=tuple(left_out[1:]))
+        return self._example(pick, sounds, left_out)
 
     def duration_s(self, row_number: int) -> float:
         """Seconds of a row from its header; 0 where it cannot be told (the row is then left out when it is read)."""
@@ -180,34 +212,86 @@ class SpeechDataset:
         row = self.rows[row] if isinstance(row, int) else row
         return self.language_token or row.language or self.language
 
-    def _encode(self, pick: Pick, row: Row) -> Example:
+    def _sound(self, pick: Pick, row: Row) -> Sound:
+        """Decode and augment one clip.
+
+        Raises:
+            AudioError: It cannot be decoded.
+            TooLongError: It is longer than the model's window.
+            ValueError: Its row says why it cannot be used.
+        """
         if row.fault:
             raise ValueError(row.fault)
         if row.unknown_language and not self.language_token:
             raise ValueError(f"language {short_repr(row.unknown_language)}, which Whisper does not know")
+        row = self._as_heard(pick, row)
         window_s = self.preparation.window_s
         wave = read_sound(row.sound(), start_s=row.start_s, end_s=row.end_s, longest_s=window_s).wave
-        stretch, kept = 1.0, False
-        if len(wave) <= self.preparation.window_samples:
-            original, original_row = wave, row
+        if len(wave) > self.preparation.window_samples:
+            self.preparation.encode_audio(wave)  # raises
+        try:
+            changed, changed_row, stretch = self._augmented(pick, row, wave)
+        except AudioError:  # a file of noise
+            return Sound(pick, row, wave, kept=True)
+        if len(changed) > self.preparation.window_samples:
+            return Sound(pick, row, wave, kept=True)
+        return Sound(pick, changed_row, changed, stretch)
+
+    def _as_heard(self, pick: Pick, row: Row) -> Row:
+        """Give a clip of a recording its whole window where it is learnt with times, else its last whole segment's end.
+
+        Not in a stitched window, where another clip stands behind it, and not with an augmentation of the user's own,
+        after which nobody may know the times.
+        """
+        if row.window_end_s is None:
+            return row
+        timed = not pick.joined and self.augment is None and self._is_timed(pick)
+        if timed:
+            return dataclasses.replace(row, end_s=row.window_end_s)
+        return dataclasses.replace(row, window_end_s=None, next_start_s=None)
+
+    def _is_timed(self, pick: Pick) -> bool:
+        """Draw whether a clip is learnt with its times."""
+        return self._generator(pick, TIMESTAMPS).random() < self.timestamps
+
+    def _example(self, pick: Pick, sounds: list[Sound], left_out: list[LeftOut]) -> Example:
+        """Stitch clips into one window, and encode it; one clip alone is a window, too."""
+        rate_hz = self.preparation.sample_rate_hz
+        n_sounds = len(sounds)
+        while True:
+            waves = [sound.wave for sound in sounds[:n_sounds]]
+            wave, starts_s = join(waves, self.preparation.window_samples, rate_hz, self._generator(pick, GAPS))
+            n_sounds = len(starts_s)
             try:
-                wave, row, stretch = self._augmented(pick, row, wave)
-                kept = len(wave) > self.preparation.window_samples
-            except AudioError:  # a file of noise
-                kept = True
-            if kept:
-                wave, row, stretch = original, original_row, 1.0
+                inputs, labels = self._tokens(sounds[:n_sounds], starts_s)
+                break
+            except TooLongError:
+                if n_sounds == 1:
+                    raise
+                n_sounds -= 1
+        no_room = "augmented, it has no room in its stitched window"
+        for sound in sounds[n_sounds:]:
+            left_out.append(LeftOut(sound.pick.row, sound.row.name, sound.row.place, no_room))
         features, floor = self.preparation.encode_audio(wave)
-        seconds = len(wave) / self.preparation.sample_rate_hz
-        inputs, labels = self._tokens(pick, row, seconds, stretch)
-        return Example(pick.row, features, floor, inputs, labels, seconds, pick.slack_s, kept)
+        return Example(
+            sounds[0].pick.row,
+            features,
+            floor,
+            inputs,
+            labels,
+            len(wave) / rate_hz,
+            pick.slack_s,
+            kept=sum(sound.kept for sound in sounds[:n_sounds]),
+            n_clips=n_sounds,
+            left_out=tuple(left_out),
+        )
 
     def _augmented(self, pick: Pick, row: Row, wave: np.ndarray) -> tuple[np.ndarray, Row, float | None]:
         """The wave and the row after augmentation, and by what its times are to be multiplied; None: nobody knows."""
         stretch, effects = 1.0, self.augmentation
         if effects is not None:
             if not row.no_speech and self._generator(pick, NO_SPEECH).random() < effects.no_speech:
-                self._tokens(pick, row, 0.0, None)  # raises: what is left out is so in every epoch
+                self._tokens([Sound(pick, row, wave)], [0.0])  # raises: what is left out is so in every epoch
                 silence = effects.without_speech(wave, self._generator(pick, EFFECTS))
                 return silence, dataclasses.replace(row, no_speech=True), stretch
             changed = effects(wave, self._generator(pick, EFFECTS))
@@ -223,19 +307,46 @@ class SpeechDataset:
         more = (purpose, pick.again) if pick.again else (purpose,) if purpose else ()
         return np.random.default_rng((self.seed, pick.epoch, pick.row, *more))
 
-    def _tokens(self, pick: Pick, row: Row, seconds: float, stretch: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens in and out of a clip of so many seconds, whose segments' times are to be multiplied by `stretch`."""
+    def _tokens(self, sounds: Sequence[Sound], starts_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode the texts of a window's clips.
+
+        Whether the text has its times, and whether it has a prompt, is drawn for the first clip.
+
+        Args:
+            sounds: The clips.
+            starts_s: Where each begins in the window, in seconds.
+
+        Returns:
+            decoder_input_ids and labels, int64 (n_tokens,) each.
+        """
+        pick, row = sounds[0].pick, sounds[0].row
+        spoken = [(sound, start_s) for sound, start_s in zip(sounds, starts_s, strict=True) if not sound.row.no_speech]
         prompted = row.prompt and self._generator(pick, PROMPTS).random() < self.prompts
-        whole = [] if row.no_speech else [Segment(self.clean(row.text), 0.0, seconds)]
-        options = {
-            "language": self.language_of(row), "task": self.task, "no_speech": row.no_speech,
-            "prompt": self.clean(row.prompt) if prompted else "",
-        }  # fmt: skip
-        if whole and self._generator(pick, TIMESTAMPS).random() < self.timestamps:
-            segments = (stretch is not None and self._segments(row, seconds, stretch)) or whole
+        encode = functools.partial(
+            self.preparation.encode_text,
+            language=self.language_of(row),
+            task=self.task,
+            no_speech=not spoken,
+            prompt=self.clean(row.prompt) if prompted else "",
+        )
+        if spoken and self._is_timed(pick):
+            next_start_s = None
+            if row.next_start_s is not None:
+                next_start_s = min(row.next_start_s * sounds[0].stretch, self.preparation.window_s)
+            timed = [segment for sound, start_s in spoken for segment in self._timed(sound, start_s)]
             with contextlib.suppress(TooLongError):  # which clips are left out does not depend on the draw
-                return self.preparation.encode_text(segments, timestamps=True, **options)
-        return self.preparation.encode_text(whole, **options)
+                return encode(timed, timestamps=True, next_start_s=next_start_s)
+        return encode([Segment(self.clean(sound.row.text)) for sound, _ in spoken])
+
+    def _timed(self, sound: Sound, start_s: float) -> list[Segment]:
+        """Give a clip's text its times in the window: those of its segments, else those of its speech."""
+        rate_hz = self.preparation.sample_rate_hz
+        segments = []
+        if sound.stretch is not None:
+            segments = self._segments(sound.row, len(sound.wave) / rate_hz, sound.stretch)
+        if not segments:
+            segments = [Segment(self.clean(sound.row.text), *find_speech(sound.wave, rate_hz))]
+        return [Segment(part.text, start_s + part.start_s, start_s + part.end_s) for part in segments]
 
     def _segments(self, row: Row, seconds: float, stretch: float) -> list[Segment]:
         """The row's segments with times that never go back, as Whisper says them; none where they say another text."""

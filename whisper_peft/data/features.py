@@ -157,11 +157,14 @@ class Preparation:
         timestamps: bool = False,
         prompt: str = "",
         no_speech: bool = False,
+        next_start_s: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode segments: tokens in, and tokens out one step ahead.
 
         Each segment begins as Whisper's own segments do: with a space, unless its script puts none between words. One
         space is left out: a lone space token directly after the prefix, because every decoder suppresses it there.
+
+        With times, `next_start_s` is the start of a segment that the window's end cuts: only its start is a token.
 
         Returns:
             decoder_input_ids, int64 (n_tokens,): ``[<|startofprev|> prompt…] <|startoftranscript|> … text…``, and
@@ -184,6 +187,8 @@ class Preparation:
             body += words
         if not body and not no_speech:
             raise ValueError("empty text")
+        if timestamps and next_start_s is not None:
+            body.append(self._timestamp(next_start_s))
         prefix = self.prefix(language, task, timestamps=timestamps)
         if len(prefix) + len(body) > self.max_label_tokens:
             raise TooLongError(

@@ -48,6 +48,10 @@ class Row:
     place: str = ""  # "metadata.csv:12", where the row was read, for messages
     segments: tuple[Segment, ...] = ()  # the text in parts, with times from start_s on, where they are known
     prompt: str = ""  # what was said before; never learnt
+    # The window of a clip that is cut from a recording ends inside the segment behind it. Who learns the clip with its
+    # times hears up to here, and learns when that segment begins.
+    window_end_s: float | None = None  # in the file
+    next_start_s: float | None = None  # from start_s on
     unknown_language: str | None = None  # what the row says, where Whisper knows no such language
     stated_s: float | None = None  # how long the table says that the clip is; only held against the file
     fault: str = ""  # why the row cannot be used, where that was seen as it was read

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from whisper_peft.files import read_json_file, read_text, short_repr
 
 WINDOW_S = 30.0  # every published Whisper's
 GAP_S = 2.0  # a longer silence between two segments may be speech that nobody wrote down: no clip goes over it
+LEAST_OF_NEXT_S = 0.1  # of the segment behind a clip: with less in its window there is nothing to hear
 MAX_TOKENS = 440  # of 448, which hold the prefix, too
 TOKENS_OF_A_TIME = 3  # that a segment adds when it has its times, and a space
 # The automatic captions of a day of speech, each line shown three times with word marks, have some 10 MB.
@@ -153,10 +156,37 @@ def cut(
             and segment.start_s - end_s <= GAP_S
         )
         if index and not fits:
-            rows.append(_clip(recording, segments[start:index], rows))
+            clip = _clip(recording, segments[start:index], rows)
+            rows.append(_with_window(clip, segments[index:], window_s))
             start, size, end_s = index, 0, -math.inf
         size, end_s = size + tokens, max(end_s, segment.end_s)
     return [*rows, _clip(recording, segments[start:], rows)]
+
+
+def _with_window(clip: Row, behind: Sequence[Segment], window_s: float) -> Row:
+    """Let a clip's window reach into the segment behind it, as in Whisper's own training (Radford et al. 2022, 2.3).
+
+    The window ends before any segment behind the clip does, so no whole segment is heard without its text.
+
+    Args:
+        clip: The clip.
+        behind: The recording's segments behind it, in the order of their starts.
+        window_s: Seconds of the longest clip.
+
+    Returns:
+        The clip; unchanged where a long silence follows, or where nothing of the next segment has room.
+    """
+    next_start_s = max(behind[0].start_s, clip.end_s)
+    if next_start_s - clip.end_s > GAP_S:
+        return clip
+    window_end_s = clip.start_s + window_s
+    inside = itertools.takewhile(lambda segment: segment.start_s < window_end_s, behind)
+    first_end_s = min((segment.end_s for segment in inside), default=math.inf)
+    if first_end_s <= window_end_s:  # a segment that had room, but not its tokens
+        window_end_s = (next_start_s + first_end_s) / 2
+    if window_end_s - next_start_s < LEAST_OF_NEXT_S:
+        return clip
+    return dataclasses.replace(clip, window_end_s=window_end_s, next_start_s=next_start_s - clip.start_s)
 
 
 def _clip(recording: Row, segments: Sequence[Segment], before: list[Row]) -> Row:

@@ -18,6 +18,7 @@ from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
+from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.transcribing import (
@@ -26,8 +27,6 @@ from whisper_peft.evaluation.transcribing import (
     set_window,
     transcribe_rows,
 )
-from whisper_peft.model.build import load_model
-from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
@@ -147,6 +146,7 @@ def evaluate(
     max_clips: int | None = None,
     base: str | None = None,
     quantize: str = "as-trained",
+    precision: str = "auto",
     audio_column: str | None = None,
     text_column: str | None = None,
     times: str | None = None,
@@ -169,6 +169,7 @@ def evaluate(
         max_clips: only the first so many rows.
         base: the adapter's base, if it has moved.
         quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
         times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
@@ -187,13 +188,15 @@ def evaluate(
     rows = load_source(str(source), audio_column=audio_column, text_column=text_column, times=times)[:max_clips]
     if times is None:
         refuse_elsewhere(str(source), rows, read_lengths(rows))
-    loaded, preparation, located = load_model(model, base=base, quantize=quantize)
+    loaded, preparation, located, chosen_precision = load_to_run(
+        model, base=base, quantize=quantize, precision=precision
+    )
     dataset = labelled(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
     slack_s = set_window(loaded, window)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
     found = transcribe_rows(
-        to_device(loaded), dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
+        loaded, dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
         beams=beams, progress=lambda clips: progress(clips, len(rows)),
     )  # fmt: skip
     result = figures(dataset, found)
@@ -209,6 +212,7 @@ def evaluate(
         "max_new_tokens": limit,
         "beams": beams,
         "window": window,
+        "precision": chosen_precision,
         "seconds": round(time.monotonic() - start, 1),
     }
     if output is not None:

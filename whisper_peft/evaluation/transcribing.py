@@ -65,6 +65,7 @@ def transcribe_rows(
     beams: int = 1,
     stop_loops: bool = False,
     with_loss: bool = True,
+    prompt_ids: Sequence[int] = (),
     workers: int = 0,
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     progress: Callable[[int], object] = lambda clips: None,
@@ -82,6 +83,7 @@ def transcribe_rows(
         stop_loops: for a comparison of checkpoints: whether a transcript that only repeats itself is ended (greedy
             only), or one that passes 1.5 times the longest reference of its batch and 10 tokens.
         with_loss: also the teacher-forced loss of the references.
+        prompt_ids: tokens that stand before every transcript, see `longform.prompt_ids`.
         workers: processes that read audio.
         autocast: gives the context of reduced precision.
         progress: told after each batch how many clips it had.
@@ -105,7 +107,7 @@ def transcribe_rows(
                 found.transcripts += pieces.each(batch, lambda piece, language=language: _transcribe_batch(
                     model, dataset.preparation, piece, language=language, task=dataset.task,
                     max_new_tokens=max_new_tokens, beams=beams, stop_loops=stop_loops, with_loss=with_loss,
-                    autocast=autocast,
+                    prompt_ids=prompt_ids, autocast=autocast,
                 ))  # fmt: skip
             found.left_out += batch["left_out"]
             progress(len(picked))
@@ -159,7 +161,7 @@ def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str,
 
 def _transcribe_batch(
     model, preparation: Preparation, batch: dict, *, language: str | None, task: str, max_new_tokens: int, beams: int,
-    stop_loops: bool, with_loss: bool, autocast: Callable,
+    stop_loops: bool, with_loss: bool, prompt_ids: Sequence[int], autocast: Callable,
 ) -> list[Transcript]:  # fmt: skip
     import torch
     from transformers.modeling_outputs import BaseModelOutput
@@ -189,7 +191,7 @@ def _transcribe_batch(
         if max_new_tokens:
             sequences = generate(
                 whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams,
-                loops=loops,
+                loops=loops, prompt_ids=prompt_ids,
             )  # fmt: skip
     looped = loops.found.tolist() if loops else [False] * len(sequences)
     return [
@@ -240,21 +242,27 @@ def generate(
     max_new_tokens: int,
     beams: int = 1,
     loops: Loops | None = None,
+    prompt_ids: Sequence[int] = (),
+    timestamps: bool = False,
 ) -> list[list[int]]:
     """Token ids of each clip, without prefix and end-of-text.
 
     The encoder's output is passed in: `generate(input_features=…)` would encode again, and pad short input with
     what sounds like loud noise.
     """
+    import torch
+
     words = {"language": language, "task": task} if preparation.multilingual else {}
+    if prompt_ids:
+        words["prompt_ids"] = torch.tensor(prompt_ids, device=whisper.device)
     with errors_only():
         output = whisper.generate(
             encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
-            return_timestamps=False, stopping_criteria=[loops] if loops else None,
+            return_timestamps=timestamps, stopping_criteria=[loops] if loops else None,
             force_unique_generate_call=True,  # else a stray timestamp token makes it look for audio it was not given
             **words,
         )  # fmt: skip
-    prefix = preparation.prefix(language, task)
+    prefix = [*prompt_ids, *preparation.prefix(language, task, timestamps=timestamps)]
     sequences = []
     for ids in output.tolist():
         if ids[: len(prefix)] == prefix:

@@ -6,8 +6,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from whisper_peft.errors import UserError
+
 if TYPE_CHECKING:
     import torch
+RUNNING_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RETURNED_BYTES = 4 * 1024 * 1024  # a block of memory so large goes back to the system when it is freed
 PLAIN_ATTENTION_KEYS = 512  # a window of 10 s: up to so many a CPU in bf16 attends by plain products, see attention.py
 
@@ -100,3 +103,19 @@ def dtype_of(precision: str) -> torch.dtype | None:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def running_precision(precision: str) -> str:
+    """Choose the precision that a model is run in where it is not trained.
+
+    Args:
+        precision: fp32, bf16 or fp16; auto for the best half precision on a GPU, and fp32 elsewhere.
+
+    Raises:
+        UserError: There is no such precision.
+    """
+    if precision not in RUNNING_PRECISIONS:
+        raise UserError(f"--precision {precision}: expected one of {', '.join(RUNNING_PRECISIONS)}.")
+    if precision != "auto":
+        return precision
+    return best_precision() if best_device().type == "cuda" else "fp32"

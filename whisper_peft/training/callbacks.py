@@ -166,8 +166,8 @@ class LeftOutRule(TrainerCallback):
     def on_batch(self, batch: dict) -> None:
         """Looks at a step before it is trained on."""
         self.add("train", batch["left_out"], step=self.step + 1)
-        self.seen = min(self.n_rows, self.seen + len(batch["rows"]) + len(batch["left_out"]))
-        self.used += len(batch["rows"])
+        self.seen = min(self.n_rows, self.seen + batch["n_clips"] + len(batch["left_out"]))
+        self.used += batch["n_clips"]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stops after a checkpoint."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import SLACK_S, clips_at_once, clips_per_epoch, steps_per_epoch
+from whisper_peft.data.batching import SLACK_S, clips_at_once, clips_per_epoch, most_joined, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
+from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME, fill_windows
 from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.transcribing import AT_ONCE
@@ -134,7 +135,16 @@ def clips_of(dataset: SpeechDataset, words: Words | None = None) -> Clips:
         tokens = [round(len(text.encode()) * TOKENS_PER_BYTE) for text in texts]
     if dataset.timestamps:  # a start and an end of each segment, or of the clip
         tokens = [n + 2 * max(1, len(dataset.rows[row].segments)) for row, n in zip(sample, tokens, strict=True)]
-    return Clips(tuple((dataset.duration_s(row), n) for row, n in zip(sample, tokens, strict=True)), count)
+    seconds = [_longest_s(dataset, row) for row in sample]
+    return Clips(tuple(zip(seconds, tokens, strict=True)), count)
+
+
+def _longest_s(dataset: SpeechDataset, row_number: int) -> float:
+    """Return the seconds of a clip; of one that is cut from a recording, with the rest of its window."""
+    row = dataset.rows[row_number]
+    if dataset.timestamps and row.window_end_s is not None:
+        return row.window_end_s - row.start_s
+    return dataset.duration_s(row_number)
 
 
 def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[Load]:
@@ -148,8 +158,10 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[
     budget_s, evaluated = AT_ONCE[kind]
     evaluated = max(1, min(evaluated, int(budget_s / shape.window_s), clips.count or evaluated))
     found = []
-    for first in range(0, len(sizes), train.batch_size):
-        step = sizes[first : first + train.batch_size]
+    steps = [sizes[first : first + train.batch_size] for first in range(0, len(sizes), train.batch_size)]
+    if features.stitch:
+        steps += stitched_steps(sizes, train.batch_size, shape)
+    for step in steps:
         window_s = shape.window_s if whole else min(shape.window_s, step[-1][0] * slowed + slack_s)
         size = train.micro_batch_size
         at_once = min(len(step), clips_at_once(window_s, train.micro_batch_s) if size == "auto" else size)
@@ -161,6 +173,37 @@ def loads(recipe: Recipe, shape: Architecture, clips: Clips, kind: str) -> list[
             evaluated_tokens=min(shape.max_tokens, int(1.5 * max(tokens)) + 10),
         ))  # fmt: skip
     return found
+
+
+def stitched_steps(
+    sizes: list[tuple[float, int]], batch_size: int, shape: Architecture
+) -> list[list[tuple[float, int]]]:
+    """Make the steps of stitched windows that clips of these sizes would give.
+
+    Args:
+        sizes: (seconds, tokens) of clips.
+        batch_size: Clips in a step.
+        shape: Of the model, whose window and token limit they fill.
+
+    Returns:
+        Steps of (seconds, tokens), the longest last.
+    """
+    cuts = fill_windows(
+        [seconds for seconds, _ in sizes],
+        [tokens + TOKENS_OF_A_TIME for _, tokens in sizes],
+        window_s=shape.window_s,
+        max_tokens=shape.max_tokens - TOKENS_OF_A_PREFIX,
+        most_clips=most_joined(batch_size),
+    )
+    steps = []
+    for window in cuts:
+        clips = sizes[window]
+        joined = (
+            min(shape.window_s, sum(seconds + GAP_S[1] for seconds, _ in clips)),
+            sum(tokens + TOKENS_OF_A_TIME for _, tokens in clips),
+        )
+        steps.append([joined] * max(1, batch_size // len(clips)))
+    return steps
 
 
 def memory_of(recipe: Recipe, shape: Architecture, device: Device, clips: Clips) -> tuple[Memory, Load]:

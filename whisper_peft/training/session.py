@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.batching import Block, slack_policy, steps_per_epoch
+from whisper_peft.data.batching import Block, Stitching, slack_policy, steps_per_epoch
+from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
+from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
 from whisper_peft.evaluation.transcribing import Transcripts, full_limit, training_limit, transcribe_rows
@@ -134,7 +136,7 @@ class Session:
             model, training_arguments(recipe, self.run, metric=self.metric), dataset=self.speech.train,
             batch_size=recipe.train.batch_size, micro_batch_size=recipe.train.micro_batch_size,
             micro_batch_s=recipe.train.micro_batch_s or math.inf,
-            slack_s=slack_s, start=self.start, parts=self.speech.parts, stream=stream,
+            slack_s=slack_s, start=self.start, parts=self.speech.parts, stitching=self._stitching(), stream=stream,
             begin=Block(**block) if block else None, masks=recipe.augment.masks,
             loss=loss or token_loss_sum, on_batch=self.left_out.on_batch, on_finer_cut=self._finer_cut, callbacks=extra,
         )  # fmt: skip
@@ -154,7 +156,7 @@ class Session:
         return StreamSampler(
             self.speech.stream, self.speech.train, self.recipe.train.batch_size,
             buffer_rows=self.recipe.data.shuffle_buffer, slack_s=slack_s, seed=self.recipe.train.seed,
-            start=self.start, first=saved["first_step"],
+            start=self.start, first=saved["first_step"], stitching=self._stitching(),
         )  # fmt: skip
 
     def _saved(self) -> dict:
@@ -171,6 +173,20 @@ class Session:
         else:
             runs.write_json(checkpoint / runs.STREAM, state)
         runs.write_json(checkpoint / runs.STEPS, place)
+
+    def _stitching(self) -> Stitching | None:
+        """Say how training clips are joined into longer windows; None where the recipe does not ask for it."""
+        share = self.recipe.features.stitch
+        if not share:
+            return None
+        dataset, preparation = self.speech.train, self.preparation
+
+        def n_tokens(pick: Pick) -> int:
+            row = pick.given or dataset.rows[pick.row]
+            return preparation.n_tokens(dataset.clean(row.text)) + TOKENS_OF_A_TIME * max(1, len(row.segments))
+
+        room = preparation.max_label_tokens - TOKENS_OF_A_PREFIX
+        return Stitching(share, preparation.window_s, room, n_tokens)
 
     def _finer_cut(self, clips: int) -> None:
         """Kept for the rest of the run, and for its resume."""

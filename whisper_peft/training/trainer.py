@@ -17,10 +17,22 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from whisper_peft.data.batching import Block, block_of, block_size, blocks, clips_at_once, cut, like_lengths
+from whisper_peft.data.batching import (
+    STITCHING,
+    Block,
+    Stitching,
+    block_of,
+    block_size,
+    blocks,
+    clips_at_once,
+    cut,
+    like_lengths,
+    most_joined,
+)
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Pick, SpeechDataset, leave_signals_to_main
 from whisper_peft.data.features import IGNORED
+from whisper_peft.data.stitching import gather, voices_of
 from whisper_peft.data.streams import RowStream
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
@@ -65,17 +77,19 @@ class StepSampler:
     def __init__(
         self, dataset: SpeechDataset, batch_size: int, *, slack_s: Callable[[int], float], seed: int, start: int,
         parts: Sequence[tuple[int, float]], rank: int, n_ranks: int, begin: Block | None = None,
+        stitching: Stitching | None = None,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.slack_s, self.seed, self.start = dataset, batch_size, slack_s, seed, start
-        self.parts, self.rank, self.n_ranks = parts, rank, n_ranks
+        self.parts, self.rank, self.n_ranks, self.stitching = parts, rank, n_ranks, stitching
         self.begin = begin or block_of(start, len(dataset), batch_size, parts=parts)
         self.drawn: list[Block] = []
 
     def __iter__(self) -> Iterator[list[Pick]]:
         """Endless."""
+        voices = None if self.stitching is None else voices_of(self.dataset.rows, self.parts)
         found = blocks(
             len(self.dataset), self.batch_size, seed=self.seed, duration_s=self.dataset.usable_s, parts=self.parts,
-            begin=self.begin,
+            begin=self.begin, stitching=self.stitching, voices=voices,
         )  # fmt: skip
         for block, batches in found:
             self.drawn.append(block)
@@ -111,10 +125,10 @@ class StreamSampler:
 
     def __init__(
         self, stream: RowStream, dataset: SpeechDataset, batch_size: int, *, buffer_rows: int,
-        slack_s: Callable[[int], float], seed: int, start: int, first: int,
+        slack_s: Callable[[int], float], seed: int, start: int, first: int, stitching: Stitching | None = None,
     ):  # fmt: skip
         self.stream, self.dataset, self.batch_size = stream, dataset, batch_size
-        self.rows = block_size(batch_size, buffer_rows)
+        self.rows, self.stitching = block_size(batch_size, buffer_rows), stitching
         self.slack_s, self.seed, self.start, self.first = slack_s, seed, start, first
         self.blocks: list[tuple[int, dict]] = []
 
@@ -130,6 +144,8 @@ class StreamSampler:
             number = self.stream.block
             drawn = enumerate(self.stream.draw(self.rows), start=number * self.rows)
             picks = [(self.dataset.usable_s(row), Pick(place, epoch, given=row)) for place, (row, epoch) in drawn]
+            if self.stitching is not None:
+                picks = self._stitched(picks, number)
             batches = like_lengths(picks, self.batch_size, (self.seed, number))
             if not batches:
                 row = picks[0][1].given
@@ -141,6 +157,15 @@ class StreamSampler:
                 if step >= self.start:
                     yield [dataclasses.replace(pick, slack_s=self.slack_s(step)) for pick in batch]
                 step += 1
+
+    def _stitched(self, units: list[tuple[float | None, Pick]], block: int) -> list[tuple[float | None, Pick]]:
+        """Join a share of a block's clips; two sources of a stream count as one where no speaker is named."""
+        voices = voices_of([pick.given for _, pick in units])
+        rng = np.random.default_rng((self.seed, block, STITCHING))
+        order, groups = gather(
+            np.arange(len(units)), voices, self.stitching.share, rng, most_clips=most_joined(self.batch_size)
+        )
+        return self.stitching.windows([units[place] for place in order], groups, self.batch_size)
 
     def state_at(self, step: int) -> dict:
         """Of the stream at the start of the block that holds the step after so many; older blocks are forgotten."""
@@ -168,6 +193,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
+        stitching: how a share of the clips is joined into longer windows; None: none.
         on_finer_cut: told how many clips are in memory at once from now on, after a step ran out of memory.
         callbacks: of transformers.
     """
@@ -184,6 +210,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         slack_s: Callable[[int], float] = lambda step: math.inf,
         start: int = 0,
         parts: Sequence[tuple[int, float]] = (),
+        stitching: Stitching | None = None,
         stream: StreamSampler | None = None,
         begin: Block | None = None,
         masks: Mapping[str, float] | None = None,
@@ -198,7 +225,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.slack_s, self.start, self.parts, self.masks = slack_s, start, parts, masks
         self.sampler = stream or StepSampler(
             dataset, batch_size, slack_s=slack_s, seed=self.args.seed, start=start, parts=parts, begin=begin,
-            rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes,
+            rank=self.accelerator.process_index, n_ranks=self.accelerator.num_processes, stitching=stitching,
         )  # fmt: skip
         self.evaluate_model, self.loss, self.on_batch, self.on_finer_cut = evaluate_model, loss, on_batch, on_finer_cut
         self.empty_steps, self.kept, self.speech_s, self.window_s = 0, 0, 0.0, 0.0

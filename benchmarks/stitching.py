@@ -1,0 +1,308 @@
+"""Which share of stitched windows and of times should training use: errors on single clips and on whole recordings.
+
+    python benchmarks/stitching.py WORK            every run that is missing, in order; goes on where it stopped
+    python benchmarks/stitching.py WORK --only malayalam-stitch0.2
+    python benchmarks/stitching.py WORK --table    the table of what there is
+
+Each run trains a LoRA adapter on Whisper base for 200 steps of 8 clips and takes the model after the last step. It is
+merged, converted to CTranslate2 (float32), and judged on validation clips:
+
+- single clips, decoded greedily without times (`evaluate`), and by faster-whisper with its own defaults (times, five
+  beams, temperature fallback, thresholds);
+- recordings made of six validation clips of one speaker, with 0.2 to 1.0 s of their own noise between them, in
+  `transcribe` without times and with them, in faster-whisper with its defaults, and in faster-whisper without times
+  with one beam;
+- for Malayalam, the 11-minute story of ../shared: its long-form error rate in `transcribe` and in faster-whisper
+  against that of its clips, speech without output, and starts of segments.
+
+Needs faster-whisper 1.2.1 beside the package. A run's JSON lies in benchmarks/stitching/ when the run ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+import whisper_peft
+from whisper_peft.data.audio import load_audio
+from whisper_peft.data.rows import Row, Segment
+from whisper_peft.data.stitching import join
+from whisper_peft.data.subtitles import read_segments
+from whisper_peft.evaluation.longform import transcribe_wave, transcribe_waves
+from whisper_peft.evaluation.pieces import Decoding
+from whisper_peft.evaluation.recording_scores import score_recording
+from whisper_peft.evaluation.transcribing import full_limit
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "stitching"
+STEPS = 200
+RATE_HZ = 16_000
+CLIPS_PER_RECORDING = 6
+STOPPED_EARLY = 0.6  # an output with less than this share of the reference's characters stopped early
+DATA = {
+    "malayalam": {"language": "ml", "train": "malayalam:train", "validation": "malayalam:validation"},
+    "hindi_tts": {"language": "hi", "train": "hindi_tts:train", "validation": "hindi_tts:validation"},
+}
+DECODINGS = {
+    "defaults": {},
+    "no times, one beam": {"without_timestamps": True, "beam_size": 1},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of the grid."""
+
+    data: str
+    stitch: float
+    timestamps: float
+    seed: int
+    window: str = "condensed"
+
+    @property
+    def name(self) -> str:
+        """The name of its JSON file."""
+        window = "" if self.window == "condensed" else f"-{self.window}"
+        return f"{self.data}-stitch{self.stitch:g}-times{self.timestamps:g}-seed{self.seed}{window}"
+
+
+def planned() -> list[Setting]:
+    """List the runs, those that tell most first."""
+    grid = [(0.0, 0.0), (0.2, 0.5), (0.2, 0.2), (0.0, 0.5), (0.2, 0.0), (0.0, 0.2)]
+    settings = [Setting("malayalam", stitch, timestamps, 1) for stitch, timestamps in grid]
+    settings += [Setting("malayalam", stitch, timestamps, 2) for stitch, timestamps in grid]
+    settings += [Setting("hindi_tts", stitch, timestamps, 1) for stitch, timestamps in grid]
+    return [*settings, Setting("malayalam", 0.0, 0.0, 1, window="full")]
+
+
+def train_adapter(work: Path, shared: Path, setting: Setting) -> tuple[Path, dict]:
+    """Train, or go on with, the run of a setting; return the merged model and what the run says."""
+    run = work / setting.name
+    facts_file = run / "run.json"
+    if not facts_file.exists():
+        data = DATA[setting.data]
+        changes = {
+            "model.name": str(shared / "models" / "whisper-base"),
+            "model.language": data["language"],
+            "data.train": [str(shared / "data" / data["train"])],
+            "data.eval": str(shared / "data" / data["validation"]),
+            "features.stitch": setting.stitch,
+            "features.timestamps": setting.timestamps,
+            "features.window": setting.window,
+            "train.steps": STEPS,
+            "train.batch_size": 8,
+            "train.seed": setting.seed,
+            "evaluate.every_steps": STEPS,
+            "evaluate.max_clips": 8,
+            "evaluate.compare_clips": 0,
+            "evaluate.best_metric": "loss",
+        }
+        whisper_peft.train(changes=changes, output=run, say=print)
+    elif not json.loads(facts_file.read_text()).get("finished"):
+        whisper_peft.train(resume=run, say=print)
+    merged = work / f"{setting.name}-merged"
+    if not merged.exists():
+        whisper_peft.merge(run, merged, say=print)
+    return merged, json.loads(facts_file.read_text())
+
+
+def convert(merged: Path) -> Path:
+    """Convert a merged model to CTranslate2 in float32, as faster-whisper loads it."""
+    import ctranslate2
+
+    folder = merged.with_name(f"{merged.name}-ct2")
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        converter = ctranslate2.converters.TransformersConverter(
+            str(merged), copy_files=["tokenizer.json", "preprocessor_config.json"]
+        )
+        converter.convert(str(part), quantization="float32")
+        part.rename(folder)
+    return folder
+
+
+def joined_recordings(rows: list[Row]) -> list[tuple[np.ndarray, str]]:
+    """Make recordings of six clips of one speaker: (wave, text) each."""
+    by_speaker = defaultdict(list)
+    for row in rows:
+        by_speaker[row.speaker].append(row)
+    rng = np.random.default_rng(0)
+    recordings = []
+    for _, clips in sorted(by_speaker.items(), key=lambda pair: str(pair[0])):
+        random.Random(0).shuffle(clips)
+        for first in range(0, len(clips) - CLIPS_PER_RECORDING + 1, CLIPS_PER_RECORDING):
+            chosen = clips[first : first + CLIPS_PER_RECORDING]
+            waves = [load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s) for row in chosen]
+            wave, _ = join(waves, 120 * RATE_HZ, RATE_HZ, rng)
+            recordings.append((wave, " ".join(row.text for row in chosen)))
+    return recordings
+
+
+def figures(references: list[str], texts: list[str]) -> dict:
+    """Score texts, and count those that stopped early."""
+    scores = whisper_peft.score(references, texts)
+    early = sum(len(text) < STOPPED_EARLY * len(reference) for reference, text in zip(references, texts, strict=True))
+    return {"cer": scores["cer"], "wer": scores["wer"], "stopped_early": early, "texts": texts}
+
+
+def faster_whisper(model, language: str, options: dict) -> Callable[[np.ndarray], list[Segment]]:
+    """Return a function that transcribes a wave in faster-whisper."""
+
+    def transcribe(wave: np.ndarray) -> list[Segment]:
+        segments, _ = model.transcribe(wave, language=language, **options)
+        return [Segment(segment.text.strip(), segment.start, segment.end) for segment in segments]
+
+    return transcribe
+
+
+def text_of(segments: list[Segment]) -> str:
+    return " ".join(segment.text for segment in segments)
+
+
+def judge(merged: Path, shared: Path, setting: Setting) -> dict:
+    """Score a merged model in each decoding."""
+    from faster_whisper import WhisperModel
+
+    data = DATA[setting.data]
+    rows = whisper_peft.load_source(str(shared / "data" / data["validation"]))
+    model, preparation, _ = whisper_peft.load_model(merged)
+    dataset = whisper_peft.SpeechDataset(rows, preparation, language=data["language"])
+    found = whisper_peft.transcribe_rows(
+        model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
+    )
+    references = [row.text for row in rows]
+    result = {"references": references, "single": {}, "joined": {}}
+    result["single"]["evaluate"] = figures(references, [transcript.text for transcript in found.transcripts])
+    result["token_loss"] = sum(t.loss_sum for t in found.transcripts) / sum(t.loss_tokens for t in found.transcripts)
+
+    threads = os.cpu_count() or 1
+    runtime = WhisperModel(str(convert(merged)), device="cpu", compute_type="float32", cpu_threads=threads)
+    decode = faster_whisper(runtime, data["language"], {})
+    waves = [load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s) for row in rows]
+    outputs = [decode(wave) for wave in waves]
+    result["single"]["faster-whisper, defaults"] = figures(references, [text_of(output) for output in outputs])
+    overhang_s = [output[-1].end_s - len(wave) / RATE_HZ for wave, output in zip(waves, outputs, strict=True) if output]
+    result["single"]["faster-whisper, defaults"]["ends_2_s_late"] = sum(seconds > 2 for seconds in overhang_s)
+
+    recordings = joined_recordings(rows)
+    joined_references = [text for _, text in recordings]
+    result["joined_references"] = joined_references
+    result["joined"]["transcribe"] = figures(
+        joined_references,
+        [transcribe_wave(model, preparation, wave, language=data["language"])["text"] for wave, _ in recordings],
+    )
+    # What `transcribe --format srt` gives: with times, also where a recording fits into one window.
+    numbered = [(number, wave) for number, (wave, _) in enumerate(recordings)]
+    timed = dict(transcribe_waves(model, preparation, numbered, Decoding(data["language"])))
+    result["joined"]["transcribe, with times"] = figures(
+        joined_references, [timed[number]["text"] for number, _ in numbered]
+    )
+    for name, options in DECODINGS.items():
+        decode = faster_whisper(runtime, data["language"], options)
+        texts = [text_of(decode(wave)) for wave, _ in recordings]
+        result["joined"][f"faster-whisper, {name}"] = figures(joined_references, texts)
+    if setting.data == "malayalam":
+        result["story"] = judge_story(model, preparation, runtime, shared)
+    return result
+
+
+def judge_story(model, preparation, runtime, shared: Path) -> dict:
+    """Score the 11-minute story, whole and in clips."""
+    folder = shared / "data" / "longform"
+    reference = read_segments(folder / "ml_vasanavikruthi.json")
+    rows = whisper_peft.load_source(str(folder / "ml_vasanavikruthi.ogg"))
+    dataset = whisper_peft.SpeechDataset(rows, preparation, language="ml")
+    found = whisper_peft.transcribe_rows(
+        model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
+    )
+    wave = load_audio(str(folder / "ml_vasanavikruthi.ogg"))
+    ours = transcribe_wave(model, preparation, wave, language="ml")["segments"]
+    outputs = {
+        "transcribe": [Segment(part["text"], part["start"], part["end"]) for part in ours],
+        "faster-whisper, defaults": faster_whisper(runtime, "ml", {})(wave),
+    }
+    result = {"clips": figures([row.text for row in rows], [transcript.text for transcript in found.transcripts])}
+    for name, output in outputs.items():
+        result[name] = asdict(score_recording(reference, output))
+        result[name]["segments"] = [[part.start_s, part.end_s, part.text] for part in output]
+    return result
+
+
+def one_run(work: Path, shared: Path, setting: Setting) -> None:
+    """Train and judge one setting, and write its JSON."""
+    print(f"== {setting.name}", flush=True)
+    merged, facts = train_adapter(work, shared, setting)
+    began = time.monotonic()
+    result = {
+        "setting": asdict(setting),
+        "steps": STEPS,
+        "versions": facts["versions"],
+        "train_seconds": facts.get("train_seconds"),
+        **judge(merged, shared, setting),
+    }
+    result["judge_seconds"] = round(time.monotonic() - began)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{setting.name}.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+
+
+def table() -> None:
+    """Print what is known: a line for each run."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    print("CER in %; in brackets the outputs that stopped early. Difference: 95 % interval to stitch 0, times 0.")
+    for setting in planned():
+        result = results.get(setting.name)
+        if result is None:
+            continue
+        line = f"{setting.name:44} loss {result['token_loss']:.3f}"
+        for part in ("single", "joined"):
+            for name, found in result[part].items():
+                line += f" | {part} {name}: {100 * found['cer']:.1f} ({found['stopped_early']})"
+        baseline = results.get(Setting(setting.data, 0.0, 0.0, setting.seed).name)
+        if baseline and baseline is not result:
+            low, high = whisper_peft.paired_interval(
+                result["references"],
+                baseline["single"]["evaluate"]["texts"],
+                result["single"]["evaluate"]["texts"],
+                metric="cer",
+            )
+            line += f" | single, difference: {100 * low:+.1f} to {100 * high:+.1f}"
+        if "story" in result:
+            story = result["story"]
+            line += f" | story clips: {100 * story['clips']['cer']:.1f}"
+            for name in ("transcribe", "faster-whisper, defaults"):
+                found = story[name]
+                share = found["uncovered_s"] / found["speech_s"]
+                line += (
+                    f" | story {name}: {100 * found['cer']:.1f}, uncovered {100 * share:.1f} %, "
+                    f"starts {found['start_error_s'] or 0:.2f} s"
+                )
+        print(line)
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path))
+@click.option("--table", "only_table", is_flag=True)
+@click.option("--only", default="", help="Run the settings whose names begin so.")
+def main(work: Path, only_table: bool, only: str) -> None:
+    shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if not only_table:
+        for setting in planned():
+            if setting.name.startswith(only) and not (RESULTS / f"{setting.name}.json").exists():
+                one_run(work, shared, setting)
+    table()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Subtitles and other files: lines that can be read in every script, times in order, and text that stays text."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import random
+import string
+import threading
+from itertools import pairwise
+
+import pysubs2
+import pytest
+import regex
+import soundfile
+from conftest import make_wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_peft import UserError
+from whisper_peft.evaluation.subtitle_cues import LINE_COLUMNS, MAX_SHOWN_S, MIN_SHOWN_S, columns_of, make_cues
+from whisper_peft.evaluation.transcript_files import output_names, parse_formats, render
+
+ENGLISH = (
+    "In a village not far from the sea there lived a woman, and her name was Muthai. She pressed the seeds into the "
+)
+MALAYALAM = "ഒരു ഗ്രാമത്തിൽ കടലിനടുത്ത് ഒരു സ്ത്രീ താമസിച്ചിരുന്നു. അവളുടെ പേര് മുത്തായി എന്നായിരുന്നു; അവൾ വിത്തുകൾ മണ്ണിൽ അമർത്തി. "
+URDU = "سمندر کے قریب ایک گاؤں میں ایک عورت رہتی تھی۔ اس کا نام متھائی تھا، اور وہ ہر صبح کھیت میں بیج بوتی تھی۔ "
+JAPANESE = (
+    "海の近くの村に一人の女性が住んでいました。"
+    "名前はムタイといい、毎朝早く起きて畑に行き、歌いながら種を蒔いていました。"
+)
+THAI = "ในหมู่บ้านใกล้ทะเลมีผู้หญิงคนหนึ่งอาศัยอยู่ เธอชื่อมูไท ทุกเช้าเธอตื่นแต่เช้าไปที่ทุ่งนาและหว่านเมล็ดพืช"
+TEXTS = {"english": ENGLISH, "malayalam": MALAYALAM, "urdu": URDU, "japanese": JAPANESE, "thai": THAI}
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def check_cues(cues, text: str) -> None:
+    """What must be so of all subtitles."""
+    assert squeezed("".join(line for cue in cues for line in cue.lines)) == squeezed(text)
+    assert all(cue.end_s <= following.start_s + 1e-9 for cue, following in pairwise(cues))
+    for cue in cues:
+        assert 1 <= len(cue.lines) <= 2
+        assert MIN_SHOWN_S - 0.002 <= cue.end_s - cue.start_s <= MAX_SHOWN_S + 0.002
+        for line in cue.lines:
+            assert line == line.strip() and line
+            assert columns_of(line) <= LINE_COLUMNS or len(regex.findall(r"\X", line)) == 1
+
+
+@pytest.mark.parametrize("language", TEXTS)
+@pytest.mark.parametrize(
+    ("seconds", "length"), [(2.0, 400), (6.0, 84), (12.0, 400), (29.0, 90), (29.0, 400), (120.0, 400)]
+)
+def test_lines_of_every_script(language, seconds, length):
+    text = (TEXTS[language] * 2)[:length].strip()
+    cues = make_cues([{"start": 3.0, "end": 3.0 + seconds, "text": text}])
+    check_cues(cues, text)
+    if language in ("english", "malayalam", "urdu"):  # these are broken at spaces only
+        assert " ".join(line for cue in cues for line in cue.lines).split() == text.split(), cues
+    clusters = [one for one in regex.findall(r"\X", text) if not one.isspace()]
+    written = [one for cue in cues for line in cue.lines for one in regex.findall(r"\X", line) if not one.isspace()]
+    assert written == clusters
+    if length > 100 and language == "japanese":
+        assert any(line[-1] in "。、" for cue in cues for line in cue.lines)
+    for cue in cues:
+        for line in cue.lines:
+            assert line[0] not in "。、，．！？」）ーっゃゅょ,.;:!?۔،ะาำ"
+            assert line[-1] not in "「（เแโใไ"
+
+
+def test_a_wide_character_counts_for_two():
+    assert columns_of("字幕") == 4 and columns_of("ab") == 2 and columns_of("മലയാളം") == 4
+    assert columns_of("ｈｉ") == 4 and columns_of("e\u0301") == 1
+    cues = make_cues([{"start": 0.0, "end": 5.0, "text": "あ" * 60}])
+    assert max(len(line) for cue in cues for line in cue.lines) == 21
+
+
+def test_a_short_text_stays_whole_and_two_lines_are_alike():
+    (cue,) = make_cues([{"start": 1.0, "end": 2.5, "text": "  Good\tmorning. "}])
+    assert (cue.start_s, cue.end_s, cue.lines) == (1.0, 2.5, ("Good morning.",))
+    (cue,) = make_cues([{"start": 0.0, "end": 4.0, "text": "one two three four five six seven eight nine ten eleven"}])
+    assert abs(len(cue.lines[0]) - len(cue.lines[1])) < 10
+    assert make_cues([]) == [] and make_cues([{"start": 0, "end": 1, "text": " "}]) == []
+
+
+def test_word_times_decide_when_a_long_segment_is_cut():
+    """All words are spoken in the last fifth: a cue is shown when its words are, not at its share of the time."""
+    words = ENGLISH.split()
+    timed = [{"word": f" {word}", "start": 24.0 + 0.3 * at, "end": 24.3 + 0.3 * at} for at, word in enumerate(words)]
+    segment = {"start": 0.0, "end": 30.0, "text": ENGLISH.strip()}
+    guessed = make_cues([segment])
+    known = make_cues([{**segment, "words": timed}])
+    check_cues(known, ENGLISH)
+    assert guessed[0].start_s == 0.0 and known[0].start_s == 24.0
+    starts = {word["start"]: word["word"].strip() for word in timed}
+    assert all(starts[min(starts, key=lambda at, cue=cue: abs(at - cue.start_s))] == cue.lines[0].split()[0]
+               for cue in known)  # fmt: skip
+    other = make_cues([{**segment, "words": timed[:-1]}])  # words of another text count for nothing
+    assert [cue.lines for cue in other] == [cue.lines for cue in guessed]
+
+
+def test_segments_without_length_and_in_a_crowd_are_shown_one_after_the_other():
+    crowd = [{"start": 2.0, "end": 2.0, "text": f"word{number}"} for number in range(50)]
+    check_cues(make_cues(crowd), "".join(one["text"] for one in crowd))
+    backwards = [{"start": 9.0, "end": 4.0, "text": "first"}, {"start": 3.0, "end": 5.0, "text": "second"}]
+    check_cues(make_cues(backwards), "firstsecond")
+
+
+MARKS = ["\u0301", "\u200d", "👩"]
+LETTERS = st.text(st.sampled_from([*string.ascii_letters, *" .,?!-", *"കിാ്ൻ字。「」ーกเำع۔", *MARKS]), max_size=200)
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 30), LETTERS), max_size=12))
+@settings(deadline=None, max_examples=150)
+def test_any_segments_give_subtitles_in_order(drawn):
+    segments = []
+    at = 0.0
+    for gap, length, text in drawn:
+        segments.append({"start": at + gap, "end": at + gap + length, "text": text})
+        at += gap
+    cues = make_cues(segments)
+    written = squeezed("".join(line for cue in cues for line in cue.lines))
+    assert written == squeezed("".join(segment["text"] for segment in segments))
+    assert all(len(cue.lines) <= 2 and cue.end_s > cue.start_s for cue in cues)
+    assert all(cue.end_s <= following.start_s + 1e-9 for cue, following in pairwise(cues))
+
+
+def test_a_page_of_text_without_a_break_takes_no_time():
+    import time
+
+    began = time.monotonic()
+    make_cues([{"start": 0.0, "end": 30.0, "text": "字" * 20_000}])
+    assert time.monotonic() - began < 20
+
+
+NASTY = [
+    "a < b && c > d", "<i>not in italics</i>", "<script>alert(1)</script>", "{\\an8}up {\\b1}bold{\\b0} {y:i}x",
+    "&lt;b&gt; &amp;", r"C:\new\Home\hat", "-->", "00:00:01.000 --> 00:00:02.000", "<00:00:01.000>word<c.red>x</c>",
+    "WEBVTT", "NOTE x", "1", "{}", "a\x1b[2Jb\x00c", "\\", "x\u2028y", "<v Anna>hello", "\u202eabc",
+]  # fmt: skip
+
+
+def visible(text: str) -> str:
+    """Without what no player shows."""
+    return squeezed(regex.sub(r"[\p{Cc}\u2028\u2029]", "", text))
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_no_text_becomes_markup(text):
+    transcript = {"text": text, "language": "en", "segments": [{"start": 0.0, "end": 3.0, "text": text}]}
+    vtt = render(transcript, "vtt")
+    head, body = vtt.split("\n\n", 1)
+    assert head == "WEBVTT" and body.count("-->") == 1
+    cue = body.split("\n", 2)[2].strip()
+    assert "<" not in cue and ">" not in cue
+    shown = cue.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert visible(shown) == visible(text)
+    srt = render(transcript, "srt")
+    lines = srt.split("\n", 2)
+    assert lines[0] == "1" and lines[1] == "00:00:00,000 --> 00:00:03,000" and srt.count("-->") == 1
+    assert not regex.search(r"<[A-Za-z/!?]|\{\\|\{[A-Za-z]:", lines[2])
+    same = str.maketrans("＜＞｛", "<>{")
+    assert visible(lines[2].translate(same)) == visible(text)
+    assert "\\" not in text or "\\" in lines[2]
+    if not text.startswith("00:"):  # pysubs2's own reader takes any line with two times for the head of a cue
+        assert len(pysubs2.SSAFile.from_string(vtt, format_="vtt")) == 1
+    assert json.loads(render(transcript, "json"))["text"] == text
+    assert len(render(transcript, "tsv").splitlines()) == 2 or "\u2028" in text
+
+
+def test_table_and_json_have_the_shape_of_openai_whisper():
+    words = [{"word": " Hi", "start": 0.5, "end": 0.8}, {"word": " there", "start": 0.8, "end": 1.25}]
+    segments = [
+        {"start": 0.5, "end": 1.25, "text": "Hi\tthere", "words": words}, {"start": 61.0, "end": 62.004, "text": "End"},
+    ]  # fmt: skip
+    transcript = {"text": "Hi there End", "language": "en", "segments": segments}
+    assert render(transcript, "tsv") == "start\tend\ttext\n500\t1250\tHi there\n61000\t62004\tEnd\n"
+    page = json.loads(render(transcript, "json"))
+    assert list(page) == ["text", "segments", "language"] and page["language"] == "en"
+    keys = ["id", "start", "end", "text"]
+    assert [list(segment) for segment in page["segments"]] == [[*keys, "words"], keys]
+    assert page["segments"][1]["id"] == 1 and page["segments"][0]["words"] == words
+    assert render(transcript, "txt") == "Hi there End\n"
+
+
+def test_the_table_is_that_of_openai_whisper(tmp_path):
+    whisper_utils = pytest.importorskip("whisper.utils")
+    segments = [{"start": 0.5, "end": 1.254, "text": " Hi there "}, {"start": 61.0, "end": 62.0, "text": "പാട്ട്"}]
+    whisper_utils.get_writer("tsv", str(tmp_path))({"segments": segments}, "a.wav", {})
+    assert render({"segments": segments, "text": ""}, "tsv") == (tmp_path / "a.tsv").read_text(encoding="utf-8")
+
+
+def test_formats_are_named_in_many_ways():
+    assert parse_formats(["srt", "txt,json"]) == ("txt", "srt", "json")
+    assert parse_formats(["ALL"]) == ("txt", "srt", "vtt", "tsv", "json")
+    for wrong in (["docx"], ["srt,"], []):
+        with pytest.raises(UserError, match=r"--format.*expected txt, srt, vtt, tsv, json or all"):
+            parse_formats(wrong)
+
+
+def test_no_two_recordings_have_one_name():
+    assert output_names([("/x/talk.wav", "talk.wav"), ("/x/end.mp3", "end.mp3")]) == ["talk", "end"]
+    assert output_names([("/x/talk.wav", "talk.wav"), ("/x/talk.mp3", "talk.mp3")]) == ["talk.wav", "talk.mp3"]
+    assert output_names([("/a/b/talk.wav", "talk.wav"), ("/a/c/talk.mp3", "talk.mp3")]) == ["b/talk", "c/talk"]
+    assert output_names([("/a/b/t.wav", "t.wav"), ("/c/b/t.wav", "t.wav")]) == ["a/b/t", "c/b/t"]
+    assert output_names([("/a/b/t.wav", "b/t.wav"), ("/a/c/t.wav", "c/t.wav")]) == ["b/t", "c/t"]
+    assert output_names([("/a/talk.2024", "talk.2024"), ("/a/talk.2025", "talk.2025")]) == ["talk.2024", "talk.2025"]
+    again = output_names([("/x/talk.wav", "talk.wav")] * 2)
+    assert again == ["talk", "talk"]  # the same recording
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(["a", "b", "A"])] * 3, st.sampled_from([".wav", ".mp3", ".wav.flac", ""]),
+                          st.booleans()), max_size=8))  # fmt: skip
+@settings(deadline=None)
+def test_names_differ_and_do_not_depend_on_the_order(drawn):
+    recordings = []
+    for first, second, stem, suffix, is_in_folder in drawn:
+        path = f"/{first}/{second}/{stem}{suffix}"
+        recordings.append((path, f"{second}/{stem}{suffix}" if is_in_folder else f"{stem}{suffix}"))
+    recordings = list(dict(recordings).items())
+    names = output_names(recordings)
+    assert len({name.casefold() for name in names}) == len(names)
+    shuffled = list(range(len(recordings)))
+    random.Random(0).shuffle(shuffled)
+    assert output_names([recordings[at] for at in shuffled]) == [names[at] for at in shuffled]
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>subtitles</title>
+<video id="video" controls width="640" height="360" src="sound.wav" style="background: #333">
+<track default kind="subtitles" srclang="xx" src="{name}.vtt"></video>"""
+
+
+def served(folder):
+    """A server of a folder on this machine: Chromium loads no <track> from a file."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    handler.func.log_message = lambda *arguments: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_chromium_shows_what_was_said(chromium, tmp_path):
+    """Each script as WebVTT, and as .srt turned into it by nothing but its head: text, times, order; no markup."""
+    soundfile.write(tmp_path / "sound.wav", make_wave(12.0), 16000)
+    expected = {}
+    for name, text in {**TEXTS, "nasty": " ".join(one for one in NASTY if one.isprintable())}.items():
+        segments = [{"start": 0.4, "end": 6.0, "text": text[:90]}, {"start": 6.5, "end": 11.0, "text": text[90:180]}]
+        transcript = {"text": text, "segments": segments}
+        (tmp_path / f"{name}.vtt").write_text(render(transcript, "vtt"), encoding="utf-8")
+        (tmp_path / f"{name}.html").write_text(PAGE.format(name=name), encoding="utf-8")
+        srt = regex.sub(r"(\d\d),(\d\d\d)", r"\1.\2", render(transcript, "srt"))
+        (tmp_path / f"{name}-srt.vtt").write_text("WEBVTT\n\n" + srt, encoding="utf-8")
+        (tmp_path / f"{name}-srt.html").write_text(PAGE.format(name=f"{name}-srt"), encoding="utf-8")
+        cues = make_cues(segments)
+        expected[name] = cues
+        if name != "nasty":  # & and < are no text of a WebVTT file
+            expected[f"{name}-srt"] = cues
+    server = served(tmp_path)
+    page = chromium.new_page()
+    try:
+        for name, cues in expected.items():
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}.html")
+            page.wait_for_function("document.querySelector('track').readyState === 2")
+            found = page.evaluate(
+                "[...document.querySelector('track').track.cues].map(cue => [cue.startTime, cue.endTime, "
+                "cue.getCueAsHTML().textContent, [...cue.getCueAsHTML().querySelectorAll('*')].length])"
+            )
+            assert [(start, end, text) for start, end, text, _ in found] == [
+                (cue.start_s, cue.end_s, "\n".join(cue.lines)) for cue in cues
+            ]
+            assert all(n_elements == 0 for *_, n_elements in found)
+    finally:
+        page.close()
+        server.shutdown()

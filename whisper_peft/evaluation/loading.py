@@ -1,0 +1,44 @@
+"""A model as `transcribe` and `evaluate` run it: on its device, in the precision that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from whisper_peft.data.features import Preparation
+from whisper_peft.model.build import load_model
+from whisper_peft.model.devices import dtype_of, running_precision, to_device
+from whisper_peft.model.locating import Located, locate
+
+
+def load_to_run(
+    model: str | Path, *, base: str | None, quantize: str, precision: str
+) -> tuple[object, Preparation, Located, str]:
+    """Load any MODEL in a precision.
+
+    Args:
+        model: Hub id, model, adapter or run folder.
+        base: The adapter's base, if it has moved.
+        quantize: The base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU. A quantised base
+            chooses for itself, and "auto" leaves the rest of it in fp32.
+
+    Returns:
+        The model in eval mode on its device, its preparation, where it was found, and the precision it is in.
+
+    Raises:
+        UserError: There is no such precision, or the model cannot be loaded.
+    """
+    chosen = running_precision(precision)
+    if precision == "auto" and _is_quantised(model, quantize):
+        chosen = "fp32"
+    dtype = dtype_of(chosen)
+    loaded, preparation, located = load_model(model, dtype=dtype, base=base, quantize=quantize)
+    if dtype is not None and not getattr(loaded, "is_quantized", False):
+        loaded = loaded.to(dtype)  # peft holds an adapter, and what it trained in full, in float32
+    return to_device(loaded), preparation, located, chosen
+
+
+def _is_quantised(model: str | Path, quantize: str) -> bool:
+    if quantize == "as-trained":
+        quantize = locate(model).quantize or "none"
+    return quantize != "none"

@@ -1,0 +1,50 @@
+"""The recipes command: list, show and copy what ships with the package."""
+
+from __future__ import annotations
+
+import click
+
+from whisper_peft.options import output_options
+from whisper_peft.printing import Printer, first_comment
+
+
+@click.group()
+def recipes() -> None:
+    """The recipes that ship with whisper-peft."""
+
+
+@recipes.command("list")
+@output_options
+def list_recipes(out: Printer) -> None:
+    """Names and first lines."""
+    from whisper_peft.recipe_files import shipped_recipes
+
+    found = [(path.stem, first_comment(path)) for path in shipped_recipes()]
+    out.result(
+        {"recipes": [{"name": name, "about": about} for name, about in found]},
+        [f"{name:20} {about}" for name, about in found],
+    )
+
+
+@recipes.command("show")
+@click.argument("name")
+@output_options
+def show_recipe(out: Printer, name: str) -> None:
+    """Print a recipe."""
+    from whisper_peft.recipe import as_dict
+    from whisper_peft.recipe_files import find_recipe, load_recipe
+
+    page = find_recipe(name).read_text(encoding="utf-8").rstrip()
+    out.result(as_dict(load_recipe(name)) if out.as_json else None, [page])
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("file", type=click.Path())
+@output_options
+def copy_recipe(out: Printer, name: str, file: str) -> None:
+    """Copy a recipe to FILE, to edit it."""
+    from whisper_peft.recipe_files import copy_recipe as run_copy
+
+    path = run_copy(name, file)
+    out.result({"recipe": str(path)}, [f"Wrote {path}; train it with: whisper-peft train {path}"])
