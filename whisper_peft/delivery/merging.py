@@ -12,7 +12,7 @@ from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance
+from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
@@ -96,6 +96,10 @@ def merge(
         located, preparation, check, language, exact, say, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
     )
     say(f"Checking on {checked_on}.")
+    known = known_provenance(located.adapter, located.run)
+    warning = warning_of(known)
+    if warning:
+        say(f"Warning: {warning}")
 
     reference = listen(exact, dataset)
     unmerged = reference if wanted == torch.float32 else listen(_in_dtype(exact, wanted), dataset)
@@ -125,7 +129,7 @@ def merge(
         if located.quantize:
             report["quantized"] = against_quantized(model, base, dataset, merged)
         runs.write_json(folder / REPORT, report)
-        runs.write_json(folder / PROVENANCE, known_provenance(located.adapter, located.run))
+        runs.write_json(folder / PROVENANCE, known)
         if not report["passed"]:
             raise UserError(
                 f"{output}: not written: merged and unmerged differ by {report['logit_gap']:.2e} in logits "

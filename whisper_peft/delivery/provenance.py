@@ -9,6 +9,7 @@ from whisper_peft.evaluation.metrics import MEASURES, bootstrap_interval
 from whisper_peft.model.identity import BASE_FACTS
 from whisper_peft.recipe import as_dict
 from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
+from whisper_peft.training.facts import warn_of_recordings
 
 PROVENANCE = "whisper_peft.json"  # in a merged folder: what its card is written from
 TRANSCRIPTS = "transcripts.jsonl"
@@ -35,6 +36,16 @@ def known_provenance(folder: Path, run: Path | None) -> dict:
     if (folder / PROVENANCE).is_file():
         return runs.read_json(folder / PROVENANCE)
     return {"base": without_paths(runs.read_json(folder / BASE_FACTS))} if (folder / BASE_FACTS).is_file() else {}
+
+
+def warning_of(known: dict) -> str | None:
+    """Warn of a model that was not trained for long recordings, as far as its making is known.
+
+    Args:
+        known: What `known_provenance` gives.
+    """
+    data = (known.get("facts") or {}).get("data") or {}
+    return warn_of_recordings(known.get("recipe") or {}, data.get("full_windows"))
 
 
 def without_paths(value: object) -> object:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.delivery.card import CardWords, Subject, write_card
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, without_paths
+from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of, without_paths
 from whisper_peft.delivery.repository import CARD, HubFile, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
 from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
@@ -36,6 +36,7 @@ class Package:
     base_sha256: str | None
     files: list[HubFile]
     pickles: list[str]  # stay behind
+    warning: str | None  # what the model was not trained for
 
     @property
     def card(self) -> str:
@@ -96,6 +97,8 @@ def publish(
     check_weights(located.base, located.adapter, revision=located.commit)
     for note in _notes(package, words):
         say(f"Note: {note}")
+    if package.warning:
+        say(f"Warning: {package.warning}")
     report = {
         "repo": repo, "kind": package.kind, "base": package.base,
         "files": [{"name": file.name, "size": file.size} for file in package.files], "card": package.card,
@@ -149,7 +152,7 @@ def pack(
     files += _run_files(known, located.run)
     return Package(
         "adapter" if located.adapter else "model", base, known.get("base", {}).get("sha256"),
-        sorted(files, key=lambda file: file.name), pickles,
+        sorted(files, key=lambda file: file.name), pickles, warning_of(known),
     )  # fmt: skip
 
 

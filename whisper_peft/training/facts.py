@@ -22,6 +22,9 @@ from whisper_peft.training.speech import Speech
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
 MOST_HEADERS = 10_000  # read to know the hours of a corpus; of a larger one, a sample
+MOST_TIMED = 500  # clips whose length tells whether the windows are full of speech
+FULL_WINDOW_S = 20.0  # a clip this long fills its window of 30 s, so that the model has to go on
+ENOUGH_FULL = 0.1  # the share of full windows from which a model keeps the habit
 
 
 def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
@@ -43,6 +46,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "data": {
             "fingerprints": fingerprints(speech),
             "train_clips": None if speech.stream else len(speech.train),
+            "full_windows": share_of_full_windows(speech.train),
             "eval_clips": len(speech.eval),
             "eval_held_out": speech.held_out,
             "test_clips": None if speech.test is None else len(speech.test),
@@ -97,6 +101,42 @@ def hours(dataset: SpeechDataset, left_out: set[int]) -> float:
     rows = [row for row in range(len(dataset)) if row not in left_out]
     read = rows if len(rows) <= MOST_HEADERS else random.Random(0).sample(rows, MOST_HEADERS)
     return round(sum(map(dataset.duration_s, read)) * len(rows) / max(1, len(read)) / 3600, 3)
+
+
+def share_of_full_windows(dataset: SpeechDataset) -> float:
+    """Return the share of clips that are at least 20 s long, by the headers of at most 500 of them."""
+    rows = range(len(dataset))
+    if len(rows) > MOST_TIMED:
+        rows = random.Random(0).sample(rows, MOST_TIMED)
+    full = sum(dataset.duration_s(row) >= FULL_WINDOW_S for row in rows)
+    return round(full / max(1, len(rows)), 3)
+
+
+def warn_of_recordings(recipe: dict, full_windows: float | None) -> str | None:
+    """Warn of a model that was not trained for recordings that are longer than a sentence.
+
+    Args:
+        recipe: The recipe of its run, as a dictionary; {} where it is not known.
+        full_windows: The share of training clips that fill their window; None where it is not known.
+
+    Returns:
+        One line; None where it saw times and windows full of speech, or where its training is not known.
+    """
+    features = recipe.get("features") or {}
+    lacking = []
+    settings = []
+    if features.get("timestamps") == 0:
+        lacking.append("without times")
+        settings.append("--set features.timestamps=0.5")
+    if features.get("stitch", 0) == 0 and full_windows is not None and full_windows < ENOUGH_FULL:
+        lacking.append("without windows full of speech")
+        settings.append("--set features.stitch=0.2")
+    if not lacking:
+        return None
+    return (
+        f"Trained {' and '.join(lacking)}: on recordings longer than a sentence the model may stop early or repeat "
+        f"itself, here and in other programs. Train with {' '.join(settings)} (docs/recordings.md)."
+    )
 
 
 def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) -> None:

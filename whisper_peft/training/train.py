@@ -24,7 +24,13 @@ from whisper_peft.model.locating import Located, locate_start
 from whisper_peft.recipe import Recipe, as_dict
 from whisper_peft.recipe_files import given, save_recipe
 from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
-from whisper_peft.training.facts import check_unchanged, commit_of, first_facts
+from whisper_peft.training.facts import (
+    check_unchanged,
+    commit_of,
+    first_facts,
+    share_of_full_windows,
+    warn_of_recordings,
+)
 from whisper_peft.training.first_look import first_look, refuse_unusable
 from whisper_peft.training.fitting import check_memory
 from whisper_peft.training.resuming import check_checkpoints, resumed_recipe
@@ -150,6 +156,8 @@ def train(
         for line in first_look(rows, speech, recipe, preparation):
             say(line)
         refuse_unusable(speech, recipe)
+        if warning := warn_of_recordings(as_dict(recipe), share_of_full_windows(speech.train)):
+            say(f"Warning: {warning}")
     if dry_run:
         return recipe
     if resume is None:
