@@ -108,6 +108,7 @@ def score_recordings(
         chunked=False,
         progress=lambda seconds: progress(seconds, total_s),
     )
+    progress(0.0, total_s)  # so that a bar is there before the first window is done
     finished: dict[int, ScoredRecording | str] = {}
     for job, transcript in hearer.hear([job for job in jobs if references[job.number]]):
         if "error" in transcript:
