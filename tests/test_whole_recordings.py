@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -139,7 +140,8 @@ def test_segments_are_joined_as_the_language_joins_words(monkeypatch, tmp_path, 
     path = make_recording(tmp_path / "talk.wav", chinese, seconds=40.0)
     answer(monkeypatch, list(chinese), joint="")
     found = evaluate(lora_run, path, language="zh")["recordings"]
-    assert (found["cer"], found["wer"]) == (0.0, 0.0)
+    (scores,) = found["each"]
+    assert (found["cer"], found["wer"], scores["cer"], scores["wer"]) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_recordings_and_clips_of_one_manifest(lora_run, monkeypatch, tmp_path):
@@ -215,6 +217,13 @@ def test_the_language_of_a_recording(tiny_model, lora_run, monkeypatch, tmp_path
     evaluate(tiny_model, path, language="auto", output=tmp_path / "report")
     line = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")[-1]
     assert line["recording"] and line["language"] == expected["language"] == given[-1][1].language
+
+    def hear_tamil(model, preparation, rows):
+        return [dataclasses.replace(row, language="ta") for row in rows]
+
+    monkeypatch.setattr(hearer, "listen_for_languages", hear_tamil)  # to the recording itself, not to its clips
+    evaluate(tiny_model, path, language="auto")
+    assert given[-1][1].language == "ta"
 
 
 def test_references_are_cleaned_as_those_of_clips_and_decoded_in_the_borrowed_language(
