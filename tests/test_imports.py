@@ -37,7 +37,8 @@ ROOMS = {
     ),
     "evaluation": (
         "transcribing", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
-        "transcript_files", "hearer", "hearing", "normalizers", "metrics", "recording_scores", "scoring", "neighbours",
+        "transcript_files", "hearer", "hearing", "normalizers", "metrics", "recording_scores",
+        "whole_recordings", "scoring", "neighbours",
         "check_page", "checking", "report",
     ),
     "training": (
@@ -49,7 +50,7 @@ ROOMS = {
         "voices", "demo",
     ),
     "command line": (
-        "hushing", "printing", "options", "transcribe_command", "recipes_command", "cli", "__main__",
+        "hushing", "printing", "score_lines", "options", "transcribe_command", "recipes_command", "cli", "__main__",
     ),
 }  # fmt: skip
 HEAVY = (

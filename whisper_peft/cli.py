@@ -39,10 +39,11 @@ from whisper_peft.printing import (
     plan_lines,
     progress_bar,
     publish_lines,
-    score_lines,
+    seconds_bar,
     train_lines,
 )
 from whisper_peft.recipes_command import recipes
+from whisper_peft.score_lines import score_lines
 
 BUG = 70  # the exit code of a bug of ours
 SYSTEM_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EDQUOT, errno.ENOMEM)
@@ -273,16 +274,20 @@ def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> s
 @click.option("--audio-column", help="Where the columns have other than the usual names.")
 @click.option("--text-column")
 @click.option("--times", type=TIMES, help=TIMES_HELP)
+@click.option("--cut", is_flag=True, help="Score recordings in clips only, not as a whole, too.")
 @output_options
 def evaluate(out: Printer, model: str, source: str, **options) -> None:
     """Score MODEL on SRC: WER and CER with intervals, raw and normalised.
 
-    MODEL is a Hub id, a model folder, a run or an adapter folder.
+    MODEL is a Hub id, a model folder, a run or an adapter folder. Recordings with segment times are scored in clips,
+    and as a whole: text, speech without output, times, loops.
     """
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
-    with progress_bar("transcribing", out) as bar:
-        result = run_evaluation(model, source, progress=bar, say=out.say, **options)
+    with progress_bar("transcribing", out) as bar, seconds_bar("whole recordings", out) as seconds_bar_shown:
+        result = run_evaluation(
+            model, source, progress=bar, recordings_progress=seconds_bar_shown, say=out.say, **options
+        )
     out.result(result, score_lines(result, options["output"]))
 
 

@@ -60,17 +60,20 @@ def progress_bar(label: str, out: Printer):
 
 @contextlib.contextmanager
 def seconds_bar(label: str, out: Printer):
-    """A progress bar on stderr that counts seconds of sound, and learns its length from the first call."""
+    """A progress bar on stderr that counts seconds of sound; it appears, and learns its length, at the first call."""
     if out.quiet:
         yield lambda seconds, total: None
         return
     from tqdm import tqdm
 
     shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]"
-    with tqdm(desc=label, leave=False, disable=None, total=0, bar_format=shape) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = None
 
         def update(seconds: float, total: float) -> None:
-            bar.total = total
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=label, leave=False, disable=None, total=total, bar_format=shape))
             bar.update(seconds)
 
         yield update
@@ -144,30 +147,6 @@ def shown_path(path: object) -> str:
     return str(path) if text.startswith("../..") else text
 
 
-def score_lines(result: dict, output: str | None) -> list[str]:
-    """The table of an evaluation."""
-    language = f", language {result['language']}" if result["language"] else ""
-    lines = [f"{result['model']} on {result['source']}: {result['clips']} clips{language}, {result['window']} windows, "
-             f"{result['seconds']:.0f} s"]  # fmt: skip
-    lines.append(f"  {'':18}{'rate':>8}  {'95 % interval':>17}{'subst.':>8}{'delet.':>8}{'insert.':>8}")
-    for key, name in (("wer", "WER"), ("cer", "CER"), ("wer_normalized", "WER, normalised"),
-                      ("cer_normalized", "CER, normalised")):  # fmt: skip
-        interval = result.get(f"{key}_interval")
-        shown = f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-        counts = "".join(f"{result[f'{key}_{kind}']:>8}" for kind in ("substitutions", "deletions", "insertions"))
-        lines.append(f"  {name:18}{result[key]:>8.1%}  {shown:>17}{counts}")
-    lines.append(f"  token loss {result['token_loss']:.3f}; normaliser: {result['normalizer']}")
-    if result["reached_limit"]:
-        lines.append(f"  {result['reached_limit']} transcripts reached the limit of {result['max_new_tokens']} tokens")
-    if result["left_out"]:
-        lines.append(
-            f"  {result['left_out']} clips left out" + (f", named in {output}/left_out.jsonl" if output else "")
-        )
-    if output:
-        lines.append(f"  transcripts: {output}/transcripts.jsonl")
-    return lines
-
-
 MOST_SHOWN = 3  # clips of a finding
 MARKS = {"error": "✕", "warning": "!", "note": "·"}
 
@@ -177,18 +156,18 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     lines = [_source_line(one) for one in report["sources"]]
     lines += [f"Note: {remark}" for remark in report.get("remarks", ())]
     for one in report["findings"]:
-        head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {_counted(one['count'], 'clip')}"
+        head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {counted(one['count'], 'clip')}"
         lines += ["", head, f"  {one['why']}."]
         if one["severity"] != "note":
             lines.append(f"  Remedy: {one['remedy']}.")
         for clip in one["clips"][: MOST_SHOWN if one["severity"] != "note" else 1]:
             place = f" ({clip['place']})" if clip["place"] else ""
-            lines.append(f"    {_name_of(clip)}{place}: {clip['detail']}")
-    counted = []
+            lines.append(f"    {name_of(clip)}{place}: {clip['detail']}")
+    sums = []
     for kind in ("error", "warning"):
         clips = report[f"{kind}s"]
-        counted.append(f"{_counted(clips, 'clip')} with {kind}s" if clips else f"no {kind}s")
-    said = ", ".join(counted)
+        sums.append(f"{counted(clips, 'clip')} with {kind}s" if clips else f"no {kind}s")
+    said = ", ".join(sums)
     checked = report["checked"]
     how = "headers, texts and sound" if checked["audio"] else "headers and texts"
     how += f", and what {checked['model']} makes of them" if checked["model"] else ""
@@ -202,17 +181,18 @@ def check_lines(report: dict, *, html: str | None = None) -> list[str]:
     return lines + ([f"The page: {html}"] if html else [])
 
 
-def _name_of(clip: dict) -> str:
+def name_of(clip: dict) -> str:
+    """Name a clip by its file as a person would type it here, and by its piece of the file."""
     piece = f" {clip['start_s']:.2f}-{clip['end_s']:.2f} s" if clip.get("end_s") is not None else ""
     return shown_path(clip["name"]) + piece
 
 
 def _source_line(one: dict) -> str:
     lengths, rates = sorted(one["durations_s"]), sorted(one["tokens_per_second"])
-    facts = [_counted(one["clips"], "clip")]
+    facts = [counted(one["clips"], "clip")]
     facts.append(f"{one['hours']:.2f} h" if one["hours"] >= 0.1 else f"{one['hours'] * 60:.1f} min")
     if one["speakers"]:
-        facts.append(_counted(one["speakers"], "speaker"))
+        facts.append(counted(one["speakers"], "speaker"))
     if lengths:
         facts.append(f"{lengths[0]:.1f} to {lengths[-1]:.1f} s (median {lengths[len(lengths) // 2]:.1f})")
     if rates:
@@ -221,7 +201,8 @@ def _source_line(one: dict) -> str:
     return f"{one['name']}: {', '.join(filter(None, facts))}"
 
 
-def _counted(count: int, word: str) -> str:
+def counted(count: int, word: str) -> str:
+    """Count things in words: "1 clip", "2 clips"."""
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 

@@ -55,6 +55,7 @@ class Row:
     unknown_language: str | None = None  # what the row says, where Whisper knows no such language
     stated_s: float | None = None  # how long the table says that the clip is; only held against the file
     fault: str = ""  # why the row cannot be used, where that was seen as it was read
+    is_recording: bool = False  # a whole recording with its segments, of any length; it is cut before it is learnt
 
     @property
     def name(self) -> str:

@@ -51,6 +51,43 @@ def load_source(
     Raises:
         UserError: There is no such source, or it cannot be read; the message names the place and the remedy.
     """
+    uncut = load_uncut(
+        source,
+        audio_column=audio_column,
+        text_column=text_column,
+        prompt_column=prompt_column,
+        times=times,
+        say=say,
+    )
+    return [clip for row in uncut for clip in clips_of(row, n_tokens)]
+
+
+def load_uncut(
+    source: str,
+    *,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    prompt_column: str | None = None,
+    times: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """Read the rows of a source, and leave its recordings whole.
+
+    Args:
+        source: See `load_source`, as for all other arguments.
+        audio_column: See `load_source`.
+        text_column: See `load_source`.
+        prompt_column: See `load_source`.
+        times: See `load_source`.
+        say: See `load_source`.
+
+    Returns:
+        One row a clip or recording. A recording has `is_recording`: it has captions beside it, or it is a row whose
+        segments go beyond the window.
+
+    Raises:
+        UserError: See `load_source`.
+    """
     asked = Columns(audio_column, text_column, prompt_column, times)
     rows: list[Row] = []
     for found in find_source(source):
@@ -61,12 +98,14 @@ def load_source(
                 language=found.language,
                 speaker=found.audio.stem,
                 place=found.segments.name,
+                segments=tuple(read_segments(found.segments)),
+                is_recording=True,
             )
-            rows += cut(recording, read_segments(found.segments), n_tokens=n_tokens)
+            rows.append(recording)
         else:
             read = typed_rows if isinstance(found, Columnar) else _rows
             for row in read(found, asked, say):
-                rows += _clips(row, n_tokens)
+                rows.append(_marked(row))
     if not rows:
         raise UserError(f"{printable(source)}: no rows in it.")
     refuse_slips(rows, source)
@@ -99,16 +138,33 @@ def load_sources(sources: Sequence[str], read: Callable[..., list[Row]], say: Ca
     return found
 
 
-def _clips(row: Row, n_tokens: Callable[[str], int]) -> list[Row]:
-    """The row itself or, if the segments that it names go beyond the window, the clips that they make."""
-    if row.fault or max((segment.end_s for segment in row.segments), default=0.0) <= WINDOW_S:
+def _marked(row: Row) -> Row:
+    """Mark a row of a table as a recording where its segments go beyond the window."""
+    goes_beyond = max((segment.end_s for segment in row.segments), default=0.0) > WINDOW_S
+    has_text = any(segment.text.strip() for segment in row.segments)
+    if row.fault or not goes_beyond or not has_text:
+        return row
+    return dataclasses.replace(row, is_recording=True)
+
+
+def clips_of(row: Row, n_tokens: Callable[[str], int] = utf8_bytes) -> list[Row]:
+    """Cut a recording into clips.
+
+    Args:
+        row: As `load_uncut` gives it.
+        n_tokens: See `load_source`.
+
+    Returns:
+        The clips of a recording; the row itself where it is a clip.
+    """
+    if not row.is_recording:
         return [row]
     moved = [
         dataclasses.replace(segment, start_s=row.start_s + segment.start_s, end_s=row.start_s + segment.end_s)
         for segment in row.segments
         if segment.text.strip()
     ]
-    return cut(row, moved, n_tokens=n_tokens) if moved else [row]
+    return cut(row, moved, n_tokens=n_tokens)
 
 
 def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[Row]:

@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 LONG_AT_ONCE = {"cuda": 8, "cpu": 2}
 
 
+def long_at_once() -> int:
+    """Tell how many long recordings go side by side on this machine, where nothing else is asked for."""
+    return LONG_AT_ONCE[_device_kind()]
+
+
 @dataclass
 class Job:
     """A recording that is to be heard."""
 
     number: int  # its place among all that were named
-    path: str
+    row: Row  # the sound, or the piece of it, and the language where that is known
     seconds: float  # by its header
     outputs: dict[str, Path] = field(default_factory=dict)  # files to write, by format
     language: str | None = None  # Whisper's code, as `Hearer.hear` sets it; None for an English-only checkpoint
@@ -78,10 +83,13 @@ class Hearer:
         """Give each recording its language; of a long one only the first window is listened to."""
         if not self.listens:
             for job in jobs:
-                job.language = self.decoding.language
+                job.language = job.row.language or self.decoding.language
             return
         window_s = self.preparation.window_s
-        rows = [Row(job.path, "", end_s=window_s if job.seconds > 2 * window_s else None) for job in jobs]
+        rows = []
+        for job in jobs:
+            is_long = job.seconds > 2 * window_s
+            rows.append(replace(job.row, end_s=job.row.start_s + window_s) if is_long else job.row)
         for job, row in zip(jobs, listen_for_languages(self.model, self.preparation, rows), strict=True):
             job.language = row.language
 
@@ -104,7 +112,7 @@ class Hearer:
 
     def _hear_short(self, batch: Sequence[Job]) -> dict[int, dict]:
         """Transcripts by number; without those that could not be used so."""
-        rows = [Row(job.path, "", job.language, no_speech=True) for job in batch]
+        rows = [Row(job.row.audio, "", job.language, job.row.start_s, job.row.end_s, no_speech=True) for job in batch]
         found = transcribe_rows(
             self.model, SpeechDataset(rows, self.preparation, task=self.decoding.task), range(len(rows)),
             batch_size=self.batch_size, slack_s=self.slack_s,
@@ -119,14 +127,19 @@ class Hearer:
         }
 
     def _named(self, job: Job, transcript: dict) -> dict:
-        return {"audio": job.path, **transcript, "language": job.language or "en"}
+        return {"audio": job.row.name, **transcript, "language": job.language or "en"}
 
     def _open(self, job: Job) -> tuple[np.ndarray | None, dict | None]:
         """Read a recording: its wave, or the transcript that is final without a walk through it."""
         try:
-            wave = load_audio(job.path, sample_rate_hz=self.preparation.sample_rate_hz)
+            wave = load_audio(
+                job.row.sound(),
+                start_s=job.row.start_s,
+                end_s=job.row.end_s,
+                sample_rate_hz=self.preparation.sample_rate_hz,
+            )
         except AudioError as error:
-            return None, {"audio": job.path, "error": str(error)}
+            return None, {"audio": job.row.name, "error": str(error)}
         if not self.timed and len(wave) <= self.preparation.window_samples:
             transcript = transcribe_short_wave(self.model, self.preparation, wave, self._decoding_of(job))
             return None, self._named(job, transcript)
@@ -155,7 +168,7 @@ class Hearer:
                 shares[number] = share
                 self.progress(more * by_number[number].seconds)
 
-        at_once = LONG_AT_ONCE[_device_kind()] if self.batch_size == "auto" else self.batch_size
+        at_once = long_at_once() if self.batch_size == "auto" else self.batch_size
         decoding = self._decoding_of(jobs[0])
         heard = transcribe_waves(self.model, self.preparation, load_next(), decoding, at_once=at_once, progress=tell)
         for number, transcript in heard:

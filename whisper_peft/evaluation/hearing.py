@@ -8,6 +8,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.audio_files import NamedRecording, find_recordings
+from whisper_peft.data.rows import Row
 from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.hearer import Hearer, Job
@@ -197,7 +198,7 @@ def _write(transcript: dict, job: Job) -> dict:
     try:
         write_transcript(transcript, job.outputs)
     except UserError as error:
-        return {"audio": job.path, "error": str(error).removesuffix(".")}
+        return {"audio": job.row.name, "error": str(error).removesuffix(".")}
     return {**transcript, "outputs": [str(path) for path in job.outputs.values()]}
 
 
@@ -224,7 +225,7 @@ def _plan(
     names = dict(zip(places, output_names(list(places.values())), strict=True))
     taken: set[str] = set()
     for number, (path, _) in places.items():
-        job = Job(number, path, seconds[number])
+        job = Job(number, Row(path, ""), seconds[number])
         if output is not None:
             job.outputs = output_paths(output, names[number], formats)
             is_done = names[number] in taken or all(file.exists() for file in job.outputs.values())

@@ -13,7 +13,7 @@ from whisper_peft.data.checking.meanings import read_lengths, refuse_elsewhere
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
-from whisper_peft.data.sources import load_source
+from whisper_peft.data.sources import clips_of, load_uncut
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
@@ -26,6 +26,13 @@ from whisper_peft.evaluation.transcribing import (
     full_limit,
     set_window,
     transcribe_rows,
+)
+from whisper_peft.evaluation.whole_recordings import (
+    failure_records,
+    piece_of,
+    recording_figures,
+    recording_records,
+    score_recordings,
 )
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
@@ -59,7 +66,7 @@ def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
     return [
         {
             "audio": dataset.rows[one.row].name,
-            **_piece(dataset.rows[one.row]),
+            **piece_of(dataset.rows[one.row]),
             "reference": (reference := dataset.text(one.row)),
             "prediction": one.text,
             "reference_normalized": normalize(reference),
@@ -69,11 +76,6 @@ def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
         }
         for one in found.transcripts
     ]
-
-
-def _piece(row: Row) -> dict[str, float]:
-    """Where in its recording a row begins and ends, if it is a piece of one."""
-    return {"start_s": row.start_s, "end_s": row.end_s} if row.start_s or row.end_s is not None else {}
 
 
 def left_out_record(split: str, one: LeftOut) -> dict:
@@ -150,10 +152,16 @@ def evaluate(
     audio_column: str | None = None,
     text_column: str | None = None,
     times: str | None = None,
+    cut: bool = False,
     progress: Callable[[int, int], object] = lambda clips, total: None,
+    recordings_progress: Callable[[float, float], object] = lambda seconds, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Transcribes a labelled source and scores it; references are cleaned as in the run the model comes from.
+
+    A recording with segment times is scored twice: in clips of up to 30 s, and as a whole. The whole recording is
+    decoded with times, as `transcribe` does, so its scores show what clips cannot: speech that is passed over at the
+    edges of windows, wrong times, loops.
 
     Args:
         model: any MODEL: Hub id, model, adapter or run folder.
@@ -165,27 +173,33 @@ def evaluate(
         batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         window: full (30 s, as every other program runs it), or condensed or tight, quicker, for a model trained so.
         beams: 1 is greedy.
-        max_new_tokens: limit on generation; None: the model's own. Outputs that reach it are counted.
-        max_clips: only the first so many rows.
+        max_new_tokens: limit on generation of a clip; None: the model's own. Outputs that reach it are counted.
+        max_clips: only the first so many clips. Recordings that have clips behind these are not scored as a whole.
         base: the adapter's base, if it has moved.
         quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
         precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
         audio_column: where the manifest's columns have other than the usual names.
         text_column: likewise.
         times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
+        cut: score recordings in clips only.
         progress: told (clips of this batch, clips in all).
+        recordings_progress: told (seconds of whole recordings since it was last told, seconds of all of them).
         say: told one line at a time what else there is to know.
 
     Returns:
         `figures`, with 95 % bootstrap intervals (`wer_interval`, `cer_interval`, over clips), the model, the source
-        and the seconds it took.
+        and the seconds it took. Of whole recordings ``recordings`` has `recording_figures`; without any, or with `cut`,
+        the key is missing.
 
     Raises:
         UserError: no such model or source, or no usable clip.
     """
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
-    rows = load_source(str(source), audio_column=audio_column, text_column=text_column, times=times)[:max_clips]
+    uncut = load_uncut(str(source), audio_column=audio_column, text_column=text_column, times=times)
+    clips = [clips_of(row) for row in uncut]
+    rows = [clip for of_one in clips for clip in of_one][:max_clips]
+    whole = [] if cut else _whole_recordings(uncut, clips, len(rows), say)
     if times is None:
         refuse_elsewhere(str(source), rows, read_lengths(rows))
     loaded, preparation, located, chosen_precision = load_to_run(
@@ -200,6 +214,16 @@ def evaluate(
         beams=beams, progress=lambda clips: progress(clips, len(rows)),
     )  # fmt: skip
     result = figures(dataset, found)
+    scored = None
+    if whole:
+        scored = score_recordings(
+            loaded,
+            dataset,
+            _in_their_languages(whole, dataset, language),
+            batch_size=batch_size,
+            beams=beams,
+            progress=recordings_progress,
+        )
     predictions = [one.text for one in found.transcripts]
     references = [dataset.text(one.row) for one in found.transcripts]
     result = {
@@ -215,9 +239,57 @@ def evaluate(
         "precision": chosen_precision,
         "seconds": round(time.monotonic() - start, 1),
     }
+    transcripts = records(dataset, found)
+    left_out = [left_out_record("test", one) for one in found.left_out]
+    if scored is not None:
+        result["recordings"] = recording_figures(scored)
+        transcripts += recording_records(scored)
+        left_out += failure_records(scored)
     if output is not None:
         with runs.new_folder(output, "name another --output") as folder:
             runs.write_json(folder / "report.json", result)
-            runs.rewrite_jsonl(folder / "transcripts.jsonl", records(dataset, found))
-            runs.rewrite_jsonl(folder / runs.LEFT_OUT, [left_out_record("test", one) for one in found.left_out])
+            runs.rewrite_jsonl(folder / "transcripts.jsonl", transcripts)
+            runs.rewrite_jsonl(folder / runs.LEFT_OUT, left_out)
     return result
+
+
+def _whole_recordings(
+    uncut: Sequence[Row], clips: Sequence[list[Row]], n_clips: int, say: Callable[[str], None]
+) -> list[tuple[Row, int]]:
+    """Find the recordings of which all clips are scored.
+
+    Args:
+        uncut: The rows of the source.
+        clips: What each of them is cut into.
+        n_clips: Number of clips that are scored, the first ones.
+        say: Told how many recordings are not scored as a whole.
+
+    Returns:
+        Each recording, and the number of its first clip.
+    """
+    found = []
+    n_passed_over = 0
+    first = 0
+    for row, of_one in zip(uncut, clips, strict=True):
+        if row.is_recording and first + len(of_one) <= n_clips:
+            found.append((row, first))
+        elif row.is_recording:
+            n_passed_over += 1
+        first += len(of_one)
+    if n_passed_over:
+        say(
+            f"{n_passed_over} of {n_passed_over + len(found)} recordings are not scored as a whole, because "
+            "--max-clips leaves out clips of theirs."
+        )
+    return found
+
+
+def _in_their_languages(whole: Sequence[tuple[Row, int]], dataset: SpeechDataset, language: str | None) -> list[Row]:
+    """Give each recording the language of its clips, but none where the model is to listen to the recording itself."""
+    listens = language is not None and language.strip().lower() == AUTO_LANGUAGE and not dataset.language_token
+    rows = []
+    for row, first_clip in whole:
+        if not listens:
+            row = dataclasses.replace(row, language=dataset.language_of(first_clip))
+        rows.append(row)
+    return rows
