@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from whisper_peft.data.frames import is_part_of_a_frame
 from whisper_peft.data.mixing import Levels, Mixer
-from whisper_peft.data.structure import Structure
+from whisper_peft.data.structure import Marks, Structure, identity_of
 from whisper_peft.files import printable
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _STATED_BY_HEADER = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8
 # Silence compresses without bound: a few kilobytes of flac can hold hours. Opus at 6 kbit/s has 64 samples a byte.
 _MOST_SAMPLES = 20_000_000
 _MOST_SAMPLES_A_BYTE = 64
-_MOST_PACKETS = 4_000_000
+MOST_PACKETS = 4_000_000
 _MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
 _MOST_KNOWN_LEVELS = 1_000
@@ -42,7 +41,7 @@ _DEMUXERS = (
     "wsd,wtv,wv,wve,xa,xvag,xwma"
 )
 # What decoders raise on damaged files, besides av.FFmpegError.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -129,7 +128,7 @@ def decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> Cli
             if is_float:
                 levels = _levels_of_file(file, sound) if is_piece else levels
                 full_scale = levels.full_scale
-    except _DECODER_ERRORS as error:  # TypeError: a name in .raw without its format
+    except DECODER_ERRORS as error:  # TypeError: a name in .raw without its format
         failure = _unreadable(error)
     if mixer is None:
         return Clip(_NOTHING, 1, 0.0, failure=failure)
@@ -160,11 +159,8 @@ class _Steady:
 
 def _levels_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
     """Take the levels of float samples from the whole file, so that its pieces are all divided by the same."""
-    key: tuple[int, ...] = ()
-    if not isinstance(file, io.BytesIO):
-        state = os.fstat(file.fileno())
-        key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    if key and key in _LEVELS:
+    key = identity_of(file)
+    if key in _LEVELS:
         return _LEVELS[key]
     levels = Levels()
     sound.seek(0)
@@ -172,20 +168,30 @@ def _levels_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
         levels.add(block)
     if len(_LEVELS) >= _MOST_KNOWN_LEVELS:
         _LEVELS.clear()
-    if key:
-        _LEVELS[key] = levels
+    _LEVELS[key] = levels
     return levels
 
 
-def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
-    """Decode with FFmpeg's libraries: webm, m4a, mp4 and the rest; from the start, as seeking in these is inexact."""
+def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None, marks: Marks | None = None, mark: int = 0) -> Clip:
+    """Decode with FFmpeg's libraries: webm, m4a, mp4 and the rest.
+
+    Args:
+        file: Open for reading.
+        start_s: Start of the piece, in seconds.
+        end_s: End of the piece, in seconds; None for the end of the file.
+        marks: Time stamps at which decoding can begin; None to decode from the start of the file.
+        mark: Number of the mark at which decoding begins.
+
+    Returns:
+        What was decoded. It has a failure, too, where the packet of the mark is not found.
+    """
     import av
 
     mixer: Mixer | None = None
     levels = Levels()
     stated_s, failure, n_read, cut_off = None, None, 0, False
     try:
-        with _open_container(file) as container:
+        with open_container(file) as container:
             if not container.streams.audio:
                 return Clip(_NOTHING, 1, 0.0, failure="no sound in it")
             stated_s = _stated_by_container(container)
@@ -194,9 +200,14 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
             codec = container.streams.audio[0].codec_context.name
             is_float = codec.startswith("pcm_f") or codec == "wavpack"  # the others have a scale of their own
             last_packet: list[bytes] = []
-            for frame in _frames(container, last_packet):
+            first_stamp = None if marks is None else marks.places[mark]
+            for n_packets, frame in _frames(container, last_packet, first_stamp):
                 if mixer is None:
                     mixer = Mixer(_checked_rate(frame.sample_rate))
+                    if marks is not None:
+                        # A decoder may drop its first samples wherever it begins, so the end of the frame is counted.
+                        packets_end = marks.samples_before(mark) + n_packets * marks.packet_samples
+                        n_read = packets_end - marks.n_dropped - frame.samples
                 elif frame.sample_rate != mixer.rate_hz:
                     failure = f"the sampling rate changes from {mixer.rate_hz} to {frame.sample_rate} Hz in the file"
                     break
@@ -215,7 +226,7 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
                 if last < frame.samples and not is_float:  # the scale of float samples is the whole file's
                     break
             cut_off = codec in _CODECS_OF_FRAMES and any(map(is_part_of_a_frame, last_packet))
-    except (av.FFmpegError, *_DECODER_ERRORS) as error:
+    except (av.FFmpegError, *DECODER_ERRORS) as error:
         failure = _unreadable(error)
     if mixer is None:
         return Clip(_NOTHING, 1, 0.0, stated_s, failure)
@@ -233,19 +244,35 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
     )
 
 
-def _frames(container: av.container.InputContainer, last_packet: list[bytes]) -> Iterator[av.AudioFrame]:
+def _frames(
+    container: av.container.InputContainer, last_packet: list[bytes], first_stamp: int | None
+) -> Iterator[tuple[int, av.AudioFrame]]:
     """Yield the decoded frames of the first stream of sound.
 
     Args:
         container: Open for reading.
         last_packet: Takes the last packet of the file, once it was read to the end.
+        first_stamp: Time stamp of the packet to begin with; None for the first one of the file.
+
+    Yields:
+        How many packets were decoded so far, and a frame of the last one of them.
 
     Raises:
         AudioError: Thousands of packets hold nothing.
+        ValueError: There is no packet of that time stamp.
     """
+    stream = container.streams.audio[0]
+    if first_stamp is not None:
+        container.seek(first_stamp, stream=stream)
+    n_packets = 0
     n_idle = 0
     last = None
-    for packet in container.demux(container.streams.audio[0]):
+    for packet in container.demux(stream):
+        if first_stamp is not None and n_packets == 0 and packet.pts != first_stamp:
+            if packet.pts is None or packet.pts > first_stamp:
+                raise ValueError(f"no packet with the time stamp {first_stamp}")
+            continue  # a container leads to a place before it, up to some seconds
+        n_packets += 1
         n_idle += 1
         if packet.size:
             last = packet
@@ -253,7 +280,7 @@ def _frames(container: av.container.InputContainer, last_packet: list[bytes]) ->
             last_packet.append(bytes(last))
         for frame in packet.decode():
             n_idle = 0
-            yield frame
+            yield n_packets, frame
         if n_idle > _MOST_IDLE_PACKETS:
             raise AudioError(f"damaged: {_MOST_IDLE_PACKETS:,} packets one after the other hold no sound")
 
@@ -300,7 +327,7 @@ def _stated_by_container(container: av.container.InputContainer) -> float | None
     return None
 
 
-def _open_container(file: BinaryIO) -> av.container.InputContainer:
+def open_container(file: BinaryIO) -> av.container.InputContainer:
     """Open with PyAV; a tag that is not UTF-8 is no reason to refuse the sound (PyAV 19 thinks so, too)."""
     import av
 
@@ -319,7 +346,7 @@ def read_header_s(file: BinaryIO) -> float | None:
         with soundfile.SoundFile(_Steady(file)) as sound:
             if 0 < sound.frames < _UNKNOWN_FRAMES and sound.samplerate > 0:
                 return sound.frames / sound.samplerate
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         pass
     return None
 
@@ -330,7 +357,7 @@ def read_container_s(file: BinaryIO) -> float | None:
 
     file.seek(0)
     try:
-        with _open_container(file) as container:
+        with open_container(file) as container:
             if not container.streams.audio:
                 return None
             stated_s = _stated_by_container(container)
@@ -339,9 +366,9 @@ def read_container_s(file: BinaryIO) -> float | None:
             stream = container.streams.audio[0]
             total = 0  # in time bases
             for number, packet in enumerate(container.demux(stream)):
-                if number >= _MOST_PACKETS:
-                    raise AudioError(f"damaged: more than {_MOST_PACKETS:,} packets")
+                if number >= MOST_PACKETS:
+                    raise AudioError(f"damaged: more than {MOST_PACKETS:,} packets")
                 total += packet.duration or 0
             return float(total * stream.time_base)
-    except (av.FFmpegError, *_DECODER_ERRORS):
+    except (av.FFmpegError, *DECODER_ERRORS):
         return None
