@@ -141,7 +141,6 @@ def _decode_from_packet(file: BinaryIO, start_s: float, end_s: float | None) -> 
     number = None if marks is None else marks.number_before(start_s)
     if number is None:
         return None
-    file.seek(0)
     return decode_pyav(file, start_s, end_s, marks, number)
 
 
