@@ -40,12 +40,13 @@ _PACKET_MARKS: dict[tuple[int, ...], Marks | None] = {}
 def known_structure(file: BinaryIO) -> Structure:
     """Read what a file states about itself, once for all its pieces."""
     identity = identity_of(file)
-    if identity not in _STRUCTURES:
+    structure = _STRUCTURES.get(identity)
+    if structure is None:
         structure = read_structure(file)
         if len(_STRUCTURES) >= _MOST_KNOWN_FILES:
             _STRUCTURES.clear()
         _STRUCTURES[identity] = structure
-    return _STRUCTURES[identity]
+    return structure
 
 
 def decode_piece(file: BinaryIO, structure: Structure, start_s: float, end_s: float | None) -> Clip:
@@ -132,12 +133,13 @@ def _decode_from_packet(file: BinaryIO, start_s: float, end_s: float | None) -> 
     if start_s < 2:  # a mark lies a second before the piece, and the first one is the beginning
         return None
     identity = identity_of(file)
-    if identity not in _PACKET_MARKS:
+    if identity in _PACKET_MARKS:
+        marks = _PACKET_MARKS.get(identity)  # None, too, if another thread has just forgotten them all
+    else:
         marks = _read_packet_marks(file)
         if len(_PACKET_MARKS) >= _MOST_KNOWN_FILES:
             _PACKET_MARKS.clear()
         _PACKET_MARKS[identity] = marks
-    marks = _PACKET_MARKS[identity]
     number = None if marks is None else marks.number_before(start_s)
     if number is None:
         return None
