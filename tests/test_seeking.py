@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from array import array
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from test_audio import by_pyav, by_soundfile, speech_like
 
 from whisper_peft.data import audio, seeking
 from whisper_peft.data.audio import AudioError, load_audio
+from whisper_peft.data.decoding import decode_pyav
 from whisper_peft.data.xing import header_of_the_rest, is_counted_alike
 
 SECONDS = 20.0
+OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")  # of one channel; 312 samples are dropped
 VBR = {"flags": "+qscale", "global_quality": "236"}
 NO_NOISE = {"aac_pns": "0"}  # bands of the decoder's own noise, which is another one wherever decoding begins
 
@@ -74,6 +78,10 @@ PACKETS = {
     "mkv": lambda: encode("matroska", "aac", 44_100, codec_options=NO_NOISE),
     "webm": lambda: encode("webm", "libopus", 48_000),
     "webm_60_ms": lambda: encode("webm", "libopus", 48_000, codec_options={"frame_duration": "60"}),
+    "webm_that_drops_four_packets": lambda: (
+        encode("webm", "libopus", 48_000)[0].replace(OPUS_HEAD, OPUS_HEAD[:10] + (3840).to_bytes(2, "little")),
+        48_000,
+    ),
     "webm_without_cues": lambda: encode("webm", "libopus", 48_000, seekable=False, live="1"),
     "webm_of_a_browser": lambda: (
         rewritten([encode("webm", "libopus", 48_000)[0]], "webm", jitter, live="1"),
@@ -222,6 +230,17 @@ def test_noise_that_the_decoder_makes_has_the_same_level(from_start):
     assert from_start == []
 
 
+def test_packets_that_are_not_as_at_the_beginning_are_no_clock(encoded):
+    data, rate_hz = encoded["m4a"]
+    marks = seeking._read_packet_marks(io.BytesIO(data))
+    assert (marks.packet_samples, marks.rate_hz) == (1024, rate_hz)
+    assert decode_pyav(io.BytesIO(data), 9.0, 10.0, marks, 7).failure is None
+    for other in ({"rate_hz": 2 * rate_hz, "packet_samples": 2048}, {"packet_samples": 960}):
+        assert decode_pyav(io.BytesIO(data), 9.0, 10.0, dataclasses.replace(marks, **other), 7).failure
+    moved = dataclasses.replace(marks, places=array("q", [stamp + 5 for stamp in marks.places]))
+    assert "no packet" in decode_pyav(io.BytesIO(data), 9.0, 10.0, moved, 7).failure
+
+
 def test_a_file_is_looked_through_once_and_again_when_it_has_changed(tmp_path, encoded, monkeypatch):
     expected = load_audio(encoded["mp3"][0], start_s=12.0, end_s=14.0)
     looked = []
@@ -254,7 +273,7 @@ def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
         data, rate_hz = encoded[name]
         n_decoded.clear()
         load_audio(data, start_s=15.0, end_s=16.0)
-        assert 2.0 < sum(n_decoded) / rate_hz < 3.5, name
+        assert 1.9 < sum(n_decoded) / rate_hz < 3.5, name
 
 
 def test_the_header_of_the_rest_of_an_mp3_states_what_is_left(encoded):

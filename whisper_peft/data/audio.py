@@ -1,7 +1,8 @@
 """Any sound file to float32 mono 16 kHz, and its duration from the header; a file that was cut is refused.
 
-soundfile decodes what it can, PyAV the rest (decoding.py). What they give is mixed to one channel with full scale 1
-(mixing.py) and held against what the file states (containers.py).
+soundfile decodes what it can, PyAV the rest (decoding.py). Pieces of long files are decoded from near their start
+(seeking.py). What the decoders give is mixed to one channel with full scale 1 (mixing.py) and held against what the
+file states (containers.py).
 """
 
 from __future__ import annotations

@@ -207,6 +207,8 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None, marks: Mark
                     piece_start = round(start_s * mixer.rate_hz)
                     piece_end = None if end_s is None else round(end_s * mixer.rate_hz)
                     if marks is not None:
+                        if frame.sample_rate != marks.rate_hz or frame.samples > marks.packet_samples:
+                            raise ValueError("packets that hold less, or more, than those at the beginning of the file")
                         # A decoder may drop its first samples wherever it begins, so the end of the frame is counted.
                         packets_end = marks.samples_before(mark) + n_packets * marks.packet_samples
                         n_read = packets_end - marks.n_dropped - frame.samples
