@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from array import array
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO
@@ -185,7 +186,9 @@ class _PacketCounter:
         self._stamps = array("q")  # of every step-th packet
         self._last_stamp = 0
         self._packet_samples = 0  # known from the second decoded frame on; the first may be cut at its beginning
-        self._packet_ticks = Fraction(0)  # the same, in the unit of time stamps
+        # The same in the unit of time stamps, which may be a rounded millisecond.
+        self._least_ticks = 0
+        self._most_ticks = 0
         self._rate_hz = 0
         self._step = 0
         self._n_dropped = 0
@@ -203,7 +206,7 @@ class _PacketCounter:
             self._decode_first(packet)
             if self._n_dropped < 0 or (self._step and self.n_packets >= self._step):
                 return False
-        elif packet.is_discard or abs(packet.duration - self._packet_ticks) > 1:
+        elif packet.is_discard or not self._least_ticks <= packet.duration <= self._most_ticks:
             self._is_behind_end = True  # only the last packet may hold fewer samples
         if self.n_packets == 0 or (self._step and self.n_packets % self._step == 0):
             self._stamps.append(stamp)
@@ -216,7 +219,9 @@ class _PacketCounter:
             if self._n_decoded:
                 self._packet_samples = frame.samples
                 self._rate_hz = frame.sample_rate
-                self._packet_ticks = Fraction(frame.samples, frame.sample_rate) / packet.time_base
+                ticks = Fraction(frame.samples, frame.sample_rate) / packet.time_base
+                self._least_ticks = math.ceil(ticks - 1)
+                self._most_ticks = math.floor(ticks + 1)
                 self._step = Marks.step_of(frame.samples, frame.sample_rate)
                 packets_end = (self.n_packets + 1) * frame.samples
                 self._n_dropped = packets_end - self._n_decoded - frame.samples
