@@ -18,7 +18,7 @@ from whisper_peft.data.xing import header_of_the_rest, is_counted_alike
 SECONDS = 20.0
 OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")  # of one channel; 312 samples are dropped
 VBR = {"flags": "+qscale", "global_quality": "236"}
-NO_NOISE = {"aac_pns": "0"}  # bands of the decoder's own noise, which is another one wherever decoding begins
+NO_NOISE = {"aac_pns": "0"}  # no bands of the decoder's own noise, which would be another one wherever decoding begins
 
 
 def loud_and_quiet(rate_hz: int) -> np.ndarray:
@@ -88,6 +88,8 @@ PACKETS = {
         48_000,
     ),
 }
+# A piece of AAC is decoded from two places, of which the first lies about 10 s before it.
+AAC = ("m4a", "m4a_edit_list", "mp4_fragments", "mkv")
 OGG = {"ogg_opus": lambda: (by_soundfile(loud_and_quiet(48_000), "OGG", "OPUS", 48_000), 48_000)}
 
 
@@ -136,7 +138,7 @@ def test_pieces_are_slices_of_the_whole(encoded, from_start, name):
     assert len(tail) == len(whole) - round((SECONDS - 4.0) * rate_hz)
     assert level_db(tail - whole[-len(tail) :]) < -60
     if name not in OGG:  # libsndfile seeks in these itself
-        assert from_start == []
+        assert all(name in AAC and start_s < 12.0 for start_s in from_start)
 
 
 @pytest.mark.parametrize("name", [*MP3, *PACKETS])
@@ -174,8 +176,9 @@ def test_damage_is_found_in_the_pieces_that_it_concerns(encoded):
             outcomes.append("right")
         except AudioError:
             outcomes.append("refused")
-    assert outcomes[:3] == ["right"] * 3 and outcomes[-3:] == ["right"] * 3
-    assert 1 <= outcomes.count("refused") <= 6
+    # The damage lies at about 10 s. A piece of AAC is refused, too, where it lies in the 10 s before the piece.
+    assert outcomes[:3] == ["right"] * 3
+    assert outcomes.count("refused") >= 1
 
 
 @pytest.mark.parametrize(
@@ -216,18 +219,14 @@ def test_packets_of_two_sizes_are_no_clock(from_start):
     np.testing.assert_array_equal(piece, whole[25 * 48_000 : 27 * 48_000])
 
 
-def test_noise_that_the_decoder_makes_has_the_same_level(from_start):
+def test_a_file_with_noise_that_the_decoder_makes_is_decoded_from_the_start(from_start):
     data, rate_hz = encode("mp4", "aac", 44_100, codec_options={"b": "48000"})
     whole = load_audio(data, sample_rate_hz=rate_hz)
-    for start_s, end_s in pieces(8):
-        piece = load_audio(data, start_s=start_s, end_s=end_s, sample_rate_hz=rate_hz)
+    for start_s in (16.0, 14.0, 3.5, 18.5):
+        piece = load_audio(data, start_s=start_s, end_s=start_s + 1.0, sample_rate_hz=rate_hz)
         first = round(start_s * rate_hz)
-        same = whole[first : first + len(piece)]
-        assert level_db(piece) == pytest.approx(level_db(same), abs=0.5)
-        assert level_db(piece - same) < level_db(same) - 15
-        again = load_audio(data, start_s=start_s, end_s=end_s, sample_rate_hz=rate_hz)
-        np.testing.assert_array_equal(piece, again)
-    assert from_start == []
+        assert level_db(piece - whole[first : first + len(piece)]) < -60
+    assert from_start == [16.0, 14.0, 3.5, 18.5]
 
 
 def test_packets_that_are_not_as_at_the_beginning_are_no_clock(encoded):

@@ -13,6 +13,8 @@ from array import array
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 from whisper_peft.data.containers import read_structure
 from whisper_peft.data.decoding import (
     DECODER_ERRORS,
@@ -31,10 +33,14 @@ if TYPE_CHECKING:
 
 # A recording of two hours takes 60 kB.
 _MOST_KNOWN_FILES = 500
-# Their decoders give the same samples wherever they begin, after a second at most. The exception is the noise that an
-# AAC decoder makes where the encoder asks for it: it has the same loudness and other samples. Without "aac" here, m4a
-# would be exact, and slow. All of AC-3 has such noise, and Vorbis has packets of two sizes.
+# Their decoders give the same samples wherever they begin, after a second at most. All of AC-3 has noise of the
+# decoder's own, and Vorbis has packets of two sizes.
 _CODECS = ("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus")
+# An AAC encoder may ask for noise, "this loud". The decoder makes it from a state that depends on all that came before,
+# so two decodings that begin at different places show it.
+_NOISY_CODECS = ("aac",)
+_MARKS_BETWEEN = 8  # between the two places, about a second each; the state changes with each noisy packet
+_MOST_NOISE = 5e-4  # of full scale: -66 dB
 _STRUCTURES: dict[tuple[int, ...], Structure] = {}
 _PACKET_MARKS: dict[tuple[int, ...], Marks | None] = {}
 
@@ -149,7 +155,22 @@ def _decode_from_packet(file: BinaryIO, start_s: float, end_s: float | None) -> 
     number = None if marks is None else marks.number_before(start_s)
     if number is None:
         return None
-    return decode_pyav(file, start_s, end_s, marks, number)
+    clip = decode_pyav(file, start_s, end_s, marks, number)
+    if not marks.may_be_noisy:
+        return clip
+    if number <= _MARKS_BETWEEN:
+        return None
+    from_further_back = decode_pyav(file, start_s, end_s, marks, number - _MARKS_BETWEEN)
+    if not _sound_the_same(clip, from_further_back):
+        _PACKET_MARKS[identity] = None  # all its pieces are decoded from the start
+        return None
+    return clip
+
+
+def _sound_the_same(one: Clip, other: Clip) -> bool:
+    if one.wave.shape != other.wave.shape:
+        return False
+    return bool(np.abs(one.wave - other.wave).max(initial=0.0) <= _MOST_NOISE)
 
 
 def _read_packet_marks(file: BinaryIO) -> Marks | None:
@@ -168,7 +189,7 @@ def _read_packet_marks(file: BinaryIO) -> Marks | None:
             stream = container.streams.audio[0]
             if stream.codec_context.name not in _CODECS:
                 return None
-            counter = _PacketCounter()
+            counter = _PacketCounter(stream.codec_context.name in _NOISY_CODECS)
             for packet in container.demux(stream):
                 if packet.size and not counter.add(packet):
                     return None
@@ -186,8 +207,9 @@ class _PacketCounter:
     recording was paused, while decoding puts the samples of one packet behind those of the other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_be_noisy: bool) -> None:
         self.n_packets = 0
+        self._may_be_noisy = may_be_noisy
         self._stamps = array("q")  # of every step-th packet
         self._last_stamp = 0
         self._packet_samples = 0  # known from the second decoded frame on; the first may be cut at its beginning
@@ -237,4 +259,11 @@ class _PacketCounter:
         """Give the marks of the packets so far; None if there are too few to seek."""
         if not self._step:
             return None
-        return Marks(self._packet_samples, self._rate_hz, self._step, self._stamps, n_dropped=self._n_dropped)
+        return Marks(
+            self._packet_samples,
+            self._rate_hz,
+            self._step,
+            self._stamps,
+            n_dropped=self._n_dropped,
+            may_be_noisy=self._may_be_noisy,
+        )

@@ -25,6 +25,7 @@ class Marks:
     places: array[int]  # one for each mark: the position of its packet in bytes, or the time stamp of its packet
     head: bytes = b""  # of an mp3: the frame that holds no sound but says what the decoder drops at both ends
     n_dropped: int = 0  # where the places are time stamps: samples that the decoder drops at the beginning
+    may_be_noisy: bool = False  # the decoder makes noise of its own where the encoder asks for it
 
     @staticmethod
     def step_of(packet_samples: int, rate_hz: int) -> int:
