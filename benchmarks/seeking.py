@@ -30,7 +30,7 @@ VBR = {"flags": "+qscale", "global_quality": "236"}
 FORMATS = {
     "mp3": ("mp3", "libmp3lame", 44_100, VBR, {}),
     "mp3_no_count": ("mp3", "libmp3lame", 44_100, VBR, {"write_xing": "0"}),
-    "m4a": ("mp4", "aac", 44_100, {"b": "64000"}, {}),
+    "m4a": ("mp4", "aac", 44_100, {"b": "64000", "aac_pns": "0"}, {}),
     "webm": ("webm", "libopus", 48_000, {"b": "32000"}, {}),
 }
 

@@ -272,7 +272,8 @@ def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
         data, rate_hz = encoded[name]
         n_decoded.clear()
         load_audio(data, start_s=15.0, end_s=16.0)
-        assert 1.9 < sum(n_decoded) / rate_hz < 3.5, name
+        most_s = 14.0 if name in AAC else 3.5
+        assert 1.9 < sum(n_decoded) / rate_hz < most_s, name
 
 
 def test_the_header_of_the_rest_of_an_mp3_states_what_is_left(encoded):
