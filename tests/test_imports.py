@@ -22,10 +22,10 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
-        "structure", "frames", "containers", "mixing", "decoding", "audio", "languages", "text", "rows", "spoken",
-        "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles", "addresses",
-        "segments", "columns", "column_types", "cards", "hub", "sources", "words", "features", "augmentation",
-        "stitching", "dataset", "batching", "streams", "collator",
+        "structure", "xing", "frames", "containers", "mixing", "decoding", "seeking", "audio", "languages", "text",
+        "rows", "spoken", "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
+        "addresses", "segments", "columns", "column_types", "cards", "hub", "sources", "words", "features",
+        "augmentation", "stitching", "dataset", "batching", "streams", "collator",
         "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
         "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
         "checking.mending",

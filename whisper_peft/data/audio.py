@@ -1,7 +1,8 @@
 """Any sound file to float32 mono 16 kHz, and its duration from the header; a file that was cut is refused.
 
-soundfile decodes what it can, PyAV the rest (decoding.py). What they give is mixed to one channel with full scale 1
-(mixing.py) and held against what the file states (containers.py).
+soundfile decodes what it can, PyAV the rest (decoding.py). Pieces of long files are decoded from near their start
+(seeking.py). What the decoders give is mixed to one channel with full scale 1 (mixing.py) and held against what the
+file states (containers.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from whisper_peft.data.containers import Structure, falls_short, read_structure
 from whisper_peft.data.decoding import AudioError, Clip, decode, read_container_s, read_header_s
+from whisper_peft.data.seeking import decode_piece, known_structure
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
 
@@ -79,11 +81,12 @@ def read_sound(
     stop_s = end_s
     if longest_s is not None and (end_s is None or end_s - start_s > longest_s + 1):
         stop_s = start_s + longest_s + 1
+    is_piece = start_s > 0 or end_s is not None
     with _opened(audio) as file:
-        structure = read_structure(file)
+        structure = known_structure(file) if is_piece else read_structure(file)
         if structure.refusal:
             raise AudioError(structure.refusal)
-        clip = decode(file, structure, start_s, stop_s)
+        clip = decode_piece(file, structure, start_s, stop_s) if is_piece else decode(file, structure, start_s, stop_s)
     if stop_s != end_s and clip.wave_s > longest_s + 0.9:
         raise AudioError(f"{_length(clip, structure, start_s, end_s)} of audio; the model takes {longest_s:g} s")
     _refuse_short(clip, structure, start_s, end_s)

@@ -9,6 +9,7 @@ The walks are bounded: a file of a few megabytes can hold a million parts of not
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import struct
 from dataclasses import dataclass
@@ -46,9 +47,9 @@ def read_structure(file: BinaryIO) -> Structure:
     if head[:4] == b"OggS":
         return Structure(cut_off=_ogg_cut_off(window))
     if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _webm(window)
+        return dataclasses.replace(_webm(window), has_time_stamps=True)
     if head[4:8] in _MP4_BOXES:
-        return _mp4(window)
+        return dataclasses.replace(_mp4(window), has_time_stamps=True)
     if head[:16] == _ASF_HEADER:
         return _asf(window)
     if head[:3] == b"FLV":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from whisper_peft.data.frames import is_part_of_a_frame
 from whisper_peft.data.mixing import Levels, Mixer
-from whisper_peft.data.structure import Structure
+from whisper_peft.data.structure import Marks, Structure, identity_of
 from whisper_peft.files import printable
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _STATED_BY_HEADER = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8
 # Silence compresses without bound: a few kilobytes of flac can hold hours. Opus at 6 kbit/s has 64 samples a byte.
 _MOST_SAMPLES = 20_000_000
 _MOST_SAMPLES_A_BYTE = 64
-_MOST_PACKETS = 4_000_000
+MOST_PACKETS = 4_000_000
 _MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
 _MOST_KNOWN_LEVELS = 1_000
@@ -42,7 +41,7 @@ _DEMUXERS = (
     "wsd,wtv,wv,wve,xa,xvag,xwma"
 )
 # What decoders raise on damaged files, besides av.FFmpegError.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -86,11 +85,9 @@ def decode(file: BinaryIO, structure: Structure, start_s: float, end_s: float | 
     """Decode by soundfile, else by PyAV; of two failures, the one that came further tells more."""
     clips = []
     if structure.for_soundfile:
-        file.seek(0)
         clips.append(decode_soundfile(file, start_s, end_s))
         if clips[0].failure is None and clips[0].stated_s:
             return clips[0]
-    file.seek(0)
     clips.append(decode_pyav(file, start_s, end_s))
     return max(clips, key=lambda clip: (clip.read_s, clip.failure is None))
 
@@ -103,6 +100,7 @@ def decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> Cli
     levels = Levels()
     full_scale: float | None = 1.0
     stated_s, failure = None, None
+    n_bytes = _size_of(file)
     try:
         with soundfile.SoundFile(_Steady(file)) as sound:
             if sound.frames >= _UNKNOWN_FRAMES:  # libsndfile loses the last block of a flac without a length
@@ -122,14 +120,14 @@ def decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> Cli
                 mixer.add(block)
                 if is_float and not is_piece:
                     levels.add(block)
-                _refuse_endless(file, mixer.n_samples, mixer.rate_hz)
+                _refuse_endless(n_bytes, mixer.n_samples, mixer.rate_hz)
                 left -= len(block)
                 if len(block) < asked:
                     break
             if is_float:
                 levels = _levels_of_file(file, sound) if is_piece else levels
                 full_scale = levels.full_scale
-    except _DECODER_ERRORS as error:  # TypeError: a name in .raw without its format
+    except DECODER_ERRORS as error:  # TypeError: a name in .raw without its format
         failure = _unreadable(error)
     if mixer is None:
         return Clip(_NOTHING, 1, 0.0, failure=failure)
@@ -160,11 +158,8 @@ class _Steady:
 
 def _levels_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
     """Take the levels of float samples from the whole file, so that its pieces are all divided by the same."""
-    key: tuple[int, ...] = ()
-    if not isinstance(file, io.BytesIO):
-        state = os.fstat(file.fileno())
-        key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    if key and key in _LEVELS:
+    key = identity_of(file)
+    if key in _LEVELS:
         return _LEVELS[key]
     levels = Levels()
     sound.seek(0)
@@ -172,20 +167,31 @@ def _levels_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
         levels.add(block)
     if len(_LEVELS) >= _MOST_KNOWN_LEVELS:
         _LEVELS.clear()
-    if key:
-        _LEVELS[key] = levels
+    _LEVELS[key] = levels
     return levels
 
 
-def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
-    """Decode with FFmpeg's libraries: webm, m4a, mp4 and the rest; from the start, as seeking in these is inexact."""
+def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None, marks: Marks | None = None, mark: int = 0) -> Clip:
+    """Decode with FFmpeg's libraries: webm, m4a, mp4 and the rest.
+
+    Args:
+        file: Open for reading.
+        start_s: Start of the piece, in seconds.
+        end_s: End of the piece, in seconds; None for the end of the file.
+        marks: Time stamps at which decoding can begin; None to decode from the start of the file.
+        mark: Number of the mark at which decoding begins.
+
+    Returns:
+        What was decoded. It has a failure, too, where the packet of the mark is not found.
+    """
     import av
 
     mixer: Mixer | None = None
     levels = Levels()
     stated_s, failure, n_read, cut_off = None, None, 0, False
+    n_bytes = _size_of(file)
     try:
-        with _open_container(file) as container:
+        with open_container(file) as container:
             if not container.streams.audio:
                 return Clip(_NOTHING, 1, 0.0, failure="no sound in it")
             stated_s = _stated_by_container(container)
@@ -194,28 +200,36 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
             codec = container.streams.audio[0].codec_context.name
             is_float = codec.startswith("pcm_f") or codec == "wavpack"  # the others have a scale of their own
             last_packet: list[bytes] = []
-            for frame in _frames(container, last_packet):
+            first_stamp = None if marks is None else marks.places[mark]
+            for n_packets, frame in _frames(container, last_packet, first_stamp):
                 if mixer is None:
                     mixer = Mixer(_checked_rate(frame.sample_rate))
+                    piece_start = round(start_s * mixer.rate_hz)
+                    piece_end = None if end_s is None else round(end_s * mixer.rate_hz)
+                    if marks is not None:
+                        if frame.sample_rate != marks.rate_hz or frame.samples > marks.packet_samples:
+                            raise ValueError("packets that hold less, or more, than those at the beginning of the file")
+                        # A decoder may drop its first samples wherever it begins, so the end of the frame is counted.
+                        packets_end = marks.samples_before(mark) + n_packets * marks.packet_samples
+                        n_read = packets_end - marks.n_dropped - frame.samples
                 elif frame.sample_rate != mixer.rate_hz:
                     failure = f"the sampling rate changes from {mixer.rate_hz} to {frame.sample_rate} Hz in the file"
                     break
-                begin, n_read = n_read, n_read + frame.samples
-                _refuse_endless(file, n_read, mixer.rate_hz)
-                first = max(0, round(start_s * mixer.rate_hz) - begin)
-                last = frame.samples
-                if end_s is not None:
-                    last = min(last, round(end_s * mixer.rate_hz) - begin)
+                n_samples = frame.samples
+                begin, n_read = n_read, n_read + n_samples
+                _refuse_endless(n_bytes, n_read, mixer.rate_hz)
+                first = max(0, piece_start - begin)
+                last = n_samples if piece_end is None else min(n_samples, piece_end - begin)
                 if first < last or is_float:
                     block = _channels(frame)
                     if is_float:
                         levels.add(block)
                     if first < last:
                         mixer.add(block[first:last])
-                if last < frame.samples and not is_float:  # the scale of float samples is the whole file's
+                if last < n_samples and not is_float:  # the scale of float samples is the whole file's
                     break
             cut_off = codec in _CODECS_OF_FRAMES and any(map(is_part_of_a_frame, last_packet))
-    except (av.FFmpegError, *_DECODER_ERRORS) as error:
+    except (av.FFmpegError, *DECODER_ERRORS) as error:
         failure = _unreadable(error)
     if mixer is None:
         return Clip(_NOTHING, 1, 0.0, stated_s, failure)
@@ -233,19 +247,35 @@ def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
     )
 
 
-def _frames(container: av.container.InputContainer, last_packet: list[bytes]) -> Iterator[av.AudioFrame]:
+def _frames(
+    container: av.container.InputContainer, last_packet: list[bytes], first_stamp: int | None
+) -> Iterator[tuple[int, av.AudioFrame]]:
     """Yield the decoded frames of the first stream of sound.
 
     Args:
         container: Open for reading.
         last_packet: Takes the last packet of the file, once it was read to the end.
+        first_stamp: Time stamp of the packet to begin with; None for the first one of the file.
+
+    Yields:
+        How many packets were decoded so far, and a frame of the last one of them.
 
     Raises:
         AudioError: Thousands of packets hold nothing.
+        ValueError: There is no packet of that time stamp.
     """
+    stream = container.streams.audio[0]
+    if first_stamp is not None:
+        container.seek(first_stamp, stream=stream)
+    n_packets = 0
     n_idle = 0
     last = None
-    for packet in container.demux(container.streams.audio[0]):
+    for packet in container.demux(stream):
+        if first_stamp is not None and n_packets == 0 and packet.pts != first_stamp:
+            if packet.pts is None or packet.pts > first_stamp:
+                raise ValueError(f"no packet with the time stamp {first_stamp}")
+            continue  # a container leads to a place before it, up to some seconds
+        n_packets += 1
         n_idle += 1
         if packet.size:
             last = packet
@@ -253,25 +283,31 @@ def _frames(container: av.container.InputContainer, last_packet: list[bytes]) ->
             last_packet.append(bytes(last))
         for frame in packet.decode():
             n_idle = 0
-            yield frame
+            yield n_packets, frame
         if n_idle > _MOST_IDLE_PACKETS:
             raise AudioError(f"damaged: {_MOST_IDLE_PACKETS:,} packets one after the other hold no sound")
 
 
-def _refuse_endless(file: BinaryIO, n_samples: int, rate_hz: int) -> None:
+def _refuse_endless(n_bytes: int, n_samples: int, rate_hz: int) -> None:
     """Raise AudioError for a file that unpacks to far more sound than speech would."""
-    if n_samples <= _MOST_SAMPLES:
-        return
-    position = file.tell()
-    n_bytes = file.seek(0, os.SEEK_END)
-    file.seek(position)
     if n_samples > _MOST_SAMPLES + _MOST_SAMPLES_A_BYTE * n_bytes:
         seconds = n_samples / rate_hz
         raise AudioError(f"over {seconds:.0f} s in {n_bytes:,} bytes: next to nothing but silence; cut it into clips")
 
 
+def _size_of(file: BinaryIO) -> int:
+    """Measure a file in bytes, and go back to its start."""
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return n_bytes
+
+
 def _channels(frame: av.AudioFrame) -> np.ndarray:
     """Give one decoded frame as float32 (n_samples, n_channels), integers with full scale 1."""
+    if frame.format.name == "fltp" and len(frame.planes) == 1:
+        # An hour of mp3 has 140,000 such frames, and to_ndarray takes half as long as decoding them.
+        samples = np.frombuffer(frame.planes[0], np.float32, frame.samples)
+        return samples.copy()[:, np.newaxis]  # a copy, so that the frame can be freed
     array = frame.to_ndarray()  # planar: (n_channels, n_samples); packed: (1, n_samples * n_channels)
     array = array.T if frame.format.is_planar else array.reshape(frame.samples, -1)
     if array.dtype == np.uint8:
@@ -300,7 +336,7 @@ def _stated_by_container(container: av.container.InputContainer) -> float | None
     return None
 
 
-def _open_container(file: BinaryIO) -> av.container.InputContainer:
+def open_container(file: BinaryIO) -> av.container.InputContainer:
     """Open with PyAV; a tag that is not UTF-8 is no reason to refuse the sound (PyAV 19 thinks so, too)."""
     import av
 
@@ -319,7 +355,7 @@ def read_header_s(file: BinaryIO) -> float | None:
         with soundfile.SoundFile(_Steady(file)) as sound:
             if 0 < sound.frames < _UNKNOWN_FRAMES and sound.samplerate > 0:
                 return sound.frames / sound.samplerate
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         pass
     return None
 
@@ -330,7 +366,7 @@ def read_container_s(file: BinaryIO) -> float | None:
 
     file.seek(0)
     try:
-        with _open_container(file) as container:
+        with open_container(file) as container:
             if not container.streams.audio:
                 return None
             stated_s = _stated_by_container(container)
@@ -339,9 +375,9 @@ def read_container_s(file: BinaryIO) -> float | None:
             stream = container.streams.audio[0]
             total = 0  # in time bases
             for number, packet in enumerate(container.demux(stream)):
-                if number >= _MOST_PACKETS:
-                    raise AudioError(f"damaged: more than {_MOST_PACKETS:,} packets")
+                if number >= MOST_PACKETS:
+                    raise AudioError(f"damaged: more than {MOST_PACKETS:,} packets")
                 total += packet.duration or 0
             return float(total * stream.time_base)
-    except (av.FFmpegError, *_DECODER_ERRORS):
+    except (av.FFmpegError, *DECODER_ERRORS):
         return None

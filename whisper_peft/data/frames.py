@@ -6,10 +6,12 @@ Most of them state no length. So a cut exactly between two frames cannot be seen
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
 from typing import BinaryIO
 
-from whisper_peft.data.structure import Structure, Window, falls_short
+from whisper_peft.data.structure import Marks, Structure, Window, falls_short
+from whisper_peft.data.xing import is_counted_alike, name_position
 
 # Pictures, tags and noise in an mp3 hold some thousand bytes that look like the beginning of a frame.
 _MOST_FALSE_FRAMES = 100_000
@@ -256,6 +258,11 @@ def _mpeg_audio(data: bytes, begin: int) -> Structure:
     """Count the frames of an mp3, mp2 or mp1, and read the count in the Xing header, if there is one."""
     position = begin
     kind, n_frames, n_stated, cut_off = None, 0, 0, False
+    places = array("q")  # of every step-th frame, as long as each begins where the one before it ends
+    step = 0
+    has_gaps = False
+    head = b""
+    next_frame = begin
     sound_begins_before = position + (1 << 16)
     n_false = 0
     while position < (len(data) if kind else min(len(data), sound_begins_before)):
@@ -277,14 +284,21 @@ def _mpeg_audio(data: bytes, begin: int) -> Structure:
                 n_false += n_seen
                 continue
             kind = frame[1:]
-            xing = max(data.find(b"Xing", position, position + 64), data.find(b"Info", position, position + 64))
+            xing = name_position(data[position : position + 64])
             if xing >= 0:
+                xing += position
                 n_frames -= 1  # it holds no sound
                 flags, stated = struct.unpack(">II", data[xing + 4 : xing + 12].ljust(8, b"\0"))
                 n_stated = stated if flags & 1 else 0
+                head = data[position : position + frame[0]]
+            step = Marks.step_of(*kind)
+        has_gaps = has_gaps or position != next_frame
+        if not has_gaps and n_frames >= 0 and n_frames % step == 0:
+            places.append(position)
         cut_off = position + frame[0] > len(data)
         n_frames += not cut_off
         position += frame[0]
+        next_frame = position
     if kind is None:
         # An ID3 tag may stand before something else, as before flac, and frames of free bit rate state no size. Where
         # it is neither, libsndfile would only look for a frame and complain on stderr.
@@ -292,13 +306,16 @@ def _mpeg_audio(data: bytes, begin: int) -> Structure:
         return Structure(for_soundfile=not is_junk)
     frame_s = kind[0] / kind[1]
     whole_s, stated_s = max(0, n_frames) * frame_s, n_stated * frame_s
+    marks = None
+    if places and not has_gaps and is_counted_alike(data[begin : begin + 200], head, n_frames, n_stated):
+        marks = Marks(kind[0], kind[1], step, places, head)
     # libsndfile decodes as many frames as Xing states and, without one (Common Voice has none), as many as it guesses
     # from the first frame's bit rate. So it gets the files whose statement is true, and PyAV, which reads on, the rest.
     if falls_short(whole_s, stated_s):
         return Structure(stated_s=stated_s, for_soundfile=False)
     if n_stated and not falls_short(stated_s, whole_s):
-        return Structure()
-    return Structure(stated_s=whole_s, cut_off=cut_off, for_soundfile=False)
+        return Structure(frame_marks=marks)
+    return Structure(stated_s=whole_s, cut_off=cut_off, for_soundfile=False, frame_marks=marks)
 
 
 def _next_mpeg_frame(data: bytes, position: int, kind: tuple[int, int] | None, before: int) -> tuple[int, int]:
