@@ -296,7 +296,7 @@ def trained(language: str, side: str, work: Path) -> dict:
                 "evaluate.every_steps": STEPS, "train.seed": 1,
             }  # fmt: skip
             whisper_peft.train(changes=changes, output=run, progress=False)
-        report = whisper_peft.evaluate(run, scored, max_new_tokens=MOST_TOKENS)
+        report = whisper_peft.evaluate(run, scored, max_new_tokens=MOST_TOKENS, batch_size=4)
     finally:
         undo()
     if not merged.exists():

@@ -18,6 +18,8 @@ QUICKSTART = ROOT / "whisper_peft" / "quickstart"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs a process on each core; more threads only wait
 
 
 @pytest.fixture(scope="session")

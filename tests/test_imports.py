@@ -32,7 +32,7 @@ ROOMS = {
     ),
     "model": (
         "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
-        "headers", "adapter_configs", "foreign", "identity", "weights", "locating", "vocabulary", "extractor",
+        "foreign", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
         "generation", "configs", "loading", "build",
     ),
     "evaluation": (

@@ -195,8 +195,8 @@ def test_plain_transformers_pipeline_transcribes_the_merged_folder(dtype, lora_r
     "changes",
     [
         {"lora.dora": True},
-        {"lora.rslora": True},
-        {"lora.modules_to_save": ["decoder.layer_norm"]},
+        pytest.param({"lora.rslora": True}, marks=pytest.mark.slow),
+        pytest.param({"lora.modules_to_save": ["decoder.layer_norm"]}, marks=pytest.mark.slow),
         {"lora.targets": "encoder", "lora.modules_to_save": ["conv1"]},
     ],
 )

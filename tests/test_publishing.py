@@ -127,6 +127,7 @@ def test_a_run_and_its_merge_go_up_and_load_as_strangers_load_them(hub, ask, lor
     assert max(by_adapter) > min(by_adapter)
 
 
+@pytest.mark.slow  # one process after the other
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_cards_code_runs(kind, hub, ask, lora_run, merged, tmp_path):
     import soundfile
@@ -191,6 +192,7 @@ def test_the_notebooks_card_arguments_have_their_place(lora_run):
     assert data["args"] == "config: hi, split: test" and "# Whisper Hi" in report["card"]
 
 
+@pytest.mark.slow  # one process after the other
 def test_nothing_of_this_machine_goes_up(hub, ask, lora_run, merged, speech, tiny_model):
     for number, model in enumerate((lora_run, merged)):
         assert ask(*command("publish", model, f"me/it{number}", "--base", BASE)).returncode == 0
@@ -209,6 +211,7 @@ def test_a_dry_run_needs_no_network_and_no_login(hub, ask, lora_run):
     assert list(hub.repos) == [BASE]
 
 
+@pytest.mark.slow  # one process after the other
 def test_what_is_there_stays_and_another_kind_is_refused(hub, ask, lora_run, merged):
     """The second half is pitfall 30."""
     assert ask(*command("publish", lora_run, "me/it", "--base", BASE)).returncode == 0
@@ -238,6 +241,7 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
+@pytest.mark.slow  # one process after the other
 def test_each_mistake_is_one_clear_line(hub, ask, lora_run):
     publishing = command("publish", lora_run, "me/it", "--base", BASE)
     for token, env, words in (
@@ -313,6 +317,7 @@ def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     assert files["adapter_model.safetensors"] == weights
 
 
+@pytest.mark.slow  # one process after the other
 def test_training_goes_on_without_the_hub_and_publish_finishes_later(hub, ask, tiny_model, speech, tmp_path):
     page = tmp_path / "local.yaml"
     save_recipe(tiny_recipe(tiny_model, speech), page)

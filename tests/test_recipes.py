@@ -53,7 +53,15 @@ def test_a_page_begins_with_what_it_is(page):
     assert line.startswith("# ") and 20 < len(line) <= 120
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def with_large_ones_slow(pages: list[Path]) -> list:
+    """Mark the pages for larger models, which differ from the small ones in little but the model's name."""
+    return [
+        pytest.param(page, marks=pytest.mark.slow) if page.stem.startswith(("large", "medium")) else page
+        for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", with_large_ones_slow(PAGES), ids=lambda page: page.stem)
 def test_every_page_trains_two_steps(page, tiny_model, speech, tmp_path):
     recipe = override(load_recipe(page), stand_ins(tiny_model, speech))
     result = train(recipe, output=tmp_path / "run")
@@ -152,6 +160,7 @@ def test_the_custom_recipe_is_short_and_trains(tiny_model, speech, tmp_path, cap
     assert custom.smoothed_loss(logits, labels) > 0
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     """Its code cells, in order, in a fresh process; fewer steps, else as they are."""
     import nbformat

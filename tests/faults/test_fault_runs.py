@@ -359,13 +359,23 @@ def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speec
         with pytest.raises(UserError, match=rf"{key}: there is no .* any more\. .*--resume .*my-run {option} PLACE"):
             train(resume=run, changes=changes)
         changes[key] = place
-    with pytest.raises(UserError, match=r"If the model has moved, say where it is with --base MODEL\."):
+    with pytest.raises(UserError, match=r"If it has moved, say where it is now with --model MODEL\."):
         train(resume=run, changes=changes)
     result = train(resume=run, changes={**changes, "model.name": str(model)})
     assert result.facts["steps"] == 3 and result.facts["base"]["path"] == str(model)
     from whisper_peft import evaluate
 
     assert evaluate(run, speech / "test", max_clips=2)["clips"] == 2  # and its base is where it is now
+
+
+def test_point_10_a_run_that_began_from_an_adapter_goes_on_where_the_adapter_has_moved(tiny_model, speech, tmp_path):
+    first = train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "first")
+    train(tiny_recipe(first.run / "adapter", speech, **QUICK), output=tmp_path / "run")
+    moved = Path(shutil.move(tmp_path / "first", tmp_path / "elsewhere")) / "adapter"
+    with pytest.raises(UserError, match=r"say where it is now with --model MODEL"):
+        train(resume=tmp_path / "run", changes={"train.steps": 3})
+    result = train(resume=tmp_path / "run", changes={"train.steps": 3, "model.name": str(moved)})
+    assert result.facts["steps"] == 3
 
 
 def test_point_10_other_data_under_a_new_name_is_refused(small_run, tmp_path):

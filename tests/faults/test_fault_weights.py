@@ -492,7 +492,7 @@ def test_point_10_a_run_goes_on_where_its_base_is_now(mode, tiny_model, speech, 
     run = train(tiny_recipe(base, speech, **changes), output=tmp_path / "run").run
     base.rename(tmp_path / "moved")
     more = {"train.steps": 3}
-    with pytest.raises(UserError, match="--base MODEL"):
+    with pytest.raises(UserError, match="--model MODEL"):
         train(resume=run, changes=more)
     with pytest.raises(UserError, match=r"weights of .* have changed.*--base MODEL"):
         train(resume=run, changes=more, base=QUICKSTART / "model")

@@ -25,7 +25,7 @@ from whisper_peft.model.fields import (
     text,
     whole,
 )
-from whisper_peft.model.headers import weight_shapes
+from whisper_peft.model.weights import weight_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -33,9 +33,9 @@ from whisper_peft.model.fields import (
     whole,
 )
 from whisper_peft.model.generation import complete_generation_config
-from whisper_peft.model.headers import weight_shapes
 from whisper_peft.model.identity import load_or_explain
 from whisper_peft.model.vocabulary import load_tokenizer, read_vocabulary, refuse_vocabulary
+from whisper_peft.model.weights import weight_shapes
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, printable, reason_of, short_repr
+from whisper_peft.files import UnusableFileError, printable, reason_of
+from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
 from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, is_folder, known_commit
 from whisper_peft.recipe_files import expanded
@@ -110,9 +111,7 @@ def _locate_run(name: str, run: Path) -> Located:
 
 
 def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
-    base = runs.read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if base is not None and not isinstance(base, str):
-        raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path is {short_repr(base)}, expected a text.")
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{adapter / ADAPTER_CONFIG}: names no base model (base_model_name_or_path); write there the folder or "
@@ -138,7 +137,7 @@ def locate_start(name: str, base: str | Path | None, *, resumed: bool) -> Locate
             located = locate(name)
         except UserError as error:
             if resumed and not is_folder(name):
-                raise UserError(f"{error} If the model has moved, say where it is with --base MODEL.") from None
+                raise UserError(f"{error} If it has moved, say where it is now with --model MODEL.") from None
             raise
         return with_base(located) if located.adapter else located
     if is_folder(name) and locate(name).adapter:

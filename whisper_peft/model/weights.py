@@ -55,7 +55,7 @@ def read_header(files: Sequence[Path]) -> Header:
         if found:
             raise UnusableFileError(file, found)
         try:
-            with safe_open(str(file), framework="pt") as tensors:
+            with safe_open(str(file), framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
                     piece = tensors.get_slice(name)
                     header.shapes[name] = tuple(piece.get_shape())
@@ -66,6 +66,18 @@ def read_header(files: Sequence[Path]) -> Header:
                 file, f"cut off, damaged or no safetensors file ({_one_line(error)}); copy or download it again"
             ) from None
     return header
+
+
+def weight_shapes(files: Iterable[Path]) -> dict[str, Shape]:
+    """Read the shapes of all tensors in safetensors files, where there is something to compare a config with.
+
+    Returns:
+        The shape of each tensor, by its name. It is empty where a file is missing or damaged: loading says so.
+    """
+    try:
+        return read_header(list(files)).shapes
+    except UnusableFileError:
+        return {}
 
 
 def fit_base(header: Header, expected: Mapping[str, Shape], *, place: str) -> dict[str, str]:
