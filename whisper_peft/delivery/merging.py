@@ -88,7 +88,7 @@ def merge(
     if changes_nothing(exact):
         raise UserError(
             f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
-            "was saved before its first step."
+            "was saved before its first step, or lora_alpha in its config is 0."
         )
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"

@@ -28,12 +28,14 @@ from whisper_peft.model.weights import (
     read_header,
     refuse_not_finite,
     refuse_own_head,
+    refuse_zeros,
     tensors_of,
 )
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 DAMAGED = "copy or download them again, or take an earlier checkpoint of their training"
@@ -93,6 +95,7 @@ def load_base(
     repair_generation_config(model)
     if quantize is None:
         refuse_not_finite(model.named_parameters(), place=source, remedy=DAMAGED)
+        refuse_zeros(model, place=source, remedy=DAMAGED)
     window_encoder(model)
     if quantize is not None:
         settle(model)
@@ -226,17 +229,26 @@ def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
 
 
 def changes_nothing(adapted: PeftModel) -> bool:
-    """Whether the update of an adapter is zero, as before the first step of its training."""
+    """Whether the update of an adapter is zero, as before the first step of its training.
+
+    The update of a layer is scaling · B · A: it is zero if any of the three is.
+    """
     if adapted.peft_config["default"].bias != "none":
         return False
-    own = [
-        (name, parameter)
-        for name, parameter in adapted.named_parameters()
-        if "lora_" in name or ".modules_to_save." in name
-    ]
-    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in own):
+    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in adapted.named_parameters()):
         return False
-    return not any(parameter.any() for name, parameter in own if "lora_B" in name or "lora_embedding_B" in name)
+    from peft.tuners.lora import LoraLayer
+
+    return not any(_updates(module) for module in adapted.modules() if isinstance(module, LoraLayer))
+
+
+def _updates(layer: LoraLayer) -> bool:
+    """Whether a layer with an adapter gives anything else than its base."""
+    if not layer.scaling.get("default", 0.0):
+        return False
+    first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
+    second = [parameter for half in (layer.lora_B, layer.lora_embedding_B) for parameter in half.parameters()]
+    return any(parameter.any() for parameter in first) and any(parameter.any() for parameter in second)
 
 
 def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
