@@ -351,12 +351,34 @@ def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model)
         ({"language": 5}, "language is 5"),
         ({"task": "sing"}, "task is 'sing'"),
         ({"temperature": "hot"}, "temperature"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
 )
 def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, model):
     change(model, "generation_config.json", **fields)
     message = refusal(load_generation_config, str(model))
     assert words in message and "generation_config.json" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lang_to_id", {}, "filled in from the tokenizer: lang_to_id"),
+        ("task_to_id", {}, "filled in from the tokenizer: task_to_id"),
+        ("compression_ratio_threshold", 1.35, "ignored: compression_ratio_threshold"),
+        ("logprob_threshold", -1.0, "ignored: logprob_threshold"),
+        ("no_speech_threshold", 0.6, "ignored: no_speech_threshold"),
+        ("repetition_penalty", 2, None),
+    ],
+)
+def test_row_18_a_generation_config_with_such_a_field_transcribes(name, value, words, model, speech):
+    change(model, "generation_config.json", **{name: value})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        transcripts = list(transcribe(str(model), [str(speech / "test" / "0.wav")], language="hi"))
+    assert len(transcripts) == 1
+    remarks = {str(remark.message) for remark in said if remark.category is Notice}
+    assert [words in remark for remark in remarks] == ([] if words is None else [True])
 
 
 OLD = {  # the fields that transformers 4.27 wrote, with the ids of the tiny model
