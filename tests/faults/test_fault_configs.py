@@ -692,6 +692,26 @@ def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, spee
     assert "--language auto" in refusal(transcribe, tiny_model, [clip])
 
 
+def test_merge_listens_with_auto_and_takes_rows_for_what_is_said(lora_run, speech, tmp_path):
+    folder = shutil.copytree(speech / "test", tmp_path / "clips")
+    assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto")["clips"] == 4
+    lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    spoken = [f"{line},{'language' if number == 0 else 'bho'}" for number, line in enumerate(lines)]
+    (folder / "metadata.csv").write_text("\n".join(spoken), encoding="utf-8")
+    assert merge(lora_run / "adapter", tmp_path / "two", check=str(folder), language="hindi")["clips"] == 4
+
+
+@pytest.mark.parametrize("language", ["", " ", "<||>"])
+def test_an_empty_language_is_refused(language, tiny_model, lora_run, speech, tmp_path):
+    clip = str(speech / "test" / "0.wav")
+    for call in (
+        lambda: transcribe(tiny_model, [clip], language=language),
+        lambda: evaluate(tiny_model, speech / "test", language=language),
+        lambda: merge(lora_run / "adapter", tmp_path / "merged", language=language),
+    ):
+        assert "not one that Whisper knows" in refusal(call)
+
+
 def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):
     from whisper_peft.evaluation.scoring import labelled
 

@@ -260,10 +260,10 @@ def _check_clips(
         rows, named = found[0], f"the run's own {found[1]} clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
-        language = language or "hindi"
+        language = "hindi" if language is None else language
     dataset = labelled(model, located, preparation, rows, language=language, task=None)
     usable: list[Row] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(dataset.rows):  # with the languages that were heard or settled
         if isinstance(dataset[number], Example):
             usable.append(row)
         if len(usable) == most:
