@@ -692,6 +692,22 @@ def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, spee
     assert "--language auto" in refusal(transcribe, tiny_model, [clip])
 
 
+@pytest.mark.parametrize("unknown", ["", {"content": "", "lstrip": False, "rstrip": False, "normalized": True}])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_row_26_an_unknown_token_without_a_text_is_left_out(unknown, name, model):
+    if not (model / name).exists():
+        (model / name).write_text("{}")
+    change(model, name, unk_token=unknown)
+    assert "no token <|nobody|>" in refusal(load_preparation(str(model)).token_id, "<|nobody|>")
+
+
+def test_row_26_what_is_so_of_every_whisper_is_not_read_from_the_config(model, tiny_model, speech):
+    change(model, "config.json", tie_word_embeddings=False, is_encoder_decoder=False, init_std=1)
+    clip = str(speech / "test" / "0.wav")
+    texts = [transcribe(str(folder), [clip], language="hi")[0]["text"] for folder in (model, tiny_model)]
+    assert texts[0] == texts[1]
+
+
 def test_merge_listens_with_auto_and_takes_rows_for_what_is_said(lora_run, speech, tmp_path):
     folder = shutil.copytree(speech / "test", tmp_path / "clips")
     assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto")["clips"] == 4

@@ -24,6 +24,7 @@ from whisper_peft.model.loading import load_adapter
 from whisper_peft.training.artefacts import count_weights, load_weights
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+HEAD = "proj_out.weight"
 FIXED = "model.encoder.embed_positions.weight"
 
 
@@ -165,6 +166,14 @@ def test_harmless_differences_pass_without_a_word(change, tiny_model, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         model = load_base(str(folder))
+    assert same_weights(load_base(str(tiny_model)), model)
+
+
+def test_an_output_layer_is_tied_whatever_the_config_says(tiny_model, tmp_path):
+    folder = with_page(tiny_model, tmp_path / "model", "config.json", tie_word_embeddings=False)
+    assert HEAD not in load_file(folder / WEIGHTS)
+    model = load_base(str(folder))
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
     assert same_weights(load_base(str(tiny_model)), model)
 
 

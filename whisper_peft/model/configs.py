@@ -157,7 +157,7 @@ def load_config(source: str, *, revision: str | None = None) -> WhisperConfig:
     fields = _known_fields(path, page)
     try:
         config = WhisperConfig(**fields)
-    except (ValueError, TypeError) as error:  # a relation that a later transformers checks
+    except Exception as error:  # a relation that a later transformers checks, with an exception of its own
         raise UnusableFileError(path, f"transformers refuses it ({' '.join(str(error).split())[:200]})") from None
     config.name_or_path = str(source)
     _check_shape(path, config)
@@ -173,6 +173,11 @@ def _known_fields(path: Path, page: Mapping[str, Any]) -> dict[str, Any]:
             check_fields(path, page, {alias: CONFIG_FIELDS[name]})
             fields.setdefault(name, page[alias])
     check_fields(path, fields, CONFIG_FIELDS)
+    # Of every Whisper. Untied, an output layer that is not stored would be made of random numbers.
+    fields["tie_word_embeddings"] = True
+    fields["is_encoder_decoder"] = True
+    if "init_std" in fields:  # transformers 5 refuses a whole number
+        fields["init_std"] = float(fields["init_std"])
     for name in ("dtype", "torch_dtype"):
         value = fields.get(name)
         if value is None:
