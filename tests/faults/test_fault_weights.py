@@ -252,6 +252,20 @@ def test_an_adapter_that_changes_nothing_is_named(zero, adapter, tmp_path):
         load_model(folder)
     with pytest.warns(Notice), pytest.raises(UserError, match="nothing to merge"):
         merge(folder, tmp_path / "merged")
+    if zero != "lora_B":  # as every adapter before its first step
+        with pytest.raises(UserError, match=r"cannot be trained further.*start a new adapter"):
+            build_model(locate(folder), "lora")
+
+
+def test_publish_refuses_zeros_and_names_that_others_do_not_know(adapter, tiny_model, tmp_path):
+    folder = changed(
+        tiny_model, tmp_path / "zeros", lambda state: {name: torch.zeros_like(state[name]) for name in state}
+    )
+    with pytest.raises(UserError, match="hold only zeros"):
+        publish(folder, "me/it", dry_run=True)
+    folder = changed(adapter, tmp_path / "named", renamed(lambda name: name.replace(".weight", ".hindi.weight")))
+    with pytest.warns(Notice), pytest.raises(UserError, match="not named as peft names them"):
+        publish(folder, "me/it", base="openai/whisper-tiny", dry_run=True)
 
 
 # Numbers

@@ -23,6 +23,7 @@ from whisper_peft.model.identity import (
 )
 from whisper_peft.model.quantizing import quantization_config, settle
 from whisper_peft.model.weights import (
+    adapter_name,
     fit_adapter,
     fit_base,
     read_header,
@@ -95,7 +96,7 @@ def load_base(
     repair_generation_config(model)
     if quantize is None:
         refuse_not_finite(model.named_parameters(), place=source, remedy=DAMAGED)
-        refuse_zeros(model, place=source, remedy=DAMAGED)
+        refuse_zeros(model.named_parameters(), place=source, remedy=DAMAGED)
     window_encoder(model)
     if quantize is not None:
         settle(model)
@@ -170,12 +171,34 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     result = set_peft_model_state_dict(adapted, state)
     if result.unexpected_keys:  # they were counted before: peft reads its own names otherwise than it writes them
         raise AssertionError(f"{adapter}: peft did not take {result.unexpected_keys[:3]}")
-    if not trainable:
+    if trainable:
+        _refuse_unable(adapted, adapter)
+    else:
         adapted.requires_grad_(False)
         adapted.eval()
         if changes_nothing(adapted):
             warnings.warn(f"{adapter}: the adapter changes nothing, its update is zero.", Notice, stacklevel=2)
     return adapted
+
+
+def _refuse_unable(adapted: PeftModel, adapter: Path) -> None:
+    """Refuse to train an adapter further whose factors get no gradient.
+
+    Raises:
+        UserError: The A of a layer holds only zeros, or its scaling is zero, or its dropout drops all.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
+        drops_all = any(getattr(dropout, "p", 0.0) >= 1.0 for dropout in layer.lora_dropout.values())
+        if drops_all or not layer.scaling.get("default", 0.0) or not any(parameter.any() for parameter in first):
+            raise UserError(
+                f"{adapter}: cannot be trained further: in {printable(name)} lora_A holds only zeros, or lora_alpha is "
+                "0, or lora_dropout is 1; start a new adapter on the base."
+            )
 
 
 def _adapter_file(adapter: Path) -> Path:
@@ -269,13 +292,14 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
         names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
         refuse_own_head(files, names, place=base)
         refuse_not_finite(tensors_of(files), place=base, remedy=DAMAGED)
+        refuse_zeros(((names[name], tensor) for name, tensor in tensors_of(files)), place=base, remedy=DAMAGED)
         return
     file = _adapter_file(adapter)
     read_adapter_config(adapter)
     folder = _known_folder(base, revision)
     if folder is not None:
         fit_to_adapter(_adapted(empty_whisper(load_config(folder)), adapter, trainable=False), adapter)
-    strangers = [name for name in read_header([file]).shapes if not name.startswith("base_model.model.")]
+    strangers = [name for name in read_header([file]).shapes if adapter_name(name) != name]
     if strangers:
         raise UserError(
             f"{adapter}: {len(strangers)} tensors are not named as peft names them ({printable(strangers[0])[:100]}); "

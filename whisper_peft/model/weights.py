@@ -134,7 +134,7 @@ def fit_adapter(
     Raises:
         UserError: A tensor is missing, left over, of another shape or not of floating-point numbers.
     """
-    names = _fit(header, expected, optional, place=place, rename=_adapter_name, cause=_adapter_cause)
+    names = _fit(header, expected, optional, place=place, rename=adapter_name, cause=_adapter_cause)
     _refuse_types(header, place=place)
     return names
 
@@ -186,7 +186,7 @@ def _base_name(name: str) -> str:
     return name
 
 
-def _adapter_name(name: str) -> str:
+def adapter_name(name: str) -> str:
     """Write a tensor's name as peft saves it: without wrappers, the adapter's name and with peft's prefix."""
     words = _ADAPTER_NAME.sub("", _base_name(name)).split(".")
     return ".".join(["base_model", "model", *words])
@@ -349,20 +349,20 @@ def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str
         )
 
 
-def refuse_zeros(model: torch.nn.Module, *, place: str, remedy: str) -> None:
+def refuse_zeros(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, remedy: str) -> None:
     """Refuse a model whose token embedding holds only zeros; say so of other weights.
 
     With such an embedding all tokens are alike. It is what a download leaves that reserved its space and broke off.
 
     Args:
-        model: A Whisper with its weights.
+        tensors: Names and weights of a whole Whisper. Vectors are passed over: a bias may be zero.
         place: The folder or Hub id, for the message.
         remedy: What to do, as the end of the message.
 
     Raises:
         UserError: The token embedding holds only zeros.
     """
-    zeros = [name for name, weight in model.named_parameters() if weight.ndim > 1 and not weight.any()]
+    zeros = [name for name, weight in tensors if weight.ndim > 1 and not weight.any()]
     if EMBEDDING in zeros:
         raise UserError(f"{place}: {len(zeros)} tensors hold only zeros ({_named(zeros)}); {remedy}.")
     if zeros:
