@@ -78,6 +78,7 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("data: {train: [{source: a, weihgt: 2}]}", "data.train[0].weihgt: unknown key. Did you mean 'weight'?"),
         ("data: {train: [{source: a, weight: 0}]}", "data.train[0].weight: expected more than 0, found 0"),
         ("data: {max_left_out: 2}", "data.max_left_out: expected a share between 0 and 1"),
+        ("lora: {dropout: 1.0}", "lora.dropout: expected 0 or more and less than 1"),
         ("lora: {dropout: -0.1}", "lora.dropout: expected a share between 0 and 1"),
         ("train: {mode: qlora}", "train.mode: 'qlora' is not among full, lora."),
         ("features: {window: wide}", "features.window: 'wide' is not among full, condensed, tight."),

@@ -214,18 +214,22 @@ def _json_kind(content: Any) -> str:
     return names.get(type(content), "a number")
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, unique_keys: bool = False) -> Any:
     """Parse a YAML page within limits; aliases count as often as they are used.
 
+    Args:
+        text: The page.
+        unique_keys: Whether a key that stands twice in one mapping is refused. YAML itself lets the last one win.
+
     Raises:
-        YamlSyntaxError: It is not YAML.
+        YamlSyntaxError: It is not YAML, or a key stands twice.
         ValueError: It is nested more than 100 levels deep, has more than 100,000 nodes, or holds a date or a number
             that cannot be.
     """
     import yaml
 
     try:
-        return yaml.load(text, _limited_loader())  # a SafeLoader
+        return yaml.load(text, _limited_loader(unique_keys))  # a SafeLoader
     except yaml.YAMLError as error:
         raise YamlSyntaxError(printable(" ".join(str(error).split()))) from None
     except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -234,7 +238,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
 
 
-def _limited_loader() -> type:
+def _limited_loader(unique_keys: bool) -> type:
     import yaml
 
     class LimitedLoader(yaml.SafeLoader):
@@ -263,6 +267,22 @@ def _limited_loader() -> type:
             if event.anchor:
                 self.sizes[event.anchor] = self.n_nodes - before
             return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            if unique_keys:
+                self._refuse_doubled_keys(node)
+            return super().construct_mapping(node, deep)
+
+        def _refuse_doubled_keys(self, node: Any) -> None:
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.value in seen:
+                    raise yaml.YAMLError(
+                        f"{short_repr(key.value)} stands twice, again in line {key.start_mark.line + 1}"
+                    )
+                seen.add(key.value)
 
         def _count(self, nodes: int) -> None:
             self.n_nodes += nodes

@@ -34,6 +34,8 @@ LOG_MESSAGES = (
     # Which tensors were not in the file: `model.weights` counts them before anything is loaded.
     ("transformers.modeling_utils", r".*LOAD REPORT"),
     ("transformers.modeling_utils", r"Some weights of \w+ were not (initialized|used)"),
+    # A run may move. Its best checkpoint is found by its step, and its checkpoints are removed by our own rule.
+    ("transformers.trainer", r"The best checkpoint .* recorded in the resumed state does not exist anymore"),
     # The output layer is the token embedding, and is not stored a second time.
     ("transformers.trainer", r"There were missing keys in the checkpoint model loaded: \['proj_out\.weight'\]"),
 )

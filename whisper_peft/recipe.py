@@ -410,6 +410,8 @@ def _check(value: object, kind: object, key: str, place: str) -> object:
         raise UserError(f"{place}{key}: expected less than 2**32, found {short_repr(value)}.")
     if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
         raise UserError(f"{place}{key}: expected a number of clips or auto, found {short_repr(value)}.")
+    if key == "lora.dropout" and value >= 1:  # nothing of the adapter would be left in training
+        raise UserError(f"{place}{key}: expected 0 or more and less than 1, found {short_repr(value)}.")
     if key in SHARES and not 0 <= value <= 1:
         raise UserError(f"{place}{key}: expected a share between 0 and 1, found {short_repr(value)}.")
     return value

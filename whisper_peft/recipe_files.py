@@ -35,7 +35,7 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        page = parse_yaml(read_text(path, max_bytes=MAX_RECIPE_BYTES))
+        page = parse_yaml(read_text(path, max_bytes=MAX_RECIPE_BYTES), unique_keys=True)
     except ValueError as error:
         raise UserError(f"{path}: not a YAML page ({error}).") from None
     return absolute(from_dict({} if page is None else page, place=f"{path}: "), path.parent)

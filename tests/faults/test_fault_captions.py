@@ -512,3 +512,36 @@ def check_segments(path: Path) -> None:
         tracemalloc.stop()
     assert peak < 200e6
     assert time.process_time() - began < 5  # CPU seconds, traced; untraced it is under one
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["大家", "大家好", "大家好吗", "大家好吗我们"], ["大家", "好", "吗", "我们"]),
+        (["สวัสดี", "สวัสดีครับ", "สวัสดีครับยินดี"], ["สวัสดี", "ครับ", "ยินดี"]),
+        (["大家好", "大家好\n欢迎来到", "欢迎来到\n新视频"], ["大家好", "欢迎来到", "新视频"]),
+        (["好", "好的", "我们走吧", "去哪里"], ["好", "好的", "我们走吧", "去哪里"]),
+    ],
+    ids=["growing", "growing Thai", "rolling", "not rolling"],
+)
+def test_row_08_captions_without_spaces_roll_by_their_characters(texts, expected, tmp_path):
+    page = "".join(f"00:00:0{n},000 --> 00:00:0{n + 1},000\n{text}\n\n" for n, text in enumerate(texts))
+    (tmp_path / "talk.srt").write_text(page, encoding="utf-8")
+    assert [segment.text for segment in read_segments(tmp_path / "talk.srt")] == expected
+
+
+def test_row_08_word_marks_in_a_text_without_spaces_count_characters(tmp_path):
+    page = "WEBVTT\n\n00:00.000 --> 00:02.000\n\n大家<00:00:00.500><c>好</c><00:00:01.000><c>吗</c>\n\n"
+    page += "00:02.000 --> 00:02.010\n大家好吗\n\n00:02.010 --> 00:04.000\n大家好吗\n欢迎<00:00:02.500><c>来</c>\n\n"
+    (tmp_path / "talk.vtt").write_text(page, encoding="utf-8")
+    assert [segment.text for segment in read_segments(tmp_path / "talk.vtt")] == ["大家好吗", "欢迎来"]
+
+
+@pytest.mark.parametrize("end", ["2\n00:00:02,0", "2\n00:00:02,000", "2\n00:00:02,000 --", "00:00:02,000 -->"])
+def test_a_file_that_breaks_off_in_its_times_is_refused(end, tmp_path):
+    path = tmp_path / "talk.srt"
+    path.write_text(f"1\n00:00:01,000 --> 00:00:02,000\nhello\n\n{end}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"talk\.srt.*cue 2"):
+        read_segments(path)
+    path.write_text("1\n00:00:01,000 --> 00:00:02,000\nat\n\n12:30", encoding="utf-8")
+    assert [segment.text for segment in read_segments(path)] == ["at 12:30"]

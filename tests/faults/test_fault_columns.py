@@ -209,6 +209,43 @@ def test_a_column_split_that_is_about_something_else_is_passed_over(clips, tmp_p
     assert len(load_source(str(write_csv(tmp_path / "m.csv", rows)))) == 72
 
 
+def test_a_column_of_splits_under_another_name_is_named(clips, tmp_path):
+    says = []
+    path = write_csv(tmp_path / "m.csv", rows_of(clips, subset=lambda number: SPLITS[number]))
+    assert len(load_source(str(path), say=says.append)) == 12
+    assert len(says) == 1 and "'subset' names splits (train, validation, test)" in says[0]
+    for values in (lambda number: "train", lambda number: f"part {number % 3}"):
+        says.clear()
+        load_source(str(write_csv(tmp_path / "m.csv", rows_of(clips, subset=values))), say=says.append)
+        assert says == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "language", "unknown"),
+    [
+        ({"language": "Hindi", "locale": "hi-IN"}, "hi", None),
+        ({"language": "und", "locale": "hi"}, "hi", None),
+        ({"language": "hin", "locale": "nan"}, "hi", None),
+        ({"language_code": "hin"}, "hi", None),
+        ({"lang_code": "bho"}, None, "bho"),
+        ({"language": "Bhojpuri", "language_code": "bho"}, None, "Bhojpuri"),
+    ],
+)
+def test_columns_of_a_language_in_other_words_agree(cells, language, unknown, clips, tmp_path):
+    [row] = load_source(str(write_csv(tmp_path / "m.csv", rows_of(clips, **cells)[:1])))
+    assert (row.language, row.unknown_language) == (language, unknown)
+
+
+def test_columns_of_two_languages_are_refused(clips, tmp_path):
+    path = write_csv(tmp_path / "m.csv", rows_of(clips, language="Hindi", locale="en-IN"))
+    assert "could both be the language, and differ" in refusal(load_source, str(path))
+
+
+def test_begin_is_a_start(clips, tmp_path):
+    [row] = load_source(str(write_csv(tmp_path / "m.csv", rows_of(clips, begin="0.25", end="0.75")[:1])))
+    assert (row.start_s, row.end_s) == (0.25, 0.75)
+
+
 def test_a_parquet_folder_with_a_split_column(clips, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -351,12 +351,34 @@ def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model)
         ({"language": 5}, "language is 5"),
         ({"task": "sing"}, "task is 'sing'"),
         ({"temperature": "hot"}, "temperature"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
 )
 def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, model):
     change(model, "generation_config.json", **fields)
     message = refusal(load_generation_config, str(model))
     assert words in message and "generation_config.json" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lang_to_id", {}, "filled in from the tokenizer: lang_to_id"),
+        ("task_to_id", {}, "filled in from the tokenizer: task_to_id"),
+        ("compression_ratio_threshold", 1.35, "ignored: compression_ratio_threshold"),
+        ("logprob_threshold", -1.0, "ignored: logprob_threshold"),
+        ("no_speech_threshold", 0.6, "ignored: no_speech_threshold"),
+        ("repetition_penalty", 2, None),
+    ],
+)
+def test_row_18_a_generation_config_with_such_a_field_transcribes(name, value, words, model, speech):
+    change(model, "generation_config.json", **{name: value})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        transcripts = list(transcribe(str(model), [str(speech / "test" / "0.wav")], language="hi"))
+    assert len(transcripts) == 1
+    remarks = {str(remark.message) for remark in said if remark.category is Notice}
+    assert [words in remark for remark in remarks] == ([] if words is None else [True])
 
 
 OLD = {  # the fields that transformers 4.27 wrote, with the ids of the tiny model
@@ -668,6 +690,42 @@ def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, spee
     assert again == found[0]
     assert evaluate(tiny_model, mixed, language="Auto")["clips"] == 4
     assert "--language auto" in refusal(transcribe, tiny_model, [clip])
+
+
+@pytest.mark.parametrize("unknown", ["", {"content": "", "lstrip": False, "rstrip": False, "normalized": True}])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_row_26_an_unknown_token_without_a_text_is_left_out(unknown, name, model):
+    if not (model / name).exists():
+        (model / name).write_text("{}")
+    change(model, name, unk_token=unknown)
+    assert "no token <|nobody|>" in refusal(load_preparation(str(model)).token_id, "<|nobody|>")
+
+
+def test_row_26_what_is_so_of_every_whisper_is_not_read_from_the_config(model, tiny_model, speech):
+    change(model, "config.json", tie_word_embeddings=False, is_encoder_decoder=False, init_std=1)
+    clip = str(speech / "test" / "0.wav")
+    texts = [transcribe(str(folder), [clip], language="hi")[0]["text"] for folder in (model, tiny_model)]
+    assert texts[0] == texts[1]
+
+
+def test_merge_listens_with_auto_and_takes_rows_for_what_is_said(lora_run, speech, tmp_path):
+    folder = shutil.copytree(speech / "test", tmp_path / "clips")
+    assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto")["clips"] == 4
+    lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    spoken = [f"{line},{'language' if number == 0 else 'bho'}" for number, line in enumerate(lines)]
+    (folder / "metadata.csv").write_text("\n".join(spoken), encoding="utf-8")
+    assert merge(lora_run / "adapter", tmp_path / "two", check=str(folder), language="hindi")["clips"] == 4
+
+
+@pytest.mark.parametrize("language", ["", " ", "<||>"])
+def test_an_empty_language_is_refused(language, tiny_model, lora_run, speech, tmp_path):
+    clip = str(speech / "test" / "0.wav")
+    for call in (
+        lambda: transcribe(tiny_model, [clip], language=language),
+        lambda: evaluate(tiny_model, speech / "test", language=language),
+        lambda: merge(lora_run / "adapter", tmp_path / "merged", language=language),
+    ):
+        assert "not one that Whisper knows" in refusal(call)
 
 
 def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):

@@ -74,6 +74,16 @@ def test_row_32_and_36_yaml_that_grows_or_cannot_be_is_refused_at_once(text, tmp
         parse_settings(Recipe(), [f"train.steps={text}"], place="--set ")
 
 
+@pytest.mark.parametrize("page", ["train: {steps: 1}\ntrain: {mode: full}\n", "train:\n  steps: 1\n  steps: 2\n"])
+def test_a_setting_that_stands_twice_is_refused(page, tmp_path):
+    path = tmp_path / "page.yaml"
+    path.write_text(page)
+    with pytest.raises(
+        UserError, match=r"page\.yaml: not a YAML page \('(train|steps)' stands twice, again in line [23]"
+    ):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize("content", ["model: {}".encode("utf-16"), b"model: {name: \xed\xa0\x80}", b"\xff\xfe\x00"])
 def test_row_32_a_recipe_that_is_not_utf8_is_one_line(content, tmp_path):
     page = tmp_path / "page.yaml"

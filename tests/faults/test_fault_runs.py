@@ -18,7 +18,7 @@ from whisper_peft.cli import cli
 from whisper_peft.data.batching import blocks, like_lengths, steps
 from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.rows import Row, fingerprint, split_fingerprint
-from whisper_peft.training import defaults
+from whisper_peft.training import defaults, facts
 
 QUICK = {"train.steps": 2, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.every_steps": 1}
 
@@ -386,6 +386,28 @@ def test_point_10_other_data_under_a_new_name_is_refused(small_run, tmp_path):
         train(resume=small_run, changes={"train.steps": 3, "data.train": [str(other), str(other)]})
     with pytest.raises(UserError, match=r"train\.learning_rate: cannot change"):
         train(resume=small_run, changes={"train.learning_rate": 0.1})
+
+
+@pytest.mark.parametrize("split", ["train", "eval", "test"])
+def test_point_10_other_sound_under_the_same_name_is_refused(split, tiny_model, speech, tmp_path):
+    data = shutil.copytree(speech, tmp_path / "speech")
+    run = train(tiny_recipe(tiny_model, data, **QUICK), output=tmp_path / "run").run
+    clip = data / split / "3.wav"
+    before = clip.read_bytes()
+    clip.write_bytes(before[:-2] + bytes([before[-2] ^ 1, before[-1]]))  # one bit of its last sample
+    with pytest.raises(UserError, match=rf"data\.{split}: .*3\.wav \(metadata.csv:5\) is another recording.*bring it"):
+        train(resume=run, changes={"train.steps": 3})
+    clip.write_bytes(before)
+    assert train(resume=run, changes={"train.steps": 3}).facts["steps"] == 3
+
+
+def test_point_10_of_a_long_split_some_sounds_are_known(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"sound")
+    monkeypatch.setattr(facts, "MOST_SOUNDS", 4)
+    rows = [Row(str(path), "a") for _ in range(10)]
+    assert list(facts._sounds(rows)) == ["0", "3", "6", "9"]
+    assert facts._sounds([Row(str(tmp_path / "gone.wav"), "a"), Row(b"sound", "b")]).keys() == {"1"}
 
 
 def test_point_10_a_fingerprint_is_of_content_not_of_place():

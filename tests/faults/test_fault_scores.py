@@ -13,6 +13,7 @@ from whisper_peft.data.checking.findings import Part
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import is_mostly_spaceless, is_spaceless, without_word_spaces
 from whisper_peft.delivery.publishing import publish
+from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import bootstrap_interval
 from whisper_peft.printing import train_lines
 from whisper_peft.training.defaults import selecting_metric
@@ -117,6 +118,12 @@ def test_any_texts_can_be_scored(reference, prediction):
     figures = score([reference], [prediction])
     assert figures["cer_normalized"] >= 0.0
     assert score([reference], [reference])["cer_normalized"] == 0.0
+
+
+@pytest.mark.parametrize("texts", [(["a", None], ["a", "b"]), (["a", "b"], ["a", float("nan")]), ([3], ["a"])])
+def test_what_is_no_text_is_not_scored(texts):
+    with pytest.raises(UserError, match=r"scoring: (reference|prediction) [12] is (None|nan|3), not a text"):
+        score(*texts)
 
 
 def test_row_14_one_figure_under_one_limit_everywhere(tiny_model, speech, tmp_path):

@@ -304,8 +304,9 @@ STATE_A_LENGTH = {
     "rm": ("rm", "ac3", 44_100),
     "wav_adpcm": ("wav", "adpcm_ms", RATE_HZ),
     "wav_mp3": ("wav", "mp3", 44_100),
+    "sox": ("sox", "pcm_s32le", RATE_HZ),
 }
-STATE_NONE = ("soundfile_", "3gp", "mov", "caf", "flac", "rm", "wav", "au")  # written into a pipe
+STATE_NONE = ("soundfile_", "3gp", "mov", "caf", "flac", "rm", "wav", "au", "sox")  # written into a pipe
 
 
 def encoded(name: str, *, seekable: bool = True) -> bytes:

@@ -282,6 +282,31 @@ def test_row_27_a_column_of_the_wrong_type_is_named(tmp_path, column, values, ki
         assert str(path) in message and said in message, message
 
 
+def test_row_27_a_table_without_rows_or_with_doubled_names_is_named(tmp_path):
+    path = write_parquet(
+        tmp_path / "a.parquet", audio=pyarrow.array([], type=STRUCT), text=pyarrow.array([], type="string")
+    )
+    assert "a.parquet: no rows in it" in refusal(load_source, str(path))
+    sound = pyarrow.array([{"bytes": wav(), "path": None}], type=STRUCT)
+    table = pyarrow.table([sound, pyarrow.array(["a"]), pyarrow.array(["b"])], names=["audio", "text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    assert "a.parquet: two columns are called 'text'" in refusal(load_source, str(path))
+
+
+def test_row_27_a_label_that_stands_for_no_word_is_an_unknown_language(tmp_path):
+    import datasets
+
+    sound = pyarrow.array([{"bytes": wav(), "path": None}] * 2, type=STRUCT)
+    kinds = {"language": datasets.ClassLabel(names=["hi", "en"]), "text": datasets.Value("string")}
+    page = {"info": {"features": datasets.Features({**kinds, "audio": datasets.Audio()}).to_dict()}}
+    table = pyarrow.table({"audio": sound, "text": ["a", "b"], "language": [1, 7]})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({b"huggingface": json.dumps(page).encode()}), tmp_path / "a.parquet"
+    )
+    rows = load_source(str(tmp_path / "a.parquet"))
+    assert [(row.language, row.unknown_language) for row in rows] == [("en", None), (None, "7")]
+
+
 def test_row_27_cells_without_sound_are_named_one_by_one(tmp_path):
     (tmp_path / "1.wav").write_bytes(wav())
     values = [{"bytes": wav(), "path": None}, None, {"bytes": b"", "path": ""}, {"bytes": None, "path": "1.wav"}]

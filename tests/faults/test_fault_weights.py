@@ -24,6 +24,7 @@ from whisper_peft.model.loading import load_adapter
 from whisper_peft.training.artefacts import count_weights, load_weights
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+HEAD = "proj_out.weight"
 FIXED = "model.encoder.embed_positions.weight"
 
 
@@ -135,6 +136,9 @@ def test_row_01_merge_of_a_renamed_adapter_is_the_merge_of_the_adapter(adapter, 
         ),
         (lambda state: {**state, "proj_out.weight": torch.zeros(497, 16)}, "they are one weight"),
         (lambda state: {**state, "model.encoder.layers.0.fc1.weight.absmax": torch.zeros(1)}, "4-bit weights"),
+        (lambda state: {name: torch.zeros(0) for name in state}, r"0 of 49.*are empty.*DeepSpeed.*gather"),
+        (renamed(lambda name: name.replace("q_proj.", "q_proj.base_layer.")), "an adapter in it, not merged"),
+        (lambda state: {name: torch.zeros_like(tensor) for name, tensor in state.items()}, r"hold only zeros.*again"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_with_counts(change, message, tiny_model, tmp_path):
@@ -165,6 +169,14 @@ def test_harmless_differences_pass_without_a_word(change, tiny_model, tmp_path):
     assert same_weights(load_base(str(tiny_model)), model)
 
 
+def test_an_output_layer_is_tied_whatever_the_config_says(tiny_model, tmp_path):
+    folder = with_page(tiny_model, tmp_path / "model", "config.json", tie_word_embeddings=False)
+    assert HEAD not in load_file(folder / WEIGHTS)
+    model = load_base(str(folder))
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    assert same_weights(load_base(str(tiny_model)), model)
+
+
 def test_half_precision_and_shards_pass(tiny_model, tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
         folder = tmp_path / str(dtype)
@@ -182,6 +194,78 @@ def test_half_precision_and_shards_pass(tiny_model, tmp_path):
         (folder / "model.safetensors.index.json").write_text(json.dumps(page))
         with pytest.raises(UserError, match="weight_map must name"):
             load_base(str(folder))
+
+
+def test_shards_that_are_not_of_one_saving_are_refused(tiny_model, tmp_path):
+    state = load_file(tiny_model / WEIGHTS)
+    names = list(state)
+    index = {"weight_map": {name: f"{'a' if name in names[:20] else 'b'}.safetensors" for name in names}}
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns(WEIGHTS))
+    save_file({name: state[name] for name in names[:20]}, folder / "model-a-of-2.safetensors")
+    save_file({name: state[name] + 1 for name in names[19:]}, folder / "model-b-of-2.safetensors")
+    with pytest.raises(UserError, match=r"parts of the weights .*without model\.safetensors\.index\.json"):
+        load_base(str(folder))
+    for part in "ab":
+        (folder / f"model-{part}-of-2.safetensors").rename(folder / f"{part}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"b\.safetensors: {names[19]} is in a\.safetensors, too"):
+        load_base(str(folder))
+
+
+def test_some_weights_of_zeros_are_said(tiny_model, tmp_path):
+    name = "model.encoder.layers.0.fc1.weight"
+    folder = changed(tiny_model, tmp_path / "model", lambda state: {**state, name: torch.zeros_like(state[name])})
+    with pytest.warns(Notice, match=rf"1 tensors hold only zeros \({name}\)"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_an_adapter_of_other_numbers_is_refused(dtype, adapter, tmp_path):
+    folder = changed(
+        adapter, tmp_path / "adapter", lambda state: {name: tensor.to(dtype) for name, tensor in state.items()}
+    )
+    with pytest.raises(UserError, match=r"is of type .*weights are F32, F16 or BF16"):
+        load_model(folder)
+
+
+def test_an_adapter_under_another_name_is_loaded_and_it_is_said(adapter, tmp_path):
+    def named(name):
+        return name.replace(".weight", ".hindi.weight")
+
+    with pytest.warns(Notice, match=r"took 'hindi\.' out of the names"):
+        model = load_model(changed(adapter, tmp_path / "adapter", renamed(named)))[0]
+    assert same_weights(load_model(adapter)[0], model)
+
+
+@pytest.mark.parametrize("zero", ["lora_A", "lora_B", "lora_alpha"])
+def test_an_adapter_that_changes_nothing_is_named(zero, adapter, tmp_path):
+    folder = changed(
+        adapter,
+        tmp_path / "adapter",
+        lambda state: {name: tensor * (zero not in name) for name, tensor in state.items()},
+    )
+    if zero == "lora_alpha":
+        page = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        (folder / "adapter_config.json").write_text(json.dumps({**page, "lora_alpha": 0}), encoding="utf-8")
+    with pytest.warns(Notice, match="the adapter changes nothing"):
+        load_model(folder)
+    with pytest.warns(Notice), pytest.raises(UserError, match="nothing to merge"):
+        merge(folder, tmp_path / "merged")
+    if zero != "lora_B":  # as every adapter before its first step
+        with pytest.raises(UserError, match=r"cannot be trained further.*start a new adapter"):
+            build_model(locate(folder), "lora")
+
+
+def test_publish_refuses_zeros_and_names_that_others_do_not_know(adapter, tiny_model, tmp_path):
+    folder = changed(
+        tiny_model, tmp_path / "zeros", lambda state: {name: torch.zeros_like(state[name]) for name in state}
+    )
+    with pytest.raises(UserError, match="hold only zeros"):
+        publish(folder, "me/it", dry_run=True)
+    folder = changed(adapter, tmp_path / "named", renamed(lambda name: name.replace(".weight", ".hindi.weight")))
+    with pytest.warns(Notice), pytest.raises(UserError, match="not named as peft names them"):
+        publish(folder, "me/it", base="openai/whisper-tiny", dry_run=True)
 
 
 # Numbers

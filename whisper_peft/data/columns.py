@@ -20,12 +20,13 @@ _COLUMNS = {
     "audio": ("audio", "file_name", "file", "path", "audio_filepath", "audio_path", "wav", "filename", "audio_file"),
     "text": ("transcription", "text", "sentence", "transcript", "transcription_text", "normalized_text"),
     "language": ("language", "lang", "locale"),
-    "start_s": ("start_s", "start", "offset"),
+    "start_s": ("start_s", "start", "begin", "offset"),
     "end_s": ("end_s", "end"),
     "no_speech": ("no_speech",),
     "speaker": ("speaker_id", "speaker", "client_id"),
     "segments": ("segments",),
 }
+_LANGUAGE_CODES = ("language_code", "lang_code")  # read where no column is called "language" or the like
 _TIMES = ("start_s", "end_s", "duration")
 _PROMPT = "prompt"  # a column of this name is used only when the user names it
 
@@ -110,6 +111,8 @@ def find_meanings(names: tuple[str, ...], asked: Columns) -> dict[str, list[int]
             found = [names.index(column)]
         else:
             raise UserError(missing_column(meaning, column, names))
+        if meaning == "language" and not found:
+            found = [index for name in _LANGUAGE_CODES for index, other in enumerate(lower) if other == name]
         if found:
             meanings[meaning] = found
     if "audio" not in meanings:
@@ -162,9 +165,9 @@ def pick(meaning: str, found: list[int], names: tuple[str, ...], values: list[An
         value = values[index].strip() if isinstance(values[index], str) else values[index]
         if value is None or value == "":
             continue
-        if picked is None:
+        if picked is None or (meaning == "language" and _language(picked) == (None, None)):
             picked, column = value, names[index]
-        elif value != picked:
+        elif value != picked and not (meaning == "language" and _is_no_other_language(value, picked)):
             remedies = {"audio": "name it: data.audio_column", "text": "name it: data.text_column"}
             if meaning in _TIMES:
                 remedy = "keep one of them, or take each file whole: --times ignore"
@@ -191,6 +194,11 @@ def _language(value: Any) -> tuple[str | None, str | None]:
     if value is None:
         return None, None
     return _spoken(value.strip() if isinstance(value, str) else short_repr(value))
+
+
+def _is_no_other_language(value: Any, picked: Any) -> bool:
+    """Whether a cell says the same as another one in other words ("Hindi", "hi-IN"), or nothing."""
+    return _language(value) in (_language(picked), (None, None))
 
 
 @lru_cache(maxsize=10_000)

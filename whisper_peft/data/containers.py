@@ -56,6 +56,10 @@ def read_structure(file: BinaryIO) -> Structure:
         return _flv(window)
     if head[:4] == b".RMF":
         return _real_media(window)
+    if head[:4] in (b".SoX", b"XoS.") and len(head) == 20:
+        # SoX's own format: size of the header, then the number of samples of 4 bytes. One from a pipe states 0 samples.
+        header_bytes, n_samples = struct.unpack("<IQ" if head[:4] == b".SoX" else ">IQ", head[4:16])
+        return _samples(window, 4 + header_bytes, 4 * n_samples, most_stated=1 << 62) if n_samples else Structure()
     if head == b"Creative Voice File\x1a":
         return _voc(window)
     if head[:8] == b"NIST_1A\n":

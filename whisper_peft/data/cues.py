@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from whisper_peft.data.text import split_words
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
@@ -42,7 +43,9 @@ class Line:
     """A line of a cue, without markup."""
 
     text: str
-    n_unmarked: int | None = None  # number of words before the first time mark; None: the line has no marks
+    n_unmarked: int | None = (
+        None  # number of words (see `split_words`) before the first time mark; None: the line has no marks
+    )
     start_s: float | None = None  # time of its first word, where the line begins with a mark
 
 
@@ -115,8 +118,29 @@ def _blocks(path: Path, lines: list[str], is_vtt: bool) -> Iterator[tuple[float,
         payload = []
         is_skipped = False
         n_cues += 1
+    _refuse_broken_end(path, payload, n_cues)
     if times is not None:
         yield (*times, payload)
+
+
+def _refuse_broken_end(path: Path, payload: list[str], n_cues: int) -> None:
+    """Refuse a file that ends within a line of times: it would become text.
+
+    Args:
+        path: The file, for the message.
+        payload: The lines behind the last line of times.
+        n_cues: The number of cues before the end.
+
+    Raises:
+        UserError: Behind a blank line and perhaps a number, the file ends with a part of a line of times.
+    """
+    last = payload[-1].strip() if payload else ""
+    # "12:30" alone may be what somebody said.
+    is_clock = _LIKE_A_CLOCK.fullmatch(last.rstrip(">")) and re.search(r"\d:\d\d[:.,]", last)
+    if is_clock and _expects_times(payload[:-1], n_cues):
+        raise UserError(
+            f"{path}: it breaks off in the times of cue {n_cues + 1}, {_shown(last)}; copy or download it again."
+        )
 
 
 def _expects_times(before: list[str], n_cues: int) -> bool:
@@ -209,7 +233,7 @@ def _plain(line: str, is_vtt: bool) -> Line:
     for piece in _TAG.split(line):
         if _WORD_TIME.fullmatch(piece):
             if n_unmarked is None:
-                n_unmarked = len("".join(pieces).split())
+                n_unmarked = len(split_words("".join(pieces)))
                 start_s = None if n_unmarked else _seconds(piece[1:-1])
         elif piece.startswith("<") and markup.fullmatch(piece):
             if _RUBY_TEXT_BEGINS.match(piece):

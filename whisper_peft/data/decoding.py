@@ -29,6 +29,9 @@ _MOST_SAMPLES = 20_000_000
 _MOST_SAMPLES_A_BYTE = 64
 MOST_PACKETS = 4_000_000
 _MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
+# FFmpeg 7 looks for frames in the first megabyte, and takes many seconds where each word could begin one.
+_AC3_SYNC_WORD = b"\x0b\x77"
+_AC3_PROBED_BYTES = "100000"  # a frame has 4 kB at most
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
 _MOST_KNOWN_LEVELS = 1_000
 # What FFmpeg's libraries may read a file as. Play lists and session descriptions are not among them: they name other
@@ -343,6 +346,10 @@ def open_container(file: BinaryIO) -> av.container.InputContainer:
     tolerant = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     # A playlist (.m3u8) or session description (.sdp) in place of sound names addresses that libav would open.
     limits = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
+    file.seek(0)
+    if file.read(2) == _AC3_SYNC_WORD:
+        limits["formatprobesize"] = _AC3_PROBED_BYTES
+    file.seek(0)
     return av.open(file, container_options=limits, **tolerant)
 
 

@@ -162,6 +162,11 @@ def choose_splits(name: str, counts: dict[str, int], wanted: Sequence[str]) -> t
     return tuple(dict.fromkeys(chosen))
 
 
+def is_name_of_split(value: str) -> bool:
+    """Tell whether a value is a usual name of a split: train, dev, test and their synonyms."""
+    return len(names_of_split(value)) > 1
+
+
 def _are_splits(counts: dict[str, int]) -> bool:
     """Whether the values of a column "split" look like splits, and not like numbers of pieces or the like."""
     known = any(find_split(name, counts) for names in _SPLIT_NAMES for name in names)

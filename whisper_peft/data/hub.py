@@ -33,7 +33,7 @@ from whisper_peft.data.folders import Columnar, choose_splits, find_split, names
 from whisper_peft.data.rows import Packed, Row
 from whisper_peft.data.tables import NO_SPLIT, find_split_column, split_of
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
+from whisper_peft.files import UnusableFileError, foreign_content, open_file, printable, reason_of, short_repr
 
 if TYPE_CHECKING:
     import datasets
@@ -170,7 +170,7 @@ class Reader:
         if self.split_column is None:
             return True
         value = values[self.split_column]
-        split = NO_SPLIT if value is None else split_of(self.split_name(value))
+        split = NO_SPLIT if value is None else split_of(_labelled(value, self.split_name))
         if self.wanted_splits and not self.is_file and len(names_of_split(split)) == 1:
             return True  # no name of a split: its files are split already, and the column says something else
         if self.wanted_splits:
@@ -187,7 +187,7 @@ class Reader:
     def row(self, values: dict[str, Any], audio: str | bytes | Packed, number: int) -> Row:
         """Build the row of one example from the values of `others`, by name."""
         for name, label in self.labels.items():
-            values[name] = None if values[name] is None else label(values[name])
+            values[name] = _labelled(values[name], label)
         listed = [audio if name == self.audio else values.get(name) for name in self.names]
         place = f"{self.place}:{number + 1}"
         try:
@@ -197,13 +197,26 @@ class Reader:
             raise UserError(f"{place}: {error}") from None
 
 
+def _labelled(value: Any, label: Callable[[Any], str]) -> Any:
+    """Return the word that a number of a column of labels stands for; a number that stands for none stays itself."""
+    if value is None:
+        return None
+    try:
+        return label(value)
+    except (ValueError, IndexError):
+        return value
+
+
 def _in_splits(table: datasets.Dataset, reader: Reader, columns: Columnar) -> datasets.Dataset:
     """The rows of the splits that are wanted, where the table has a column "split"."""
     if reader.split_column is None:
         if columns.is_file:
             choose_splits(columns.source, {}, columns.splits)  # raises where one is wanted
         return table
-    values = [NO_SPLIT if value is None else split_of(reader.split_name(value)) for value in table[reader.split_column]]
+    values = [
+        NO_SPLIT if value is None else split_of(_labelled(value, reader.split_name))
+        for value in table[reader.split_column]
+    ]
     counts = dict(Counter(values))
     splits: tuple[str, ...] = columns.splits
     if not columns.is_file:  # its files may be split already, and the column may say something else
@@ -259,10 +272,11 @@ def _raise(error: OSError) -> None:
 
 
 def _refuse_broken(path: Path) -> None:
-    """Refuse what is no Parquet file by its first and last bytes.
+    """Refuse what is no Parquet file by its first and last bytes, and a table that the library cannot read.
 
     Raises:
-        UserError: It cannot be opened, is a pointer or a page in place of the file, or has no end.
+        UserError: It cannot be opened, is a pointer or a page in place of the file, has no end or no rows, or two of
+            its columns have one name.
     """
     with open_file(path, allow_empty=True) as file:
         head = file.read(4096)
@@ -276,6 +290,28 @@ def _refuse_broken(path: Path) -> None:
             raise UserError(
                 f"{path}: cannot be read as a data set (its end is missing: truncated); download or write it again."
             )
+    _refuse_unreadable_table(path)
+
+
+def _refuse_unreadable_table(path: Path) -> None:
+    """Refuse a table without rows, or with two columns of one name; the library says neither in plain words.
+
+    Raises:
+        UserError: It is such a table.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            n_rows, names = table.metadata.num_rows, table.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return  # the library says more
+    if n_rows == 0:
+        raise UserError(f"{printable(path)}: no rows in it; remove it, or write it again.")
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise UserError(f"{printable(path)}: two columns are called {short_repr(doubled[0])}; rename one of them.")
 
 
 def revision_of(columns: Columnar) -> str:
@@ -383,6 +419,8 @@ def _as_user_errors(source: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise UnusableFileError(error.filename, reason_of(error)) from None
         # Whatever the libraries stumble over: they parse cards, indices and tables that strangers wrote.
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__  # its own text says only that there was an error
         raise UserError(f"{source}: cannot be read as a data set ({_brief(error)}).") from None
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from whisper_peft.data.cues import Cue
 from whisper_peft.data.rows import Segment
+from whisper_peft.data.text import split_words, without_words
 
 # A display that scrolls follows on the one before at once. What comes later was said again.
 _CONTINUES_WITHIN_S = 0.5
@@ -48,7 +49,7 @@ class _Words:
             starts.append(len(keys))
             if line.n_unmarked is not None and timed_from is None:
                 timed_from = len(keys) + line.n_unmarked
-            keys += [word.strip(_PUNCTUATION).casefold() or word for word in line.text.split()]
+            keys += [word.strip(_PUNCTUATION).casefold() or word for word in split_words(line.text)]
         n_timed = 0 if timed_from is None else len(keys) - timed_from
         return cls(tuple(keys), frozenset(starts), n_timed)
 
@@ -75,7 +76,7 @@ def collapse(cues: Sequence[Cue]) -> list[Segment]:
         return _end_at_next(segments) if _overlaps_mostly(segments) else segments
     segments: list[Segment] = []
     for cue, n_repeated in zip(ordered, repeated, strict=True):
-        new_text = " ".join(cue.text.split()[n_repeated:])
+        new_text = without_words(cue.text, n_repeated)
         if new_text:
             segments.append(Segment(new_text, _start_s(cue, n_repeated), cue.end_s))
         elif segments:
@@ -153,7 +154,7 @@ def _start_s(cue: Cue, n_repeated: int) -> float:
     for line in cue.lines:
         if n_words == n_repeated and line.start_s is not None and cue.start_s <= line.start_s <= cue.end_s:
             return line.start_s
-        n_words += len(line.text.split())
+        n_words += len(split_words(line.text))
     return cue.start_s
 
 

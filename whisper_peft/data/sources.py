@@ -16,12 +16,12 @@ from whisper_peft.data.columns import (
     prompt_remark,
     row_of,
 )
-from whisper_peft.data.folders import Columnar, Recording, Table, find_source
+from whisper_peft.data.folders import Columnar, Recording, Table, find_source, is_name_of_split
 from whisper_peft.data.hub import typed_rows
 from whisper_peft.data.rows import Row
 from whisper_peft.data.spoken import refuse_slips
 from whisper_peft.data.subtitles import WINDOW_S, cut, read_segments, utf8_bytes
-from whisper_peft.data.tables import find_split_column, read_table, split_of
+from whisper_peft.data.tables import find_split_column, find_unasked_split, read_table, split_of
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
 
@@ -174,6 +174,8 @@ def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[
     meanings: dict[str, list[int]] = {}
     split_column: int | None = None
     unasked: int | None = None
+    like_split: int | None = None
+    seen_splits: dict[str, str] = {}  # a column's name by the values in it that are names of splits
     has_prompt = is_said = False
     place = printable(table.path)
     number = 0
@@ -182,17 +184,26 @@ def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[
             if row_names != names:
                 names, meanings = row_names, find_meanings(row_names, asked)
                 split_column, unasked = find_split_column(names), ignored_prompt(names, asked)
+                like_split = find_unasked_split(names)
                 has_prompt = has_prompt or "prompt" in meanings
             if table.splits and split_of(None if split_column is None else values[split_column]) not in table.splits:
                 continue
             if unasked is not None and values[unasked] and not is_said:
                 say(prompt_remark(place, names[unasked]))
                 is_said = True
+            if like_split is not None and isinstance(values[like_split], str) and is_name_of_split(values[like_split]):
+                seen_splits.setdefault(values[like_split], names[like_split])
             fields = {meaning: pick(meaning, found, names, values) for meaning, found in meanings.items()}
             if table.only_under is None or _first_folder(fields["audio"]) == table.only_under:
                 yield row_of(fields, names, audio_folder, f"{table.path.name}:{number}")
         except UserError as error:
             raise UserError(f"{place}:{number}: {error}") from None
+    if len(seen_splits) > 1:
+        column = next(iter(seen_splits.values()))
+        say(
+            f"{place}: the column {column!r} names splits ({', '.join(seen_splits)}), and the rows of all of them are "
+            "taken; to name one of them, call the column 'split'."
+        )
     if number and asked.prompt is not None and not has_prompt:
         raise NoPromptColumnError(f"{place}: {missing_column('prompt', asked.prompt, names or ())}")
 

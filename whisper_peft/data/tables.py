@@ -23,6 +23,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 SPONTANEOUS = frozenset({"client_id", "audio_file", "transcription"})  # columns of a Spontaneous Speech release
 NO_SPLIT = "unassigned"  # what Common Voice calls the rows that are in no split
 _SPLIT = "split"
+# What other tables call the column of splits. It may hold anything else, too, so it is named and never obeyed.
+_LIKE_SPLIT = ("subset", "partition", "set", "fold", "data_split", "dataset_split")
 _MOST_CHARACTERS = 1 << 25  # of a line; a text of hours has less
 _MOST_LINES = 1000  # of one field
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -61,6 +63,14 @@ def find_split_column(names: tuple[str, ...]) -> int | None:
     """Find the column that says which split a row is in; its place among the names."""
     lower = [name.strip().lower() for name in names]
     return lower.index(_SPLIT) if _SPLIT in lower else None
+
+
+def find_unasked_split(names: tuple[str, ...]) -> int | None:
+    """Find a column that may say which split a row is in, under another name than "split"; its place."""
+    lower = [name.strip().lower() for name in names]
+    if _SPLIT in lower:
+        return None
+    return next((lower.index(name) for name in _LIKE_SPLIT if name in lower), None)
 
 
 def split_of(value: Any) -> str:

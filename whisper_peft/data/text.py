@@ -39,6 +39,7 @@ _SPACELESS_BLOCKS = (
 )
 _SPACELESS = re.compile(f"[{_SPACELESS_BLOCKS}]")
 _SPACE_BESIDE_SPACELESS = re.compile(f"(?<=[{_SPACELESS_BLOCKS}])\\s+|\\s+(?=[{_SPACELESS_BLOCKS}])")
+_WORD = re.compile(f"[{_SPACELESS_BLOCKS}]|[^\\s{_SPACELESS_BLOCKS}]+")
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
 # Where Whisper writes no space before a segment: the languages, and the scripts by the names of their characters.
 _LANGUAGES_WITHOUT_FIRST_SPACE = frozenset({"zh", "yue", "ja", "th"})
@@ -142,6 +143,27 @@ def without_word_spaces(text: str) -> str:
         '我用Visual Studio写代码'
     """
     return _SPACE_BESIDE_SPACELESS.sub("", text)
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into words; in a script without spaces between words each character stands for one.
+
+    Example:
+        >>> split_words("我用Visual Studio")
+        ['我', '用', 'Visual', 'Studio']
+    """
+    return _WORD.findall(text)
+
+
+def without_words(text: str, n_words: int) -> str:
+    """Take the first words out of a text; see `split_words`.
+
+    Example:
+        >>> without_words("大家好吗", 2)
+        '好吗'
+    """
+    starts = [match.start() for match in _WORD.finditer(text)]
+    return text[starts[n_words] :] if n_words < len(starts) else ""
 
 
 def is_spaceless(text: str) -> bool:

@@ -88,7 +88,7 @@ def merge(
     if changes_nothing(exact):
         raise UserError(
             f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
-            "was saved before its first step."
+            "was saved before its first step, or lora_alpha in its config is 0."
         )
     exact = to_device(exact)
     slow = wanted == torch.float16 and exact.device.type == "cpu"
@@ -264,10 +264,10 @@ def _check_clips(
         rows, named = found[0], f"the run's own {found[1]} clips"
     else:
         rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
-        language = language or "hindi"
+        language = "hindi" if language is None else language
     dataset = labelled(model, located, preparation, rows, language=language, task=None)
     usable: list[Row] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(dataset.rows):  # with the languages that were heard or settled
         if isinstance(dataset[number], Example):
             usable.append(row)
         if len(usable) == most:

@@ -44,7 +44,7 @@ def resolve_language(model, preparation: Preparation, language: str | None) -> s
             "--language: the model does not say which language it was trained for; name it, or let the model listen "
             "for it with --language auto."
         )
-    return language_code((language or configured).strip("<|>"))
+    return language_code((configured if language is None else language).strip("<|>"))
 
 
 def detect_language(model, preparation: Preparation, wave: np.ndarray) -> str:

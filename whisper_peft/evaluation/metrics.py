@@ -18,6 +18,7 @@ import numpy as np
 from whisper_peft.data.text import is_spaceless, without_word_spaces
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.normalizers import MARK_PRESERVING, as_written, normalize
+from whisper_peft.files import short_repr
 
 if TYPE_CHECKING:
     import evaluate
@@ -201,6 +202,12 @@ def _count_errors(references: Sequence[str], predictions: Sequence[str], measure
         raise UserError(
             f"scoring: {len(references)} references but {len(predictions)} predictions; give one for each clip."
         )
+    for name, texts in (("reference", references), ("prediction", predictions)):
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"scoring: {name} {number} is {short_repr(text)}, not a text; give an empty text for silence."
+                )
     if len(references) == 0:
         raise UserError("scoring: there are no clips to score; check the split's name and left_out.jsonl.")
     if measure not in MEASURES:

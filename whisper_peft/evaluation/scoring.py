@@ -112,7 +112,7 @@ def labelled(
     """
     trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
     borrowed = trained.model.language_token
-    spoken = language or trained.model.language
+    spoken = trained.model.language if language is None else language
     code = None
     has_unknown = any(row.unknown_language for row in rows)
     if has_unknown and spoken and spoken != AUTO_LANGUAGE and not borrowed:

@@ -151,6 +151,11 @@ def foreign_tensors(names: Collection[str]) -> str | None:
             return f"these are {meaning}; take the full weights"
     if any(".blocks." in name or name.startswith("blocks.") for name in names):
         return "these are the names of openai-whisper or MLX; convert it with convert_openai_to_hf.py of transformers"
+    if any(".base_layer." in name for name in names):
+        return (
+            "this is a model that was saved with an adapter in it, not merged; save the adapter alone "
+            "(PeftModel.save_pretrained), or merge it before saving (merge_and_unload)"
+        )
     if any(".lora_" in name for name in names):
         return "these are the tensors of an adapter; name its folder, with adapter_config.json in it"
     if any("classifier." in name or "projector." in name for name in names):
@@ -208,6 +213,8 @@ def without_weights(folder: Path) -> str:
             found = foreign_file(folder / name) or PICKLED
             return f"only {name} in place of model.safetensors: {found}"
     others = [name for name in names if name.endswith(".safetensors")]
+    if any("-of-" in name for name in others):
+        return f"parts of the weights ({others[0]}) without model.safetensors.index.json; copy that file, too"
     if others:
         return f"only {others[0]} in place of model.safetensors; rename it, if that is the whole model"
     return "no weights; needs model.safetensors"

@@ -23,17 +23,20 @@ from whisper_peft.model.identity import (
 )
 from whisper_peft.model.quantizing import quantization_config, settle
 from whisper_peft.model.weights import (
+    adapter_name,
     fit_adapter,
     fit_base,
     read_header,
     refuse_not_finite,
     refuse_own_head,
+    refuse_zeros,
     tensors_of,
 )
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 DAMAGED = "copy or download them again, or take an earlier checkpoint of their training"
@@ -93,6 +96,7 @@ def load_base(
     repair_generation_config(model)
     if quantize is None:
         refuse_not_finite(model.named_parameters(), place=source, remedy=DAMAGED)
+        refuse_zeros(model.named_parameters(), place=source, remedy=DAMAGED)
     window_encoder(model)
     if quantize is not None:
         settle(model)
@@ -167,12 +171,34 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     result = set_peft_model_state_dict(adapted, state)
     if result.unexpected_keys:  # they were counted before: peft reads its own names otherwise than it writes them
         raise AssertionError(f"{adapter}: peft did not take {result.unexpected_keys[:3]}")
-    if not trainable:
+    if trainable:
+        _refuse_unable(adapted, adapter)
+    else:
         adapted.requires_grad_(False)
         adapted.eval()
         if changes_nothing(adapted):
             warnings.warn(f"{adapter}: the adapter changes nothing, its update is zero.", Notice, stacklevel=2)
     return adapted
+
+
+def _refuse_unable(adapted: PeftModel, adapter: Path) -> None:
+    """Refuse to train an adapter further whose factors get no gradient.
+
+    Raises:
+        UserError: The A of a layer holds only zeros, or its scaling is zero, or its dropout drops all.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
+        drops_all = any(getattr(dropout, "p", 0.0) >= 1.0 for dropout in layer.lora_dropout.values())
+        if drops_all or not layer.scaling.get("default", 0.0) or not any(parameter.any() for parameter in first):
+            raise UserError(
+                f"{adapter}: cannot be trained further: in {printable(name)} lora_A holds only zeros, or lora_alpha is "
+                "0, or lora_dropout is 1; start a new adapter on the base."
+            )
 
 
 def _adapter_file(adapter: Path) -> Path:
@@ -226,17 +252,26 @@ def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
 
 
 def changes_nothing(adapted: PeftModel) -> bool:
-    """Whether the update of an adapter is zero, as before the first step of its training."""
+    """Whether the update of an adapter is zero, as before the first step of its training.
+
+    The update of a layer is scaling · B · A: it is zero if any of the three is.
+    """
     if adapted.peft_config["default"].bias != "none":
         return False
-    own = [
-        (name, parameter)
-        for name, parameter in adapted.named_parameters()
-        if "lora_" in name or ".modules_to_save." in name
-    ]
-    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in own):
+    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in adapted.named_parameters()):
         return False
-    return not any(parameter.any() for name, parameter in own if "lora_B" in name or "lora_embedding_B" in name)
+    from peft.tuners.lora import LoraLayer
+
+    return not any(_updates(module) for module in adapted.modules() if isinstance(module, LoraLayer))
+
+
+def _updates(layer: LoraLayer) -> bool:
+    """Whether a layer with an adapter gives anything else than its base."""
+    if not layer.scaling.get("default", 0.0):
+        return False
+    first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
+    second = [parameter for half in (layer.lora_B, layer.lora_embedding_B) for parameter in half.parameters()]
+    return any(parameter.any() for parameter in first) and any(parameter.any() for parameter in second)
 
 
 def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
@@ -257,13 +292,14 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
         names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
         refuse_own_head(files, names, place=base)
         refuse_not_finite(tensors_of(files), place=base, remedy=DAMAGED)
+        refuse_zeros(((names[name], tensor) for name, tensor in tensors_of(files)), place=base, remedy=DAMAGED)
         return
     file = _adapter_file(adapter)
     read_adapter_config(adapter)
     folder = _known_folder(base, revision)
     if folder is not None:
         fit_to_adapter(_adapted(empty_whisper(load_config(folder)), adapter, trainable=False), adapter)
-    strangers = [name for name in read_header([file]).shapes if not name.startswith("base_model.model.")]
+    strangers = [name for name in read_header([file]).shapes if adapter_name(name) != name]
     if strangers:
         raise UserError(
             f"{adapter}: {len(strangers)} tensors are not named as peft names them ({printable(strangers[0])[:100]}); "

@@ -189,6 +189,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     page = read_json_file(path)
     settings = {name: value for name, value in page.items() if name in TOKENIZER_FIELDS}
     check_fields(path, settings, TOKENIZER_FIELDS)
+    _drop_empty_unknown(settings)
     decoder = settings.get("added_tokens_decoder", {})
     for number_text in decoder:
         if not (number_text.isascii() and number_text.isdecimal() and len(number_text) < 8):
@@ -207,7 +208,19 @@ def _read_special_tokens(path: Path) -> dict[str, Any]:
     page = read_json_file(path)
     tokens = {name: value for name, value in page.items() if name in _SPECIAL_TOKENS}
     check_fields(path, tokens, _SPECIAL_TOKENS)
+    _drop_empty_unknown(tokens)
     return tokens
+
+
+def _drop_empty_unknown(tokens: dict[str, Any]) -> None:
+    """Leave out an unknown token without a text: transformers 5 looks for it for ever.
+
+    Whisper's vocabulary is made of bytes, so no text needs such a token.
+    """
+    unknown = tokens.get("unk_token")
+    content = unknown.get("content") if isinstance(unknown, dict) else unknown
+    if content == "":
+        del tokens["unk_token"]
 
 
 def _read_ids(path: Path) -> dict[str, int]:

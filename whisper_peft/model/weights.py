@@ -5,6 +5,7 @@ Libraries load what fits, leave the rest of a model as it was, and warn. Here ev
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,16 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 # What torch.compile, FSDP, gradient checkpointing and DataParallel put into the names of what they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 HALVES = ("encoder", "decoder")
+EMPTIED = (
+    "The tensors are empty, as each process of DeepSpeed ZeRO-3 or FSDP saves them; gather the weights of all "
+    "processes into one model first (DeepSpeed: zero_to_fp32.py)"
+)
 HEAD = "proj_out.weight"
 EMBEDDING = "model.decoder.embed_tokens.weight"
+# A model's own state, unlike what peft saves, has the adapter's name in the names: lora_A.default.weight.
+_ADAPTER_NAME = re.compile(
+    r"(?<=\.lora_[AB])\.\w+(?=\.weight$)|(?<=\.lora_magnitude_vector)\.\w+(?=\.weight$)|\.default\b"
+)
 
 Shape = tuple[int, ...]
 
@@ -45,7 +54,7 @@ def read_header(files: Sequence[Path]) -> Header:
         files: One file, or all shards of a model.
 
     Raises:
-        UnusableFileError: A file is something else, is cut off or is damaged.
+        UnusableFileError: A file is something else, is cut off or is damaged, or two files hold one tensor.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -57,6 +66,12 @@ def read_header(files: Sequence[Path]) -> Header:
         try:
             with safe_open(str(file), framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
+                    if name in header.file_of:
+                        raise UnusableFileError(
+                            file,
+                            f"{printable(name)[:100]} is in {header.file_of[name].name}, too, so these shards are not "
+                            "of one saving; copy or download the model again",
+                        )
                     piece = tensors.get_slice(name)
                     header.shapes[name] = tuple(piece.get_shape())
                     header.types[name] = piece.get_dtype()
@@ -98,12 +113,7 @@ def fit_base(header: Header, expected: Mapping[str, Shape], *, place: str) -> di
     required = {name: shape for name, shape in expected.items() if name not in fixed}
     optional = {name: expected[name] for name in fixed if name in expected}
     names = _fit(header, required, optional, place=place, rename=_base_name, cause=_base_cause)
-    integers = [name for name in header.types if header.types[name] not in FLOATS]
-    if integers:
-        kind = header.types[integers[0]]
-        raise UserError(
-            f"{place}: {_named(integers)} is of type {kind}, and weights are F32, F16 or BF16; take the full weights."
-        )
+    _refuse_types(header, place=place)
     return names
 
 
@@ -122,9 +132,25 @@ def fit_adapter(
         peft's name for each tensor, by its name in the file.
 
     Raises:
-        UserError: A tensor is missing, left over or of another shape.
+        UserError: A tensor is missing, left over, of another shape or not of floating-point numbers.
     """
-    return _fit(header, expected, optional, place=place, rename=_adapter_name, cause=_adapter_cause)
+    names = _fit(header, expected, optional, place=place, rename=adapter_name, cause=_adapter_cause)
+    _refuse_types(header, place=place)
+    return names
+
+
+def _refuse_types(header: Header, *, place: str) -> None:
+    """Refuse tensors of whole numbers, of truth values, or of floats in 8 bits.
+
+    Raises:
+        UserError: There is one. Converted to floats it would be other weights than those that were trained.
+    """
+    others = [name for name in header.types if header.types[name] not in FLOATS]
+    if others:
+        kind = header.types[others[0]]
+        raise UserError(
+            f"{place}: {_named(others)} is of type {kind}, and weights are F32, F16 or BF16; take the full weights."
+        )
 
 
 def _fit(header, required, optional, *, place, rename, cause) -> dict[str, str]:
@@ -160,9 +186,9 @@ def _base_name(name: str) -> str:
     return name
 
 
-def _adapter_name(name: str) -> str:
+def adapter_name(name: str) -> str:
     """Write a tensor's name as peft saves it: without wrappers, the adapter's name and with peft's prefix."""
-    words = [word for word in _base_name(name).split(".") if word != "default"]
+    words = _ADAPTER_NAME.sub("", _base_name(name)).split(".")
     return ".".join(["base_model", "model", *words])
 
 
@@ -209,6 +235,8 @@ def _misfit(header: Header, required, accepted, *, place: str, cause) -> str:
 
 
 def _base_cause(header, missing, left_over, reshaped, accepted) -> str:
+    if _is_emptied(header.shapes):
+        return EMPTIED
     foreign = foreign_tensors(left_over)
     if foreign:
         return f"Likely {foreign}"
@@ -224,6 +252,8 @@ def _base_cause(header, missing, left_over, reshaped, accepted) -> str:
 def _adapter_cause(header, missing, left_over, reshaped, accepted) -> str:
     if not header.shapes:
         return "The file holds no tensors"
+    if _is_emptied(header.shapes):
+        return EMPTIED
     for name in reshaped:
         if _is_rank_changed(name, header.shapes[name], accepted[name]):
             return "Likely the rank (r) in adapter_config.json is not that of the weights; copy the adapter again"
@@ -236,6 +266,12 @@ def _adapter_cause(header, missing, left_over, reshaped, accepted) -> str:
     if missing and not left_over:
         return "Likely a part of the adapter was not saved or not copied; copy it again"
     return "Likely the adapter belongs to another kind of model, or was saved by another program"
+
+
+def _is_emptied(shapes: Mapping[str, Shape]) -> bool:
+    """Whether most tensors are without a single number."""
+    n_empty = sum(0 in shape for shape in shapes.values())
+    return 2 * n_empty > len(shapes)
 
 
 def _is_rank_changed(name: str, found: Shape, wanted: Shape) -> bool:
@@ -311,6 +347,26 @@ def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str
             f"{place}: weights that are not finite numbers (NaN or infinity) in {len(broken)} tensors "
             f"({_named(broken)}); {remedy}."
         )
+
+
+def refuse_zeros(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, remedy: str) -> None:
+    """Refuse a model whose token embedding holds only zeros; say so of other weights.
+
+    With such an embedding all tokens are alike. It is what a download leaves that reserved its space and broke off.
+
+    Args:
+        tensors: Names and weights of a whole Whisper. Vectors are passed over: a bias may be zero.
+        place: The folder or Hub id, for the message.
+        remedy: What to do, as the end of the message.
+
+    Raises:
+        UserError: The token embedding holds only zeros.
+    """
+    zeros = [name for name, weight in tensors if weight.ndim > 1 and not weight.any()]
+    if EMBEDDING in zeros:
+        raise UserError(f"{place}: {len(zeros)} tensors hold only zeros ({_named(zeros)}); {remedy}.")
+    if zeros:
+        warnings.warn(f"{place}: {len(zeros)} tensors hold only zeros ({_named(zeros)}).", Notice, stacklevel=2)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

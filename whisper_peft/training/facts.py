@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import math
+import os
 import platform
 import random
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.rows import fingerprint, split_fingerprint
+from whisper_peft.data.decoding import AudioError
+from whisper_peft.data.rows import Row, fingerprint, split_fingerprint
 from whisper_peft.errors import UserError
+from whisper_peft.files import open_file, printable
 from whisper_peft.model.identity import adapter_sha256, base_identity
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.training.speech import Speech
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
+MOST_SOUNDS = 64  # of a split, spread over it, whose content is known again when the run is gone on with
+SOUND_BYTES = 1 << 19  # at either end of a file; another recording differs there
 MOST_HEADERS = 10_000  # read to know the hours of a corpus; of a larger one, a sample
 MOST_TIMED = 500  # clips whose length tells whether the windows are full of speech
 FULL_WINDOW_S = 20.0  # a clip this long fills its window of 30 s, so that the model has to go on
@@ -45,6 +53,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
         "adapter_sha256": adapter_sha256(located.adapter) if located.adapter else None,  # that is trained further
         "data": {
             "fingerprints": fingerprints(speech),
+            "sounds": {name: _sounds(data.rows) for name, data in _splits(speech).items()},
             "train_clips": None if speech.stream else len(speech.train),
             "full_windows": share_of_full_windows(speech.train),
             "eval_clips": len(speech.eval),
@@ -66,6 +75,37 @@ def fingerprints(speech: Speech) -> dict[str, str]:
     if speech.train.augmentation is not None:
         found["augment"] = speech.train.augmentation.fingerprint()
     return found
+
+
+def _sounds(rows: Sequence[Row]) -> dict[str, str]:
+    """Compute what the sound of some rows is known by.
+
+    Args:
+        rows: Of a split. Of a long one, 64 rows are taken, spread evenly over it.
+
+    Returns:
+        A part of a SHA-256 for the number of each row. Files that cannot be read are left out: loading names them.
+    """
+    step = max(1, math.ceil(len(rows) / MOST_SOUNDS))
+    found = {}
+    for number in range(0, len(rows), step):
+        with contextlib.suppress(UserError, AudioError, OSError):
+            found[str(number)] = _sound(rows[number])
+    return found
+
+
+def _sound(row: Row) -> str:
+    """Compute the SHA-256 of the length and both ends of a sound file; where it lies plays no part."""
+    sound = row.sound()
+    if isinstance(sound, bytes):
+        size, ends = len(sound), sound[:SOUND_BYTES] + sound[-SOUND_BYTES:]
+    else:
+        with open_file(sound) as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = file.read(SOUND_BYTES)
+            file.seek(max(0, size - SOUND_BYTES))
+            ends += file.read(SOUND_BYTES)
+    return hashlib.sha256(f"{size}\0".encode() + ends).hexdigest()[:16]
 
 
 def _old_fingerprint(name: str, speech: Speech) -> str | None:
@@ -150,6 +190,16 @@ def check_unchanged(run: Path, facts: dict, speech: Speech, located: Located) ->
         if known not in (found, _old_fingerprint(name, speech)):
             what = "a folder of augment" if name == "augment" else f"data.{name}"
             raise UserError(f"{run}: {what} has changed since the run began; start a new run.")
+    known_sounds = facts["data"].get("sounds", {})  # runs of earlier versions do not know them
+    for name, data in _splits(speech).items():
+        known = known_sounds.get(name, {})
+        for number, found in _sounds(data.rows).items():
+            if known.get(number, found) != found:
+                row = data.rows[int(number)]
+                raise UserError(
+                    f"{run}: data.{name}: {printable(row.name)} ({printable(row.place)}) is another recording than "
+                    "when the run began; bring it back, or start a new run."
+                )
     known = facts.get("adapter_sha256")
     if known is not None and (located.adapter is None or adapter_sha256(located.adapter) != known):
         raise UserError(
