@@ -123,7 +123,9 @@ def test_locate_refuses_what_holds_no_model(tmp_path):
             locate(name)
 
 
-@pytest.mark.parametrize("content", ['{"peft_type": "LORA"}', '{"peft_type": "LORA", "base_model_name_or_path": null}', "{"])
+@pytest.mark.parametrize(
+    "content", ['{"peft_type": "LORA"}', '{"peft_type": "LORA", "base_model_name_or_path": null}', "{"]
+)
 def test_an_adapter_without_a_base_is_refused(tmp_path, content):
     (tmp_path / "adapter_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"adapter_config\.json: (names no base model|not JSON)"):
