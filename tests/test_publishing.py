@@ -288,6 +288,7 @@ def page(hub, speech, tiny_model, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow  # one process after the other
 def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     done = push(ask, page, tmp_path / "run", "--json", "--private")
     assert done.returncode == 0, done.stderr

@@ -292,8 +292,15 @@ main()
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize(
+    ("name", "code", "written"),
+    [
+        ("SIGINT", 130, True),
+        ("SIGTERM", 143, False),
+        pytest.param("SIGINT", 130, False, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 143, True, marks=pytest.mark.slow),
+    ],
+)
 def test_row_54_what_is_done_before_an_interruption_stays(name, code, written, lora_run, tmp_path):
     for number in range(12):
         write_wave(tmp_path / f"{number:02}.wav", 0.3, number)
