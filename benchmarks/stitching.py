@@ -112,7 +112,7 @@ def train_adapter(work: Path, shared: Path, setting: Setting) -> tuple[Path, dic
         whisper_peft.train(resume=run, say=print)
     merged = work / f"{setting.name}-merged"
     if not merged.exists():
-        whisper_peft.merge(run, merged, say=print)
+        whisper_peft.merge(run, merged, dtype="float32", say=print)
     return merged, json.loads(facts_file.read_text())
 
 

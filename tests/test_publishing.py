@@ -236,7 +236,7 @@ def test_what_is_there_stays_and_another_kind_is_refused(hub, ask, lora_run, mer
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("Note:", "Uploading"))]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("Note:", "Warning:", "Uploading"))]
     assert len(lines) == 1 and lines[0].startswith("Error: "), done.stderr
     return lines[0]
 
