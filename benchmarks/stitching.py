@@ -20,6 +20,7 @@ Needs faster-whisper 1.2.1 beside the package. A run's JSON lies in benchmarks/s
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -170,50 +171,86 @@ def text_of(segments: list[Segment]) -> str:
     return " ".join(segment.text for segment in segments)
 
 
+class Stages:
+    """What was judged so far, on disk, so that a run of the script that ends goes on behind its last stage."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.content = json.loads(path.read_text()) if path.exists() else {}
+
+    def make(self, name: str, compute: Callable[[], dict]) -> dict:
+        """Return the result of a stage, computed if it is not there yet."""
+        if name not in self.content:
+            print(f"   {name}", flush=True)
+            self.content[name] = compute()
+            self.path.write_text(json.dumps(self.content, ensure_ascii=False) + "\n")
+        return self.content[name]
+
+
 def judge(merged: Path, shared: Path, setting: Setting) -> dict:
     """Score a merged model in each decoding."""
     from faster_whisper import WhisperModel
 
+    stages = Stages(merged.with_name(f"{setting.name}-stages.json"))
     data = DATA[setting.data]
+    language = data["language"]
     rows = whisper_peft.load_source(str(shared / "data" / data["validation"]))
-    model, preparation, _ = whisper_peft.load_model(merged)
-    dataset = whisper_peft.SpeechDataset(rows, preparation, language=data["language"])
-    found = whisper_peft.transcribe_rows(
-        model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
-    )
     references = [row.text for row in rows]
-    result = {"references": references, "single": {}, "joined": {}}
-    result["single"]["evaluate"] = figures(references, [transcript.text for transcript in found.transcripts])
-    result["token_loss"] = sum(t.loss_sum for t in found.transcripts) / sum(t.loss_tokens for t in found.transcripts)
-
-    threads = os.cpu_count() or 1
-    runtime = WhisperModel(str(convert(merged)), device="cpu", compute_type="float32", cpu_threads=threads)
-    decode = faster_whisper(runtime, data["language"], {})
-    waves = [load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s) for row in rows]
-    outputs = [decode(wave) for wave in waves]
-    result["single"]["faster-whisper, defaults"] = figures(references, [text_of(output) for output in outputs])
-    overhang_s = [output[-1].end_s - len(wave) / RATE_HZ for wave, output in zip(waves, outputs, strict=True) if output]
-    result["single"]["faster-whisper, defaults"]["ends_2_s_late"] = sum(seconds > 2 for seconds in overhang_s)
-
     recordings = joined_recordings(rows)
     joined_references = [text for _, text in recordings]
-    result["joined_references"] = joined_references
-    result["joined"]["transcribe"] = figures(
-        joined_references,
-        [transcribe_wave(model, preparation, wave, language=data["language"])["text"] for wave, _ in recordings],
-    )
-    # What `transcribe --format srt` gives: with times, also where a recording fits into one window.
-    numbered = [(number, wave) for number, (wave, _) in enumerate(recordings)]
-    timed = dict(transcribe_waves(model, preparation, numbered, Decoding(data["language"])))
-    result["joined"]["transcribe, with times"] = figures(
-        joined_references, [timed[number]["text"] for number, _ in numbered]
-    )
+    model, preparation, _ = whisper_peft.load_model(merged)
+    runtime = WhisperModel(str(convert(merged)), device="cpu", compute_type="float32", cpu_threads=os.cpu_count() or 1)
+
+    def evaluated() -> dict:
+        dataset = whisper_peft.SpeechDataset(rows, preparation, language=language)
+        found = whisper_peft.transcribe_rows(
+            model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
+        )
+        loss = sum(t.loss_sum for t in found.transcripts) / sum(t.loss_tokens for t in found.transcripts)
+        return {**figures(references, [transcript.text for transcript in found.transcripts]), "token_loss": loss}
+
+    def single_in_faster_whisper() -> dict:
+        decode = faster_whisper(runtime, language, {})
+        waves = [load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s) for row in rows]
+        outputs = [decode(wave) for wave in waves]
+        late_s = [output[-1].end_s - len(wave) / RATE_HZ for wave, output in zip(waves, outputs, strict=True) if output]
+        scores = figures(references, [text_of(output) for output in outputs])
+        return {**scores, "ends_2_s_late": sum(seconds > 2 for seconds in late_s)}
+
+    def joined_in_transcribe() -> dict:
+        texts = [transcribe_wave(model, preparation, wave, language=language)["text"] for wave, _ in recordings]
+        return figures(joined_references, texts)
+
+    def joined_with_times() -> dict:
+        # What `transcribe --format srt` gives: with times, also where a recording fits into one window.
+        numbered = [(number, wave) for number, (wave, _) in enumerate(recordings)]
+        timed = dict(transcribe_waves(model, preparation, numbered, Decoding(language)))
+        return figures(joined_references, [timed[number]["text"] for number, _ in numbered])
+
+    def joined_in_faster_whisper(options: dict) -> dict:
+        decode = faster_whisper(runtime, language, options)
+        return figures(joined_references, [text_of(decode(wave)) for wave, _ in recordings])
+
+    single = {
+        "evaluate": stages.make("single, evaluate", evaluated),
+        "faster-whisper, defaults": stages.make("single, faster-whisper", single_in_faster_whisper),
+    }
+    joined = {
+        "transcribe": stages.make("joined, transcribe", joined_in_transcribe),
+        "transcribe, with times": stages.make("joined, transcribe with times", joined_with_times),
+    }
     for name, options in DECODINGS.items():
-        decode = faster_whisper(runtime, data["language"], options)
-        texts = [text_of(decode(wave)) for wave, _ in recordings]
-        result["joined"][f"faster-whisper, {name}"] = figures(joined_references, texts)
+        compute = functools.partial(joined_in_faster_whisper, options)
+        joined[f"faster-whisper, {name}"] = stages.make(f"joined, faster-whisper, {name}", compute)
+    result = {
+        "references": references,
+        "joined_references": joined_references,
+        "token_loss": single["evaluate"]["token_loss"],
+        "single": single,
+        "joined": joined,
+    }
     if setting.data == "malayalam":
-        result["story"] = judge_story(model, preparation, runtime, shared)
+        result["story"] = stages.make("story", lambda: judge_story(model, preparation, runtime, shared))
     return result
 
 
