@@ -252,6 +252,8 @@ def test_an_adapter_that_changes_nothing_is_named(zero, adapter, tmp_path):
         load_model(folder)
     with pytest.warns(Notice), pytest.raises(UserError, match="nothing to merge"):
         merge(folder, tmp_path / "merged")
+    with pytest.warns(Notice, match="the adapter changes nothing"):
+        publish(folder, "me/it", base="openai/whisper-tiny", dry_run=True)
     if zero != "lora_B":  # as every adapter before its first step
         with pytest.raises(UserError, match=r"cannot be trained further.*start a new adapter"):
             build_model(locate(folder), "lora")
@@ -263,6 +265,9 @@ def test_publish_refuses_zeros_and_names_that_others_do_not_know(adapter, tiny_m
     )
     with pytest.raises(UserError, match="hold only zeros"):
         publish(folder, "me/it", dry_run=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)  # an adapter that was trained is not said to change nothing
+        publish(adapter, "me/it", base="openai/whisper-tiny", dry_run=True)
     folder = changed(adapter, tmp_path / "named", renamed(lambda name: name.replace(".weight", ".hindi.weight")))
     with pytest.warns(Notice), pytest.raises(UserError, match="not named as peft names them"):
         publish(folder, "me/it", base="openai/whisper-tiny", dry_run=True)

@@ -177,7 +177,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
         adapted.requires_grad_(False)
         adapted.eval()
         if changes_nothing(adapted):
-            warnings.warn(f"{adapter}: the adapter changes nothing, its update is zero.", Notice, stacklevel=2)
+            _say_it_changes_nothing(adapter)
     return adapted
 
 
@@ -277,6 +277,8 @@ def _updates(layer: LoraLayer) -> bool:
 def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
     """Count the tensors of a model or an adapter, and look for values that are no numbers; load nothing.
 
+    An adapter whose update is zero is said.
+
     Args:
         base: Folder or Hub id of the full weights. An adapter's base on the Hub is not fetched: where it is not here,
             the adapter is counted by its own config alone.
@@ -306,6 +308,27 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
             "other programs would load nothing of the adapter. Train one step further with it, or save it again."
         )
     refuse_not_finite(tensors_of([file]), place=str(adapter), remedy=DAMAGED)
+    if _stores_no_update(file, adapter):
+        _say_it_changes_nothing(adapter)
+
+
+def _stores_no_update(file: Path, adapter: Path) -> bool:
+    """Tell from an adapter's file alone whether its update is zero: `changes_nothing` needs the model."""
+    if not read_adapter_config(adapter).get("lora_alpha", 1):
+        return True
+    has_first = has_second = False
+    for name, tensor in tensors_of([file]):
+        is_first = ".lora_A." in name or "lora_embedding_A" in name
+        is_second = ".lora_B." in name or "lora_embedding_B" in name
+        if not is_first and not is_second:
+            return False  # a bias, a magnitude of DoRA, or a module that was trained in full
+        has_first |= is_first and bool(tensor.any())
+        has_second |= is_second and bool(tensor.any())
+    return not (has_first and has_second)
+
+
+def _say_it_changes_nothing(adapter: Path) -> None:
+    warnings.warn(f"{adapter}: the adapter changes nothing, its update is zero.", Notice, stacklevel=3)
 
 
 def _known_folder(base: str, revision: str | None) -> str | None:
