@@ -692,6 +692,14 @@ def test_any_cells_give_rows_or_one_line(tmp_path_factory, rows, is_usual):
     gives_rows_or_one_line(path)
 
 
+@pytest.mark.parametrize("asked", ["", ":nope"])
+def test_a_name_of_a_split_with_a_line_break_stays_in_the_line(tmp_path, asked):
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"audio": "a", "split": "train"}\n{"audio": "b", "split": "a\\nb"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\\nb \(1 row\)"):
+        load_source(f"{path}{asked}")
+
+
 @FEW
 @given(st.lists(NAMES, max_size=6), st.lists(st.lists(st.text(max_size=12), max_size=6), max_size=4), st.booleans())
 def test_any_names_of_columns_give_rows_or_one_line(tmp_path_factory, names, lines, is_csv):

@@ -19,7 +19,7 @@ from whisper_peft.data.recordings import (
 )
 from whisper_peft.data.tables import SPONTANEOUS, TABLE_SUFFIXES, count_splits
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, open_file, reason_of
+from whisper_peft.files import UnusableFileError, open_file, printable, reason_of
 from whisper_peft.recipe_files import expanded
 
 KINDS_OF_SRC = (
@@ -35,6 +35,7 @@ _SPLIT_NAMES = (
     ("test", "testing", "eval", "evaluation"),
 )
 _SCRIPTED = frozenset({"client_id", "path", "sentence"})  # columns of a Common Voice release of read sentences
+_MOST_OF_NAME = 60  # characters of a split's name in a message
 _MOST_SPLITS = 50  # a column "split" with more values, none of them train, dev or test, is about something else
 
 
@@ -142,7 +143,10 @@ def choose_splits(name: str, counts: dict[str, int], wanted: Sequence[str]) -> t
     Raises:
         UserError: A split is not there, or none is named and the table has several: test clips must not be learnt from.
     """
-    shown = [(split, f"{size:,} row{'' if size == 1 else 's'}") for split, size in list(counts.items())[:_MOST_SPLITS]]
+    shown = [
+        (printable(split)[:_MOST_OF_NAME], f"{size:,} row{'' if size == 1 else 's'}")
+        for split, size in list(counts.items())[:_MOST_SPLITS]
+    ]
     if not wanted:
         if len(counts) < 2 or not _are_splits(counts):
             return ()

@@ -180,7 +180,7 @@ class Reader:
         if split != self.seen_split:
             raise UserError(
                 f"{self.place}: its column 'split' has several splits, {self.seen_split!r} and {split!r}; name one: "
-                f"{self.place}:{self.seen_split}."
+                f"{self.place}:{printable(self.seen_split)}."
             )
         return True
 
