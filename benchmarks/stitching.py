@@ -172,7 +172,7 @@ def text_of(segments: list[Segment]) -> str:
 
 
 class Stages:
-    """What was judged so far, on disk, so that a run of the script that ends goes on behind its last stage."""
+    """Keeps the results of the finished stages in a file. The script starts again at the first missing stage."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -203,11 +203,11 @@ def judge(merged: Path, shared: Path, setting: Setting) -> dict:
 
     def evaluated() -> dict:
         dataset = whisper_peft.SpeechDataset(rows, preparation, language=language)
-        found = whisper_peft.transcribe_rows(
+        heard = whisper_peft.transcribe_rows(
             model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
         )
-        loss = sum(t.loss_sum for t in found.transcripts) / sum(t.loss_tokens for t in found.transcripts)
-        return {**figures(references, [transcript.text for transcript in found.transcripts]), "token_loss": loss}
+        loss = sum(t.loss_sum for t in heard.transcripts) / sum(t.loss_tokens for t in heard.transcripts)
+        return {**figures(references, [transcript.text for transcript in heard.transcripts]), "token_loss": loss}
 
     def single_in_faster_whisper() -> dict:
         decode = faster_whisper(runtime, language, {})
@@ -260,7 +260,7 @@ def judge_story(model, preparation, runtime, shared: Path) -> dict:
     reference = read_segments(folder / "ml_vasanavikruthi.json")
     rows = whisper_peft.load_source(str(folder / "ml_vasanavikruthi.ogg"))
     dataset = whisper_peft.SpeechDataset(rows, preparation, language="ml")
-    found = whisper_peft.transcribe_rows(
+    heard = whisper_peft.transcribe_rows(
         model, dataset, range(len(rows)), max_new_tokens=full_limit(preparation), workers=2, stop_loops=True
     )
     wave = load_audio(str(folder / "ml_vasanavikruthi.ogg"))
@@ -269,7 +269,7 @@ def judge_story(model, preparation, runtime, shared: Path) -> dict:
         "transcribe": [Segment(part["text"], part["start"], part["end"]) for part in ours],
         "faster-whisper, defaults": faster_whisper(runtime, "ml", {})(wave),
     }
-    result = {"clips": figures([row.text for row in rows], [transcript.text for transcript in found.transcripts])}
+    result = {"clips": figures([row.text for row in rows], [transcript.text for transcript in heard.transcripts])}
     for name, output in outputs.items():
         result[name] = asdict(score_recording(reference, output))
         result[name]["segments"] = [[part.start_s, part.end_s, part.text] for part in output]
@@ -318,11 +318,11 @@ def table() -> None:
             story = result["story"]
             line += f" | story clips: {100 * story['clips']['cer']:.1f}"
             for name in ("transcribe", "faster-whisper, defaults"):
-                found = story[name]
-                share = found["uncovered_s"] / found["speech_s"]
+                scores = story[name]
+                share = scores["uncovered_s"] / scores["speech_s"]
                 line += (
-                    f" | story {name}: {100 * found['cer']:.1f}, uncovered {100 * share:.1f} %, "
-                    f"starts {found['start_error_s'] or 0:.2f} s"
+                    f" | story {name}: {100 * scores['cer']:.1f}, uncovered {100 * share:.1f} %, "
+                    f"starts {scores['start_error_s'] or 0:.2f} s"
                 )
         print(line)
 

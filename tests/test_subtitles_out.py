@@ -97,8 +97,9 @@ def test_word_times_decide_when_a_long_segment_is_cut():
     check_cues(known, ENGLISH)
     assert guessed[0].start_s == 0.0 and known[0].start_s == 24.0
     starts = {word["start"]: word["word"].strip() for word in timed}
-    assert all(starts[min(starts, key=lambda at, cue=cue: abs(at - cue.start_s))] == cue.lines[0].split()[0]
-               for cue in known)  # fmt: skip
+    assert all(
+        starts[min(starts, key=lambda at, cue=cue: abs(at - cue.start_s))] == cue.lines[0].split()[0] for cue in known
+    )
     other = make_cues([{**segment, "words": timed[:-1]}])  # words of another text count for nothing
     assert [cue.lines for cue in other] == [cue.lines for cue in guessed]
 
@@ -138,10 +139,25 @@ def test_a_page_of_text_without_a_break_takes_no_time():
 
 
 NASTY = [
-    "a < b && c > d", "<i>not in italics</i>", "<script>alert(1)</script>", "{\\an8}up {\\b1}bold{\\b0} {y:i}x",
-    "&lt;b&gt; &amp;", r"C:\new\Home\hat", "-->", "00:00:01.000 --> 00:00:02.000", "<00:00:01.000>word<c.red>x</c>",
-    "WEBVTT", "NOTE x", "1", "{}", "a\x1b[2Jb\x00c", "\\", "x\u2028y", "<v Anna>hello", "\u202eabc",
-]  # fmt: skip
+    "a < b && c > d",
+    "<i>not in italics</i>",
+    "<script>alert(1)</script>",
+    "{\\an8}up {\\b1}bold{\\b0} {y:i}x",
+    "&lt;b&gt; &amp;",
+    r"C:\new\Home\hat",
+    "-->",
+    "00:00:01.000 --> 00:00:02.000",
+    "<00:00:01.000>word<c.red>x</c>",
+    "WEBVTT",
+    "NOTE x",
+    "1",
+    "{}",
+    "a\x1b[2Jb\x00c",
+    "\\",
+    "x\u2028y",
+    "<v Anna>hello",
+    "\u202eabc",
+]
 
 
 def visible(text: str) -> str:
@@ -175,8 +191,9 @@ def test_no_text_becomes_markup(text):
 def test_table_and_json_have_the_shape_of_openai_whisper():
     words = [{"word": " Hi", "start": 0.5, "end": 0.8}, {"word": " there", "start": 0.8, "end": 1.25}]
     segments = [
-        {"start": 0.5, "end": 1.25, "text": "Hi\tthere", "words": words}, {"start": 61.0, "end": 62.004, "text": "End"},
-    ]  # fmt: skip
+        {"start": 0.5, "end": 1.25, "text": "Hi\tthere", "words": words},
+        {"start": 61.0, "end": 62.004, "text": "End"},
+    ]
     transcript = {"text": "Hi there End", "language": "en", "segments": segments}
     assert render(transcript, "tsv") == "start\tend\ttext\n500\t1250\tHi there\n61000\t62004\tEnd\n"
     page = json.loads(render(transcript, "json"))
@@ -213,8 +230,14 @@ def test_no_two_recordings_have_one_name():
     assert again == ["talk", "talk"]  # the same recording
 
 
-@given(st.lists(st.tuples(*[st.sampled_from(["a", "b", "A"])] * 3, st.sampled_from([".wav", ".mp3", ".wav.flac", ""]),
-                          st.booleans()), max_size=8))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            *[st.sampled_from(["a", "b", "A"])] * 3, st.sampled_from([".wav", ".mp3", ".wav.flac", ""]), st.booleans()
+        ),
+        max_size=8,
+    )
+)
 @settings(deadline=None)
 def test_names_differ_and_do_not_depend_on_the_order(drawn):
     recordings = []

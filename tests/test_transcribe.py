@@ -86,11 +86,16 @@ def test_files_folders_and_patterns(talks, monkeypatch):
     (talks / ".hidden.wav").write_bytes(b"x")
     found = find_recordings(["talks", talks / "b.wav", "talks/*.wav", "talks/**/a.*", "nowhere/*.mp3", "gone.wav"])
     assert [(one.path, one.place) for one in found] == [
-        ("talks/a.flac", "a.flac"), ("talks/b.wav", "b.wav"), ("talks/more/a.wav", "more/a.wav"),
-        (str(talks / "b.wav"), "b.wav"), ("talks/b.wav", "b.wav"),
-        ("talks/a.flac", "a.flac"), ("talks/more/a.wav", "a.wav"),
-        ("nowhere/*.mp3", "nowhere/*.mp3"), ("gone.wav", "gone.wav"),
-    ]  # fmt: skip
+        ("talks/a.flac", "a.flac"),
+        ("talks/b.wav", "b.wav"),
+        ("talks/more/a.wav", "more/a.wav"),
+        (str(talks / "b.wav"), "b.wav"),
+        ("talks/b.wav", "b.wav"),
+        ("talks/a.flac", "a.flac"),
+        ("talks/more/a.wav", "a.wav"),
+        ("nowhere/*.mp3", "nowhere/*.mp3"),
+        ("gone.wav", "gone.wav"),
+    ]
     assert [one.problem for one in found if one.problem] == ["no file matches this pattern"]
     (talks / "empty").mkdir()
     assert "without sound files" in find_recordings([talks / "empty"])[0].problem
@@ -102,8 +107,11 @@ def test_a_list_on_stdin(lora_run, talks, tmp_path):
     listed = f"{talks / 'b.wav'}\r\n\n{talks / 'more'}\n"
     done = subprocess.run(
         [sys.executable, "-m", "whisper_peft", "transcribe", str(lora_run), "-", "--output", str(tmp_path / "out")],
-        input=listed, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        input=listed,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "b.txt"]
 
@@ -308,9 +316,11 @@ def test_row_54_what_is_done_before_an_interruption_stays(name, code, written, l
     files = [str(tmp_path / f"{number:02}.wav") for number in range(12)]
     arguments = ["transcribe", str(lora_run), *files, "--batch-size", "3", *out]
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED.replace("{name}", name), *arguments], capture_output=True, text=True,
+        [sys.executable, "-c", STOPPED.replace("{name}", name), *arguments],
+        capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("Stopped: 6 of 12 recordings are done")
     names = [f"{number:02}" for number in range(6)]
@@ -331,10 +341,16 @@ def test_recordings_side_by_side_are_as_each_alone(beams, tiny, once):
     decoding = Decoding("hi", beams=beams)
     alone = [next(transcribe_waves(model, preparation, [(0, wave)], decoding))[1] for wave in waves]
     shares: dict[int, list[float]] = {}
-    together = dict(transcribe_waves(
-        model, preparation, enumerate(waves), decoding, at_once=3,
-        progress=lambda key, share: shares.setdefault(key, []).append(share),
-    ))  # fmt: skip
+    together = dict(
+        transcribe_waves(
+            model,
+            preparation,
+            enumerate(waves),
+            decoding,
+            at_once=3,
+            progress=lambda key, share: shares.setdefault(key, []).append(share),
+        )
+    )
     assert [together[number] for number in range(4)] == alone
     assert all(told == sorted(told) and told[-1] < 1 for told in shares.values()) and len(shares) == 4
 

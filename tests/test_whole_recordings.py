@@ -72,9 +72,14 @@ def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_pat
         assert line["reference"] == "घर पानी लाल" and line["language"] == "hi"
         output = [Segment(one["text"], one["start"], one["end"]) for one in transcript["segments"]]
         score = score_recording(reference, output, output_text=transcript["text"])
-        assert (line["wer"], line["cer_normalized"]) == (score.wer, score.cer_normalized) == (
-            scores["wer"], scores["cer_normalized"],
-        )  # fmt: skip
+        assert (
+            (line["wer"], line["cer_normalized"])
+            == (score.wer, score.cer_normalized)
+            == (
+                scores["wer"],
+                scores["cer_normalized"],
+            )
+        )
         assert line["uncovered_s"] == scores["uncovered_s"] == pytest.approx(score.uncovered_s, abs=1e-3)
         uncovered_s = sum(end_s - start_s for start_s, end_s in line["uncovered"])
         assert uncovered_s == pytest.approx(score.uncovered_s, abs=1e-2)

@@ -19,9 +19,15 @@ LIST_ON_STDIN = "-"
 
 
 def transcribe_all(
-    out: Printer, model: str, audio: tuple[str, ...], *, formats: tuple[str, ...], output: str | None, word_times: bool,
+    out: Printer,
+    model: str,
+    audio: tuple[str, ...],
+    *,
+    formats: tuple[str, ...],
+    output: str | None,
+    word_times: bool,
     **options,
-) -> int:  # fmt: skip
+) -> int:
     """Transcribe recordings; print or write each when it is ready.
 
     Args:
@@ -56,9 +62,16 @@ def transcribe_all(
     results = _Results(out, format=chosen[0], named=not alone, n_recordings=len(recordings))
     with _terminated_like_interrupted(), seconds_bar("transcribing", out) as bar:
         heard = transcribe_each(
-            model, recordings, output=output, formats=chosen, word_times=word_times,
-            times=any(format in WITH_TIMES for format in chosen), say=out.say, progress=bar, **options,
-        )  # fmt: skip
+            model,
+            recordings,
+            output=output,
+            formats=chosen,
+            word_times=word_times,
+            times=any(format in WITH_TIMES for format in chosen),
+            say=out.say,
+            progress=bar,
+            **options,
+        )
         try:
             for number, transcript in heard:
                 results.add(number, transcript)

@@ -85,7 +85,7 @@ def merge(
     own = load_base(source, dtype="auto", revision=commit).dtype
     wanted = own if dtype is None else _dtype(dtype)
     exact, preparation, _ = load_model(model, base=base, quantize="none")
-    if changes_nothing(exact):
+    if changes_nothing(located.adapter):
         raise UserError(
             f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
             "was saved before its first step, or lora_alpha in its config is 0."

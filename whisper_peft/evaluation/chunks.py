@@ -55,7 +55,7 @@ def transcribe_in_chunks(
             reached_limit |= len(ids) >= limit
         progress((batch[-1][0] + batch[-1][1]) / len(wave))
     with errors_only():
-        _, found = _decode_asr(
+        _, joined = _decode_asr(
             _PlainTokenizer(preparation),
             outputs,
             return_timestamps=True,
@@ -63,7 +63,7 @@ def transcribe_in_chunks(
             time_precision=preparation.window_s / (preparation.window_frames // 2),
         )
     length_s = len(wave) / preparation.sample_rate_hz
-    segments = _timed(found["chunks"], length_s)
+    segments = _timed(joined["chunks"], length_s)
     return finish_transcript(segments, length_s, reached_limit=reached_limit)
 
 
@@ -106,10 +106,16 @@ def _decode(
     with torch.no_grad():
         states = whisper.get_encoder()(torch.from_numpy(features).to(whisper.device, dtype)).last_hidden_state
         return generate(
-            whisper, preparation, BaseModelOutput(last_hidden_state=states), language=decoding.language,
-            task=decoding.task, max_new_tokens=limit, beams=decoding.beams, prompt_ids=decoding.prompt_ids,
+            whisper,
+            preparation,
+            BaseModelOutput(last_hidden_state=states),
+            language=decoding.language,
+            task=decoding.task,
+            max_new_tokens=limit,
+            beams=decoding.beams,
+            prompt_ids=decoding.prompt_ids,
             timestamps=True,
-        )  # fmt: skip
+        )
 
 
 def _timed(chunks: list[dict], length_s: float) -> list[tuple[float, float, str]]:

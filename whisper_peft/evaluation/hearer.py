@@ -114,11 +114,16 @@ class Hearer:
         """Transcripts by number; without those that could not be used so."""
         rows = [Row(job.row.audio, "", job.language, job.row.start_s, job.row.end_s, no_speech=True) for job in batch]
         found = transcribe_rows(
-            self.model, SpeechDataset(rows, self.preparation, task=self.decoding.task), range(len(rows)),
-            batch_size=self.batch_size, slack_s=self.slack_s,
-            max_new_tokens=tokens_left(self.preparation, self.decoding), beams=self.decoding.beams, with_loss=False,
+            self.model,
+            SpeechDataset(rows, self.preparation, task=self.decoding.task),
+            range(len(rows)),
+            batch_size=self.batch_size,
+            slack_s=self.slack_s,
+            max_new_tokens=tokens_left(self.preparation, self.decoding),
+            beams=self.decoding.beams,
+            with_loss=False,
             prompt_ids=self.decoding.prompt_ids,
-        )  # fmt: skip
+        )
         return {
             batch[transcript.row].number: self._named(
                 batch[transcript.row], {"text": transcript.text, "reached_limit": transcript.reached_limit}
@@ -205,9 +210,13 @@ class Hearer:
     def _finished(self, job: Job, wave, transcript: dict) -> dict:
         if self.word_times:
             add_word_times(
-                self.model, self.preparation, wave, transcript["segments"], language=job.language,
+                self.model,
+                self.preparation,
+                wave,
+                transcript["segments"],
+                language=job.language,
                 task=self.decoding.task,
-            )  # fmt: skip
+            )
         return self._named(job, transcript)
 
 

@@ -82,18 +82,31 @@ def transcribe(
     Raises:
         UserError: A recording is missing or unreadable, or the model does not know the language.
     """
-    found = {}
+    transcripts = {}
     heard = transcribe_each(
-        model, audio, language=language, task=task, batch_size=batch_size, window=window, beams=beams, base=base,
-        quantize=quantize, precision=precision, prompt=prompt, times=times, word_times=word_times, chunked=chunked,
-        output=output, formats=formats,
-    )  # fmt: skip
+        model,
+        audio,
+        language=language,
+        task=task,
+        batch_size=batch_size,
+        window=window,
+        beams=beams,
+        base=base,
+        quantize=quantize,
+        precision=precision,
+        prompt=prompt,
+        times=times,
+        word_times=word_times,
+        chunked=chunked,
+        output=output,
+        formats=formats,
+    )
     for number, transcript in heard:
         if "error" in transcript:
             raise UserError(f"{transcript['audio']}: {transcript['error']}.")
-        found[number] = transcript
+        transcripts[number] = transcript
         progress(1)
-    return [found[number] for number in sorted(found)]
+    return [transcripts[number] for number in sorted(transcripts)]
 
 
 def transcribe_each(

@@ -149,9 +149,16 @@ def _token_ids(preparation: Preparation, text: str, written: str | None) -> list
 
 
 def _token_edges(
-    model, preparation: Preparation, sound: np.ndarray, ids: list[int], n_positions: int, heads: list, *,
-    language: str | None, task: str,
-) -> np.ndarray:  # fmt: skip
+    model,
+    preparation: Preparation,
+    sound: np.ndarray,
+    ids: list[int],
+    n_positions: int,
+    heads: list,
+    *,
+    language: str | None,
+    task: str,
+) -> np.ndarray:
     """Find at which encoder position each token begins.
 
     Returns:

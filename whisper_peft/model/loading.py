@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,12 +37,12 @@ from whisper_peft.model.weights import (
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 DAMAGED = "copy or download them again, or take an earlier checkpoint of their training"
 # What an adapter may bring besides its own tensors: peft saves these with it where they were resized or adapted.
 SAVED_WITH_ADAPTERS = ("embed_tokens", "proj_out")
+_HALF_OF_A_FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])\b")  # in the name of a tensor of an adapter
 
 
 def load_base(
@@ -176,7 +177,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     else:
         adapted.requires_grad_(False)
         adapted.eval()
-        if changes_nothing(adapted):
+        if changes_nothing(adapter):
             _say_it_changes_nothing(adapter)
     return adapted
 
@@ -251,27 +252,26 @@ def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
     return fit_adapter(read_header([_adapter_file(adapter)]), expected, optional, place=str(adapter))
 
 
-def changes_nothing(adapted: PeftModel) -> bool:
-    """Whether the update of an adapter is zero, as before the first step of its training.
+def changes_nothing(adapter: Path) -> bool:
+    """Tell whether the update of an adapter is zero, as before the first step of its training.
 
     The update of a layer is scaling · B · A: it is zero if any of the three is.
+
+    Args:
+        adapter: The adapter's folder.
     """
-    if adapted.peft_config["default"].bias != "none":
-        return False
-    if any(".modules_to_save." in name or "lora_magnitude" in name for name, _ in adapted.named_parameters()):
-        return False
-    from peft.tuners.lora import LoraLayer
-
-    return not any(_updates(module) for module in adapted.modules() if isinstance(module, LoraLayer))
-
-
-def _updates(layer: LoraLayer) -> bool:
-    """Whether a layer with an adapter gives anything else than its base."""
-    if not layer.scaling.get("default", 0.0):
-        return False
-    first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
-    second = [parameter for half in (layer.lora_B, layer.lora_embedding_B) for parameter in half.parameters()]
-    return any(parameter.any() for parameter in first) and any(parameter.any() for parameter in second)
+    page = read_adapter_config(adapter)
+    scalings = [page.get("lora_alpha", 1), *(page.get("alpha_pattern") or {}).values()]
+    if not any(scalings):
+        return True
+    halves: dict[str, set[str]] = {}  # of each layer those that hold more than zeros
+    for name, tensor in tensors_of([_adapter_file(adapter)]):
+        half = _HALF_OF_A_FACTOR.search(name)
+        if half is None:
+            return False  # a bias, a magnitude of DoRA, or a module that was trained in full
+        if tensor.any():
+            halves.setdefault(name[: half.start()], set()).add(half[1])
+    return not any(layer == {"A", "B"} for layer in halves.values())
 
 
 def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
@@ -308,23 +308,8 @@ def check_weights(base: str, adapter: Path | None, *, revision: str | None = Non
             "other programs would load nothing of the adapter. Train one step further with it, or save it again."
         )
     refuse_not_finite(tensors_of([file]), place=str(adapter), remedy=DAMAGED)
-    if _stores_no_update(file, adapter):
+    if changes_nothing(adapter):
         _say_it_changes_nothing(adapter)
-
-
-def _stores_no_update(file: Path, adapter: Path) -> bool:
-    """Tell from an adapter's file alone whether its update is zero: `changes_nothing` needs the model."""
-    if not read_adapter_config(adapter).get("lora_alpha", 1):
-        return True
-    has_first = has_second = False
-    for name, tensor in tensors_of([file]):
-        is_first = ".lora_A." in name or "lora_embedding_A" in name
-        is_second = ".lora_B." in name or "lora_embedding_B" in name
-        if not is_first and not is_second:
-            return False  # a bias, a magnitude of DoRA, or a module that was trained in full
-        has_first |= is_first and bool(tensor.any())
-        has_second |= is_second and bool(tensor.any())
-    return not (has_first and has_second)
 
 
 def _say_it_changes_nothing(adapter: Path) -> None:

@@ -35,8 +35,8 @@ FULL_WINDOW_S = 20.0  # a clip this long fills its window of 30 s, so that the m
 ENOUGH_FULL = 0.1  # the share of full windows from which a model keeps the habit
 
 
-def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
-    """What is known before the first step."""
+def first_facts(recipe: Recipe, speech: Speech, located: Located, full_windows: float) -> dict:
+    """Collect what is known before the first step; `full_windows` as `share_of_full_windows` gives it."""
     import torch
 
     versions = {}
@@ -55,7 +55,7 @@ def first_facts(recipe: Recipe, speech: Speech, located: Located) -> dict:
             "fingerprints": fingerprints(speech),
             "sounds": {name: _sounds(data.rows) for name, data in _splits(speech).items()},
             "train_clips": None if speech.stream else len(speech.train),
-            "full_windows": share_of_full_windows(speech.train),
+            "full_windows": full_windows,
             "eval_clips": len(speech.eval),
             "eval_held_out": speech.held_out,
             "test_clips": None if speech.test is None else len(speech.test),

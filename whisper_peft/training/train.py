@@ -156,12 +156,14 @@ def train(
         for line in first_look(rows, speech, recipe, preparation):
             say(line)
         refuse_unusable(speech, recipe)
-        if warning := warn_of_recordings(as_dict(recipe), share_of_full_windows(speech.train)):
+        full_windows = share_of_full_windows(speech.train)
+        warning = warn_of_recordings(as_dict(recipe), full_windows)
+        if warning:
             say(f"Warning: {warning}")
     if dry_run:
         return recipe
     if resume is None:
-        facts = {**first_facts(recipe, speech, located), "recipe": as_dict(recipe)}
+        facts = {**first_facts(recipe, speech, located, full_windows), "recipe": as_dict(recipe)}
     else:
         facts = runs.read_json(run / runs.FACTS)
         check_unchanged(run, facts, speech, located)
