@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -106,13 +107,13 @@ def find_meanings(names: tuple[str, ...], asked: Columns) -> dict[str, list[int]
     for meaning, usual in _COLUMNS.items():
         column = named.get(meaning)
         if column is None:
-            found = [index for name in usual for index, other in enumerate(lower) if other == name]
+            found = _places_of(usual, lower)
         elif column in names:
             found = [names.index(column)]
         else:
             raise UserError(missing_column(meaning, column, names))
         if meaning == "language" and not found:
-            found = [index for name in _LANGUAGE_CODES for index, other in enumerate(lower) if other == name]
+            found = _places_of(_LANGUAGE_CODES, lower)
         if found:
             meanings[meaning] = found
     if "audio" not in meanings:
@@ -126,6 +127,14 @@ def find_meanings(names: tuple[str, ...], asked: Columns) -> dict[str, list[int]
     if asked.times == "ignore":
         meanings = {meaning: found for meaning, found in meanings.items() if meaning not in _TIMES}
     return meanings
+
+
+def _places_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Find the columns that have one of the wanted names, in the order of the wanted names."""
+    places = []
+    for name in wanted:
+        places += [index for index, column in enumerate(names) if column == name]
+    return places
 
 
 def ignored_prompt(names: tuple[str, ...], asked: Columns) -> int | None:
