@@ -18,10 +18,10 @@ import click
 import numpy as np
 
 from whisper_peft import load_preparation, load_source
-from whisper_peft.data.checking.alignment import find_mispairings, name_orders
-from whisper_peft.data.checking.checks import mapped
-from whisper_peft.data.checking.listening import listen
-from whisper_peft.data.checking.pacing import text_sizes
+from whisper_peft.checking.checks import mapped
+from whisper_peft.checking.shifted_texts import find_mispairings, name_orders
+from whisper_peft.checking.sound_measures import listen
+from whisper_peft.checking.speech_rate import text_sizes
 from whisper_peft.data.dataset import SpeechDataset
 
 HERE = Path(__file__).parent

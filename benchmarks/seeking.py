@@ -85,8 +85,8 @@ def read_pieces(path: Path, numbers: list[int]) -> int:
 
 def read_middle_from_start(path: Path) -> int:
     """Decode one piece as if nothing were known of the file."""
-    from whisper_peft.data.containers import read_structure
     from whisper_peft.data.decoding import decode
+    from whisper_peft.data.truncation import read_structure
 
     with path.open("rb") as file:
         return len(decode(file, read_structure(file), SECONDS / 2, SECONDS / 2 + PIECE_S).wave)

@@ -39,10 +39,10 @@ from whisper_peft.data.audio import load_audio
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.stitching import join
 from whisper_peft.data.subtitles import read_segments
+from whisper_peft.evaluation.generation import full_limit
 from whisper_peft.evaluation.longform import transcribe_wave, transcribe_waves
 from whisper_peft.evaluation.pieces import Decoding
 from whisper_peft.evaluation.recording_scores import score_recording
-from whisper_peft.evaluation.transcribing import full_limit
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "stitching"

@@ -25,7 +25,7 @@ import torch
 from transformers import TrainerCallback
 
 import whisper_peft
-from whisper_peft.evaluation.transcribing import set_window
+from whisper_peft.evaluation.generation import set_window
 from whisper_peft.training.artefacts import load_weights
 
 HERE = Path(__file__).parent

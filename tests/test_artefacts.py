@@ -17,7 +17,7 @@ import transformers
 from whisper_peft import load_model, load_source, merge, runs
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.evaluation.transcribing import generate
+from whisper_peft.evaluation.generation import generate
 
 # What a stranger would write; whisper_peft is not there for them.
 STRANGER = """

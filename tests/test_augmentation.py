@@ -29,7 +29,7 @@ from whisper_peft.data.dataset import Pick
 from whisper_peft.model.build import build_model
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate
-from whisper_peft.model.masking import masked
+from whisper_peft.model.specaugment import masked
 from whisper_peft.recipe import Augment, Recipe, override
 
 MASKS = override(Recipe(), {"augment.spec_augment": True}).augment.masks
@@ -411,7 +411,7 @@ def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
 
 def test_plan_reckons_with_slower_clips(tiny_model, speech):
     from whisper_peft.model.architecture import PUBLISHED
-    from whisper_peft.training.fitting import Clips, loads
+    from whisper_peft.training.planning import Clips, loads
 
     recipe = override(Recipe(), {"train.micro_batch_size": 1, "train.batch_size": 1})
     slower = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [0.8, 1.2]})

@@ -18,8 +18,9 @@ from conftest import ROOT, tiny_recipe
 from spoken import make_spoken, write_manifest
 from test_checking import found
 
-from whisper_peft import UserError, check, cli, load_audio, load_source, train
-from whisper_peft.data.checking.findings import KINDS
+from whisper_peft import UserError, check, load_audio, load_source, train
+from whisper_peft.checking.findings import KINDS
+from whisper_peft.cli import commands
 from whisper_peft.recipe_files import save_recipe
 
 
@@ -31,7 +32,7 @@ def call(capfd, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["whisper-peft", "check", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            commands.main()
         return stop.value.code, *capfd.readouterr()
 
     return run

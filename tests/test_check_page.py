@@ -10,8 +10,8 @@ from conftest import make_wave
 from test_pages import HOSTILE, assert_self_contained, sound_of
 
 from whisper_peft import UserError, pages
-from whisper_peft.evaluation import check_page
-from whisper_peft.evaluation.check_page import write_check_page
+from whisper_peft.checking import page as check_page
+from whisper_peft.checking.page import write_check_page
 
 ARABIC = "مرحبا بالعالم، كيف حالك؟"
 
@@ -277,7 +277,7 @@ def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatc
     import soundfile
 
     from whisper_peft import check
-    from whisper_peft.evaluation import checking
+    from whisper_peft.checking import check as room
 
     soundfile.write(tmp_path / "long.wav", make_wave(40.0), 16_000)
     (tmp_path / "clips.jsonl").write_text('{"audio": "long.wav", "text": "a story", "language": "en"}\n')
@@ -287,8 +287,8 @@ def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatc
         decoded.append(load(*arguments, **options))
         return decoded[-1]
 
-    load = checking.load_audio
-    monkeypatch.setattr(checking, "load_audio", load_audio)
+    load = room.load_audio
+    monkeypatch.setattr(room, "load_audio", load_audio)
     report = check(tmp_path / "clips.jsonl", html=tmp_path / "page.html")
     assert report["findings"][0]["kind"] == "over-window"
     assert [len(wave) for wave in decoded] == [30 * 16_000]

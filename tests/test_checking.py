@@ -14,12 +14,12 @@ from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
 from whisper_peft import check, load_preparation, load_source
-from whisper_peft.data.checking.alignment import correlations, find_mispairings, name_orders
-from whisper_peft.data.checking.checks import Limits, check_parts
-from whisper_peft.data.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
-from whisper_peft.data.checking.listening import measure
-from whisper_peft.data.checking.pacing import text_sizes
-from whisper_peft.data.checking.wording import look_at_texts, without_markup
+from whisper_peft.checking.checks import Limits, check_parts
+from whisper_peft.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
+from whisper_peft.checking.shifted_texts import correlations, find_mispairings, name_orders
+from whisper_peft.checking.sound_measures import measure
+from whisper_peft.checking.speech_rate import text_sizes
+from whisper_peft.checking.texts import look_at_texts, without_markup
 from whisper_peft.data.rows import Row
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_recipe
 
-from whisper_peft import cli
+from whisper_peft.cli import commands
 from whisper_peft.recipe_files import save_recipe
 
 QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 2, "evaluate.max_clips": 1}
@@ -25,7 +25,7 @@ def call(capfd, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["whisper-peft", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            commands.main()
         out, err = capfd.readouterr()
         return stop.value.code, out, err
 
@@ -40,7 +40,7 @@ def page(tiny_model, speech, tmp_path_factory) -> Path:
     return path
 
 
-def commands(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, list]:
+def calls_of(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, list]:
     """One working call of every command; what it writes goes into `folder`."""
     return {
         "check": ["check", speech / "test", "--language", "hi"],
@@ -75,9 +75,9 @@ EXPECTED = {
 def test_every_command_is_walked(page, lora_run, speech, tmp_path):
     """A command that is added must be added here."""
     names = set()
-    for name, command in cli.cli.commands.items():
+    for name, command in commands.cli.commands.items():
         names |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
-    assert names == set(commands(page, lora_run, speech, tmp_path)) == set(EXPECTED)
+    assert names == set(calls_of(page, lora_run, speech, tmp_path)) == set(EXPECTED)
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_exits_with_1(call):
@@ -100,7 +100,7 @@ def test_the_matrix_has_every_published_size_and_needs_no_torch(run_cli):
             assert row["full"] > row["lora"] > row["lora 8bit"] > row["lora 4bit"] > 0
     again = [sys.executable, "-X", "importtime", "-m", "whisper_peft", "plan", "--matrix"]
     imported = subprocess.run(again, capture_output=True, text=True).stderr
-    assert "whisper_peft.training.fitting" in imported and not re.search(r"\| +(torch|transformers|peft)\n", imported)
+    assert "whisper_peft.training.planning" in imported and not re.search(r"\| +(torch|transformers|peft)\n", imported)
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
@@ -110,29 +110,29 @@ def test_every_command(name, call, page, lora_run, speech, tmp_path, brief_demo,
     for folder in (plain, as_json, both):
         folder.mkdir()
 
-    code, out, err = call(*commands(page, lora_run, speech, plain)[name], "--quiet")
+    code, out, err = call(*calls_of(page, lora_run, speech, plain)[name], "--quiet")
     assert code == 0 and out.strip()
     quiet = [line for line in err.splitlines() if not re.match(r"^(\r?Loading weights|\r?Writing model)", line)]
     assert not "".join(quiet).strip()  # the bars of transformers are off in a process of their own: see below
 
-    code, out, err = call(*commands(page, lora_run, speech, as_json)[name], "--json")
+    code, out, err = call(*calls_of(page, lora_run, speech, as_json)[name], "--json")
     assert code == 0
     content = json.loads(out)  # one object and nothing else
     assert isinstance(content, dict) and EXPECTED[name] <= content.keys()
     if name in ("train", "merge"):
         assert err.strip()  # what happens is said on the other side
 
-    code, out, _ = call(*commands(page, lora_run, speech, both)[name], "--json", "--quiet")
+    code, out, _ = call(*calls_of(page, lora_run, speech, both)[name], "--json", "--quiet")
     assert code == 0 and json.loads(out).keys() == content.keys()
 
     if name in ("train", "evaluate", "merge", "recipes copy"):  # what writes refuses what is there
-        code, out, err = call(*commands(page, lora_run, speech, plain)[name])
+        code, out, err = call(*calls_of(page, lora_run, speech, plain)[name])
         assert (code, out) == (1, "")
         assert one_error(err).count("exists already")
         if name == "train":
             assert f"whisper-peft train --resume {plain / 'run'} goes on with it" in err
 
-    arguments = commands(page, lora_run, speech, tmp_path)[name]
+    arguments = calls_of(page, lora_run, speech, tmp_path)[name]
     code, out, err = call(*arguments, "--no-such-option")
     assert code == 2 and not out and "--no-such-option" in err and "Traceback" not in err
     code, out, err = call(*arguments, "--help")
@@ -223,8 +223,8 @@ def test_a_bug_of_ours_is_one_line_and_keeps_its_traceback(monkeypatch, lora_run
     monkeypatch.setattr(sys, "argv", ["whisper-peft", "evaluate", str(lora_run), str(speech / "test")])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == cli.BUG
+        commands.main()
+    assert stop.value.code == commands.BUG
     (kept,) = tmp_path.glob("whisper-peft-*.txt")
     assert "in broken" in kept.read_text()
     assert capsys.readouterr().err.count("\n") == 1

@@ -50,7 +50,7 @@ def note(event, arguments):
             print("asked for", host, file=sys.stderr)
 
 sys.addaudithook(note)
-from whisper_peft.cli import main
+from whisper_peft.cli.commands import main
 main()
 """
 

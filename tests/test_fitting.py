@@ -12,8 +12,8 @@ from whisper_peft.model.architecture import PUBLISHED
 from whisper_peft.model.build import target_pattern, targets_of
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import shipped_recipes
-from whisper_peft.training import fitting as room
-from whisper_peft.training.fitting import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
+from whisper_peft.training import planning as room
+from whisper_peft.training.planning import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
 
 CARDS = {path.stem: path.stem.rpartition("-")[2] for path in shipped_recipes() if re.search(r"-\d+gb$", path.stem)}
 CARDS |= {"small-hindi-lora": "8gb", "small-hindi-8bit": "8gb"}

@@ -15,7 +15,7 @@ from whisper_peft.data.addresses import HubFile
 from whisper_peft.data.audio import load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.folders import Columnar
-from whisper_peft.data.hub import revision_of, stored_sound
+from whisper_peft.data.parquet import revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError

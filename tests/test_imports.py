@@ -22,36 +22,35 @@ PACKAGE = ROOT / "whisper_peft"
 ROOMS = {
     "": ("errors", "files", "recipe", "recipe_files", "runs", "pages", "progress"),
     "data": (
-        "structure", "xing", "frames", "containers", "mixing", "decoding", "seeking", "audio", "languages", "text",
+        "structure", "xing", "frames", "truncation", "mixing", "decoding", "seeking", "audio", "languages", "text",
         "rows", "spoken", "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
-        "addresses", "segments", "columns", "column_types", "cards", "hub", "sources", "words", "features",
+        "addresses", "segments", "columns", "column_types", "cards", "parquet", "sources", "doubtful_times", "words",
+        "features",
         "augmentation", "stitching", "dataset", "batching", "streams", "collator",
-        "checking.findings", "checking.meanings", "checking.pacing", "checking.alignment", "checking.wording",
-        "checking.listening", "checking.sounds", "checking.twins", "checking.likelihoods", "checking.checks",
-        "checking.mending",
     ),
     "model": (
-        "devices", "architecture", "planning", "attention", "windows", "masking", "head", "quantizing", "fields",
+        "devices", "architecture", "memory", "attention", "windows", "specaugment", "head", "quantizing", "fields",
         "foreign", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
-        "generation", "configs", "loading", "build",
+        "generation_config", "configs", "loading", "build",
     ),
     "evaluation": (
-        "transcribing", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
-        "transcript_files", "hearer", "hearing", "normalizers", "metrics", "recording_scores",
-        "whole_recordings", "scoring", "neighbours",
-        "check_page", "checking", "report",
+        "generation", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
+        "transcript_files", "transcriber", "transcribing", "normalizers", "metrics", "recording_scores",
+        "whole_recordings", "scoring",
+    ),
+    "checking": (
+        "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",
+        "duplicates", "model_evidence", "checks", "fix", "neighbour_losses", "page", "check",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "arguments", "defaults", "speech", "artefacts", "facts", "fitting", "resuming",
+        "loss", "callbacks", "trainer", "arguments", "defaults", "splits", "artefacts", "facts", "planning", "resuming",
         "first_look", "session", "train",
     ),
     "delivery": (
-        "provenance", "merging", "exporting", "card", "repository", "publishing", "pushing", "demo_page",
-        "voices", "demo",
+        "provenance", "merging", "card", "repository", "publishing", "pushing", "demo_page", "voices", "demo",
     ),
-    "command line": (
-        "hushing", "printing", "score_lines", "options", "transcribe_command", "recipes_command", "cli", "__main__",
-    ),
+    "cli": ("quiet", "lines", "score_lines", "options", "transcribe", "recipes", "commands"),
+    "__main__": (),
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
@@ -71,7 +70,7 @@ def position(module: str) -> tuple[int, int]:
     if not room:
         return (-1, 0)  # the package itself
     if not inside and room not in ROOMS:  # a top-level module
-        room, inside = ("" if room in ROOMS[""] else "command line"), [room]
+        room, inside = "", [room]
     if inside == []:
         return (list(ROOMS).index(room), 0)
     name = ".".join(inside)
@@ -179,15 +178,19 @@ def test_the_lazy_trainer_is_never_imported_at_a_top():
 
 
 def test_the_rule_sees_imports_wherever_they_hide():
-    page = "def f():\n from ..training.train import train\n import whisper_peft.cli\n from whisper_peft import runs\n"
+    page = "def f():\n from ..training.train import train\n import whisper_peft.runs\n from whisper_peft import files\n"
     path = PACKAGE / "data" / "audio.py"
     names = [name for _, name in imports_of("whisper_peft.data.audio", ast.parse(page), path)]
-    assert names == ["whisper_peft.training.train", "whisper_peft.cli", "whisper_peft.runs"]
+    assert names == ["whisper_peft.training.train", "whisper_peft.runs", "whisper_peft.files"]
     at = position("whisper_peft.data.audio")
-    assert [position(name) < at for name in names] == [False, False, True]
+    assert [position(name) < at for name in names] == [False, True, True]
     assert position("whisper_peft.data.dataset") < position("whisper_peft.data.batching")
     assert position("whisper_peft.data.collator") < position("whisper_peft.model.build")
-    assert position("whisper_peft.delivery.merging") < position("whisper_peft.cli") < position("whisper_peft.__main__")
+    assert (
+        position("whisper_peft.delivery.merging")
+        < position("whisper_peft.cli.commands")
+        < position("whisper_peft.__main__")
+    )
     with pytest.raises(AssertionError, match="lazy names"):
         imports_of("whisper_peft.data.audio", ast.parse("from whisper_peft import train"), path)
 

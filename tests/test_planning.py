@@ -16,7 +16,7 @@ from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.build import build_model, whisper_of
 from whisper_peft.model.head import logits_at
 from whisper_peft.model.locating import locate
-from whisper_peft.model.planning import (
+from whisper_peft.model.memory import (
     Load,
     Method,
     adapter_parameters,

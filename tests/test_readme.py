@@ -68,7 +68,7 @@ def with_paths(text: str, tiny_model: Path) -> str:
 
 def run_line(line: str, capsys) -> str:
     """Runs one `whisper-peft …` line in this process, as its entry point would; returns its stdout."""
-    from whisper_peft.cli import main
+    from whisper_peft.cli.commands import main
 
     program, *arguments = shlex.split(line)
     assert program == "whisper-peft", line

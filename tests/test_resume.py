@@ -180,7 +180,7 @@ def test_a_half_written_checkpoint_is_ignored(uninterrupted, dropout_model, spee
 
 def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
     """The command line, which gets a signal in its third step."""
-    from whisper_peft import cli
+    from whisper_peft.cli import commands
     from whisper_peft.training import callbacks
 
     multiprocessing.set_start_method("fork", force=True)
@@ -190,7 +190,7 @@ def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
         args, state, control
     )
     sys.argv = ["whisper-peft", *arguments]
-    cli.main()
+    commands.main()
 
 
 @pytest.mark.parametrize(("mode", "number", "code"), [("lora", signal.SIGINT, 130), ("full", signal.SIGTERM, 143)])

@@ -23,7 +23,7 @@ from whisper_peft import (
     transcribe,
     transcribe_rows,
 )
-from whisper_peft.evaluation.transcribing import Loops, _batches
+from whisper_peft.evaluation.generation import Loops, _batches
 
 
 @pytest.fixture(scope="module")

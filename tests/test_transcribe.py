@@ -17,11 +17,11 @@ from conftest import make_tiny_model, make_wave
 
 from whisper_peft import UserError, evaluate, load_audio, load_model, transcribe, transcribe_each
 from whisper_peft.data.audio_files import find_recordings
-from whisper_peft.evaluation import chunks, hearer, hearing, longform
+from whisper_peft.evaluation import chunks, longform, transcriber, transcribing
 from whisper_peft.evaluation.chunks import transcribe_in_chunks
+from whisper_peft.evaluation.generation import generate
 from whisper_peft.evaluation.longform import transcribe_short_wave, transcribe_waves
 from whisper_peft.evaluation.pieces import Decoding, prompt_ids
-from whisper_peft.evaluation.transcribing import generate
 from whisper_peft.evaluation.word_times import _path, add_word_times
 
 
@@ -36,7 +36,7 @@ def brief(monkeypatch, request):
     """A random model says as much as it may, so it may say little here; the real one is left alone."""
     if request.node.get_closest_marker("slow"):
         return
-    for module in (longform, hearer, chunks):
+    for module in (longform, transcriber, chunks):
         monkeypatch.setattr(module, "tokens_left", lambda preparation, decoding: 12)
 
 
@@ -50,7 +50,7 @@ def tiny(tiny_model):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run the command line in this process: (arguments) -> exit code, stdout, stderr."""
-    from whisper_peft.cli import main
+    from whisper_peft.cli.commands import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["whisper-peft", "transcribe", *map(str, arguments)])
@@ -184,7 +184,7 @@ def test_what_is_done_is_passed_over_and_never_overwritten(lora_run, talks, tmp_
     assert code == 0 and "1 of 3 recordings were done before" in said and "delete its files" in said
     assert (out / "b.txt").read_text() == "mine"
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
-    monkeypatch.setattr(hearing, "load_to_run", None)  # nothing is left to load a model for
+    monkeypatch.setattr(transcribing, "load_to_run", None)  # nothing is left to load a model for
     code, _, said = call(lora_run, talks, "--output", out)
     assert code == 0 and "3 of 3 recordings were done before" in said
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
@@ -257,7 +257,7 @@ def test_each_recording_in_the_language_that_the_model_hears(tiny_model, talks, 
         heard.extend((row.audio, row.end_s) for row in rows)
         return [dataclasses.replace(row, language=codes[row.audio]) for row in rows]
 
-    monkeypatch.setattr(hearer, "listen_for_languages", listen)
+    monkeypatch.setattr(transcriber, "listen_for_languages", listen)
     for options in ({}, {"chunked": True}, {"times": True, "word_times": True}):
         found = transcribe(tiny_model, files, language="auto", **options)
         assert [one["language"] for one in found] == ["hi", "th", "hi"]
@@ -284,9 +284,9 @@ def test_results_come_in_the_order_given_each_when_it_is_ready(lora_run, talks, 
 
 STOPPED = """
 import os, signal, sys
-from whisper_peft.evaluation import hearer
-hearer.tokens_left = lambda preparation, decoding: 12
-heard = hearer.Hearer._hear_short
+from whisper_peft.evaluation import transcriber
+transcriber.tokens_left = lambda preparation, decoding: 12
+heard = transcriber.Hearer._hear_short
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 calls = []
 def stop_at_the_third(self, batch):
@@ -294,8 +294,8 @@ def stop_at_the_third(self, batch):
     if len(calls) == 3:
         os.kill(os.getpid(), signal.{name})
     return heard(self, batch)
-hearer.Hearer._hear_short = stop_at_the_third
-from whisper_peft.cli import main
+transcriber.Hearer._hear_short = stop_at_the_third
+from whisper_peft.cli.commands import main
 main()
 """
 

@@ -15,7 +15,7 @@ from test_readme import run_line
 from whisper_peft import SpeechDataset, evaluate, load_model, load_source, runs, transcribe
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_uncut
-from whisper_peft.evaluation import hearer, longform
+from whisper_peft.evaluation import longform, transcriber
 from whisper_peft.evaluation.recording_scores import score_recording, uncovered_spans
 from whisper_peft.evaluation.whole_recordings import score_recordings
 
@@ -43,7 +43,7 @@ def answer(monkeypatch, *transcripts: list[tuple[str, float, float]], joint: str
             text = joint.join(segment["text"] for segment in segments)
             yield number, {"text": text, "segments": segments, "reached_limit": False}
 
-    monkeypatch.setattr(hearer, "transcribe_waves", heard)
+    monkeypatch.setattr(transcriber, "transcribe_waves", heard)
     return given
 
 
@@ -226,7 +226,7 @@ def test_the_language_of_a_recording(tiny_model, lora_run, monkeypatch, tmp_path
     def hear_tamil(model, preparation, rows):
         return [dataclasses.replace(row, language="ta") for row in rows]
 
-    monkeypatch.setattr(hearer, "listen_for_languages", hear_tamil)  # to the recording itself, not to its clips
+    monkeypatch.setattr(transcriber, "listen_for_languages", hear_tamil)  # to the recording itself, not to its clips
     evaluate(tiny_model, path, language="auto")
     assert given[-1][1].language == "ta"
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import Segment, SpeechDataset, check, evaluate, load_preparation, load_source, train
-from whisper_peft.data.checking.meanings import doubt_times
+from whisper_peft.data.doubtful_times import doubt_times
 from whisper_peft.data.languages import ISO_CODES, LANGUAGES, NATIVE_NAMES
 from whisper_peft.data.rows import Row
 from whisper_peft.data.segments import find_fault
@@ -730,7 +730,7 @@ def test_any_segments_give_rows_or_one_line(tmp_path_factory, segments, has_text
 
 
 def test_a_stream_in_an_unknown_language_is_taken_for_what_the_user_says(clips, tmp_path, tiny_model, speech):
-    from whisper_peft.training.speech import load_rows
+    from whisper_peft.training.splits import load_rows
 
     path = write_parquet(tmp_path / "m.parquet", rows_of(clips, language="bho"))
     changes = {"data.train": [str(path)], "data.streaming": True, "data.test": None}
@@ -741,7 +741,7 @@ def test_a_stream_in_an_unknown_language_is_taken_for_what_the_user_says(clips, 
 
 
 def test_the_flags_of_the_command_line_reach_the_columns(clips, tmp_path, monkeypatch, capsys):
-    from whisper_peft import cli
+    from whisper_peft.cli import commands
 
     rows = [{**row, **source_times(number)} for number, row in enumerate(rows_of(clips, prompt="पहले"))]
     path = write_csv(tmp_path / "m.csv", rows)
@@ -749,7 +749,7 @@ def test_the_flags_of_the_command_line_reach_the_columns(clips, tmp_path, monkey
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["whisper-peft", *arguments])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            commands.main()
         shown = capsys.readouterr()
         return stop.value.code, shown.out + shown.err
 

@@ -496,7 +496,7 @@ def test_alignment_heads_of_a_larger_model_are_left_out_and_said(model):
 
 
 def test_a_remark_is_a_note_on_the_command_line_once(capsys):
-    from whisper_peft.printing import Printer
+    from whisper_peft.cli.lines import Printer
 
     with warnings.catch_warnings():
         Printer(as_json=False, quiet=False)

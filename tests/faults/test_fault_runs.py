@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import UserError, load_preparation, load_source, runs, train
-from whisper_peft.cli import cli
+from whisper_peft.cli.commands import cli
 from whisper_peft.data.batching import blocks, like_lengths, steps
 from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.rows import Row, fingerprint, split_fingerprint
@@ -86,7 +86,7 @@ def test_row_11_a_run_that_would_learn_nothing_stops_before_the_model(make, tiny
 
 
 def test_row_11_the_command_line_exits_with_1_dry_or_not(tiny_model, speech, tmp_path, monkeypatch, capsys):
-    from whisper_peft import cli as room
+    from whisper_peft.cli import commands as room
 
     source = missing(tmp_path / "clips")
     for more in ([], ["--dry-run"]):
@@ -248,11 +248,11 @@ def test_row_03_weights_that_a_last_step_blew_up_are_not_called_trained(tiny_mod
 
 def test_row_15_one_unit_of_memory_everywhere(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft import plan
-    from whisper_peft.printing import plan_lines
-    from whisper_peft.training import fitting
+    from whisper_peft.cli.lines import plan_lines
+    from whisper_peft.training import planning
 
-    device = fitting.Device("cpu", "a machine", 20 * fitting.GIB, 19 * fitting.GIB)
-    monkeypatch.setattr(fitting, "found_device", lambda: device)
+    device = planning.Device("cpu", "a machine", 20 * planning.GIB, 19 * planning.GIB)
+    monkeypatch.setattr(planning, "found_device", lambda: device)
     recipe = tiny_recipe(tiny_model, speech)
     said = []
     train(recipe, dry_run=True, say=said.append)
@@ -260,9 +260,9 @@ def test_row_15_one_unit_of_memory_everywhere(tiny_model, speech, tmp_path, monk
     found = plan(recipe)
     assert plan_lines(found)[0] == "a machine: 20.0 GB, 19.0 GB free"
     said_peak = next(line for line in said if "GB predicted" in line).split(" GB predicted")[0].split()[-1]
-    assert said_peak == f"{found['memory']['peak'] / fitting.GIB:.1f}"
-    assert fitting.imagined_device("8GB").memory == 8 * fitting.GIB
-    assert "1e9" not in Path(fitting.__file__).read_text(encoding="utf-8")
+    assert said_peak == f"{found['memory']['peak'] / planning.GIB:.1f}"
+    assert planning.imagined_device("8GB").memory == 8 * planning.GIB
+    assert "1e9" not in Path(planning.__file__).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

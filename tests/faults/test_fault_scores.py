@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import runs, score, train
-from whisper_peft.data.checking.checks import check_parts
-from whisper_peft.data.checking.findings import Part
+from whisper_peft.checking.checks import check_parts
+from whisper_peft.checking.findings import Part
+from whisper_peft.cli.lines import train_lines
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import is_mostly_spaceless, is_spaceless, without_word_spaces
 from whisper_peft.delivery.publishing import publish
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import bootstrap_interval
-from whisper_peft.printing import train_lines
 from whisper_peft.training.defaults import selecting_metric
 
 SEGMENTED = {

@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import Recipe, check, load_preparation, override
+from whisper_peft.checking.findings import Part
+from whisper_peft.checking.sound import mended_sounds
 from whisper_peft.data.audio import AudioError, duration_s, load_audio, read_sound
-from whisper_peft.data.checking.findings import Part
-from whisper_peft.data.checking.sounds import mended_sounds
 from whisper_peft.data.mixing import Levels
 from whisper_peft.data.rows import Row
 from whisper_peft.training.first_look import first_look
-from whisper_peft.training.speech import load_rows
-from whisper_peft.training.speech import make_speech as make_speech_of
+from whisper_peft.training.splits import load_rows
+from whisper_peft.training.splits import make_speech as make_speech_of
 
 RATE_HZ = 16_000
 SECONDS = 6.0

@@ -637,7 +637,7 @@ def test_a_notice_is_a_line_of_the_command_line(adapter, speech, tmp_path, run_c
 
 
 def test_only_single_messages_are_hushed(capsys):
-    from whisper_peft.hushing import LOG_MESSAGES, hush_libraries
+    from whisper_peft.cli.quiet import LOG_MESSAGES, hush_libraries
 
     hush_libraries()
     name = LOG_MESSAGES[0][0]

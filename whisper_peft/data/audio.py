@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from whisper_peft.data.containers import Structure, falls_short, read_structure
 from whisper_peft.data.decoding import AudioError, Clip, decode, read_container_s, read_header_s
 from whisper_peft.data.seeking import decode_piece, known_structure
+from whisper_peft.data.truncation import Structure, falls_short, read_structure
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
 

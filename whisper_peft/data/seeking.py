@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from whisper_peft.data.containers import read_structure
 from whisper_peft.data.decoding import (
     DECODER_ERRORS,
     MOST_PACKETS,
@@ -26,6 +25,7 @@ from whisper_peft.data.decoding import (
     open_container,
 )
 from whisper_peft.data.structure import Marks, Structure, falls_short, identity_of
+from whisper_peft.data.truncation import read_structure
 from whisper_peft.data.xing import header_of_the_rest
 
 if TYPE_CHECKING:

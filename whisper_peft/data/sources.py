@@ -17,7 +17,7 @@ from whisper_peft.data.columns import (
     row_of,
 )
 from whisper_peft.data.folders import Columnar, Recording, Table, find_source, is_name_of_split
-from whisper_peft.data.hub import typed_rows
+from whisper_peft.data.parquet import typed_rows
 from whisper_peft.data.rows import Row
 from whisper_peft.data.spoken import refuse_slips
 from whisper_peft.data.subtitles import WINDOW_S, cut, read_segments, utf8_bytes

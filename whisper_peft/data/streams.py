@@ -14,7 +14,7 @@ import numpy as np
 
 from whisper_peft.data.columns import Columns
 from whisper_peft.data.folders import Columnar, find_source
-from whisper_peft.data.hub import Reader, open_columns, revision_of, stored_sound
+from whisper_peft.data.parquet import Reader, open_columns, revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.errors import UserError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from whisper_peft.data.text import LANGUAGES, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.model.planning import GIB
+from whisper_peft.model.memory import GIB
 
 TASK = "automatic-speech-recognition"
 MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)

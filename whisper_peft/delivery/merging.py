@@ -14,9 +14,9 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
 from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.generation import full_limit, generate
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
-from whisper_peft.evaluation.transcribing import full_limit, generate
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from whisper_peft.data.features import Preparation
+from whisper_peft.evaluation.generation import errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, finish_transcript, tokens_left
-from whisper_peft.evaluation.transcribing import errors_only, generate
 from whisper_peft.model.build import whisper_of
 
 STRIDES_IN_WINDOW = 6  # a stride at either end of a chunk, where its words are trusted least: 5 s of 30 s

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import Preparation
+from whisper_peft.evaluation.generation import errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, Piece, assemble, tokens_left
-from whisper_peft.evaluation.transcribing import errors_only, generate
 from whisper_peft.model.build import whisper_of
 
 if TYPE_CHECKING:

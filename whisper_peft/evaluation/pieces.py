@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import full_limit
+from whisper_peft.evaluation.generation import full_limit
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,24 @@ from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.checking.meanings import read_lengths, refuse_elsewhere
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
+from whisper_peft.data.doubtful_times import read_lengths, refuse_elsewhere
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import clips_of, load_uncut
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
-from whisper_peft.evaluation.loading import load_to_run
-from whisper_peft.evaluation.metrics import bootstrap_interval, score
-from whisper_peft.evaluation.normalizers import normalize
-from whisper_peft.evaluation.transcribing import (
+from whisper_peft.evaluation.generation import (
     Transcripts,
     full_limit,
     set_window,
     transcribe_rows,
 )
+from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
+from whisper_peft.evaluation.loading import load_to_run
+from whisper_peft.evaluation.metrics import bootstrap_interval, score
+from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.whole_recordings import (
     failure_records,
     piece_of,

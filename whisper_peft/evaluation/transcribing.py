@@ -1,296 +1,251 @@
-"""Model and clips to text: encode once, take the token loss, generate."""
+"""transcribe(MODEL, AUDIO...): many recordings, each of any length, to texts, with times, and to files."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
-from whisper_peft.data.batching import SLACK_S, clips_at_once
-from whisper_peft.data.collator import SpeechCollator
-from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset, leave_signals_to_main
-from whisper_peft.data.features import IGNORED, Preparation
+from whisper_peft import runs
+from whisper_peft.data.audio import AudioError, duration_s
+from whisper_peft.data.audio_files import NamedRecording, find_recordings
+from whisper_peft.data.rows import Row
+from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import condense_silence, whisper_of
-from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory
-from whisper_peft.model.head import states_at, token_losses
-from whisper_peft.recipe import CHOICES
+from whisper_peft.evaluation.generation import set_window
+from whisper_peft.evaluation.languages import resolve_language
+from whisper_peft.evaluation.loading import load_to_run
+from whisper_peft.evaluation.pieces import Decoding, prompt_ids
+from whisper_peft.evaluation.transcriber import Hearer, Job
+from whisper_peft.evaluation.transcript_files import (
+    WITH_TIMES,
+    output_names,
+    output_paths,
+    parse_formats,
+    write_transcript,
+)
+from whisper_peft.evaluation.word_times import alignment_heads
 
-PER_CLIP = ("rows", "input_features", "decoder_input_ids", "labels")  # of a batch, what is cut with it
-# Of a batch that is transcribed at a time: seconds of windows, and clips. On a CPU larger ones only pad more.
-AT_ONCE = {"cuda": (240.0, 64), "cpu": (120.0, 16)}
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What the model made of one row."""
-
-    row: int
-    text: str
-    n_tokens: int  # generated, without prefix and end
-    reached_limit: bool  # the generation was stopped by the limit, not by the model
-    loss_sum: float = 0.0  # teacher-forced, over the reference's tokens
-    loss_tokens: int = 0
+# So many recordings are looked at together; what is ready waits for no more than these to come in order.
+BLOCK = 64
 
 
-@dataclass
-class Transcripts:
-    """The transcripts of a data set in the order of its rows, and the rows that could not be read."""
-
-    transcripts: list[Transcript] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-
-def full_limit(preparation: Preparation) -> int:
-    """How many tokens the model can generate after its prefix."""
-    return preparation.max_label_tokens - (4 if preparation.multilingual else 2)
-
-
-def training_limit(dataset: SpeechDataset, preparation: Preparation) -> int:
-    """1.5 times the longest reference and 10 tokens: enough for every right answer, and short for a loop."""
-    longest = max((preparation.n_tokens(dataset.text(number)) for number in range(len(dataset))), default=0)
-    return min(full_limit(preparation), int(1.5 * longest) + 10)
-
-
-def transcribe_rows(
-    model,
-    dataset: SpeechDataset,
-    rows: Sequence[int],
+def transcribe(
+    model: str | Path,
+    audio: Iterable[str | Path],
     *,
+    language: str | None = None,
+    task: str = "transcribe",
     batch_size: int | str = "auto",
-    slack_s: float = math.inf,
-    max_new_tokens: int,
+    window: str = "full",
     beams: int = 1,
-    stop_loops: bool = False,
-    with_loss: bool = True,
-    prompt_ids: Sequence[int] = (),
-    workers: int = 0,
-    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    base: str | None = None,
+    quantize: str = "as-trained",
+    precision: str = "auto",
+    prompt: str | None = None,
+    times: bool = False,
+    word_times: bool = False,
+    chunked: bool = False,
+    output: str | Path | None = None,
+    formats: Sequence[str] = ("txt",),
     progress: Callable[[int], object] = lambda clips: None,
-) -> Transcripts:
-    """Transcribes rows of a dataset, longest first.
+) -> list[dict]:
+    """Transcribe recordings of any length.
 
     Args:
-        model: Whisper, or an adapter on one; put into eval mode and back.
-        dataset: makes the examples.
-        rows: which of them.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
-        slack_s: seconds of silence behind the longest clip of a batch; infinite: the model's whole window.
-        max_new_tokens: limit on generation; 0: no text is made, for the losses alone.
+        model: Any MODEL: Hub id, model, adapter or run folder.
+        audio: Files of any format, folders, and patterns such as ``talks/*.mp3``.
+        language: A name or code; None: the one the model was trained for, as its generation config says; "auto": the
+            one that the model hears in each recording.
+        task: transcribe or translate.
+        batch_size: Recordings at a time; "auto": as many short ones as fill 240 s of windows, 64 at most (a CPU: 120 s,
+            16), and 8 long ones (a CPU: 2).
+        window: full (30 s), or condensed or tight, quicker, for a model trained so. Long recordings, and those with
+            times, are always heard in full windows.
         beams: 1 is greedy.
-        stop_loops: for a comparison of checkpoints: whether a transcript that only repeats itself is ended (greedy
-            only), or one that passes 1.5 times the longest reference of its batch and 10 tokens.
-        with_loss: also the teacher-forced loss of the references.
-        prompt_ids: tokens that stand before every transcript, see `longform.prompt_ids`.
-        workers: processes that read audio.
-        autocast: gives the context of reduced precision.
-        progress: told after each batch how many clips it had.
-    """
-    import torch
-    from torch.utils.data import DataLoader
+        base: The adapter's base, if it has moved.
+        quantize: The base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
+        prompt: Names and jargon, as they are spelt. They stand before every window, without being a part of the text.
+        times: Whether recordings that fit into one window have segments with times, too.
+        word_times: Whether segments have the times of their words.
+        chunked: Whether a long recording is cut into chunks of one window, decoded several at once.
+        output: A folder for files named after the recordings; None writes nothing. What is there already is done.
+        formats: Of the files: txt, srt, vtt, tsv, json. All but txt have times.
+        progress: Told how many recordings were done since it was last told.
 
-    batches = _batches(dataset, rows, batch_size, slack_s)
-    loader = DataLoader(
-        dataset, batch_sampler=batches, collate_fn=SpeechCollator(dataset.preparation), num_workers=workers,
-        worker_init_fn=leave_signals_to_main if workers else None,
-        generator=torch.Generator(),  # else drawing its seed would move the training's random state
-    )  # fmt: skip
-    found, pieces = Transcripts(), Pieces()
-    was_training = model.training
-    model.eval()
-    try:
-        for picked, batch in zip(batches, loader, strict=True):
-            if batch["rows"]:
-                language = dataset.language_of(picked[0].row)
-                found.transcripts += pieces.each(batch, lambda piece, language=language: _transcribe_batch(
-                    model, dataset.preparation, piece, language=language, task=dataset.task,
-                    max_new_tokens=max_new_tokens, beams=beams, stop_loops=stop_loops, with_loss=with_loss,
-                    prompt_ids=prompt_ids, autocast=autocast,
-                ))  # fmt: skip
-            found.left_out += batch["left_out"]
-            progress(len(picked))
-    finally:
-        model.train(was_training)
-    found.transcripts.sort(key=lambda transcript: transcript.row)
-    found.left_out.sort(key=lambda left_out: left_out.row)
-    return found
-
-
-class Pieces:
-    """A batch whole, or in as few pieces as memory allows; what was learnt of it holds for the batches that follow."""
-
-    def __init__(self) -> None:
-        self.window_frames_at_once = sys.maxsize
-
-    def each(self, batch: dict, work: Callable[[dict], list[Transcript]]) -> list[Transcript]:
-        """`work` of every piece, one after the other."""
-        n_clips, window_frames = len(batch["rows"]), batch["input_features"].shape[-1]
-        done: list[Transcript] = []
-        while len(done) < n_clips:
-            clips = max(1, min(n_clips - len(done), self.window_frames_at_once // window_frames))
-            part = slice(len(done), len(done) + clips)
-            try:
-                done += work({key: batch[key][part] for key in PER_CLIP})
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or clips == 1:
-                    raise
-                self.window_frames_at_once = clips // 2 * window_frames
-            else:
-                continue
-            free_unused_memory()
-        return done
-
-
-def _batches(dataset: SpeechDataset, rows: Sequence[int], batch_size: int | str, slack_s: float) -> list[list[Pick]]:
-    """Picks of like length and one language (the prefix is the same for all), longest first."""
-    seconds = {row: dataset.duration_s(row) for row in rows}
-    budget_s, most_clips = AT_ONCE["cuda" if best_device().type == "cuda" else "cpu"]
-    batches: list[list[Pick]] = []
-    most = 0
-    for row in sorted(rows, key=lambda row: (dataset.language_of(row) or "", -seconds[row], row)):
-        last = batches[-1] if batches else None
-        if last is None or len(last) >= most or dataset.language_of(last[0].row) != dataset.language_of(row):
-            batches.append([])
-            window_s = max(0.1, min(dataset.preparation.window_s, seconds[row] + slack_s))
-            most = min(most_clips, clips_at_once(window_s, budget_s)) if batch_size == "auto" else batch_size
-        batches[-1].append(Pick(row, slack_s=slack_s))
-    return batches
-
-
-def _transcribe_batch(
-    model, preparation: Preparation, batch: dict, *, language: str | None, task: str, max_new_tokens: int, beams: int,
-    stop_loops: bool, with_loss: bool, prompt_ids: Sequence[int], autocast: Callable,
-) -> list[Transcript]:  # fmt: skip
-    import torch
-    from transformers.modeling_outputs import BaseModelOutput
-
-    whisper = whisper_of(model)
-    device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
-    with torch.no_grad(), autocast():
-        features = batch["input_features"].to(device, dtype)
-        encoded = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
-        losses, counts = [0.0] * len(features), [0] * len(features)
-        if with_loss:
-            labels = batch["labels"].to(device)
-            wanted = labels != IGNORED
-            targets = labels[wanted]
-            with states_at(whisper, wanted) as states:
-                whisper(
-                    encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(device), use_cache=False
-                )
-            each = torch.zeros(labels.shape, device=device)
-            each[wanted] = token_losses(whisper, states.pop(), targets)
-            losses, counts = each.sum(1).tolist(), wanted.sum(1).tolist()
-        sequences: list[list[int]] = [[] for _ in batch["rows"]]
-        loops = Loops(len(sequences), eot=preparation.eot) if stop_loops and beams == 1 else None
-        if stop_loops:
-            longest = int((batch["labels"] != IGNORED).sum(1).max())
-            max_new_tokens = min(max_new_tokens, int(1.5 * longest) + 10)
-        if max_new_tokens:
-            sequences = generate(
-                whisper, preparation, encoded, language=language, task=task, max_new_tokens=max_new_tokens, beams=beams,
-                loops=loops, prompt_ids=prompt_ids,
-            )  # fmt: skip
-    looped = loops.found.tolist() if loops else [False] * len(sequences)
-    return [
-        Transcript(row, preparation.decode(ids), len(ids), stopped or 0 < max_new_tokens <= len(ids), loss, count)
-        for row, ids, stopped, loss, count in zip(batch["rows"], sequences, looped, losses, counts, strict=True)
-    ]
-
-
-class Loops:
-    """A stopping criterion: ends a transcript whose tail repeats itself with a period of up to 32 tokens.
-
-    Four periods and 24 tokens at least must be equal, which no transcript of speech has. What it ends is counted like
-    what reaches the limit.
-    """
-
-    longest_period, least_tokens, every = 32, 24, 4
-
-    def __init__(self, n_clips: int, *, eot: int):
-        import torch
-
-        self.eot = eot
-        self.found = torch.zeros(n_clips, dtype=torch.bool)
-
-    def __call__(self, input_ids, scores, **kwargs):
-        """bool (batch,): which of the sequences (batch, n_tokens) are done."""
-        import torch
-
-        n_tokens = input_ids.shape[1]
-        if n_tokens % self.every == 0:  # a look costs little, but not nothing
-            found, ended = torch.zeros_like(input_ids[:, 0], dtype=torch.bool), input_ids[:, -1] == self.eot
-            for period in range(1, self.longest_period + 1):
-                n_equal = max(self.least_tokens, 4 * period) - period
-                if n_tokens < n_equal + period:
-                    break
-                tail = input_ids[:, n_tokens - n_equal :]
-                found |= (tail == input_ids[:, n_tokens - n_equal - period : n_tokens - period]).all(dim=1)
-            self.found = self.found.to(found.device) | (found & ~ended)  # behind its end a transcript is padded with it
-        return self.found.to(input_ids.device)
-
-
-def generate(
-    whisper,
-    preparation: Preparation,
-    encoded,
-    *,
-    language: str | None,
-    task: str,
-    max_new_tokens: int,
-    beams: int = 1,
-    loops: Loops | None = None,
-    prompt_ids: Sequence[int] = (),
-    timestamps: bool = False,
-) -> list[list[int]]:
-    """Token ids of each clip, without prefix and end-of-text.
-
-    The encoder's output is passed in: `generate(input_features=…)` would encode again, and pad short input with
-    what sounds like loud noise.
-    """
-    import torch
-
-    words = {"language": language, "task": task} if preparation.multilingual else {}
-    if prompt_ids:
-        words["prompt_ids"] = torch.tensor(prompt_ids, device=whisper.device)
-    with errors_only():
-        output = whisper.generate(
-            encoder_outputs=encoded, max_new_tokens=max_new_tokens, num_beams=beams, use_cache=True,
-            return_timestamps=timestamps, stopping_criteria=[loops] if loops else None,
-            force_unique_generate_call=True,  # else a stray timestamp token makes it look for audio it was not given
-            **words,
-        )  # fmt: skip
-    prefix = [*prompt_ids, *preparation.prefix(language, task, timestamps=timestamps)]
-    sequences = []
-    for ids in output.tolist():
-        if ids[: len(prefix)] == prefix:
-            ids = ids[len(prefix) :]
-        sequences.append(ids[: ids.index(preparation.eot)] if preparation.eot in ids else ids)
-    return sequences
-
-
-@contextlib.contextmanager
-def errors_only():
-    """At every batch Whisper's generate warns of what it does itself: two limits, its own logits processors."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def set_window(model, window: str) -> float:
-    """Makes a model take windows of a kind, and returns the silence in seconds that each batch wants behind it.
+    Returns:
+        One ``{"audio": path, "text": transcript, "reached_limit": …, "language": code}`` each, in the order given. One
+        longer than the model's window (30 s), or with `times`, also has ``segments``: ``{"start": seconds, "end":
+        seconds, "text": …}``, with `word_times` also ``words``: ``{"word": …, "start": …, "end": …}``. With `output`
+        ``outputs`` names the files; one that was done already has ``done_before`` instead of a text.
 
     Raises:
-        UserError: a kind of window that does not exist.
+        UserError: A recording is missing or unreadable, or the model does not know the language.
     """
-    if window not in CHOICES["features.window"]:
-        raise UserError(f"--window {window}: expected one of {', '.join(CHOICES['features.window'])}.")
-    condense_silence(model, window)
-    return SLACK_S[window]
+    transcripts = {}
+    heard = transcribe_each(
+        model,
+        audio,
+        language=language,
+        task=task,
+        batch_size=batch_size,
+        window=window,
+        beams=beams,
+        base=base,
+        quantize=quantize,
+        precision=precision,
+        prompt=prompt,
+        times=times,
+        word_times=word_times,
+        chunked=chunked,
+        output=output,
+        formats=formats,
+    )
+    for number, transcript in heard:
+        if "error" in transcript:
+            raise UserError(f"{transcript['audio']}: {transcript['error']}.")
+        transcripts[number] = transcript
+        progress(1)
+    return [transcripts[number] for number in sorted(transcripts)]
+
+
+def transcribe_each(
+    model: str | Path,
+    audio: Iterable[str | Path | NamedRecording],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    batch_size: int | str = "auto",
+    window: str = "full",
+    beams: int = 1,
+    base: str | None = None,
+    quantize: str = "as-trained",
+    precision: str = "auto",
+    prompt: str | None = None,
+    times: bool = False,
+    word_times: bool = False,
+    chunked: bool = False,
+    output: str | Path | None = None,
+    formats: Sequence[str] = ("txt",),
+    say: Callable[[str], object] = lambda line: None,
+    progress: Callable[[float, float], object] = lambda seconds, total: None,
+) -> Iterator[tuple[int, dict]]:
+    """Transcribe recordings, and hand each over as soon as it is done; a bad one does not stop the others.
+
+    Args:
+        model: See `transcribe`, as for all that is not named here.
+        audio: See `transcribe`; also what `find_recordings` found.
+        language: See `transcribe`.
+        task: See `transcribe`.
+        batch_size: See `transcribe`.
+        window: See `transcribe`.
+        beams: See `transcribe`.
+        base: See `transcribe`.
+        quantize: See `transcribe`.
+        precision: See `transcribe`.
+        prompt: See `transcribe`.
+        times: See `transcribe`.
+        word_times: See `transcribe`.
+        chunked: See `transcribe`.
+        output: See `transcribe`. Each file is written before its recording is handed over.
+        formats: See `transcribe`.
+        say: Told what happens, one line at a time.
+        progress: Told the seconds of sound that were done since it was last told, and those of all recordings.
+
+    Yields:
+        The recording's place among all that were named, from 0, and its transcript as of `transcribe`. A recording that
+        cannot be used has ``error``, the reason, instead of a text.
+
+    Raises:
+        UserError: What concerns all recordings: the model, the language, the output folder.
+    """
+    named = find_recordings(audio)
+    chosen = parse_formats(formats)
+    timed = times or word_times or (output is not None and any(name in WITH_TIMES for name in chosen))
+    if output is not None:
+        _refuse_unusable(Path(output))
+    jobs, ready = _plan(named, Path(output) if output is not None else None, chosen)
+    yield from ready
+    if not jobs:
+        return
+    loaded, preparation, _, _ = load_to_run(model, base=base, quantize=quantize, precision=precision)
+    if word_times:
+        alignment_heads(loaded)  # refuse before hours of work
+    code = resolve_language(loaded, preparation, language)
+    listens = code == AUTO_LANGUAGE
+    preparation.check_languages([] if listens else [(code, "--language")], task)
+    ids, n_cut = prompt_ids(preparation, prompt)
+    if n_cut:
+        say(
+            f"--prompt: {n_cut} tokens were cut at its start; the model takes the last {preparation.max_prompt_tokens}."
+        )
+    hearer = Hearer(
+        loaded,
+        preparation,
+        Decoding(None if listens else code, task, beams, ids),
+        listens=listens,
+        batch_size=batch_size,
+        slack_s=set_window(loaded, window),
+        timed=timed,
+        word_times=word_times,
+        chunked=chunked,
+        progress=_counted(progress, sum(job.seconds for job in jobs)),
+    )
+    for first in range(0, len(jobs), BLOCK):
+        for job, transcript in hearer.hear(jobs[first : first + BLOCK]):
+            if job.outputs and "error" not in transcript:
+                transcript = _write(transcript, job)
+            yield job.number, transcript
+
+
+def _refuse_unusable(output: Path) -> None:
+    if output.is_dir():
+        return
+    if output.exists():
+        raise UserError(f"{output}: a file; --output names a folder.")
+    runs.refuse_existing(output)
+
+
+def _write(transcript: dict, job: Job) -> dict:
+    """Write the files of a recording; where that fails, the recording has an error, and the others go on."""
+    try:
+        write_transcript(transcript, job.outputs)
+    except UserError as error:
+        return {"audio": job.row.name, "error": str(error).removesuffix(".")}
+    return {**transcript, "outputs": [str(path) for path in job.outputs.values()]}
+
+
+def _counted(progress: Callable[[float, float], object], total_s: float) -> Callable[[float], object]:
+    return lambda seconds: progress(seconds, total_s)
+
+
+def _plan(
+    named: Sequence[NamedRecording], output: Path | None, formats: Sequence[str]
+) -> tuple[list[Job], list[tuple[int, dict]]]:
+    """Find what is to be heard, and what is over without it: files that are missing, and those that are done."""
+    jobs: list[Job] = []
+    ready: list[tuple[int, dict]] = []
+    places: dict[int, tuple[str, str]] = {}
+    seconds: dict[int, float] = {}
+    for number, recording in enumerate(named):
+        try:
+            if recording.problem:
+                raise AudioError(recording.problem)
+            seconds[number] = duration_s(recording.path)
+            places[number] = (recording.path, recording.place)
+        except AudioError as error:
+            ready.append((number, {"audio": recording.path, "error": str(error)}))
+    names = dict(zip(places, output_names(list(places.values())), strict=True))
+    taken: set[str] = set()
+    for number, (path, _) in places.items():
+        job = Job(number, Row(path, ""), seconds[number])
+        if output is not None:
+            job.outputs = output_paths(output, names[number], formats)
+            is_done = names[number] in taken or all(file.exists() for file in job.outputs.values())
+            taken.add(names[number])
+            if is_done:
+                files = [str(file) for file in job.outputs.values()]
+                ready.append((number, {"audio": path, "done_before": True, "outputs": files}))
+                continue
+        jobs.append(job)
+    return jobs, ready

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import join_segments
-from whisper_peft.evaluation.hearer import Hearer, Job, long_at_once
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.pieces import Decoding
@@ -21,6 +20,7 @@ from whisper_peft.evaluation.recording_scores import (
     start_errors_s,
     uncovered_spans,
 )
+from whisper_peft.evaluation.transcriber import Hearer, Job, long_at_once
 
 # Fewer recordings than this say nothing about how far their error rate would move with others.
 LEAST_FOR_INTERVAL = 5

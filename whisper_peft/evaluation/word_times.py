@@ -19,7 +19,7 @@ import numpy as np
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.text import has_spaces
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import full_limit
+from whisper_peft.evaluation.generation import full_limit
 from whisper_peft.model.build import whisper_of
 
 if TYPE_CHECKING:

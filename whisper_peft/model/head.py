@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from whisper_peft.model.planning import EVALUATED_ROWS
+from whisper_peft.model.memory import EVALUATED_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,1 +1,1 @@
-"""The miniature Whisper and the small Hindi data set that ship with the wheel, and the scripts that made them."""
+"""The miniature Whisper and the small Hindi data set that ship with the wheel."""

@@ -13,7 +13,7 @@ from whisper_peft.model.identity import ADAPTER_WEIGHTS, BASE_FACTS, weight_file
 from whisper_peft.model.loading import fit_to_adapter, shapes_of
 from whisper_peft.model.locating import Located
 from whisper_peft.model.weights import fit_base, read_header, refuse_not_finite, tensors_of
-from whisper_peft.training.speech import Speech
+from whisper_peft.training.splits import Speech
 
 
 def set_generation_language(model, speech: Speech) -> None:

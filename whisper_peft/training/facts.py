@@ -24,7 +24,7 @@ from whisper_peft.files import open_file, printable
 from whisper_peft.model.identity import adapter_sha256, base_identity
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
-from whisper_peft.training.speech import Speech
+from whisper_peft.training.splits import Speech
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "jiwer")
 MOST_SOUNDS = 64  # of a split, spread over it, whose content is known again when the run is gone on with

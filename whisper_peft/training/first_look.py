@@ -6,15 +6,15 @@ import copy
 import random
 from collections.abc import Sequence
 
-from whisper_peft.data.checking.checks import Checked, Limits, check_parts, mapped
-from whisper_peft.data.checking.findings import KINDS, Part
-from whisper_peft.data.checking.meanings import refuse_elsewhere
-from whisper_peft.data.checking.sounds import mended_sounds
+from whisper_peft.checking.checks import Checked, Limits, check_parts, mapped
+from whisper_peft.checking.findings import KINDS, Part
+from whisper_peft.checking.sound import mended_sounds
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
+from whisper_peft.data.doubtful_times import refuse_elsewhere
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
-from whisper_peft.training.speech import Rows, Speech, fixed_rows
+from whisper_peft.training.splits import Rows, Speech, fixed_rows
 
 SURE = 25.0  # nats of evidence that stop a run; chance has been seen to make 18, a list that lost a row makes hundreds
 MOST_TRAIN, MOST_SCORED = 2_000, 500  # clips of all training sources, of eval and of test: seconds, not minutes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import IGNORED
-from whisper_peft.model.planning import ROWS
+from whisper_peft.model.memory import ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor

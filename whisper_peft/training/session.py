@@ -14,8 +14,8 @@ from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
 from whisper_peft.errors import Interrupted, UserError
+from whisper_peft.evaluation.generation import Transcripts, full_limit, training_limit, transcribe_rows
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
-from whisper_peft.evaluation.transcribing import Transcripts, full_limit, training_limit, transcribe_rows
 from whisper_peft.model.build import condense_silence
 from whisper_peft.model.locating import Located
 from whisper_peft.progress import bar
@@ -25,7 +25,7 @@ from whisper_peft.training.arguments import tensorboard_callback, training_argum
 from whisper_peft.training.artefacts import count_weights, load_weights, replace_artefact, set_generation_language
 from whisper_peft.training.defaults import selecting_metric
 from whisper_peft.training.facts import hours, padding_share, peak_memory_bytes
-from whisper_peft.training.speech import Speech, fixed_rows
+from whisper_peft.training.splits import Speech, fixed_rows
 
 
 class Session:

@@ -32,10 +32,10 @@ from whisper_peft.training.facts import (
     warn_of_recordings,
 )
 from whisper_peft.training.first_look import first_look, refuse_unusable
-from whisper_peft.training.fitting import check_memory
+from whisper_peft.training.planning import check_memory
 from whisper_peft.training.resuming import check_checkpoints, resumed_recipe
 from whisper_peft.training.session import Session
-from whisper_peft.training.speech import (
+from whisper_peft.training.splits import (
     MOST_OF_TEXT,
     MOST_SCORED,
     Speech,

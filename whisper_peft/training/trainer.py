@@ -38,7 +38,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import logits_at
-from whisper_peft.model.masking import masked
+from whisper_peft.model.specaugment import masked
 from whisper_peft.training.loss import token_loss_sum
 
 

@@ -14,10 +14,10 @@ from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.evaluation.chunks import transcribe_in_chunks
+from whisper_peft.evaluation.generation import AT_ONCE, transcribe_rows
 from whisper_peft.evaluation.languages import listen_for_languages
 from whisper_peft.evaluation.longform import transcribe_short_wave, transcribe_waves
 from whisper_peft.evaluation.pieces import Decoding, tokens_left
-from whisper_peft.evaluation.transcribing import AT_ONCE, transcribe_rows
 from whisper_peft.evaluation.word_times import add_word_times
 from whisper_peft.model.devices import best_device
 

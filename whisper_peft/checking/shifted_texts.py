@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from whisper_peft.data.checking.pacing import SHIFTS, Fit, Model, pairs_at
+from whisper_peft.checking.speech_rate import SHIFTS, Fit, Model, pairs_at
 
 SHORTEST_STRETCH = 10  # rows; shorter ones are not told from chance
 FEWEST_ROWS = 40  # of a source, else nothing is said

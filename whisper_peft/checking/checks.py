@@ -12,16 +12,17 @@ from typing import TypeVar
 
 import numpy as np
 
+from whisper_peft.checking.contradictions import look_at_rows
+from whisper_peft.checking.duplicates import look_at_copies, look_at_twins
+from whisper_peft.checking.findings import MOST_READ, Findings, Part
+from whisper_peft.checking.model_evidence import by_text, gains_of, unlikely_texts
+from whisper_peft.checking.shifted_texts import Mispairing, correlations, find_mispairings, name_orders
+from whisper_peft.checking.sound import look_at_sounds, misstated_rate
+from whisper_peft.checking.sound_measures import Measures, listen
+from whisper_peft.checking.speech_rate import text_sizes, unusual_paces
+from whisper_peft.checking.texts import look_at_texts, scripts_of
 from whisper_peft.data.audio import AudioError, duration_s
-from whisper_peft.data.checking.alignment import Mispairing, correlations, find_mispairings, name_orders
-from whisper_peft.data.checking.findings import MOST_READ, Findings, Part
-from whisper_peft.data.checking.likelihoods import by_text, gains_of, unlikely_texts
-from whisper_peft.data.checking.listening import Measures, listen
-from whisper_peft.data.checking.meanings import ELSEWHERE, Doubt, describe_times, doubt_times, look_at_rows
-from whisper_peft.data.checking.pacing import text_sizes, unusual_paces
-from whisper_peft.data.checking.sounds import look_at_sounds, misstated_rate
-from whisper_peft.data.checking.twins import look_at_copies, look_at_twins
-from whisper_peft.data.checking.wording import look_at_texts, scripts_of
+from whisper_peft.data.doubtful_times import ELSEWHERE, Doubt, describe_times, doubt_times
 from whisper_peft.data.features import Preparation, TooLongError
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.text import clean_text

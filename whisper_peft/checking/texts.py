@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from whisper_peft.data.checking.findings import MOST_READ, Findings
+from whisper_peft.checking.findings import MOST_READ, Findings
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import is_spaceless
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print."""
+"""The commands: each parses its options, calls one public function and prints the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ import traceback
 import click
 
 from whisper_peft import __version__
-from whisper_peft.errors import Interrupted, UserError
-from whisper_peft.files import printable, reason_of
-from whisper_peft.model.planning import GIB
-from whisper_peft.options import (
+from whisper_peft.cli.lines import (
+    Printer,
+    check_lines,
+    demo_lines,
+    matrix_lines,
+    merge_lines,
+    plan_lines,
+    progress_bar,
+    publish_lines,
+    seconds_bar,
+    train_lines,
+)
+from whisper_peft.cli.options import (
     AT_LEAST_1,
     BEAMS,
     PRECISION,
@@ -30,20 +39,11 @@ from whisper_peft.options import (
     output_options,
     recipe_options,
 )
-from whisper_peft.printing import (
-    Printer,
-    check_lines,
-    demo_lines,
-    matrix_lines,
-    merge_lines,
-    plan_lines,
-    progress_bar,
-    publish_lines,
-    seconds_bar,
-    train_lines,
-)
-from whisper_peft.recipes_command import recipes
-from whisper_peft.score_lines import score_lines
+from whisper_peft.cli.recipes import recipes
+from whisper_peft.cli.score_lines import score_lines
+from whisper_peft.errors import Interrupted, UserError
+from whisper_peft.files import printable, reason_of
+from whisper_peft.model.memory import GIB
 
 BUG = 70  # the exit code of a bug of ours
 SYSTEM_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EDQUOT, errno.ENOMEM)
@@ -150,8 +150,8 @@ def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> 
 
     Example: whisper-peft check my-speech:train my-speech:test
     """
-    from whisper_peft.evaluation.checking import check as run_check
-    from whisper_peft.evaluation.checking import is_recipe
+    from whisper_peft.checking.check import check as run_check
+    from whisper_peft.checking.check import is_recipe
 
     recipes = [one for one in sources if is_recipe(one)]
     if recipes and len(sources) > 1:
@@ -174,13 +174,13 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
 
     Example: whisper-peft plan small-hindi-lora --gpu-memory 8GB
     """
-    from whisper_peft.training import fitting
+    from whisper_peft.training import planning
 
     if matrix:
-        found = fitting.plan_matrix(recipe, changes=changes, gpu_memory=gpu_memory)
+        found = planning.plan_matrix(recipe, changes=changes, gpu_memory=gpu_memory)
         out.result(found, matrix_lines(found))
         return
-    found = fitting.plan(recipe, changes=changes, gpu_memory=gpu_memory)
+    found = planning.plan(recipe, changes=changes, gpu_memory=gpu_memory)
     out.result(found, plan_lines(found))
     if not found["fits"]:
         peak, free = found["memory"]["peak"] / GIB, found["device"]["free"] / GIB
@@ -334,7 +334,7 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> i
 
     Example: whisper-peft transcribe runs/hindi talks/ --format txt,srt --output texts
     """
-    from whisper_peft.transcribe_command import transcribe_all
+    from whisper_peft.cli.transcribe import transcribe_all
 
     return transcribe_all(out, model, audio, **options)
 

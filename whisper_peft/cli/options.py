@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from whisper_peft.printing import Printer
+from whisper_peft.cli.lines import Printer
 
 WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
 SRC_HELP = "AudioFolder, Common Voice release (DIR:split), manifest, Parquet, subtitled recording, Hub data set."

@@ -1,20 +1,15 @@
-"""What the columns of a source seem to mean: times of another recording, prompts that hold the text, languages."""
+"""Tell from the times of many rows whether they are times of another recording, or of a cut that was made already."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisper_peft.data.audio import AudioError, duration_s
-from whisper_peft.data.checking.findings import MOST_READ, Findings
 from whisper_peft.data.rows import Row
-from whisper_peft.data.segments import find_fault
-from whisper_peft.data.text import has_spaces
 from whisper_peft.errors import UserError
-from whisper_peft.files import printable, short_repr
+from whisper_peft.files import printable
 
 ELSEWHERE, CUT = "times-elsewhere", "times-cut"
 _TOLERANCE_S, _TOLERANCE = 0.3, 0.05  # two lengths that differ by no more than either are the same
@@ -135,56 +130,6 @@ def describe_times(row: Row, file_s: float | None) -> str:
     end = "" if row.end_s is None else f", end {row.end_s:g} s"
     file = "" if file_s is None else f"; the file has {file_s:.2f} s"
     return f"start {row.start_s:g} s{end}{file}"
-
-
-def look_at_rows(
-    findings: Findings, part: int, seconds: Sequence[float | None], *, language: str | None, borrowed: bool
-) -> None:
-    """Find rows that contradict themselves, and languages that Whisper does not know.
-
-    Args:
-        findings: Takes what is found.
-        part: Its number.
-        seconds: Of each row; None where they are not known.
-        language: Code for rows that name none.
-        borrowed: Whether all rows get a borrowed language token, whatever they say.
-    """
-    rows = findings.parts[part].rows
-    unknown = Counter(row.unknown_language for row in rows if row.unknown_language)
-    is_clear = language is not None and not any(row.language for row in rows)
-    for number, row in enumerate(rows):
-        fault = row.fault
-        if not fault and row.end_s is None:  # else its length was known when it was read
-            fault = find_fault(row.segments, seconds[number])
-        if fault:
-            findings.add("bad-segments", part, number, fault)
-        if row.unknown_language and not borrowed:
-            kind = "language-as-said" if is_clear else "unknown-language"
-            count = unknown[row.unknown_language]
-            detail = f"{short_repr(row.unknown_language)}, as {count:,} row{'' if count == 1 else 's'} of this source"
-            findings.add(kind, part, number, detail, weight=count)
-        if row.prompt and not row.segments and _holds(row.prompt, row.text, row.language or language):
-            findings.add("text-in-prompt", part, number, f"prompt: {short_repr(row.prompt)}")
-
-
-def _holds(prompt: str, text: str, language: str | None) -> bool:
-    """Whether a text stands in its prompt, word by word; marks of punctuation and capitals do not count."""
-    words, before = _words(text), _words(prompt)
-    if not words:
-        return False
-    if language is not None and not has_spaces(language):
-        return words.replace(" ", "") in before.replace(" ", "")
-    return f" {words} " in f" {before} "
-
-
-def _words(text: str) -> str:
-    letters = unicodedata.normalize("NFKC", text[:MOST_READ]).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", _without_marks(letters)).split())
-
-
-def _without_marks(text: str) -> str:
-    """The text without vowel signs and joiners, which are no word characters for regular expressions."""
-    return "".join(sign for sign in text if unicodedata.category(sign) not in ("Mn", "Mc", "Cf"))
 
 
 def _is_timed(row: Row) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from whisper_peft.options import output_options
-from whisper_peft.printing import Printer, first_comment
+from whisper_peft.cli.lines import Printer, first_comment
+from whisper_peft.cli.options import output_options
 
 
 @click.group()

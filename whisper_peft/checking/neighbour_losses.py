@@ -10,7 +10,7 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset
 from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Segment
-from whisper_peft.evaluation.transcribing import set_window
+from whisper_peft.evaluation.generation import set_window
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.head import states_at, token_losses

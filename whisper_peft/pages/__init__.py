@@ -205,7 +205,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
 
 def frame(title: str, body: str) -> str:
     """The whole page around a body of HTML made of these pieces."""
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("pages.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

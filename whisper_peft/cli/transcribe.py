@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import click
 
+from whisper_peft.cli.lines import Printer, seconds_bar, shown_path, transcript_line
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable
-from whisper_peft.printing import Printer, seconds_bar, shown_path, transcript_line
 
 LIST_ON_STDIN = "-"
 
@@ -47,7 +47,7 @@ def transcribe_all(
         Interrupted: Ctrl-C or SIGTERM. What is done is written or printed.
     """
     from whisper_peft.data.audio_files import find_recordings
-    from whisper_peft.evaluation.hearing import transcribe_each
+    from whisper_peft.evaluation.transcribing import transcribe_each
     from whisper_peft.evaluation.transcript_files import WITH_TIMES, parse_formats
 
     chosen = parse_formats(formats or ("txt",))

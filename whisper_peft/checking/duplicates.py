@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from whisper_peft.data.checking.findings import MOST_READ, Findings
-from whisper_peft.data.checking.listening import SILENT_DB, Measures
+from whisper_peft.checking.findings import MOST_READ, Findings
+from whisper_peft.checking.sound_measures import SILENT_DB, Measures
 from whisper_peft.data.text import clean_text
 
 SAME_FILE = "the same file"

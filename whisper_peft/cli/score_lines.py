@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whisper_peft.printing import counted, name_of
+from whisper_peft.cli.lines import counted, name_of
 
 MOST_RECORDINGS = 5  # that are shown by themselves
 

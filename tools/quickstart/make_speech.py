@@ -1,6 +1,6 @@
 """Make the quickstart's Hindi data set: sentences of a small grammar, spoken by espeak-ng.
 
-    python -m whisper_peft.quickstart.make_speech OUT
+    python tools/quickstart/make_speech.py OUT
 
 writes OUT/train, OUT/validation and OUT/test, each with metadata.csv and one ogg/opus file a clip. It takes about a
 minute and needs espeak-ng (1.51 was used) on the PATH. No two splits share a sentence or a voice. Words that Marathi

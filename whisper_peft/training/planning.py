@@ -16,17 +16,17 @@ from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME, fill_windows
 from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.transcribing import AT_ONCE
+from whisper_peft.evaluation.generation import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.build import target_words
 from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
-from whisper_peft.model.planning import GIB, Load, Memory, Method, predict_memory, trainable
+from whisper_peft.model.memory import GIB, Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given
 from whisper_peft.training.defaults import adapters_own
-from whisper_peft.training.speech import Speech, load_rows
+from whisper_peft.training.splits import Speech, load_rows
 
 REFUSED_ABOVE = 1.15  # times the free memory: a prediction may be off by as much
 MOST_CHARACTERS = 10_000  # of a text that are looked at: far over the token limit

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from whisper_peft import runs
+from whisper_peft.checking.checks import Checked, Limits, check_parts
+from whisper_peft.checking.findings import Part
+from whisper_peft.checking.fix import write_mended
+from whisper_peft.checking.neighbour_losses import neighbour_losses
 from whisper_peft.data.audio import AudioError, load_audio
-from whisper_peft.data.checking.checks import Checked, Limits, check_parts
-from whisper_peft.data.checking.findings import Part
-from whisper_peft.data.checking.mending import write_mended
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, spoken_in
 from whisper_peft.data.sources import load_source, load_sources
@@ -22,7 +23,6 @@ from whisper_peft.data.streams import first_rows
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.neighbours import neighbour_losses
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model
 from whisper_peft.model.configs import load_preparation
@@ -131,7 +131,7 @@ def check(
     if fix is not None:
         report["fixed"] = write_mended(checked, Path(fix))
     if html is not None:
-        from whisper_peft.evaluation.check_page import write_check_page
+        from whisper_peft.checking.page import write_check_page
 
         write_check_page(report, Path(html), partial(_wave, checked))
     return report

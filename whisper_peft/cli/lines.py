@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
+from whisper_peft.cli.quiet import hush_libraries, show_notices
 from whisper_peft.files import printable, printable_json
-from whisper_peft.hushing import hush_libraries, show_notices
-from whisper_peft.model.planning import GIB
+from whisper_peft.model.memory import GIB
 
 
 class Printer:

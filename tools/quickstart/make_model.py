@@ -1,6 +1,6 @@
 """Make the quickstart's miniature Whisper: pretrained on synthetic Marathi and English, so that it can learn Hindi.
 
-    python -m whisper_peft.quickstart.make_model OUT
+    python tools/quickstart/make_model.py OUT
 
 writes OUT (model, generation config, tokenizer and processor, as transformers 4.5x and 5 read them). It speaks random
 word sequences with espeak-ng (about 5 minutes on 2 cores) and trains on them (about 25 minutes); OUT is rewritten every
@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from whisper_peft.quickstart.make_speech import sample_rate_hz, speak, vocabulary
+from make_speech import sample_rate_hz, speak, vocabulary
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.checking.checks import Checked
-from whisper_peft.data.checking.findings import KINDS, printable
-from whisper_peft.data.checking.wording import without_markup
+from whisper_peft.checking.checks import Checked
+from whisper_peft.checking.findings import KINDS, printable
+from whisper_peft.checking.texts import without_markup
 from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_peft.data.audio import AudioError
-from whisper_peft.data.checking.findings import Findings, Part
-from whisper_peft.data.checking.listening import (
+from whisper_peft.checking.findings import Findings, Part
+from whisper_peft.checking.sound_measures import (
     CLIPPED_SHARE,
     QUIET_DB,
     SILENT_DB,
@@ -17,6 +16,7 @@ from whisper_peft.data.checking.listening import (
     listen,
     speed_of,
 )
+from whisper_peft.data.audio import AudioError
 from whisper_peft.files import printable
 
 _NARROW_DB = -60.0  # above 4.2 kHz against below
