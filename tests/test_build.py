@@ -16,11 +16,12 @@ from openai_vocabulary import KINDS, alignment_heads, openai_tokenizer, save_che
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.model.build import add_adapter, build_model, load_model, target_pattern, whisper_of
+from whisper_peft.model.build import build_model, load_model, whisper_of
 from whisper_peft.model.configs import load_preparation, load_processor, repair_generation_config
 from whisper_peft.model.identity import BASE_FACTS, base_identity, weights_sha256
-from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate, with_base
+from whisper_peft.model.lora import add_adapter, load_adapter, target_pattern
 
 
 def trainable(model) -> set[str]:

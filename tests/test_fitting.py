@@ -9,7 +9,7 @@ from conftest import tiny_recipe
 
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
 from whisper_peft.model.architecture import PUBLISHED
-from whisper_peft.model.build import target_pattern, targets_of
+from whisper_peft.model.lora import target_pattern, targets_of
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import shipped_recipes
 from whisper_peft.training import planning as room

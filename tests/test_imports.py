@@ -26,12 +26,12 @@ ROOMS = {
         "rows", "spoken", "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
         "addresses", "segments", "columns", "column_types", "cards", "parquet", "sources", "doubtful_times", "words",
         "features",
-        "augmentation", "stitching", "dataset", "batching", "streams", "collator",
+        "augmentation", "stitching", "dataset", "batching", "streams", "samplers", "collator",
     ),
     "model": (
         "devices", "architecture", "memory", "attention", "windows", "specaugment", "head", "quantizing", "fields",
-        "foreign", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
-        "generation_config", "configs", "loading", "build",
+        "foreign", "from_pretrained", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
+        "generation_config", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "evaluation": (
         "generation", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",

@@ -339,3 +339,11 @@ def _escape(match: re.Match[str]) -> str:
 def printable_json(text: str) -> str:
     """Escape in JSON text what a terminal would obey and what cannot be encoded; it means the same."""
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def is_folder(text: str) -> bool:
+    """Whether text that a stranger wrote names a folder here; what cannot be a path does not."""
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from whisper_peft import evaluate, load_model, load_preparation, load_source, merge, train, transcribe
 from whisper_peft.errors import Notice, UserError
 from whisper_peft.model.adapter_configs import is_tame, load_peft_config, read_adapter_config
-from whisper_peft.model.build import add_adapter, target_pattern
 from whisper_peft.model.configs import load_config, load_generation_config, load_processor
-from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.loading import load_base
+from whisper_peft.model.lora import add_adapter, load_adapter, target_pattern
 
 HUGE = 2**40
 NO_OBJECTS = ["[1]", "5", '"x"', "null", "[" * 5000, '{"a": ' * 200 + "1" + "}" * 200, "{", "9" * 5000, "\x00", ""]
@@ -194,7 +194,7 @@ def test_every_from_pretrained_of_configs_says_that_code_is_not_trusted():
 
     import whisper_peft
 
-    for name in ("configs", "vocabulary", "generation", "adapter_configs"):
+    for name in ("configs", "vocabulary", "generation_config", "adapter_configs"):
         tree = ast.parse((Path(whisper_peft.__file__).parent / "model" / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":

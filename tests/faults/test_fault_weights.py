@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from whisper_peft import Notice, UserError, build_model, evaluate, load_base, load_model, locate, merge, publish, train
 from whisper_peft.model.identity import BASE_FACTS, base_identity
-from whisper_peft.model.loading import load_adapter
+from whisper_peft.model.lora import load_adapter
 from whisper_peft.training.artefacts import count_weights, load_weights
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"

@@ -20,9 +20,10 @@ from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.identity import without_bars
-from whisper_peft.model.loading import changes_nothing, load_adapter, load_base
+from whisper_peft.model.from_pretrained import without_bars
+from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.model.lora import changes_nothing, load_adapter
 from whisper_peft.model.weights import refuse_not_finite
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor

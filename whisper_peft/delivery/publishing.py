@@ -13,8 +13,8 @@ from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warni
 from whisper_peft.delivery.repository import CARD, HubFile, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
 from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
-from whisper_peft.model.loading import check_weights
 from whisper_peft.model.locating import Located, locate
+from whisper_peft.model.weight_checks import check_weights
 
 MERGE_REPORT = "merge_report.json"
 ADAPTER_CONFIG = "adapter_config.json"

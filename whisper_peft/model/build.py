@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.errors import UserError
 from whisper_peft.model.configs import load_generation_config, load_preparation
 from whisper_peft.model.devices import best_precision, dtype_of
-from whisper_peft.model.loading import load_adapter, load_base
+from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import Located, locate, with_base
+from whisper_peft.model.lora import add_adapter, load_adapter
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, WhisperForConditionalGeneration
+    from transformers import WhisperForConditionalGeneration
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-MLP = ("fc1", "fc2")
 QUANTIZE_WORDS = ("as-trained", "none", "8bit", "4bit")
-TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
 
 
 def whisper_of(model) -> WhisperForConditionalGeneration:
@@ -39,85 +35,6 @@ def condense_silence(model, window: str) -> None:
     from whisper_peft.model.windows import condense
 
     condense(whisper_of(model), window == "condensed")
-
-
-def target_words(targets: str) -> tuple[set[str], set[str]]:
-    """What `lora.targets` names: kinds of layers, and halves of the model; without a word of one kind, all of it.
-
-    Raises:
-        UserError: an unknown word.
-    """
-    words = {word.strip() for word in targets.split("+")}
-    if unknown := words - set(TARGET_WORDS):
-        raise UserError(f"lora.targets: unknown word '{min(unknown)}'; join with +: {', '.join(TARGET_WORDS)}.")
-    layers, halves = ({*TARGET_WORDS[:2]} & words, {*TARGET_WORDS[2:]} & words)
-    return layers or {*TARGET_WORDS[:2]}, halves or {*TARGET_WORDS[2:]}
-
-
-def targets_of(target_modules: str | Sequence[str]) -> str:
-    """The words of `lora.targets` for what a saved adapter's config names; never less than it has."""
-    named = target_modules if isinstance(target_modules, str) else " ".join(target_modules)
-    layers = [word for word, names in (("attention", ATTENTION), ("mlp", MLP)) if any(name in named for name in names)]
-    halves = sorted(set(re.findall(r"\b(encoder|decoder)\b", named)))  # not decoder layers' encoder_attn
-    return "+".join([*(layers or ("attention", "mlp")), *(halves if len(halves) == 1 else ())])
-
-
-def target_pattern(targets: str) -> str:
-    """Plain words to the regular expression of peft's `target_modules`.
-
-    Args:
-        targets: words joined by +: attention, mlp (which layers), encoder, decoder (which half); without a word of
-            one kind, all of that kind.
-
-    Raises:
-        UserError: an unknown word.
-    """
-    layers, halves = target_words(targets)
-    names = (ATTENTION if "attention" in layers else ()) + (MLP if "mlp" in layers else ())
-    return rf".*({'|'.join(sorted(halves, reverse=True))})\.layers\..*\.({'|'.join(names)})"
-
-
-def add_adapter(
-    model: PreTrainedModel,
-    *,
-    rank: int = 32,
-    alpha: int | None = None,
-    dropout: float = 0.05,
-    targets: str = "attention+mlp",
-    rslora: bool = False,
-    dora: bool = False,
-    modules_to_save: Sequence[str] = (),
-) -> PeftModel:
-    """Puts a fresh LoRA adapter on a base; the base's weights are frozen.
-
-    Args:
-        model: the base.
-        rank: of the two factors.
-        alpha: the update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)); None: twice the rank.
-        dropout: on the adapter's input.
-        targets: see `target_pattern`.
-        rslora: rank-stabilised scaling (Kalajdzievski 2023).
-        dora: weight-decomposed adapters (Liu et al. 2024).
-        modules_to_save: further modules trained in full and stored with the adapter.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    # No task_type: SEQ_2_SEQ_LM would pass input_ids, which Whisper does not know, here and to whoever loads it.
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout,
-        target_modules=target_pattern(targets), use_rslora=rslora, use_dora=dora,
-        modules_to_save=list(modules_to_save) or None,
-    )  # fmt: skip
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    for name in modules_to_save:
-        if name.rpartition(".")[2] not in names:
-            raise UserError(
-                f"lora.modules_to_save: the model has no module '{name}' (for example layer_norm, proj_out)."
-            )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"lora: {' '.join(str(error).split())[:300]}") from None
 
 
 def check_mode(located: Located, mode: str, quantize: str | None = None) -> None:

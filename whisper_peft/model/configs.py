@@ -32,8 +32,8 @@ from whisper_peft.model.fields import (
     text,
     whole,
 )
+from whisper_peft.model.from_pretrained import load_or_explain
 from whisper_peft.model.generation_config import complete_generation_config
-from whisper_peft.model.identity import load_or_explain
 from whisper_peft.model.vocabulary import load_tokenizer, read_vocabulary, refuse_vocabulary
 from whisper_peft.model.weights import weight_shapes
 

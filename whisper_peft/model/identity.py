@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, open_file, printable, short_repr
-from whisper_peft.model.foreign import foreign_config, without_weights
+from whisper_peft.files import UnusableFileError, is_folder, open_file, short_repr
+from whisper_peft.model.foreign import without_weights
+from whisper_peft.model.from_pretrained import load_or_explain, without_bars
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -23,62 +23,6 @@ FACT_FORMS = {
     "sha256": r"[0-9a-f]{64}",
     "quantize": r"8bit|4bit",
 }
-
-
-def is_folder(text: str) -> bool:
-    """Whether text that a stranger wrote names a folder here; what cannot be a path does not."""
-    try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-@contextlib.contextmanager
-def without_bars():
-    """No bar for what takes a second: stderr is for what the user should read."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def load_or_explain(load, source: str, what: str, **options: object):
-    """Calls a from_pretrained, and turns what a user can cause into one clear line."""
-    from safetensors import SafetensorError
-
-    try:
-        with without_bars():
-            return load(source, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = printable(" ".join(str(error).split()))
-        if is_folder(source):
-            raise UserError(f"{source}: {what} cannot be loaded ({first[:300]}).") from None
-        found = _foreign_on_hub(source, options.get("revision"))
-        if found:
-            raise UserError(f"{source}: {found}.") from None
-        raise UserError(
-            f"{source}: {what} is neither a local folder nor reachable on the Hub ({first[:200]}). Check the name, "
-            "the network and, for a gated model, 'hf auth login'."
-        ) from None
-
-
-def _foreign_on_hub(source: str, revision: object) -> str | None:
-    """Say what a model on the Hub is, if its config.json was fetched and shows that it is not transformers'."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(source, "config.json", revision=str(revision or "main"))
-        if isinstance(path, str):
-            return foreign_config(runs.read_json(path))
-    except (HFValidationError, UserError):
-        pass
-    return None
 
 
 def base_facts(adapter: Path) -> dict:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, printable, reason_of
+from whisper_peft.files import UnusableFileError, is_folder, printable, reason_of
 from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
-from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, is_folder, known_commit
+from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, known_commit
 from whisper_peft.recipe_files import expanded
 
 HUB_PREFIX = "hf:"

@@ -9,9 +9,11 @@ from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.configs import load_processor
-from whisper_peft.model.identity import ADAPTER_WEIGHTS, BASE_FACTS, weight_files, without_bars
-from whisper_peft.model.loading import fit_to_adapter, shapes_of
+from whisper_peft.model.from_pretrained import without_bars
+from whisper_peft.model.identity import ADAPTER_WEIGHTS, BASE_FACTS, weight_files
+from whisper_peft.model.loading import shapes_of
 from whisper_peft.model.locating import Located
+from whisper_peft.model.lora import fit_to_adapter
 from whisper_peft.model.weights import fit_base, read_header, refuse_not_finite, tensors_of
 from whisper_peft.training.splits import Speech
 

@@ -11,9 +11,9 @@ from whisper_peft.data.batching import SLACK_S, steps_per_epoch
 from whisper_peft.data.text import has_spaces, is_mostly_spaceless, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.adapter_configs import read_adapter_config
-from whisper_peft.model.build import targets_of
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
+from whisper_peft.model.lora import targets_of
 from whisper_peft.recipe import AT_MOST, Lora, Recipe
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of

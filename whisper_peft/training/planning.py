@@ -18,10 +18,10 @@ from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
-from whisper_peft.model.build import target_words
 from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import HUB_PREFIX, locate
+from whisper_peft.model.lora import target_words
 from whisper_peft.model.memory import GIB, Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import given

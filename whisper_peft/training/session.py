@@ -146,7 +146,7 @@ class Session:
 
     def _stream(self, slack_s: Callable):
         """Sampler of a stream from where the checkpoint left it; None without a stream."""
-        from whisper_peft.training.trainer import StreamSampler
+        from whisper_peft.data.samplers import StreamSampler
 
         if self.speech.stream is None:
             return None

@@ -17,10 +17,11 @@ from whisper_peft.data.dataset import Augment
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.architecture import Architecture
-from whisper_peft.model.build import build_model, check_mode, target_pattern
+from whisper_peft.model.build import build_model, check_mode
 from whisper_peft.model.configs import load_config, load_preparation
 from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
 from whisper_peft.model.locating import Located, locate_start
+from whisper_peft.model.lora import target_pattern
 from whisper_peft.recipe import Recipe, as_dict
 from whisper_peft.recipe_files import given, save_recipe
 from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
