@@ -54,7 +54,7 @@ ROOMS = {
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
-    "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio",
+    "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio", "jinja2",
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.
