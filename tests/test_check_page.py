@@ -9,9 +9,10 @@ import pytest
 from conftest import make_wave
 from test_pages import HOSTILE, assert_self_contained, sound_of
 
-from whisper_peft import UserError, pages
+from whisper_peft import UserError
 from whisper_peft.checking import page as check_page
 from whisper_peft.checking.page import write_check_page
+from whisper_peft.pages import pieces as pages
 
 ARABIC = "مرحبا بالعالم، كيف حالك؟"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import make_wave
 
-from whisper_peft import pages
+from whisper_peft.pages import pieces as pages
 
 HOSTILE = (
     "<script>alert(1)</script>",

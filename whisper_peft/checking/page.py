@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisper_peft import pages, runs
+from whisper_peft import runs
 from whisper_peft.data.subtitles import WINDOW_S
 from whisper_peft.data.text import LANGUAGES
+from whisper_peft.pages import pieces as pages
 
 if TYPE_CHECKING:
     import numpy as np
