@@ -20,7 +20,7 @@ PACKAGE = ROOT / "whisper_peft"
 
 # Each module may import those before it in its room, and every room before its own.
 ROOMS = {
-    "": ("errors", "files", "recipe", "recipe_files", "runs", "progress"),
+    "": ("errors", "files", "settings", "recipe", "recipe_files", "runs", "progress"),
     "pages": ("templates", "pieces"),
     "data": (
         "structure", "xing", "frames", "truncation", "mixing", "decoding", "seeking", "audio", "languages", "text",

@@ -12,7 +12,7 @@ import yaml
 from whisper_peft import recipe_files as recipes
 from whisper_peft import train
 from whisper_peft.errors import UserError
-from whisper_peft.recipe import CHOICES, NOT_NEGATIVE, POSITIVE, SHARES, Recipe, as_dict, override, parse_settings
+from whisper_peft.recipe import SETTINGS, Recipe, as_dict, override, parse_settings
 from whisper_peft.recipe_files import (
     PACKAGE,
     absolute,
@@ -23,6 +23,7 @@ from whisper_peft.recipe_files import (
     save_recipe,
     shipped_recipes,
 )
+from whisper_peft.settings import allowed_types
 
 
 def written(folder: Path, page: str) -> Path:
@@ -78,8 +79,8 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("data: {train: [{source: a, weihgt: 2}]}", "data.train[0].weihgt: unknown key. Did you mean 'weight'?"),
         ("data: {train: [{source: a, weight: 0}]}", "data.train[0].weight: expected more than 0, found 0"),
         ("data: {max_left_out: 2}", "data.max_left_out: expected a share between 0 and 1"),
-        ("lora: {dropout: 1.0}", "lora.dropout: expected 0 or more and less than 1"),
-        ("lora: {dropout: -0.1}", "lora.dropout: expected a share between 0 and 1"),
+        ("lora: {dropout: 1.0}", "lora.dropout: expected less than 1"),
+        ("lora: {dropout: -0.1}", "lora.dropout: expected 0 or more"),
         ("train: {mode: qlora}", "train.mode: 'qlora' is not among full, lora."),
         ("features: {window: wide}", "features.window: 'wide' is not among full, condensed, tight."),
         ("augment: {nois: 0.5}", "augment.nois: unknown key. Did you mean 'noise'?"),
@@ -102,16 +103,17 @@ def test_a_page_that_is_refused(tmp_path, page, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", sorted(CHOICES))
+@pytest.mark.parametrize("key", sorted(key for key, setting in SETTINGS.items() if setting.rule.choices))
 def test_choices(key):
-    assert value_of(Recipe(), key) in CHOICES[key]
-    for choice in CHOICES[key]:
+    choices = SETTINGS[key].rule.choices
+    assert value_of(Recipe(), key) in choices
+    for choice in choices:
         assert value_of(override(Recipe(), {key: choice}), key) == choice
     with pytest.raises(UserError, match=f"^{key}: 'nonsense' is not among "):
         override(Recipe(), {key: "nonsense"})
 
 
-@pytest.mark.parametrize("key", sorted(POSITIVE))
+@pytest.mark.parametrize("key", sorted(key for key, setting in SETTINGS.items() if setting.rule.above == 0))
 def test_numbers_that_must_be_positive(key):
     assert value_of(override(Recipe(), {key: 1}), key) == 1
     for value in (0, -1):
@@ -119,8 +121,32 @@ def test_numbers_that_must_be_positive(key):
             override(Recipe(), {key: value})
 
 
-def test_every_key_with_choices_or_bounds_exists():
-    assert {*CHOICES, *POSITIVE, *NOT_NEGATIVE, *SHARES} <= set(keys(as_dict(Recipe())))
+def test_every_key_has_a_rule_that_its_default_keeps():
+    assert list(SETTINGS) == keys(as_dict(Recipe()))
+    for key, setting in SETTINGS.items():
+        assert setting.rule.help[0].isupper(), key
+        assert setting.rule.help.endswith("."), key
+        may_be_null = type(None) in allowed_types(setting.kind)
+        assert may_be_null == (setting.rule.null is not None), f"{key}: say what null stands for"
+        assert value_of(override(Recipe(), {key: setting.default}), key) == setting.default
+
+
+@pytest.mark.parametrize("key", sorted(SETTINGS))
+def test_every_number_is_refused_beyond_its_bounds(key):
+    rule = SETTINGS[key].rule
+    beyond = {
+        "more than": rule.above,
+        "or more": None if rule.at_least is None else rule.at_least - 1,
+        "less than": rule.below,
+        "at most": None if rule.at_most is None else rule.at_most + 1,
+        "a share between 0 and 1": 1.1 if rule.is_share else None,
+    }
+    if isinstance(SETTINGS[key].default, tuple):
+        return
+    for message, value in beyond.items():
+        if value is not None:
+            with pytest.raises(UserError, match=f"^{key}: expected .*{message}"):
+                override(Recipe(), {key: value})
 
 
 # What is read

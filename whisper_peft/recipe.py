@@ -1,35 +1,58 @@
-"""Recipe: one page of settings, in the order of the data path, and what they may be."""
+"""Recipe: one page of settings, in the order of the data path. Each setting has its rule beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import types
 import typing
 from dataclasses import dataclass, field
 
 from whisper_peft.errors import UserError
 from whisper_peft.files import YamlSyntaxError, parse_yaml, short_repr
+from whisper_peft.settings import Rule, Setting, check_value, list_settings, setting
 
 
 @dataclass(frozen=True)
 class Model:
-    """Which Whisper, and what it is asked to do."""
+    """Which Whisper is trained, and for which language and task."""
 
-    name: str = "openai/whisper-small"
-    language: str | None = None  # a name or a code; null only where every row names its own
-    task: str = "transcribe"
-    language_token: str | None = None  # borrow this language's token for one Whisper does not know
+    name: str = setting(
+        "openai/whisper-small",
+        "Hub id, model folder, or a run or adapter folder to train further.",
+        option="--model",
+    )
+    language: str | None = setting(
+        None,
+        "Name or code of the language, for example hindi or hi.",
+        null="every row names its own language",
+        option="--language",
+    )
+    task: str = setting(
+        "transcribe",
+        "What the model writes: the words as they are spoken, or their English translation.",
+        choices=("transcribe", "translate"),
+        option="--task",
+    )
+    language_token: str | None = setting(
+        None,
+        "Borrow the token of this language for a language that Whisper does not know.",
+        null="no token is borrowed",
+        option="--language-token",
+    )
 
 
 @dataclass(frozen=True)
 class Text:
     """How transcripts are cleaned before training and scoring."""
 
-    normal_form: str | None = "NFC"
-    lowercase: bool = False
-    remove_punctuation: bool = False
+    normal_form: str | None = setting(
+        "NFC",
+        "Unicode normal form of the transcripts.",
+        null="the text stays as it is",
+        choices=("NFC", "NFD", "NFKC", "NFKD", None),
+    )
+    lowercase: bool = setting(False, "Write all letters in lower case.")
+    remove_punctuation: bool = setting(False, "Replace punctuation by spaces. Vowel signs stay.")
 
 
 @dataclass(frozen=True)
@@ -37,138 +60,363 @@ class Source:
     """One of several training sources."""
 
     source: str
-    weight: float = 1.0  # how often each of its clips comes in an epoch; of a stream: how often it is drawn
-    language: str | None = None  # of its clips, where they name none themselves
+    weight: float = setting(
+        1.0,
+        "How often each clip comes in an epoch. For a stream, the probability of drawing from this source, relative to "
+        "the others.",
+        above=0,
+    )
+    language: str | None = setting(None, "Language of the clips that name none.")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where speech comes from: train learns, eval selects, test is scored once before and once after."""
+    """Where speech comes from."""
 
-    train: tuple[str | Source, ...] = ()
-    eval: str | None = None
-    test: str | None = None
-    audio_column: str | None = None
-    text_column: str | None = None
-    prompt_column: str | None = None  # what was said before each clip; null: no column is
-    times: str | None = None  # use or ignore the columns with start and end; null: ask where they do not fit the files
+    train: tuple[str | Source, ...] = setting(
+        (),
+        "Sources to learn from. Each is a name, or {source: SRC, weight: 0.5, language: hindi}.",
+        option="--train",
+        see="data.md",
+    )
+    eval: str | None = setting(
+        None,
+        "Source that selects the best checkpoint.",
+        null="a tenth of the training clips is held out",
+        option="--eval",
+    )
+    test: str | None = setting(
+        None,
+        "Source that is scored once before and once after the training. It chooses nothing.",
+        null="the eval clips are scored instead",
+        option="--test",
+    )
+    audio_column: str | None = setting(
+        None,
+        "Column with the sound file.",
+        null="the column with a usual name",
+        option="--audio-column",
+    )
+    text_column: str | None = setting(
+        None,
+        "Column with the transcript.",
+        null="the column with a usual name",
+        option="--text-column",
+    )
+    prompt_column: str | None = setting(
+        None,
+        "Column with the text that was said before each clip.",
+        null="no column is read as a prompt",
+        option="--prompt-column",
+    )
+    times: str | None = setting(
+        None,
+        "Whether to use the columns with start and end, or to take each file whole.",
+        null="use them, but stop and ask where they do not fit the files",
+        choices=(None, "use", "ignore"),
+        option="--times",
+    )
     text: Text = field(default_factory=Text)
-    max_left_out: float = 0.1  # the share of unusable clips above which the run stops
-    allow_shift: bool = False  # train although texts seem to stand beside the wrong sound
-    streaming: bool = False  # train's Hub data sets and Parquet files are read as they come, never stored
-    shuffle_buffer: int = 1024  # clips of a stream that are in memory and shuffled at a time
+    max_left_out: float = setting(
+        0.1,
+        "Share of unusable training clips above which the run does not begin, or stops. Fewer than 10 unusable clips "
+        "never stop it, unless there are no others.",
+        is_share=True,
+    )
+    allow_shift: bool = setting(False, "Train although the texts seem to stand beside the wrong sound.", see="check.md")
+    streaming: bool = setting(
+        False, "Read the Hub data sets and Parquet files of train while training, and store nothing."
+    )
+    shuffle_buffer: int = setting(
+        1024, "Clips of a stream that are in memory and shuffled at a time.", above=0, at_most=10_000_000
+    )
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The training sources, each with its weight."""
-        return tuple(one if isinstance(one, Source) else Source(one) for one in self.train)
+        return tuple(source if isinstance(source, Source) else Source(source) for source in self.train)
 
     @property
     def columns(self) -> dict[str, str | None]:
-        """What `load_source` takes: which column of a table means what."""
+        """The arguments of `load_source` that say which column of a table means what."""
         return {name: getattr(self, name) for name in ("audio_column", "text_column", "prompt_column", "times")}
 
 
 @dataclass(frozen=True)
 class Features:
-    """How a clip becomes input."""
+    """How a clip becomes input of the model."""
 
-    window: str = "condensed"  # of the audio: full, condensed or tight
-    slack_s: float | None = None  # silence behind the longest clip of a step; null: 0.2 condensed, 0.5 tight
-    full_share: float = 0.0  # share of steps, at random, that get the full window all the same
-    full_last: float = 0.0  # share of steps at the end that do
-    timestamps: float = 0.0  # share of training clips that are learnt with the times of their text
-    stitch: float = 0.0  # share of training clips that are joined into windows of up to 30 s
-    prompts: float = 0.5  # share of training clips that are given what was said before, where that is known
+    window: str = setting(
+        "condensed",
+        "How much of the 30 s is computed: all of it (full), or the longest clip of the step (condensed, tight).",
+        choices=("full", "condensed", "tight"),
+        option="--window",
+        see="windows.md",
+    )
+    slack_s: float | None = setting(
+        None,
+        "Seconds of silence after the longest clip of a step.",
+        null="0.2 condensed, 0.5 tight",
+        above=0,
+        at_most=30,
+    )
+    full_share: float = setting(
+        0.0, "Share of the steps, at random, that get the full window all the same.", is_share=True
+    )
+    full_last: float = setting(
+        0.0, "Share of the steps, at the end of the run, that get the full window.", is_share=True
+    )
+    timestamps: float = setting(
+        0.0,
+        "Share of the training clips that are learnt with times: those of their segments, or their start and end.",
+        is_share=True,
+        see="data.md#timestamps",
+    )
+    stitch: float = setting(
+        0.0,
+        "Share of the training clips that are joined into windows of up to 30 s.",
+        is_share=True,
+        see="recordings.md",
+    )
+    prompts: float = setting(
+        0.5,
+        "Share of the training clips that are given the text before them as a prompt, where it is known. A prompt is "
+        "read, not learnt.",
+        is_share=True,
+    )
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training clips, each effect with the share of the clips that get it; nothing by default."""
+    """What is done to training clips: each effect with the share of the clips that get it. By default, nothing."""
 
-    speed: float = 0.0
-    speed_factor: tuple[float, float] = (0.9, 1.1)  # below 1 is slower
-    room: float = 0.0
-    room_folder: str | None = None  # of impulse responses; null: rooms are simulated
-    noise: float = 0.0
-    noise_folder: str | None = None  # of sound files; null: coloured noise
-    noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    telephone: float = 0.0
-    gain: float = 0.0
-    gain_db: tuple[float, float] = (-12.0, 6.0)
-    no_speech: float = 0.0  # share of training clips that are their noise alone, with nothing to write down
-    spec_augment: bool = False  # the rest are WhisperConfig's words and defaults
-    mask_time_prob: float = 0.05
-    mask_time_length: int = 10
-    mask_time_min_masks: int = 2
-    mask_feature_prob: float = 0.0
-    mask_feature_length: int = 10
-    mask_feature_min_masks: int = 0
+    speed: float = setting(0.0, "Share of the clips that are played slower or faster.", is_share=True)
+    speed_factor: tuple[float, float] = setting(
+        (0.9, 1.1), "Lowest and highest factor. Below 1 is slower.", at_least=0.5, at_most=2.0, unit="factors"
+    )
+    room: float = setting(0.0, "Share of the clips that are heard in a room.", is_share=True)
+    room_folder: str | None = setting(
+        None, "Folder with impulse responses of rooms.", null="rooms are simulated (extra augment)"
+    )
+    noise: float = setting(0.0, "Share of the clips that get noise.", is_share=True)
+    noise_folder: str | None = setting(
+        None, "Folder with sound files of noise.", null="coloured noise is made (extra augment)"
+    )
+    noise_snr_db: tuple[float, float] = setting(
+        (5.0, 30.0),
+        "By how many decibels the noise is weaker than the clip: lowest and highest.",
+        at_least=-100,
+        at_most=100,
+        unit="decibels",
+    )
+    telephone: float = setting(
+        0.0, "Share of the clips that are cut to the band of a telephone (extra augment).", is_share=True
+    )
+    gain: float = setting(0.0, "Share of the clips that get another level.", is_share=True)
+    gain_db: tuple[float, float] = setting(
+        (-12.0, 6.0),
+        "Lowest and highest change of the level, in decibels.",
+        at_least=-100,
+        at_most=100,
+        unit="decibels",
+    )
+    no_speech: float = setting(
+        0.0, "Share of the clips that are reduced to their noise, with an empty transcript.", is_share=True
+    )
+    spec_augment: bool = setting(
+        False, "Mask parts of the log-mels in training (SpecAugment). The next six settings are those of transformers."
+    )
+    mask_time_prob: float = setting(0.05, "Largest share of the frames that is masked.", is_share=True)
+    mask_time_length: int = setting(10, "Frames of a mask; a frame is 0.01 s.", above=0, at_most=3_000)
+    mask_time_min_masks: int = setting(2, "Smallest number of masks along time.", at_least=0, at_most=3_000)
+    mask_feature_prob: float = setting(0.0, "Largest share of the mel bins that is masked.", is_share=True)
+    mask_feature_length: int = setting(10, "Mel bins of a mask.", above=0, at_most=128)
+    mask_feature_min_masks: int = setting(0, "Smallest number of masks along frequency.", at_least=0, at_most=128)
 
     @property
     def effects(self) -> dict[str, typing.Any]:
-        """What `data.augmentation.Augmentation` takes; empty: none is wanted."""
+        """The arguments of `data.augmentation.Augmentation`; empty if no effect is wanted."""
         shares = (self.speed, self.room, self.noise, self.telephone, self.gain, self.no_speech)
-        found = {name: getattr(self, name) for name in _names(Augment) if not name.startswith(("spec", "mask"))}
-        return found if any(shares) else {}
+        if not any(shares):
+            return {}
+        return {name: getattr(self, name) for name in _names(Augment) if not name.startswith(("spec", "mask"))}
 
     @property
     def masks(self) -> dict[str, float]:
-        """What SpecAugment takes; empty: it is not wanted."""
-        return {name: getattr(self, name) for name in _names(Augment) if name.startswith("mask") and self.spec_augment}
+        """The settings of SpecAugment; empty if it is not wanted."""
+        if not self.spec_augment:
+            return {}
+        return {name: getattr(self, name) for name in _names(Augment) if name.startswith("mask")}
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The low-rank adapter; null means the default for the model's size."""
+    """The low-rank adapter. It is used with train.mode: lora."""
 
-    rank: int = 32
-    alpha: int | None = None  # null: twice the rank
-    dropout: float = 0.05
-    targets: str = "attention+mlp"
-    rslora: bool = False
-    dora: bool = False
-    modules_to_save: tuple[str, ...] = ()
+    rank: int = setting(32, "Rank of the two factors.", above=0, at_most=8_192)
+    alpha: int | None = setting(
+        None, "The update is scaled by alpha / rank.", null="twice the rank", above=0, at_most=1_000_000
+    )
+    # With 1, nothing of the adapter would be left in training.
+    dropout: float = setting(
+        0.05,
+        "Dropout on the adapter's input. With 0, a step on a CPU is a quarter cheaper.",
+        at_least=0,
+        below=1,
+        see="windows.md",
+    )
+    targets: str = setting(
+        "attention+mlp", "Layers that get an adapter: attention, mlp, encoder and decoder, joined by +."
+    )
+    rslora: bool = setting(False, "Scale the update by alpha / sqrt(rank).")
+    dora: bool = setting(False, "Train weight-decomposed adapters (DoRA).")
+    modules_to_save: tuple[str, ...] = setting((), "Further modules, trained in full and stored with the adapter.")
 
 
 @dataclass(frozen=True)
 class Train:
-    """The optimisation; null means: chosen for mode, model size and hardware, and said before the first step."""
+    """The optimisation. null means: chosen for mode, model size, data and hardware, and said before the first step."""
 
-    mode: str = "lora"
-    quantize: str | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 8  # clips in one optimizer step
-    micro_batch_size: int | str = "auto"  # clips in memory at once; never changes the result
-    micro_batch_s: float | None = None  # auto: as many as fill this many seconds of audio windows
-    learning_rate: float | None = None
-    warmup_steps: int | None = None
-    optimizer: str = "adamw"  # adamw_8bit: its state in 8 bits; paged_…: and in main memory when a GPU's is full
-    schedule: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "auto"
-    gradient_checkpointing: bool = False
-    freeze: str | None = None
-    keep_checkpoints: int = 2
-    early_stopping: int | None = None  # evaluations without improvement
-    logging_steps: int = 10
-    report_to: tuple[str, ...] = ()
-    workers: int | None = None
-    seed: int = 42
+    mode: str = setting(
+        "lora",
+        "What is trained: all weights (full), or a LoRA adapter (lora).",
+        choices=("full", "lora"),
+        option="--mode",
+    )
+    quantize: str | None = setting(
+        None,
+        "Load the frozen base of an adapter in 8 or 4 bits.",
+        null="the base has full precision",
+        choices=(None, "8bit", "4bit"),
+        option="--quantize",
+    )
+    steps: int | None = setting(
+        None,
+        "Optimizer steps. Set this or epochs.",
+        null="as epochs says",
+        above=0,
+        at_most=1_000_000_000,
+        option="--steps",
+    )
+    epochs: float | None = setting(
+        None,
+        "Passes over the training clips.",
+        null="3, if steps is null, too",
+        above=0,
+        at_most=1_000_000,
+        option="--epochs",
+    )
+    batch_size: int = setting(8, "Clips in one optimizer step.", above=0, at_most=65_536, option="--batch-size")
+    micro_batch_size: int | str = setting(
+        "auto",
+        "Clips in memory at once. It changes memory and speed, not the result. With auto, as many as fit.",
+        above=0,
+        at_most=65_536,
+        word=("auto", "a number of clips"),
+        see="memory.md",
+    )
+    micro_batch_s: float | None = setting(
+        None,
+        "Seconds of audio windows that a micro-batch of auto may hold.",
+        null="what memory has room for, at most the whole step on a GPU and 240 s on a CPU",
+        above=0,
+        at_most=1_000_000,
+    )
+    learning_rate: float | None = setting(
+        None,
+        "Highest learning rate.",
+        null="chosen by mode and model size",
+        above=0,
+        at_most=100,
+        option="--learning-rate",
+    )
+    warmup_steps: int | None = setting(
+        None,
+        "Steps in which the learning rate rises.",
+        null="a tenth of the steps, at most 50 (lora) or 500 (full)",
+        at_least=0,
+        at_most=1_000_000_000,
+    )
+    optimizer: str = setting(
+        "adamw",
+        "AdamW. adamw_8bit keeps its state in a quarter of the memory; paged_adamw_8bit (GPU) also moves it to main "
+        "memory when the GPU is full.",
+        choices=("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    )
+    schedule: str = setting(
+        "linear", "Course of the learning rate after the warm-up.", choices=("linear", "cosine", "constant")
+    )
+    weight_decay: float = setting(0.0, "Weight decay of AdamW.", at_least=0)
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.", at_least=0)
+    precision: str = setting(
+        "auto",
+        "Precision of the arithmetic. With auto, bf16 where the GPU or the CPU is fast at it; else fp16 on a GPU and "
+        "fp32 on a CPU.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    gradient_checkpointing: bool = setting(False, "Compute activations twice: less memory, more time.")
+    freeze: str | None = setting(
+        None, "Train only the decoder (encoder).", null="nothing is frozen", choices=(None, "encoder")
+    )
+    keep_checkpoints: int = setting(
+        2, "Newest checkpoints that are kept. The best one is always kept.", above=0, at_most=1_000_000
+    )
+    early_stopping: int | None = setting(
+        None, "Stop after this many evaluations without improvement.", null="never", above=0, at_most=1_000_000
+    )
+    logging_steps: int = setting(10, "Steps from one log entry to the next.", above=0, at_most=1_000_000_000)
+    report_to: tuple[str, ...] = setting((), "Loggers: tensorboard, and whatever transformers' report_to knows.")
+    workers: int | None = setting(
+        None,
+        "Processes that read audio, at most as many as there are cores.",
+        null="2, or 1 on one core",
+        at_least=0,
+        at_most=4_096,
+    )
+    seed: int = setting(
+        42,
+        "Seed of the order, the adapter, dropout and augmentation.",
+        at_least=0,
+        below=2**32,
+        option="--seed",
+    )
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Scoring by generation during training, and the comparison before and after."""
 
-    every_steps: int | None = None
-    best_metric: str | None = None  # wer, cer or loss; null: wer, or cer where the script has no spaces
-    max_clips: int | None = None  # of the eval set, for each evaluation during training
-    compare_clips: int = 200  # scored before and after; 0 leaves the comparison out
-    batch_size: int | str = "auto"  # clips at a time
-    beams: int = 1
+    every_steps: int | None = setting(
+        None,
+        "Steps from one evaluation and checkpoint to the next.",
+        null="five times in a run",
+        above=0,
+        at_most=1_000_000_000,
+    )
+    best_metric: str | None = setting(
+        None,
+        "Metric that selects the best checkpoint. For a script without spaces, cer is the normalised one, in which "
+        "spaces do not count.",
+        null="wer, or cer where the script has no spaces",
+        choices=(None, "wer", "cer", "loss"),
+    )
+    max_clips: int | None = setting(
+        None, "Eval clips in each evaluation during training.", null="all of them", above=0, at_most=1_000_000_000
+    )
+    compare_clips: int = setting(
+        200,
+        "Clips that are scored before and after the training; 0 leaves the comparison out.",
+        at_least=0,
+        at_most=1_000_000_000,
+    )
+    batch_size: int | str = setting(
+        "auto",
+        "Clips at a time. With auto, as many as fill 240 s of windows, at most 64; on a CPU 120 s and 16.",
+        above=0,
+        at_most=65_536,
+        word=("auto", "a number of clips"),
+    )
+    beams: int = setting(1, "Beams of the beam search; 1 is greedy.", above=0, at_most=100)
 
 
 @dataclass(frozen=True)
@@ -184,74 +432,23 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
-CHOICES: dict[str, tuple] = {
-    "model.task": ("transcribe", "translate"),
-    "data.times": (None, "use", "ignore"),
-    "data.text.normal_form": ("NFC", "NFD", "NFKC", "NFKD", None),
-    "features.window": ("full", "condensed", "tight"),
-    "train.mode": ("full", "lora"),
-    "train.quantize": (None, "8bit", "4bit"),
-    "train.optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
-    "train.schedule": ("linear", "cosine", "constant"),
-    "train.precision": ("auto", "fp32", "bf16", "fp16"),
-    "train.freeze": (None, "encoder"),
-    "evaluate.best_metric": (None, "wer", "cer", "loss"),
-}
-SHARES = {
-    "data.max_left_out", "lora.dropout", "features.full_share", "features.full_last", "features.prompts",
-    "features.timestamps", "features.stitch", "augment.speed", "augment.room", "augment.noise", "augment.telephone",
-    "augment.gain",
-    "augment.no_speech", "augment.mask_time_prob", "augment.mask_feature_prob",
-}  # fmt: skip
-POSITIVE = {
-    "augment.mask_time_length", "augment.mask_feature_length",
-    "data.shuffle_buffer", "features.slack_s", "lora.rank", "lora.alpha", "train.steps",
-    "train.epochs", "train.batch_size", "train.micro_batch_size", "train.micro_batch_s", "train.learning_rate",
-    "train.keep_checkpoints", "train.early_stopping", "train.logging_steps", "evaluate.every_steps",
-    "evaluate.max_clips", "evaluate.batch_size", "evaluate.beams",
-}  # fmt: skip
-NOT_NEGATIVE = {
-    "train.seed", "train.workers", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
-    "evaluate.compare_clips", "augment.mask_time_min_masks", "augment.mask_feature_min_masks",
-}  # fmt: skip
-# Far above what anybody needs, and far below what would exhaust memory or overflow.
-AT_MOST = {
-    "train.batch_size": 65_536,
-    "train.micro_batch_size": 65_536,
-    "train.steps": 1_000_000_000,
-    "train.epochs": 1_000_000,
-    "train.warmup_steps": 1_000_000_000,
-    "train.logging_steps": 1_000_000_000,
-    "train.early_stopping": 1_000_000,
-    "train.keep_checkpoints": 1_000_000,
-    "train.micro_batch_s": 1_000_000,
-    "train.learning_rate": 100,
-    "train.workers": 4_096,
-    "data.shuffle_buffer": 10_000_000,
-    "features.slack_s": 30,
-    "lora.rank": 8_192,
-    "lora.alpha": 1_000_000,
-    "evaluate.every_steps": 1_000_000_000,
-    "evaluate.max_clips": 1_000_000_000,
-    "evaluate.compare_clips": 1_000_000_000,
-    "evaluate.batch_size": 65_536,
-    "evaluate.beams": 100,
-    "augment.mask_time_length": 3_000,
-    "augment.mask_feature_length": 128,
-    "augment.mask_time_min_masks": 3_000,
-    "augment.mask_feature_min_masks": 128,
-}
+SETTINGS: dict[str, Setting] = {entry.key: entry for entry in list_settings(Recipe)}
+
+
+def rule_of(key: str) -> Rule:
+    """Return the rule of a setting by its key, for example "train.steps"."""
+    return SETTINGS[key].rule
 
 
 def from_dict(page: object, *, place: str = "") -> Recipe:
-    """A recipe from nested dicts and lists; what is not there has its default.
+    """Make a recipe from nested dicts and lists. Settings that are missing have their defaults.
 
     Args:
-        page: a dict of parts.
-        place: what error messages begin with.
+        page: A dict of parts.
+        place: What error messages begin with.
 
     Raises:
-        UserError: an unknown or impossible setting.
+        UserError: A setting is unknown or impossible.
     """
     if not isinstance(page, dict):
         raise UserError(f"{place}expected the parts {', '.join(_names(Recipe))}, found {type(page).__name__}.")
@@ -259,36 +456,54 @@ def from_dict(page: object, *, place: str = "") -> Recipe:
 
 
 def as_dict(recipe: Recipe) -> dict:
-    """The recipe as plain nested dicts and lists."""
-    return _plain(dataclasses.asdict(recipe))
+    """Return the recipe as plain nested dicts and lists."""
+    return typing.cast(dict, _without_tuples(dataclasses.asdict(recipe)))
 
 
 def parse_settings(recipe: Recipe, settings: typing.Iterable[str], *, place: str = "") -> dict[str, object]:
-    """``["train.steps=5"]`` as ``{"train.steps": 5}``; values are read as YAML.
+    """Parse settings of the form key=value; values are read as YAML.
+
+    Args:
+        recipe: A recipe that has all the keys.
+        settings: For example ["train.steps=5"].
+        place: What error messages begin with.
+
+    Returns:
+        The values by their keys.
 
     Raises:
-        UserError: no = in it, or a key no recipe has.
+        UserError: A setting has no =, or its key is unknown.
+
+    Example:
+        >>> parse_settings(Recipe(), ["train.steps=5", "data.test=null"])
+        {'train.steps': 5, 'data.test': None}
     """
     changes: dict[str, object] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
+    for text in settings:
+        key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"{place}{setting}: expected key=value, for example train.steps=100.")
+            raise UserError(f"{place}{text}: expected key=value, for example train.steps=100.")
         try:
             changes[key.strip()] = parse_yaml(value)
         except YamlSyntaxError:
             changes[key.strip()] = value
         except ValueError as error:
             raise UserError(f"{place}{key}: {error}.") from None
-    override(recipe, changes, place=place)  # an unknown key is named with the option it came from
+    # An unknown key is refused here, with the option that it came from.
+    override(recipe, changes, place=place)
     return changes
 
 
 def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str = "") -> Recipe:
-    """A copy with some keys changed, as ``{"train.steps": 5}``.
+    """Return a copy of a recipe with some settings changed.
+
+    Args:
+        recipe: The recipe; it stays as it is.
+        changes: New values by their keys, for example {"train.steps": 5}.
+        place: What error messages begin with.
 
     Raises:
-        UserError: a key no recipe has, or a value of the wrong kind.
+        UserError: A key is unknown, or a value is impossible.
     """
     page = as_dict(recipe)
     for key, value in changes.items():
@@ -296,122 +511,97 @@ def override(recipe: Recipe, changes: typing.Mapping[str, object], *, place: str
         *parents, last = key.split(".")
         for name in parents:
             if not isinstance(part.get(name), dict):
-                _unknown(key, list(flat(page)), place)
+                _refuse_key(key, list(flatten(page)), place)
             part = part[name]
         if last not in part or isinstance(part[last], dict):
-            _unknown(key, list(flat(page)), place)
+            _refuse_key(key, list(flatten(page)), place)
         part[last] = value
     return _build(Recipe, page, place=place)
+
+
+def flatten(page: dict, prefix: str = "") -> dict[str, object]:
+    """Name every setting of nested dicts by its full key.
+
+    >>> flatten({"train": {"steps": 5, "seed": 42}})
+    {'train.steps': 5, 'train.seed': 42}
+    """
+    values: dict[str, object] = {}
+    for key, value in page.items():
+        if isinstance(value, dict):
+            values |= flatten(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def _names(part: type) -> list[str]:
     return [item.name for item in dataclasses.fields(part)]
 
 
-def _plain(value: object) -> object:
+def _without_tuples(value: object) -> object:
+    """Turn the tuples of nested values into lists, as YAML and JSON have them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _without_tuples(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tuples(item) for item in value]
+    return value
 
 
-def flat(page: dict, prefix: str = "") -> dict[str, object]:
-    """Name every setting of nested dicts by its key, as ``{"train.steps": 5}``."""
-    found: dict[str, object] = {}
-    for key, value in page.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def _unknown(key: str, known: list[str], place: str) -> typing.NoReturn:
-    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.endswith("." + key.split(".")[-1])][:1]
+def _refuse_key(key: str, known: list[str], place: str) -> typing.NoReturn:
+    """Refuse an unknown key, with the nearest one that is known."""
     parent, _, name = key.rpartition(".")
-    hint = near[0].removeprefix(parent + ".") if near and parent else (near[0] if near else None)
-    raise UserError(f"{place}{key}: unknown key." + (f" Did you mean '{hint}'?" if hint and hint != name else ""))
+    nearest = _find_nearest(key, known)
+    if nearest is not None and parent:
+        nearest = nearest.removeprefix(f"{parent}.")
+    hint = f" Did you mean '{nearest}'?" if nearest not in (None, name) else ""
+    raise UserError(f"{place}{key}: unknown key.{hint}")
+
+
+def _find_nearest(key: str, known: list[str]) -> str | None:
+    """Find the key that looks most like a wrong one, or has the same last name in another part."""
+    similar = difflib.get_close_matches(key, known, n=1)
+    if similar:
+        return similar[0]
+    last = key.split(".")[-1]
+    same_name = [other for other in known if other.endswith(f".{last}")]
+    return same_name[0] if same_name else None
 
 
 def _build(part: type, page: dict, place: str, prefix: str = "") -> typing.Any:
+    """Build a dataclass of settings from a dict, and check every value."""
     known = _names(part)
     kinds = typing.get_type_hints(part)
+    rules = {item.name: item.metadata.get("rule") for item in dataclasses.fields(part)}
     values = {}
     for key, value in page.items():
+        full_key = f"{prefix}{key}"
         if key not in known:
-            _unknown(f"{prefix}{key}", [prefix + name for name in known], place)
+            _refuse_key(full_key, [prefix + name for name in known], place)
         kind = kinds[key]
         if dataclasses.is_dataclass(kind):
             if value is not None and not isinstance(value, dict):
-                raise UserError(
-                    f"{place}{prefix}{key}: expected the keys {', '.join(_names(kind))}, found {short_repr(value)}."
-                )
-            values[key] = _build(kind, value or {}, place, f"{prefix}{key}.")
+                names = ", ".join(_names(typing.cast(type, kind)))
+                raise UserError(f"{place}{full_key}: expected the keys {names}, found {short_repr(value)}.")
+            values[key] = _build(typing.cast(type, kind), value or {}, place, f"{full_key}.")
+        elif full_key == "data.train":
+            values[key] = _build_sources(value, place)
         else:
-            values[key] = _check(value, kind, f"{prefix}{key}", place)
+            rule = rules[key] or Rule("")
+            values[key] = check_value(value, Setting(full_key, kind, None, rule), place)
     return part(**values)
 
 
-def _source(item: object, key: str, place: str) -> str | Source:
+def _build_sources(value: object, place: str) -> tuple[str | Source, ...]:
+    """Build the training sources from one source or a list of them."""
+    items = [value] if isinstance(value, (str, dict)) else value or []
+    if not isinstance(items, (list, tuple)):
+        raise UserError(f"{place}data.train: expected a list of names, found {short_repr(value)}.")
+    return tuple(_build_source(item, f"data.train[{number}]", place) for number, item in enumerate(items))
+
+
+def _build_source(item: object, key: str, place: str) -> str | Source:
     if isinstance(item, (str, Source)):
         return item
     if not isinstance(item, dict) or "source" not in item:
         raise UserError(f"{place}{key}: expected a source, or one as {{source: SRC, weight: 0.5, language: hindi}}.")
-    found = _build(Source, item, place, f"{key}.")
-    if found.weight <= 0:
-        raise UserError(f"{place}{key}.weight: expected more than 0, found {found.weight}.")
-    return found
-
-
-def _span(value: object, key: str, place: str) -> tuple[float, float]:
-    """Two numbers, the lower one first."""
-    numbers = value if isinstance(value, (list, tuple)) else ()
-    known = [one for one in numbers if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    if len(known) != 2 or len(numbers) != 2 or not -1000 < known[0] <= known[1] < 1000:
-        raise UserError(
-            f"{place}{key}: expected two numbers, the lower one first, as [0.9, 1.1]; found {short_repr(value)}."
-        )
-    if key.endswith("_db") and not -100 <= known[0] <= known[1] <= 100:
-        raise UserError(f"{place}{key}: expected decibels between -100 and 100, found {short_repr(value)}.")
-    if key == "augment.speed_factor" and not 0.5 <= known[0] <= known[1] <= 2.0:
-        raise UserError(f"{place}{key}: expected factors between 0.5 and 2, found {short_repr(value)}.")
-    return (float(known[0]), float(known[1]))
-
-
-def _check(value: object, kind: object, key: str, place: str) -> object:
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if kind == tuple[float, float]:
-        return _span(value, key, place)
-    if typing.get_origin(allowed[0]) is tuple:
-        items = [value] if isinstance(value, (str, dict)) else value or []
-        if key == "data.train" and isinstance(items, (list, tuple)):
-            items = [_source(item, f"{key}[{number}]", place) for number, item in enumerate(items)]
-        elif not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise UserError(f"{place}{key}: expected a list of names, found {short_repr(value)}.")
-        return tuple(items)
-    if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        except (ValueError, OverflowError):
-            value = str(value)
-    if int in allowed and isinstance(value, float) and value.is_integer() and float not in allowed:
-        value = int(value)
-    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, tuple(allowed)):
-        wanted = " or ".join("null" if item is type(None) else item.__name__ for item in allowed)
-        raise UserError(f"{place}{key}: expected {wanted}, found {short_repr(value)}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{place}{key}: expected a finite number, found {short_repr(value)}.")
-    if key in CHOICES and value not in CHOICES[key]:
-        choices = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
-        raise UserError(f"{place}{key}: {short_repr(value)} is not among {choices}.")
-    if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
-        raise UserError(f"{place}{key}: expected more than 0, found {short_repr(value)}.")
-    if key in AT_MOST and isinstance(value, (int, float)) and value > AT_MOST[key]:
-        raise UserError(f"{place}{key}: expected at most {AT_MOST[key]:,}, found {short_repr(value)}.")
-    if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
-        raise UserError(f"{place}{key}: expected 0 or more, found {short_repr(value)}.")
-    if key == "train.seed" and value >= 2**32:
-        raise UserError(f"{place}{key}: expected less than 2**32, found {short_repr(value)}.")
-    if key in ("train.micro_batch_size", "evaluate.batch_size") and isinstance(value, str) and value != "auto":
-        raise UserError(f"{place}{key}: expected a number of clips or auto, found {short_repr(value)}.")
-    if key == "lora.dropout" and value >= 1:  # nothing of the adapter would be left in training
-        raise UserError(f"{place}{key}: expected 0 or more and less than 1, found {short_repr(value)}.")
-    if key in SHARES and not 0 <= value <= 1:
-        raise UserError(f"{place}{key}: expected a share between 0 and 1, found {short_repr(value)}.")
-    return value
+    return _build(Source, item, place, f"{key}.")

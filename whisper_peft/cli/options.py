@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they make of a recipe."""
+"""The options that several commands share, and what they change in a recipe."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ from collections.abc import Callable
 import click
 
 from whisper_peft.cli.lines import Printer
+from whisper_peft.recipe import SETTINGS, Recipe, parse_settings, rule_of
+from whisper_peft.settings import Setting, allowed_types
 
-WINDOW_HELP = "full (30 s), or condensed or tight: quicker, for a model trained so."
-SRC_HELP = "AudioFolder, Common Voice release (DIR:split), manifest, Parquet, subtitled recording, Hub data set."
-PROMPT_HELP = "The column of what was said before each clip (default: none)."
+WINDOW_HELP = "Window of the encoder: full (30 s); condensed and tight are quicker, for a model trained with them."
 TIMES_HELP = "Use or ignore the columns with start and end (default: ask where they do not fit the files)."
+AUDIO_COLUMN_HELP = "Column with the sound file, where it has no usual name."
+TEXT_COLUMN_HELP = "Column with the transcript, where it has no usual name."
+PROMPT_HELP = "Column with the text that was said before each clip (default: none)."
+BASE_HELP = "The base of an adapter, if it has moved."
+TASK_HELP = "Write the words as they are spoken, or their English translation."
 
 AT_LEAST_1 = click.IntRange(min=1)
 BEAMS = click.IntRange(1, 100)
 CLIPS = click.IntRange(1, 65_536)
 WINDOWS = click.Choice(["full", "condensed", "tight"])
+TASKS = click.Choice(["transcribe", "translate"])
 TIMES = click.Choice(["use", "ignore"])
 QUANTIZE = click.option(
-    "--quantize", type=click.Choice(["as-trained", "none", "8bit", "4bit"]), default="as-trained", show_default=True,
-    help="How many bits the base is held in.",
-)  # fmt: skip
-
-
+    "--quantize",
+    type=click.Choice(["as-trained", "none", "8bit", "4bit"]),
+    default="as-trained",
+    show_default=True,
+    help="Load the base as it was trained, in full precision, or in 8 or 4 bits.",
+)
 PRECISION = click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True,
-    help="Of the model's arithmetic. auto: the best half precision on a GPU, fp32 on a CPU.",
-)  # fmt: skip
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the arithmetic. auto: the best half precision on a GPU, fp32 on a CPU.",
+)
+# What a source may be. It stands behind the help of --train only: three options with it would fill the screen.
+SOURCE_HELP = (
+    "SRC is an AudioFolder, a Common Voice release (DIR:split), a manifest, a Parquet file, a recording with captions "
+    "or a Hub data set. Repeatable."
+)
 
 
 class ClipsAtOnce(click.ParamType):
@@ -37,12 +52,14 @@ class ClipsAtOnce(click.ParamType):
     name = "clips"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Refuses what is neither."""
-        return value if value == "auto" else CLIPS.convert(value, param, ctx)
+        """Return auto or a number; refuse everything else."""
+        if value == "auto":
+            return "auto"
+        return CLIPS.convert(value, param, ctx)
 
 
 def output_options(function: Callable) -> Callable:
-    """--json and --quiet, as every command has them; keeps everything but the result off stdout."""
+    """Add --json and --quiet, which every command has; the function is given a `Printer` as `out`."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, everything else on stderr.")
     @click.option("--quiet", is_flag=True, help="Print results and errors only.")
@@ -53,63 +70,81 @@ def output_options(function: Callable) -> Callable:
     return wrapped
 
 
-def _changes(settings: tuple[str, ...], flags: dict[str, object]) -> dict[str, object]:
-    """--set and the flags that stand for recipe keys, as one mapping; a flag wins."""
-    from whisper_peft.recipe import Recipe, parse_settings
-
-    changes = parse_settings(Recipe(), settings, place="--set ")
-    for key, value in flags.items():
-        if value is not None and value != ():
-            changes[key] = list(value) if isinstance(value, tuple) else value
-    if "train.steps" in changes and "train.epochs" not in changes:
-        changes["train.epochs"] = None  # a flag replaces what the recipe says in the other unit
-    elif "train.epochs" in changes and "train.steps" not in changes:
-        changes["train.steps"] = None
-    return changes
-
-
-RECIPE_OPTIONS = (
-    click.argument("recipe", required=False),
-    click.option("--mode", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter (default: lora)."),
-    click.option("--model", help="Hub id, model folder, run or adapter folder to start from."),
-    click.option("--language", help="Name or code of the language, as hindi or hi."),
-    click.option("--language-token", help="Borrow this language's token for one that Whisper does not know."),
-    click.option("--task", type=click.Choice(["transcribe", "translate"])),
-    click.option("--train", "train_source", multiple=True, metavar="SRC", help=f"Learns. {SRC_HELP} Repeatable."),
-    click.option("--eval", "eval_source", metavar="SRC", help="Selects the checkpoint (default: a tenth of train)."),
-    click.option("--test", "test_source", metavar="SRC", help="Scored once before and once after."),
-    click.option("--steps", type=int, help="Optimizer steps."),
-    click.option("--epochs", type=float, help="Passes over the training clips (default: 3)."),
-    click.option("--batch-size", type=int, help="Clips in one optimizer step."),
-    click.option("--learning-rate", type=float),
-    click.option("--window", type=WINDOWS, help="How much of 30 s is computed (default: condensed)."),
-    click.option("--audio-column", help="Where the columns have other than the usual names."),
-    click.option("--text-column"),
-    click.option("--prompt-column", help=PROMPT_HELP),
-    click.option("--times", type=TIMES, help=TIMES_HELP),
-    click.option("--quantize", type=click.Choice(["8bit", "4bit"]), help="An adapter's base in so many bits."),
-    click.option("--seed", type=int),
-    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any recipe key. Repeatable."),
-)
-FLAGS = {
-    "mode": "train.mode", "model": "model.name", "language": "model.language",
-    "language_token": "model.language_token", "task": "model.task", "train_source": "data.train",
-    "eval_source": "data.eval", "test_source": "data.test", "steps": "train.steps", "epochs": "train.epochs",
-    "batch_size": "train.batch_size", "learning_rate": "train.learning_rate", "window": "features.window",
-    "audio_column": "data.audio_column", "text_column": "data.text_column",
-    "prompt_column": "data.prompt_column", "times": "data.times", "quantize": "train.quantize",
-    "seed": "train.seed",
-}  # fmt: skip
-
-
 def recipe_options(function: Callable) -> Callable:
-    """RECIPE, the flags that stand for its keys, and --set; the function is handed the changes they make."""
+    """Add RECIPE, an option for each setting that names one, and --set.
+
+    The function is given `recipe` and the `changes` that the options make in it, by their keys.
+    """
+    settings_with_option = {_parameter_name(key): key for key, entry in SETTINGS.items() if entry.rule.option}
 
     @functools.wraps(function)
     def wrapped(*, settings: tuple[str, ...], **arguments: object) -> object:
-        flags = {key: arguments.pop(name) for name, key in FLAGS.items()}
-        return function(changes=_changes(settings, flags), **arguments)
+        options = {key: arguments.pop(name) for name, key in settings_with_option.items()}
+        return function(changes=_changes(settings, options), **arguments)
 
-    for option in reversed(RECIPE_OPTIONS):
-        wrapped = option(wrapped)
+    decorators = [click.argument("recipe", required=False)]
+    decorators += [_option_of(SETTINGS[key]) for key in settings_with_option.values()]
+    decorators.append(
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any recipe key. Repeatable.")
+    )
+    for decorator in reversed(decorators):
+        wrapped = decorator(wrapped)
     return wrapped
+
+
+def _parameter_name(key: str) -> str:
+    """Name the parameter of a setting's option.
+
+    >>> _parameter_name("train.steps")
+    'train_steps'
+    """
+    return key.replace(".", "_")
+
+
+def _option_of(setting: Setting) -> Callable:
+    """Make the command-line option of a setting from its rule."""
+    rule = setting.rule
+    key = setting.key
+    kinds = allowed_types(setting.kind)
+    is_source = key in ("data.train", "data.eval", "data.test")
+    words = [choice for choice in rule.choices if choice is not None]
+    # A number outside its bounds is refused by the recipe, with the key that a page would have it under.
+    kind: object = str
+    if words:
+        kind = click.Choice(words)
+    elif int in kinds:
+        kind = int
+    elif float in kinds:
+        kind = float
+    return click.option(
+        rule.option,
+        _parameter_name(key),
+        type=kind,
+        multiple=key == "data.train",
+        metavar="SRC" if is_source else None,
+        help=_help_of(setting),
+    )
+
+
+def _help_of(setting: Setting) -> str:
+    """Write the help of a setting's option: what it does, and its default."""
+    if setting.key == "data.train":
+        return f"Training data. {SOURCE_HELP}"
+    rule = rule_of(setting.key)
+    default = rule.null if setting.default is None else setting.default
+    return f"{rule.help} Default: {default}."
+
+
+def _changes(settings: tuple[str, ...], options: dict[str, object]) -> dict[str, object]:
+    """Merge --set and the options that stand for recipe keys into one mapping. An option wins."""
+    changes = parse_settings(Recipe(), settings, place="--set ")
+    for key, value in options.items():
+        if value is None or value == ():
+            continue
+        changes[key] = list(value) if isinstance(value, tuple) else value
+    # Steps and epochs are two units of one thing: who sets one of them replaces the other in the recipe.
+    if "train.steps" in changes and "train.epochs" not in changes:
+        changes["train.epochs"] = None
+    elif "train.epochs" in changes and "train.steps" not in changes:
+        changes["train.steps"] = None
+    return changes

@@ -16,7 +16,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, whisper_of
 from whisper_peft.model.devices import best_device, free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import states_at, token_losses
-from whisper_peft.recipe import CHOICES
+from whisper_peft.recipe import rule_of
 
 PER_CLIP = ("rows", "input_features", "decoder_input_ids", "labels")  # of a batch, what is cut with it
 # Of a batch that is transcribed at a time: seconds of windows, and clips. On a CPU larger ones only pad more.
@@ -290,7 +290,8 @@ def set_window(model, window: str) -> float:
     Raises:
         UserError: a kind of window that does not exist.
     """
-    if window not in CHOICES["features.window"]:
-        raise UserError(f"--window {window}: expected one of {', '.join(CHOICES['features.window'])}.")
+    windows = rule_of("features.window").choices
+    if window not in windows:
+        raise UserError(f"--window {window}: expected one of {', '.join(map(str, windows))}.")
     condense_silence(model, window)
     return SLACK_S[window]

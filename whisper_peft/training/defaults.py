@@ -14,7 +14,7 @@ from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
 from whisper_peft.model.lora import targets_of
-from whisper_peft.recipe import AT_MOST, Lora, Recipe
+from whisper_peft.recipe import Lora, Recipe, rule_of
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
 # pre-training (Radford et al. 2022, table 17), by the width of the model; at 128, what suits the shipped miniature.
@@ -62,10 +62,11 @@ def resolve(
         raise UserError("train.steps and train.epochs: both are set; choose one.")
     per_epoch = steps_per_epoch(n_rows, train.batch_size)
     steps = train.steps or math.ceil((train.epochs or EPOCHS) * per_epoch)
-    if steps > AT_MOST["train.steps"]:
+    most_steps = rule_of("train.steps").at_most
+    if most_steps is not None and steps > most_steps:
         raise UserError(
             f"train.epochs: {train.epochs:g} passes over {n_rows:,} clips are {steps:,} steps of {train.batch_size}; "
-            f"at most {AT_MOST['train.steps']:,} steps are made, so take fewer."
+            f"at most {most_steps:,} steps are made, so take fewer."
         )
 
     usual = learning_rate(train.mode, d_model)

@@ -10,7 +10,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
-from whisper_peft.recipe import Recipe, Source, as_dict, flat, override
+from whisper_peft.recipe import Recipe, Source, as_dict, flatten, override
 from whisper_peft.recipe_files import absolute, load_recipe
 
 # Neither touches the steps that are made already.
@@ -97,8 +97,8 @@ def check_checkpoints(run: Path) -> None:
 
 def _refuse_edited(run: Path, recipe: Recipe, began_with: dict) -> None:
     """Refuse settings that were edited by hand, where they would change the steps of the run."""
-    before = flat(began_with)
-    now = flat(as_dict(recipe))
+    before = flatten(began_with)
+    now = flatten(as_dict(recipe))
     for key in now:
         if key in HARMLESS or key not in before:
             continue
