@@ -72,6 +72,14 @@ EXPECTED = {
 }
 
 
+def test_every_option_says_what_it_does():
+    for name, command in commands.cli.commands.items():
+        for inner in getattr(command, "commands", {"": command}).values():
+            for parameter in inner.params:
+                if parameter.param_type_name == "option":
+                    assert parameter.help and parameter.help.rstrip(".)")[0].strip(), f"{name}: {parameter.opts}"
+
+
 def test_every_command_is_walked(page, lora_run, speech, tmp_path):
     """A command that is added must be added here."""
     names = set()

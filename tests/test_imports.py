@@ -50,7 +50,7 @@ ROOMS = {
     "delivery": (
         "provenance", "merging", "card", "repository", "publishing", "pushing", "demo_page", "voices", "demo",
     ),
-    "cli": ("quiet", "lines", "score_lines", "options", "transcribe", "recipes", "commands"),
+    "cli": ("quiet", "printer", "lines", "score_lines", "options", "transcribe", "recipes", "commands"),
     "__main__": (),
 }  # fmt: skip
 HEAVY = (

@@ -496,10 +496,11 @@ def test_alignment_heads_of_a_larger_model_are_left_out_and_said(model):
 
 
 def test_a_remark_is_a_note_on_the_command_line_once(capsys):
-    from whisper_peft.cli.lines import Printer
+    from whisper_peft.cli.printer import Printer
+    from whisper_peft.cli.quiet import show_notices
 
     with warnings.catch_warnings():
-        Printer(as_json=False, quiet=False)
+        show_notices(Printer(as_json=False, quiet=False).say)
         for _ in range(3):
             warnings.warn("a.json: filled in.", Notice, stacklevel=1)
     assert capsys.readouterr().err == "Note: a.json: filled in.\n"

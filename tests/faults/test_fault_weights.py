@@ -637,9 +637,9 @@ def test_a_notice_is_a_line_of_the_command_line(adapter, speech, tmp_path, run_c
 
 
 def test_only_single_messages_are_hushed(capsys):
-    from whisper_peft.cli.quiet import LOG_MESSAGES, hush_libraries
+    from whisper_peft.cli.quiet import LOG_MESSAGES, hide_library_messages
 
-    hush_libraries()
+    hide_library_messages()
     name = LOG_MESSAGES[0][0]
     heard = []
     handler = logging.Handler()

@@ -14,23 +14,25 @@ import click
 
 from whisper_peft import __version__
 from whisper_peft.cli.lines import (
-    Printer,
     check_lines,
     demo_lines,
     matrix_lines,
     merge_lines,
     plan_lines,
-    progress_bar,
     publish_lines,
-    seconds_bar,
     train_lines,
 )
 from whisper_peft.cli.options import (
     AT_LEAST_1,
+    AUDIO_COLUMN_HELP,
+    BASE_HELP,
     BEAMS,
     PRECISION,
     PROMPT_HELP,
     QUANTIZE,
+    TASK_HELP,
+    TASKS,
+    TEXT_COLUMN_HELP,
     TIMES,
     TIMES_HELP,
     WINDOW_HELP,
@@ -39,21 +41,25 @@ from whisper_peft.cli.options import (
     output_options,
     recipe_options,
 )
+from whisper_peft.cli.printer import Printer
+from whisper_peft.cli.quiet import hide_library_messages
 from whisper_peft.cli.recipes import recipes
 from whisper_peft.cli.score_lines import score_lines
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable, reason_of
 from whisper_peft.model.memory import GIB
 
-BUG = 70  # the exit code of a bug of ours
+# The exit code of a bug of ours: EX_SOFTWARE of sysexits.h.
+BUG = 70
+# What the system refuses for want of something: the user can mend it.
 SYSTEM_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EDQUOT, errno.ENOMEM)
 
 
 class Commands(click.Group):
-    """Commands in the order of a project, not of the alphabet."""
+    """A group that lists its commands in the order of a project, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As defined."""
+        """List the commands in the order in which they are defined."""
         return list(self.commands)
 
 
@@ -66,9 +72,10 @@ def cli() -> None:
 def main() -> None:
     """Run the command line.
 
-    What the user can mend ends in one line and exit code 1. A bug of ours ends in one line and exit code 70
-    (EX_SOFTWARE of sysexits.h); its traceback is kept in a file.
+    A mistake that the user can mend ends in one line and exit code 1. A bug of ours ends in one line and exit code 70,
+    and its traceback is kept in a file.
     """
+    hide_library_messages()
     _accept_any_text()
     try:
         code = cli(standalone_mode=False)
@@ -92,21 +99,21 @@ def main() -> None:
         click.echo("Error: not enough memory on this machine; take smaller batches or a smaller model.", err=True)
         sys.exit(1)
     except Exception as error:
-        sys.exit(_last_net(error))
+        sys.exit(_report_unexpected(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _accept_any_text() -> None:
-    """Let stdout and stderr take text that their encoding cannot write, such as a file name that is not UTF-8."""
+    """Make stdout and stderr escape what their encoding cannot write, such as a file name that is not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _last_net(error: Exception) -> int:
+def _report_unexpected(error: Exception) -> int:
     """Print one line for an exception that nobody expected.
 
-    A file that the system refuses is the user's to mend. Everything else is our bug, and its traceback is kept.
+    The user can mend a file that the system refuses. Everything else is our bug, and its traceback is kept.
 
     Returns:
         The exit code.
@@ -133,44 +140,46 @@ def _last_net(error: Exception) -> int:
 
 @cli.command()
 @click.argument("sources", metavar="SRC...|RECIPE", nargs=-1, required=True)
-@click.option("--language", help="Name or code, for clips that name none.")
-@click.option("--model", help="Let this model tell texts that belong elsewhere. Hub id, model, run or adapter folder.")
+@click.option("--language", help="Language of clips that name none: a name or a code.")
+@click.option("--model", help="Model that helps to find texts beside the wrong sound: Hub id, model, run or adapter.")
 @click.option("--no-audio", is_flag=True, help="Look at headers and texts only.")
 @click.option("--html", type=click.Path(), metavar="FILE", help="Write the report as a page to look at and listen to.")
 @click.option("--fix", type=click.Path(), metavar="OUT", help="Write a cleaned manifest: a .jsonl file, or a folder.")
-@click.option("--audio-column", help="Where the columns have other than the usual names.")
-@click.option("--text-column")
+@click.option("--audio-column", help=AUDIO_COLUMN_HELP)
+@click.option("--text-column", help=TEXT_COLUMN_HELP)
 @click.option("--prompt-column", help=PROMPT_HELP)
 @click.option("--times", type=TIMES, help=TIMES_HELP)
 @output_options
 def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> int:
-    """Look at the data before a GPU-hour is spent on it: SRC (several: each is a split), or the sources of a RECIPE.
+    """Look at the data before you spend a GPU-hour on it.
 
-    Nothing is changed. Exits with 3 if there are errors in it.
+    Name one SRC for each split, or a RECIPE for its sources. Nothing is changed. The exit code is 3 if there are errors
+    in the data.
 
     Example: whisper-peft check my-speech:train my-speech:test
     """
     from whisper_peft.checking.check import check as run_check
     from whisper_peft.checking.check import is_recipe
 
-    recipes = [one for one in sources if is_recipe(one)]
-    if recipes and len(sources) > 1:
-        raise click.UsageError(f"{recipes[0]} is a recipe; name it alone, or sources.")
-    report = run_check(
-        () if recipes else sources, recipe=recipes[0] if recipes else None, audio=not no_audio,
-        progress=not out.quiet, **options,
-    )  # fmt: skip
+    recipe = next((source for source in sources if is_recipe(source)), None)
+    if recipe is not None:
+        if len(sources) > 1:
+            raise click.UsageError(f"{recipe} is a recipe; name it alone, or name sources only.")
+        sources = ()
+    report = run_check(sources, recipe=recipe, audio=not no_audio, progress=not out.quiet, **options)
     out.result(report, check_lines(report, html=options["html"]))
     return 3 if report["errors"] else 0
 
 
 @cli.command()
 @recipe_options
-@click.option("--gpu-memory", metavar="SIZE", help="Plan for a GPU with so much, as 8GB (default: the device here).")
-@click.option("--matrix", is_flag=True, help="Every published size against every mode.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPU to plan for, as 8GB (default: the device here).")
+@click.option("--matrix", is_flag=True, help="Predict the memory of every published size in every mode.")
 @output_options
 def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memory: str | None, matrix: bool) -> None:
-    """Will it fit, in how large pieces, and how long is an epoch: RECIPE is a file, a shipped one's name or a run.
+    """Predict whether training fits into memory, with which micro-batch, and how long an epoch takes.
+
+    RECIPE is a file, the name of a shipped recipe, or a run folder.
 
     Example: whisper-peft plan small-hindi-lora --gpu-memory 8GB
     """
@@ -190,29 +199,44 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
 @cli.command()
 @recipe_options
 @click.option("--output", type=click.Path(), help="The new run folder (default: runs/<recipe or model>-<n>).")
-@click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with a run from its newest checkpoint.")
+@click.option("--resume", type=click.Path(), metavar="RUN", help="Continue a run from its newest checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the resolved recipe; train nothing.")
 @click.option("--force", is_flag=True, help="Train although the plan says that memory is too small.")
-@click.option("--push", metavar="REPO", help="Upload each checkpoint, and at last the result, to the Hub (owner/name).")
-@click.option("--private", is_flag=True, help="With --push: a new REPO is private.")
-@click.option("--base", metavar="MODEL", help="The base of --model ADAPTER or of --resume RUN, if it has moved. With "
-              "--push: the base on the Hub, where --model is a folder.")  # fmt: skip
+@click.option("--push", metavar="REPO", help="Upload each checkpoint, and then the result, to the Hub (owner/name).")
+@click.option("--private", is_flag=True, help="With --push: make a new REPO private.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    help="The base of --model ADAPTER or of --resume RUN, if it has moved. With --push, the base on the Hub if --model "
+    "is a folder.",
+)
 @output_options
 def train(
-    out: Printer, recipe: str | None, changes: dict[str, object], output: str | None, resume: str | None,
-    dry_run: bool, force: bool, push: str | None, private: bool, base: str | None,
-) -> None:  # fmt: skip
-    """Fine-tune as RECIPE says (a file, or the name of a shipped one), flags winning over it.
+    out: Printer,
+    recipe: str | None,
+    changes: dict[str, object],
+    output: str | None,
+    resume: str | None,
+    dry_run: bool,
+    force: bool,
+    push: str | None,
+    private: bool,
+    base: str | None,
+) -> None:
+    """Fine-tune a Whisper with the settings of RECIPE: a file, or the name of a shipped recipe.
+
+    Options win over the recipe.
 
     Example: whisper-peft train quickstart
     """
     if resume and (recipe or output):
-        raise click.UsageError("--resume takes the run's own recipe and folder; leave RECIPE and --output away.")
+        raise click.UsageError("--resume uses the recipe and the folder of the run; leave out RECIPE and --output.")
     if not resume and not recipe and not changes.get("data.train"):
-        raise click.UsageError("name a RECIPE, or the data with --train SRC.")
+        raise click.UsageError("name a RECIPE, or name the data with --train SRC.")
     if private and not push:
-        raise click.UsageError("--private is of --push REPO.")
-    if resume:  # what stands for the other unit is no change; --epochs itself is refused by the run
+        raise click.UsageError("--private needs --push REPO.")
+    if resume:
+        # Steps and epochs replace each other by a null, which is no change to a run. --epochs itself is refused later.
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
         output = _free_run_name(recipe, changes.get("model.name"), changes.get("train.mode"))
@@ -222,9 +246,17 @@ def train(
     with _pushing(out, resume or recipe, changes, None if dry_run else push, private=private, base=base) as pushed:
         has_own_base = pushed is None or pushed.from_adapter
         result = run_training(
-            recipe, output=output, resume=resume, base=base if has_own_base else None, changes=changes,
-            dry_run=dry_run, force=force, say=out.say, on_checkpoint=[pushed] if pushed else [], progress=not out.quiet,
-        )  # fmt: skip
+            recipe,
+            output=output,
+            resume=resume,
+            base=base if has_own_base else None,
+            changes=changes,
+            dry_run=dry_run,
+            force=force,
+            say=out.say,
+            on_checkpoint=[pushed] if pushed else [],
+            progress=not out.quiet,
+        )
         published = pushed.finish(result.run) if pushed else None
     if dry_run:
         import yaml
@@ -238,8 +270,8 @@ def train(
 
 def _pushing(
     out: Printer, recipe: str | None, changes: dict[str, object], repo: str | None, *, private: bool, base: str | None
-):  # fmt: skip
-    """A Push that has found its repository, or nothing."""
+):
+    """Open a `Push` to a repository; without one, a context manager that gives None."""
     if repo is None:
         return contextlib.nullcontext()
     from whisper_peft.delivery.pushing import Push
@@ -251,42 +283,48 @@ def _pushing(
 def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> str:
     from pathlib import Path
 
-    stem = "-".join(filter(None, [Path(recipe or model or "run").stem, mode]))
-    return next(path for n in range(1, 10_000) if not Path(path := f"runs/{stem}-{n}").exists())
+    stem = Path(recipe or model or "run").stem
+    if mode:
+        stem = f"{stem}-{mode}"
+    number = 1
+    while Path(f"runs/{stem}-{number}").exists():
+        number += 1
+    return f"runs/{stem}-{number}"
 
 
 @cli.command()
 @click.argument("model")
 @click.argument("source", metavar="SRC")
 @click.option(
-    "--language", help="Name or code for clips that name none, or auto (default: what the model was trained for)."
+    "--language",
+    help="Language of clips that name none: a name, a code, or auto (default: what the model was trained for).",
 )
-@click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Default: what the run was trained for.")
+@click.option("--task", type=TASKS, help=f"{TASK_HELP} Default: what the model was trained for.")
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
-@click.option("--max-clips", type=AT_LEAST_1, help="Only the first so many.")
+@click.option("--max-clips", type=AT_LEAST_1, help="Score only this many clips, the first ones.")
 @PRECISION
-@click.option("--base", help="The adapter's base, if it has moved.")
+@click.option("--base", help=BASE_HELP)
 @QUANTIZE
-@click.option("--audio-column", help="Where the columns have other than the usual names.")
-@click.option("--text-column")
+@click.option("--audio-column", help=AUDIO_COLUMN_HELP)
+@click.option("--text-column", help=TEXT_COLUMN_HELP)
 @click.option("--times", type=TIMES, help=TIMES_HELP)
-@click.option("--cut", is_flag=True, help="Score recordings in clips only, not as a whole, too.")
+@click.option("--cut", is_flag=True, help="Score recordings in clips only, not also as a whole.")
 @output_options
 def evaluate(out: Printer, model: str, source: str, **options) -> None:
-    """Score MODEL on SRC: WER and CER with intervals, raw and normalised.
+    """Score MODEL on SRC: word and character error rates with intervals, raw and normalised.
 
-    MODEL is a Hub id, a model folder, a run or an adapter folder. Recordings with segment times are scored in clips,
-    and as a whole: text, speech without output, times, loops.
+    MODEL is a Hub id, a model folder, a run or an adapter folder. Recordings with segment times are scored in clips and
+    as a whole: their text, speech without output, times and loops.
     """
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
-    with progress_bar("transcribing", out) as bar, seconds_bar("whole recordings", out) as seconds_bar_shown:
+    with out.clips_bar("transcribing") as clips_done, out.seconds_bar("whole recordings") as seconds_done:
         result = run_evaluation(
-            model, source, progress=bar, recordings_progress=seconds_bar_shown, say=out.say, **options
+            model, source, progress=clips_done, recordings_progress=seconds_done, say=out.say, **options
         )
     out.result(result, score_lines(result, options["output"]))
 
@@ -294,13 +332,15 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
 @cli.command()
 @click.argument("model", metavar="RUN|ADAPTER")
 @click.argument("output", metavar="OUT", type=click.Path())
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: the base's own.")
-@click.option("--base", help="The adapter's base, if it has moved.")
-@click.option("--check", metavar="SRC", help="Clips to compare on (default: the run's own).")
-@click.option("--language", help="Of the check clips, where nothing else says.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Type of the weights (default: the base's)."
+)
+@click.option("--base", help=BASE_HELP)
+@click.option("--check", metavar="SRC", help="Clips to compare adapter and merged model on (default: the run's).")
+@click.option("--language", help="Language of the clips to compare on, if nothing else names it.")
 @output_options
 def merge(out: Printer, model: str, output: str, **options) -> None:
-    """Fold an adapter into its base: a stand-alone model, checked against the adapter."""
+    """Fold an adapter into its base. The result is a stand-alone model, which is checked against the adapter."""
     from whisper_peft.delivery.merging import merge as run_merge
 
     report = run_merge(model, output, say=out.say, **options)
@@ -310,27 +350,38 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
-@click.option("--language", help="Name or code, or auto (default: what the model was trained for).")
-@click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe", show_default=True)
-@click.option("--format", "formats", multiple=True, metavar="LIST",
-              help="txt, srt, vtt, tsv, json, with commas, or all (default: txt). All but txt have times.")  # fmt: skip
+@click.option("--language", help="A name, a code, or auto (default: what the model was trained for).")
+@click.option("--task", type=TASKS, default="transcribe", show_default=True, help=TASK_HELP)
 @click.option(
-    "--output", type=click.Path(), metavar="DIR", help="Write files named after the recordings. What is there is done."
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="LIST",
+    help="Any of txt, srt, vtt, tsv, json, joined by commas, or all (default: txt). All but txt have times.",
 )
-@click.option("--word-times", is_flag=True, help="Also when each word is spoken.")
-@click.option("--prompt", metavar="TEXT", help="Names and jargon as they are spelt; stands before every window.")
-@click.option("--chunked", is_flag=True, help="Long recordings in overlapping chunks: quicker, but less exact.")
+@click.option(
+    "--output",
+    type=click.Path(),
+    metavar="DIR",
+    help="Write files named after the recordings. A recording whose files are there is passed over.",
+)
+@click.option("--word-times", is_flag=True, help="Find out when each word is spoken.")
+@click.option(
+    "--prompt", metavar="TEXT", help="Names and jargon as they are spelt. The model reads it at every window."
+)
+@click.option("--chunked", is_flag=True, help="Cut long recordings into overlapping chunks: quicker, less exact.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Recordings at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
 @click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
 @PRECISION
-@click.option("--base", help="The adapter's base, if it has moved.")
+@click.option("--base", help=BASE_HELP)
 @QUANTIZE
 @output_options
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> int:
-    """Write down what is said in AUDIO: files of any length and format, folders, patterns, or - for a list on stdin.
+    """Write down what is said in AUDIO.
 
-    A file that cannot be used is named and passed over; the exit code is then 1.
+    AUDIO is any number of files of any length and format, folders, patterns, or - for a list on stdin. A file that
+    cannot be used is named and passed over; the exit code is then 1.
 
     Example: whisper-peft transcribe runs/hindi talks/ --format txt,srt --output texts
     """
@@ -341,22 +392,33 @@ def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> i
 
 @cli.command()
 @click.argument("model")
-@click.option("--compare", metavar="MODEL", default="base", show_default=True,
-              help="Shown beside it; base: what MODEL was trained from; none: nothing.")  # fmt: skip
 @click.option(
-    "--language", help="Chosen when the page opens: name or code, or auto (default: what the model was trained for)."
+    "--compare",
+    metavar="MODEL",
+    default="base",
+    show_default=True,
+    help="Model to show beside MODEL. base: what MODEL was trained from. none: no other model.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
 @click.option(
-    "--share", is_flag=True, help="Also a link on the internet, for whoever has it, through Gradio's servers."
+    "--language",
+    help="Language when the page opens: a name, a code, or auto (default: what the model was trained for).",
 )
-@click.option("--base", help="The adapter's base, if it has moved.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option(
+    "--share",
+    is_flag=True,
+    help="Make a link on the internet through Gradio's servers. Whoever has it can use the page.",
+)
+@click.option("--base", help=BASE_HELP)
 @QUANTIZE
 @output_options
 def demo(out: Printer, model: str, **options) -> None:
-    """Serve a page on this machine where MODEL listens: to a microphone, or a file.
+    """Serve a page on this machine, where MODEL listens to a microphone or a file.
 
-    What it was before training stands beside it, with the differences marked. Needs the extra whisper-peft[demo].
+    The model before training stands beside it, with the differences marked. The command needs the extra
+    whisper-peft[demo].
     """
     from whisper_peft.delivery.demo import demo as run_demo
 
@@ -366,23 +428,23 @@ def demo(out: Printer, model: str, **options) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("repo")
-@click.option("--private", is_flag=True, help="A new REPO is private.")
+@click.option("--private", is_flag=True, help="Make a new REPO private.")
 @click.option("--dry-run", is_flag=True, help="Print the card and the files; touch no network.")
-@click.option("--base", metavar="HUB_ID", help="The adapter's base on the Hub, where it was trained on a folder.")
-@click.option("--license", help="Of the weights, as apache-2.0.")
-@click.option("--language", help="Name or code (default: the run's).")
-@click.option("--dataset-tags", multiple=True, metavar="HUB_ID", help="A data set it was trained on. Repeatable.")
-@click.option("--dataset", help="What the scored data is called (default: the last name of the run's source).")
-@click.option("--dataset-args", help="Its configuration and split, in words.")
+@click.option("--base", metavar="HUB_ID", help="The adapter's base on the Hub, if it was trained on a folder.")
+@click.option("--license", help="Licence of the weights, as apache-2.0.")
+@click.option("--language", help="Language on the card: a name or a code (default: the run's).")
+@click.option("--dataset-tags", multiple=True, metavar="HUB_ID", help="Data set that it was trained on. Repeatable.")
+@click.option("--dataset", help="Name of the scored data on the card (default: the last name of the run's source).")
+@click.option("--dataset-args", help="Configuration and split of the scored data, in words.")
 @click.option("--model-name", help="Title of the card (default: the name in REPO).")
-@click.option("--finetuned-from", metavar="HUB_ID", help="What the card calls the base (default: the base).")
-@click.option("--tasks", help="Default: automatic-speech-recognition.")
-@click.option("--tags", multiple=True, help="Besides whisper and whisper-peft. Repeatable.")
+@click.option("--finetuned-from", metavar="HUB_ID", help="Name of the base on the card (default: the base).")
+@click.option("--tasks", help="Task on the card (default: automatic-speech-recognition).")
+@click.option("--tags", multiple=True, help="Tags besides whisper and whisper-peft. Repeatable.")
 @output_options
 def publish(out: Printer, model: str, repo: str, **options) -> None:
-    """Put MODEL on the Hub as REPO (owner/name), with a card filled in from its run.
+    """Upload MODEL to the Hub as REPO (owner/name), with a model card filled in from its run.
 
-    MODEL is a run, an adapter or a model folder. The login is huggingface_hub's: hf auth login, or HF_TOKEN.
+    MODEL is a run, an adapter or a model folder. Log in with hf auth login, or set HF_TOKEN.
     """
     from whisper_peft.delivery.publishing import publish as run_publishing
 

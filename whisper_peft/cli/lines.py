@@ -1,82 +1,12 @@
-"""What a command says: where its lines go, and its result as lines for people."""
+"""The results of the commands, as lines for people."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from pathlib import Path
 
-import click
-
-from whisper_peft.cli.quiet import hush_libraries, show_notices
-from whisper_peft.files import printable, printable_json
+from whisper_peft.files import printable
 from whisper_peft.model.memory import GIB
-
-
-class Printer:
-    """Where lines go: progress to stderr, results to stdout, JSON instead of them where it is asked for."""
-
-    def __init__(self, as_json: bool, quiet: bool):
-        self.as_json, self.quiet = as_json, quiet
-        hush_libraries()
-        show_notices(self.say)
-
-    def say(self, line: str) -> None:
-        """Print a line about what happens."""
-        if not self.quiet:
-            click.echo(printable(line), err=True)
-
-    def result(self, content: object, lines: list[str]) -> None:
-        """Print the result, as lines for people or as JSON.
-
-        Args:
-            content: What JSON shows.
-            lines: What people see. A line may be a page of several lines.
-        """
-        if self.as_json:
-            click.echo(printable_json(json.dumps(content, ensure_ascii=False, default=str)))
-        else:
-            for line in lines:
-                click.echo(printable(line, keep_line_breaks=True))
-
-
-@contextlib.contextmanager
-def progress_bar(label: str, out: Printer):
-    """A progress bar on stderr that learns its length from the first call."""
-    if out.quiet:
-        yield lambda clips, total: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit="clip", leave=False, disable=None) as bar:
-
-        def update(clips: int, total: int) -> None:
-            bar.total = total
-            bar.update(clips)
-
-        yield update
-
-
-@contextlib.contextmanager
-def seconds_bar(label: str, out: Printer):
-    """A progress bar on stderr that counts seconds of sound; it appears, and learns its length, at the first call."""
-    if out.quiet:
-        yield lambda seconds, total: None
-        return
-    from tqdm import tqdm
-
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]"
-    with contextlib.ExitStack() as stack:
-        bar = None
-
-        def update(seconds: float, total: float) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(tqdm(desc=label, leave=False, disable=None, total=total, bar_format=shape))
-            bar.update(seconds)
-
-        yield update
 
 
 def transcript_line(transcript: dict, *, named: bool) -> str:

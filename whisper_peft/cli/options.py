@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import click
 
-from whisper_peft.cli.lines import Printer
+from whisper_peft.cli.printer import Printer
+from whisper_peft.cli.quiet import show_notices
 from whisper_peft.recipe import SETTINGS, Recipe, parse_settings, rule_of
 from whisper_peft.settings import Setting, allowed_types
 
@@ -65,7 +66,9 @@ def output_options(function: Callable) -> Callable:
     @click.option("--quiet", is_flag=True, help="Print results and errors only.")
     @functools.wraps(function)
     def wrapped(*, as_json: bool, quiet: bool, **arguments: object) -> object:
-        return function(out=Printer(as_json, quiet), **arguments)
+        out = Printer(as_json, quiet)
+        show_notices(out.say)
+        return function(out=out, **arguments)
 
     return wrapped
 

@@ -1,6 +1,6 @@
-"""Hush single messages of libraries, by their text, and show our own notices as lines.
+"""Hide single messages of libraries, by their text, and show our own notices as lines.
 
-Every other message of a library is shown: it may tell what nobody here has thought of.
+All other messages of libraries are shown: they may report what nobody here has thought of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from whisper_peft.errors import Notice
 
-# Python warnings: the beginning of the text, and why a user need not read it.
+# Python warnings that are hidden: the beginning of the text. The comment says why a user need not read it.
 WARNINGS = (
     # transformers asks its own property, which it renamed.
     r"`is_gradient_checkpointing` is deprecated",
@@ -25,13 +25,13 @@ WARNINGS = (
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 
-# Messages of loggers: the logger's name, the beginning of the text, and why a user need not read it.
+# Log messages that are hidden: the name of the logger, and the beginning of the text.
 LOG_MESSAGES = (
     # An optional kernel for 4-bit products on CPUs; ours are computed without it.
     ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward"),
-    # At every product of an 8-bit layer: that LLM.int8() rounds its input is what it is.
+    # It comes at every product of an 8-bit layer. LLM.int8() rounds its input, and nobody can change that.
     ("bitsandbytes.autograd._functions", r"MatMul8bitLt: inputs will be cast"),
-    # Which tensors were not in the file: `model.weights` counts them before anything is loaded.
+    # They list tensors that the file lacks. `model.weights` has counted them before anything is loaded.
     ("transformers.modeling_utils", r".*LOAD REPORT"),
     ("transformers.modeling_utils", r"Some weights of \w+ were not (initialized|used)"),
     # A run may move. Its best checkpoint is found by its step, and its checkpoints are removed by our own rule.
@@ -41,8 +41,8 @@ LOG_MESSAGES = (
 )
 
 
-class _Hushed(logging.Filter):
-    """Drop the records of a logger whose text begins as one of these."""
+class _HidingFilter(logging.Filter):
+    """Drop the records of a logger whose text begins with one of some patterns."""
 
     def __init__(self, patterns: list[str]):
         super().__init__()
@@ -52,21 +52,21 @@ class _Hushed(logging.Filter):
         return self.pattern.match(record.getMessage()) is None
 
 
-# One filter for each logger, so that a logger that is asked twice has it once.
+# One filter for each logger. A logger that gets the same filter twice has it once.
 _FILTERS = {
-    name: _Hushed([pattern for logger, pattern in LOG_MESSAGES if logger == name])
+    name: _HidingFilter([pattern for logger, pattern in LOG_MESSAGES if logger == name])
     for name in {logger for logger, _ in LOG_MESSAGES}
 }
 
 
-def hush_libraries() -> None:
-    """Hush the messages of libraries that our own code has taken care of."""
+def hide_library_messages() -> None:
+    """Hide the messages of libraries that our own code has taken care of. `main` calls this once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for pattern in WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    for name, hushed in _FILTERS.items():
-        logging.getLogger(name).addFilter(hushed)
+    for name, log_filter in _FILTERS.items():
+        logging.getLogger(name).addFilter(log_filter)
 
 
 def show_notices(say: Callable[[str], None]) -> None:

@@ -1,29 +1,28 @@
-"""The recipes command: list, show and copy what ships with the package."""
+"""The recipes command: list, show and copy the recipes that ship with the package."""
 
 from __future__ import annotations
 
 import click
 
-from whisper_peft.cli.lines import Printer, first_comment
+from whisper_peft.cli.lines import first_comment
 from whisper_peft.cli.options import output_options
+from whisper_peft.cli.printer import Printer
 
 
 @click.group()
 def recipes() -> None:
-    """The recipes that ship with whisper-peft."""
+    """List, show and copy the recipes that ship with whisper-peft."""
 
 
 @recipes.command("list")
 @output_options
 def list_recipes(out: Printer) -> None:
-    """Names and first lines."""
+    """Print the name and the first line of each recipe."""
     from whisper_peft.recipe_files import shipped_recipes
 
-    found = [(path.stem, first_comment(path)) for path in shipped_recipes()]
-    out.result(
-        {"recipes": [{"name": name, "about": about} for name, about in found]},
-        [f"{name:20} {about}" for name, about in found],
-    )
+    abouts = {path.stem: first_comment(path) for path in shipped_recipes()}
+    content = {"recipes": [{"name": name, "about": about} for name, about in abouts.items()]}
+    out.result(content, [f"{name:20} {about}" for name, about in abouts.items()])
 
 
 @recipes.command("show")
@@ -35,7 +34,7 @@ def show_recipe(out: Printer, name: str) -> None:
     from whisper_peft.recipe_files import find_recipe, load_recipe
 
     page = find_recipe(name).read_text(encoding="utf-8").rstrip()
-    out.result(as_dict(load_recipe(name)) if out.as_json else None, [page])
+    out.result(as_dict(load_recipe(name)), [page])
 
 
 @recipes.command("copy")
@@ -47,4 +46,4 @@ def copy_recipe(out: Printer, name: str, file: str) -> None:
     from whisper_peft.recipe_files import copy_recipe as run_copy
 
     path = run_copy(name, file)
-    out.result({"recipe": str(path)}, [f"Wrote {path}; train it with: whisper-peft train {path}"])
+    out.result({"recipe": str(path)}, [f"Wrote {path}. Train with it: whisper-peft train {path}"])

@@ -1,4 +1,4 @@
-"""The transcribe command: results as they are ready, and what is said of those that are not."""
+"""The transcribe command: print or write each result when it is ready, and name the recordings that failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import click
 
-from whisper_peft.cli.lines import Printer, seconds_bar, shown_path, transcript_line
+from whisper_peft.cli.lines import shown_path, transcript_line
+from whisper_peft.cli.printer import Printer
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable
 
@@ -31,20 +32,20 @@ def transcribe_all(
     """Transcribe recordings; print or write each when it is ready.
 
     Args:
-        out: Where lines go.
-        model: Any MODEL.
-        audio: Files, folders, patterns; ``-`` for a list of paths on stdin.
-        formats: Names of formats; none for txt.
-        output: The folder for files; None prints.
-        word_times: Whether the times of words are wanted.
-        **options: See `transcribe_each`.
+        out: Prints what the command says.
+        model: Hub id, model folder, run folder or adapter folder.
+        audio: Files, folders and patterns; ``-`` stands for a list of paths on stdin.
+        formats: Names of formats; empty for txt.
+        output: Folder for the files; None prints the transcripts.
+        word_times: Whether to find the times of words.
+        **options: The other options of `transcribe_each`.
 
     Returns:
         The exit code: 1 if a recording could not be used.
 
     Raises:
-        UserError: Nothing can be done; or the only recording that is named cannot be used.
-        Interrupted: Ctrl-C or SIGTERM. What is done is written or printed.
+        UserError: Nothing can be done, or the only recording that is named cannot be used.
+        Interrupted: Ctrl-C or SIGTERM. The finished transcripts are written or printed.
     """
     from whisper_peft.data.audio_files import find_recordings
     from whisper_peft.evaluation.transcribing import transcribe_each
@@ -60,8 +61,8 @@ def transcribe_all(
     if not recordings:
         raise UserError("-: the list on stdin names no recordings.")
     results = _Results(out, format=chosen[0], named=not alone, n_recordings=len(recordings))
-    with _terminated_like_interrupted(), seconds_bar("transcribing", out) as bar:
-        heard = transcribe_each(
+    with _interrupt_on_sigterm(), out.seconds_bar("transcribing") as seconds_done:
+        transcripts = transcribe_each(
             model,
             recordings,
             output=output,
@@ -69,11 +70,11 @@ def transcribe_all(
             word_times=word_times,
             times=any(format in WITH_TIMES for format in chosen),
             say=out.say,
-            progress=bar,
+            progress=seconds_done,
             **options,
         )
         try:
-            for number, transcript in heard:
+            for number, transcript in transcripts:
                 results.add(number, transcript)
         except (KeyboardInterrupt, Interrupted) as stop:
             results.finish()
@@ -83,8 +84,8 @@ def transcribe_all(
     results.finish()
     if results.n_before:
         out.say(
-            f"{results.n_before} of {len(recordings)} recordings were done before; their files in {shown_path(output)} "
-            "stay as they are. To make one again, delete its files."
+            f"{results.n_before} of {len(recordings)} recordings were done before. Their files in {shown_path(output)} "
+            "stay as they are; to make one again, delete its files."
         )
     if output is not None and results.n_written:
         out.say(f"Wrote the transcripts of {results.n_written} recordings to {shown_path(output)}.")
@@ -94,13 +95,13 @@ def transcribe_all(
 
 
 class _Results:
-    """Results in the order in which the recordings were named, each as soon as those before it are there.
+    """The results so far. Each is printed in the order of the recordings, as soon as those before it are ready.
 
     Args:
-        out: Where lines go.
-        format: In which a transcript is printed.
-        named: Whether a transcript stands after the name of its recording.
-        n_recordings: Number of recordings in all.
+        out: Prints the transcripts.
+        format: Format of the printed transcripts.
+        named: Whether a transcript is printed after the name of its recording.
+        n_recordings: Number of recordings.
     """
 
     def __init__(self, out: Printer, *, format: str, named: bool, n_recordings: int):
@@ -115,7 +116,7 @@ class _Results:
         self._following = 0
 
     def add(self, number: int, transcript: dict) -> None:
-        """Take a result, and print what can be printed."""
+        """Store a result, and print all results whose turn has come."""
         self.transcripts[number] = transcript
         if "error" in transcript:
             self.failed.append(transcript)
@@ -128,7 +129,7 @@ class _Results:
             self._following += 1
 
     def finish(self) -> None:
-        """Print what is left: what is done although a recording before it is not, or all of it as JSON."""
+        """Print the results that still wait for an earlier recording, or all of them as JSON."""
         numbers = sorted(self.transcripts)
         if not self.out.as_json:
             for number in numbers:
@@ -143,8 +144,10 @@ class _Results:
         self.out.result(content, [])
 
     def interruption(self, stop: BaseException, output: str | None) -> Interrupted:
-        """Say what was done before the stop, and how to go on."""
-        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
+        """Say what was finished before the stop, and how to go on."""
+        number = signal.SIGINT
+        if isinstance(stop, Interrupted):
+            number = stop.exit_code - 128
         n_done = len(self.transcripts) - len(self.failed)
         done = f"{n_done} of {self.n_recordings} recordings are done"
         if output is None:
@@ -165,7 +168,8 @@ class _Results:
             text = transcript_line(transcript, named=self.named)
         else:
             text = render(transcript, self.format).rstrip("\n")
-        with tqdm.external_write_mode(file=sys.stdout):  # the bar stands aside
+        # The progress bar is taken away for this line, and comes back after it.
+        with tqdm.external_write_mode(file=sys.stdout):
             click.echo(printable(text, keep_line_breaks=True))
             sys.stdout.flush()
 
@@ -178,7 +182,7 @@ def _say_error(line: str) -> None:
 
 
 def _expand_list(audio: tuple[str, ...]) -> Iterator[str]:
-    """Yield what is named, and for ``-`` the lines on stdin that are not blank."""
+    """Yield the names that were given; for ``-``, the lines on stdin that are not blank."""
     for name in audio:
         if name != LIST_ON_STDIN:
             yield name
@@ -190,8 +194,8 @@ def _expand_list(audio: tuple[str, ...]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Within, SIGTERM stops the work as Ctrl-C does, with its own exit code."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop the body as Ctrl-C does, with its own exit code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
