@@ -301,7 +301,7 @@ def trained(language: str, side: str, work: Path) -> dict:
         undo()
     if not merged.exists():
         whisper_peft.merge(run, merged, dtype="float32")
-    rates = {key: report[key] for key in ("cer", "cer_interval", "cer_normalized", "wer", "token_loss")}
+    rates = {key: getattr(report, key) for key in ("cer", "cer_interval", "cer_normalized", "wer", "token_loss")}
     return {**rates, "clips": N_SCORED, **joints(str(merged), language)}
 
 

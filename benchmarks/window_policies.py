@@ -161,7 +161,7 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
     if mode == "lora" and seed == 1 and policy in ("full", WINNER, "tight"):
         report = whisper_peft.evaluate(run / "checkpoints" / f"checkpoint-{steps}", speech / "test", language="ml")
         kept = ("clips", "wer", "cer", "wer_interval", "cer_interval", "reached_limit", "window")
-        result["test_text"] = {key: report[key] for key in kept}
+        result["test_text"] = {key: getattr(report, key) for key in kept}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
 

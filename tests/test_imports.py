@@ -37,7 +37,7 @@ ROOMS = {
     "evaluation": (
         "generation", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
         "transcript_files", "transcriber", "transcribing", "normalizers", "metrics", "recording_scores",
-        "whole_recordings", "scoring",
+        "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (
         "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",

@@ -42,7 +42,7 @@ def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model
         assert report["logit_limit"] == pytest.approx(1e-5 * max(10.0, report["largest_logit"]))
         assert report["transcripts_differing"] == 0
         ours, theirs = evaluate(lora_run, speech / "test"), evaluate(out, speech / "test")
-        assert ours["wer"] == theirs["wer"] and ours["token_loss"] == pytest.approx(theirs["token_loss"], abs=1e-5)
+        assert ours.wer == theirs.wer and ours.token_loss == pytest.approx(theirs.token_loss, abs=1e-5)
     else:
         assert report["unmerged_logit_gap"] > 0 and report["logit_limit"] == 2 * report["unmerged_logit_gap"]
         assert len(report["transcripts"]) == report["transcripts_differing"]
@@ -136,7 +136,7 @@ def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech
     assert not (tmp_path / "merged").exists()
     report = merge(run, tmp_path / "merged", base=str(tmp_path / "kept"))
     assert report["passed"] and report["base"] == str(tmp_path / "kept")
-    assert evaluate(run, speech / "test", base=str(tmp_path / "kept"), max_clips=1)["clips"] == 1
+    assert evaluate(run, speech / "test", base=str(tmp_path / "kept"), max_clips=1).clips == 1
 
 
 def test_an_adapter_folder_alone(lora_run, tmp_path):

@@ -395,7 +395,7 @@ def test_25_artefacts_load_from_their_folder_alone(lora_run, full_run, tmp_path,
         if name != "adapter":
             model = WhisperForConditionalGeneration.from_pretrained(tmp_path / name)
             assert processor.batch_decode(model.generate(features, max_new_tokens=3))
-    assert evaluate(tmp_path / "adapter", speech / "test", max_clips=1)["clips"] == 1
+    assert evaluate(tmp_path / "adapter", speech / "test", max_clips=1).clips == 1
 
 
 def test_26_merge_folds_into_the_unquantised_base(tiny_model, speech, tmp_path):
@@ -508,7 +508,7 @@ def test_32_an_8_bit_base_generates_in_every_precision(tiny_model, speech, tmp_p
         changes = {**QUICK, "train.quantize": "8bit", "train.precision": precision}
         run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / precision).run
         for quantize in ("8bit", "4bit", "none"):
-            assert evaluate(run, speech / "test", quantize=quantize, max_clips=2)["clips"] == 2
+            assert evaluate(run, speech / "test", quantize=quantize, max_clips=2).clips == 2
 
 
 def test_33_never_data_parallel(tiny_model, speech, tmp_path, monkeypatch):

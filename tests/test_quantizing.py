@@ -103,15 +103,15 @@ def test_it_learns_is_evaluated_as_trained_and_merged(wide_model, speech, tmp_pa
         loaded = [word for word in KINDS if getattr(whisper_of(model), f"is_loaded_in_{word}", False)]
         assert loaded == ([found] if found else [])
     same = evaluate(run, speech / "test")
-    assert same["token_loss"] == pytest.approx(facts["final"]["token_loss"], abs=1e-3)
+    assert same.token_loss == pytest.approx(facts["final"]["token_loss"], abs=1e-3)
     plain = evaluate(run, speech / "test", quantize="none")
-    assert plain["token_loss"] == pytest.approx(same["token_loss"], abs=0.1) and plain != same
+    assert plain.token_loss == pytest.approx(same.token_loss, abs=0.1) and plain != same
     report = merge(run, tmp_path / "merged")
     assert report["passed"] and report["logit_gap"] < 1e-4
     assert report["quantized"]["base"] == kind and report["quantized"]["logit_gap"] > 10 * report["logit_gap"]
     assert report["quantized"]["merged_wer"] >= 0 and report["quantized"]["adapter_wer"] >= 0
     merged = evaluate(tmp_path / "merged", speech / "test")
-    assert merged["token_loss"] == pytest.approx(plain["token_loss"], abs=1e-4)
+    assert merged.token_loss == pytest.approx(plain.token_loss, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +129,7 @@ def test_an_adapter_goes_on_where_it_was_on_any_base(wide_model, speech, tmp_pat
     done, said = quantized_runs["4bit"], []
     changes = {"model.name": str(done), "train.quantize": kind, "train.steps": 1, "train.learning_rate": 1e-9}
     run = train(tiny_recipe(wide_model, speech, **{**QUICK, **changes}), output=tmp_path / "on", say=said.append).run
-    before, after = (evaluate(one, speech / "test", quantize="4bit")["token_loss"] for one in (done, run))
+    before, after = (evaluate(one, speech / "test", quantize="4bit").token_loss for one in (done, run))
     assert after == pytest.approx(before, abs=1e-4)
     assert runs.read_json(run / "adapter" / "base.json")["quantize"] == kind
     noted = [line for line in said if "trained on a 4bit base, this run has an unquantised one" in line]

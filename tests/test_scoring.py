@@ -49,7 +49,7 @@ def distance(reference: list, prediction: list) -> int:
 def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
     report = evaluate(lora_run, mixed, output=tmp_path / "report")
     clips = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")
-    assert report["clips"] == len(clips) == 5 and report["left_out"] == 2
+    assert report.clips == len(clips) == 5 and report.left_out == 2
     rows = load_source(str(mixed))
     assert [one["audio"] for one in clips] == [row.audio for row in rows[:5]]
     assert [one["reference"] for one in clips] == [row.text for row in rows[:5]]
@@ -59,13 +59,13 @@ def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
             errors = sum(distance(*pair) for pair in pairs)
             length = sum(len(reference) for reference, _ in pairs)
             name = measure + suffix
-            assert report[name] == pytest.approx(errors / length), name
-            kinds = [report[f"{name}_{kind}"] for kind in ("substitutions", "deletions", "insertions")]
-            assert sum(kinds) == errors and report[f"{name}_reference_length"] == length
+            assert getattr(report, name) == pytest.approx(errors / length), name
+            kinds = [getattr(report, f"{name}_{kind}") for kind in ("substitutions", "deletions", "insertions")]
+            assert sum(kinds) == errors and getattr(report, f"{name}_reference_length") == length
     for one in clips:
         assert one["prediction_normalized"] == normalize(one["prediction"])
-    low, high = report["wer_interval"]
-    assert low <= report["wer"] <= high and report["normalizer"] and report["language"] == "hi"
+    low, high = report.wer_interval
+    assert low <= report.wer <= high and report.normalizer and report.language == "hi"
 
 
 def test_report_files(lora_run, mixed, tmp_path):
@@ -74,8 +74,8 @@ def test_report_files(lora_run, mixed, tmp_path):
         "report.json", "transcripts.jsonl", "left_out.jsonl"
     }  # fmt: skip
     assert {**runs.read_json(tmp_path / "report" / "report.json"), "seconds": 0} == {
-        **report, "seconds": 0, "wer_interval": list(report["wer_interval"]),
-        "cer_interval": list(report["cer_interval"]),
+        **report.as_dict(), "seconds": 0, "wer_interval": list(report.wer_interval),
+        "cer_interval": list(report.cer_interval),
     }  # fmt: skip
     left_out = runs.read_jsonl(tmp_path / "report" / "left_out.jsonl")
     assert [Path(one["audio"]).name for one in left_out] == ["gone.wav", "long.wav"]
@@ -90,8 +90,8 @@ def test_batch_size_and_order_change_nothing(lora_run, mixed, tmp_path):
         texts.append([one["prediction"] for one in runs.read_jsonl(tmp_path / str(size) / "transcripts.jsonl")])
     assert texts[0] == texts[1] == texts[2]
     for report in reports[1:]:
-        assert report["wer"] == reports[0]["wer"] and report["cer"] == reports[0]["cer"]
-        assert report["token_loss"] == pytest.approx(reports[0]["token_loss"], rel=1e-5)
+        assert report.wer == reports[0].wer and report.cer == reports[0].cer
+        assert report.token_loss == pytest.approx(reports[0].token_loss, rel=1e-5)
 
 
 def test_token_loss_equals_the_models_own(full_run, speech):
@@ -111,16 +111,16 @@ def test_token_loss_equals_the_models_own(full_run, speech):
                 input_features=features, decoder_input_ids=torch.tensor([ids[:-1]]), labels=torch.tensor([ids[1:]])
             ).loss.item()
         total, tokens = total + loss * (len(ids) - 1), tokens + len(ids) - 1
-    assert evaluate(full_run, speech / "test")["token_loss"] == pytest.approx(total / tokens, abs=1e-4)
+    assert evaluate(full_run, speech / "test").token_loss == pytest.approx(total / tokens, abs=1e-4)
 
 
 def test_outputs_that_reach_the_limit_are_counted(tiny_model, lora_run, mixed, tmp_path):
     short = evaluate(tiny_model, mixed, language="hi", max_new_tokens=2, output=tmp_path / "short")
     clips = runs.read_jsonl(tmp_path / "short" / "transcripts.jsonl")
-    assert short["max_new_tokens"] == 2
-    assert short["reached_limit"] == sum(one["reached_limit"] for one in clips) == 5
+    assert short.max_new_tokens == 2
+    assert short.reached_limit == sum(one["reached_limit"] for one in clips) == 5
     full = evaluate(lora_run, mixed)
-    assert full["max_new_tokens"] == 64 - 4  # the model's own
+    assert full.max_new_tokens == 64 - 4  # the model's own
 
 
 def test_loops_are_found_and_speech_is_not():
@@ -206,8 +206,8 @@ def test_a_stray_timestamp_does_not_send_generation_looking_for_more_audio(tiny_
 
 def test_every_kind_of_model(tiny_model, lora_run, full_run, speech, tmp_path):
     adapter = evaluate(lora_run / "adapter", speech / "test", max_clips=2)
-    assert adapter["wer"] == evaluate(lora_run, speech / "test", max_clips=2)["wer"]
-    assert evaluate(full_run, speech / "test", max_clips=2)["clips"] == 2
+    assert adapter.wer == evaluate(lora_run, speech / "test", max_clips=2).wer
+    assert evaluate(full_run, speech / "test", max_clips=2).clips == 2
     with pytest.raises(UserError, match="--language: the model does not say"):
         evaluate(tiny_model, speech / "test")
     (tmp_path / "nothing.csv").write_text("file_name,transcription\nnothing.wav,पानी\n", encoding="utf-8")

@@ -136,8 +136,8 @@ def test_selection_and_report_are_on_different_sets(lora_run, speech):
     assert facts["final"]["split"] == "test"
     again = evaluate(lora_run, speech / "test")
     for key in ("wer", "cer", "wer_normalized", "clips", "reached_limit"):
-        assert again[key] == facts["final"][key], key
-    assert again["token_loss"] == pytest.approx(facts["final"]["token_loss"], rel=1e-4)
+        assert getattr(again, key) == facts["final"][key], key
+    assert again.token_loss == pytest.approx(facts["final"]["token_loss"], rel=1e-4)
     evaluations = [one for one in runs.read_jsonl(lora_run / "metrics.jsonl") if "eval_wer" in one]
     best = min(evaluations, key=lambda one: one["eval_wer"])
     assert facts["best_step"] == best["step"] and facts["best_metric"] == "wer"
@@ -292,7 +292,7 @@ def test_english_only_checkpoints(speech, tmp_path):
     timed = SpeechDataset(load_source(str(speech / "test")), preparation, timestamps=1.0)[0].decoder_input_ids
     assert timed[:2].tolist() == [preparation.token_id("<|startoftranscript|>"), preparation.first_timestamp]
     assert "language" not in json.loads((result.model / "generation_config.json").read_text())
-    assert evaluate(result.run, speech / "test", max_clips=2)["language"] is None
+    assert evaluate(result.run, speech / "test", max_clips=2).language is None
 
 
 def test_settings_that_cannot_be(tiny_model, speech, tmp_path):

@@ -492,8 +492,8 @@ def test_precision(precision, lora_run, full_run, speech, once, tmp_path):
     found = transcribe(lora_run, files, precision=precision, word_times=True, chunked=precision == "bf16")
     assert all("words" in segment for one in found for segment in one["segments"])
     report = evaluate(full_run, speech / "test", precision=precision)
-    assert report["precision"] == precision and np.isfinite(report["token_loss"])
-    assert abs(report["token_loss"] - evaluate(full_run, speech / "test")["token_loss"]) < 0.05
+    assert report.precision == precision and np.isfinite(report.token_loss)
+    assert abs(report.token_loss - evaluate(full_run, speech / "test").token_loss) < 0.05
 
 
 def test_the_default_precision(lora_run, monkeypatch):

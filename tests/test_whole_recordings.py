@@ -66,7 +66,7 @@ def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_pat
     assert [line.get("recording", False) for line in lines] == [False] * 4 + [True] * 2
     expected = transcribe(lora_run, paths, times=True)
     reference = [Segment(*segment) for segment in short]
-    for line, transcript, scores in zip(lines[4:], expected, report["recordings"]["each"], strict=True):
+    for line, transcript, scores in zip(lines[4:], expected, report.recordings["each"], strict=True):
         assert line["audio"] == transcript["audio"] == scores["audio"]
         assert (line["prediction"], line["segments"]) == (transcript["text"], transcript["segments"])
         assert line["reference"] == "घर पानी लाल" and line["language"] == "hi"
@@ -84,8 +84,8 @@ def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_pat
         uncovered_s = sum(end_s - start_s for start_s, end_s in line["uncovered"])
         assert uncovered_s == pytest.approx(score.uncovered_s, abs=1e-2)
     assert sum(seconds for seconds, _ in told) == pytest.approx(14.0) and {total for _, total in told} == {14.0}
-    assert report["clips"] == 4 and report["recordings"]["recordings"] == 2
-    assert runs.read_json(tmp_path / "report" / "report.json")["recordings"] == report["recordings"]
+    assert report.clips == 4 and report.recordings["recordings"] == 2
+    assert runs.read_json(tmp_path / "report" / "report.json")["recordings"] == report.recordings
 
 
 def test_what_text_scores_hide_reaches_the_output(lora_run, monkeypatch, tmp_path, capsys):
@@ -144,7 +144,7 @@ def test_segments_are_joined_as_the_language_joins_words(monkeypatch, tmp_path, 
     chinese = (("楼市成交", 1.0, 3.0), ("持续上涨", 35.0, 37.0))
     path = make_recording(tmp_path / "talk.wav", chinese, seconds=40.0)
     answer(monkeypatch, list(chinese), joint="")
-    found = evaluate(lora_run, path, language="zh")["recordings"]
+    found = evaluate(lora_run, path, language="zh").recordings
     (scores,) = found["each"]
     assert (found["cer"], found["wer"], scores["cer"], scores["wer"]) == (0.0, 0.0, 0.0, 0.0)
 
@@ -166,9 +166,9 @@ def test_recordings_and_clips_of_one_manifest(lora_run, monkeypatch, tmp_path):
     page.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     given = answer(monkeypatch, [("घर पानी", 0.0, 2.0), ("लाल", 36.5, 38.0)])
     report = evaluate(lora_run, page, output=tmp_path / "report")
-    assert report["clips"] == 3 and report["recordings"]["recordings"] == 1
+    assert report.clips == 3 and report.recordings["recordings"] == 1
     assert [n_samples for n_samples, _ in given] == [40 * 16000]
-    assert report["recordings"]["speech_s"] == 4.0 and report["recordings"]["uncovered_s"] == 0.5
+    assert report.recordings["speech_s"] == 4.0 and report.recordings["uncovered_s"] == 0.5
     line = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")[-1]
     assert (line["start_s"], line["end_s"], line["reference"]) == (5.0, 45.0, "घर पानी लाल")
     first, second = load_uncut(str(page))
@@ -184,11 +184,11 @@ def test_recordings_without_all_of_their_clips_are_not_scored(lora_run, monkeypa
     given = answer(monkeypatch, [("घर", 1.0, 2.0)])
     said: list[str] = []
     report = evaluate(lora_run, folder, max_clips=4, say=said.append)
-    assert report["recordings"]["recordings"] == len(given) == 1
+    assert report.recordings["recordings"] == len(given) == 1
     assert [line for line in said if "--max-clips" in line] == [
         "1 of 2 recordings are not scored as a whole, because --max-clips leaves out clips of theirs."
     ]
-    assert "recordings" not in evaluate(lora_run, folder, max_clips=2)
+    assert "recordings" not in evaluate(lora_run, folder, max_clips=2).as_dict()
 
 
 def test_intervals_are_over_five_recordings_at_least(lora_run, monkeypatch, tmp_path):
@@ -199,13 +199,13 @@ def test_intervals_are_over_five_recordings_at_least(lora_run, monkeypatch, tmp_
         make_recording(folder / f"{number}.wav", segments, seconds=2.5, seed=number)
     texts = ["घर पानी लाल", "घर पानी", "घर", "घर पानी लाल आज", ""]
     answer(monkeypatch, *[[(text, 0.5, 2.0)] for text in texts])
-    found = evaluate(lora_run, folder)["recordings"]
+    found = evaluate(lora_run, folder).recordings
     low, high = found["wer_interval"]
     assert low < found["wer"] < high
     assert [round(one["wer"], 2) for one in found["each"]] == [0.0, 0.33, 0.67, 0.33, 1.0]
     (folder / "4.wav").unlink()
     (folder / "4.json").unlink()
-    found = evaluate(lora_run, folder)["recordings"]
+    found = evaluate(lora_run, folder).recordings
     assert (found["wer_interval"], found["cer_interval"]) == (None, None)
 
 
@@ -257,9 +257,9 @@ def test_an_english_only_checkpoint(once, tmp_path):
     for key in ("lang_to_id", "task_to_id", "language", "task"):
         page.pop(key, None)
     (model / "generation_config.json").write_text(json.dumps({**page, "is_multilingual": False}))
-    plain = evaluate(model, path)["recordings"]
+    plain = evaluate(model, path).recordings
     assert plain["recordings"] == 1 and plain["start_error_s"] is not None
-    listened = evaluate(model, path, language="auto")["recordings"]
+    listened = evaluate(model, path, language="auto").recordings
     assert {**plain, "seconds": 0} == {**listened, "seconds": 0}
 
 

@@ -35,6 +35,7 @@ _ROOMS = {
     ),
     "evaluation.generation": ("transcribe_rows",),
     "evaluation.transcribing": ("transcribe", "transcribe_each"),
+    "evaluation.evaluation_result": ("EvaluationResult",),
     "evaluation.scoring": ("evaluate",),
     "checking.check": ("check",),
     "training.loss": ("token_loss_sum",),

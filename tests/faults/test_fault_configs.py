@@ -444,7 +444,7 @@ def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, ru
     result = train(
         tiny_recipe(model, speech, **{"train.steps": 1, "evaluate.compare_clips": 0}), output=tmp_path / "run"
     )
-    assert evaluate(result.run, speech / "test", max_clips=1)["clips"] == 1
+    assert evaluate(result.run, speech / "test", max_clips=1).clips == 1
     merge(result.run, tmp_path / "merged", check=speech / "test")
     for folder in (result.model, tmp_path / "merged"):
         page = json.loads((folder / "generation_config.json").read_text())
@@ -689,7 +689,7 @@ def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, spee
     assert all(f"<|{one['language']}|>" in known for one in found)
     again = transcribe(tiny_model, [clip], language=found[0]["language"])[0]
     assert again == found[0]
-    assert evaluate(tiny_model, mixed, language="Auto")["clips"] == 4
+    assert evaluate(tiny_model, mixed, language="Auto").clips == 4
     assert "--language auto" in refusal(transcribe, tiny_model, [clip])
 
 

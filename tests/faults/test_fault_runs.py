@@ -365,7 +365,7 @@ def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speec
     assert result.facts["steps"] == 3 and result.facts["base"]["path"] == str(model)
     from whisper_peft import evaluate
 
-    assert evaluate(run, speech / "test", max_clips=2)["clips"] == 2  # and its base is where it is now
+    assert evaluate(run, speech / "test", max_clips=2).clips == 2  # and its base is where it is now
 
 
 def test_point_10_a_run_that_began_from_an_adapter_goes_on_where_the_adapter_has_moved(tiny_model, speech, tmp_path):

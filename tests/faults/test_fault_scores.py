@@ -136,7 +136,7 @@ def test_row_14_one_figure_under_one_limit_everywhere(tiny_model, speech, tmp_pa
     assert facts["before"]["max_new_tokens"] == facts["after"]["max_new_tokens"] == facts["final"]["max_new_tokens"]
     for key in ("wer", "cer", "wer_normalized", "cer_normalized", "token_loss", "reached_limit"):
         assert facts["after"][key] == facts["final"][key], key
-    assert evaluate(result.run, speech / "test")["wer"] == facts["after"]["wer"]
+    assert evaluate(result.run, speech / "test").wer == facts["after"]["wer"]
     rate = f"{facts['final']['wer']:.1%}"
     [after] = [line for line in train_lines(result) if line.strip().startswith("after")]
     assert rate in after

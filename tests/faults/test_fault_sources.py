@@ -626,7 +626,7 @@ def test_row_29_a_name_that_is_not_utf8_is_scored_and_written_down(tiny_model, t
         file.write(wav(1.0))
     with open(stem + b".hi.srt", "wb") as file:
         file.write("1\n00:00:00,000 --> 00:00:00,900\nघर\n".encode())
-    assert evaluate(str(tiny_model), str(folder), output=str(tmp_path / "scored"))["clips"] == 1
+    assert evaluate(str(tiny_model), str(folder), output=str(tmp_path / "scored")).clips == 1
     clip, recording = read_jsonl(tmp_path / "scored" / "transcripts.jsonl")
     assert os.fsencode(clip["audio"]) == os.fsencode(recording["audio"]) == stem + b".wav"
 

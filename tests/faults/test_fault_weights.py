@@ -517,7 +517,7 @@ def test_row_19_an_adapter_with_a_task_type_trains_on_and_is_saved_without(stran
     assert config["task_type"] is None
     assert config["auto_mapping"]["base_model_class"] == "WhisperForConditionalGeneration"
     assert load_file(result.model / ADAPTER_WEIGHTS).keys() == before.keys()
-    assert evaluate(result.run, speech / "eval")["clips"] == 4
+    assert evaluate(result.run, speech / "eval").clips == 4
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def evaluate(out: Printer, model: str, source: str, **options) -> None:
         result = run_evaluation(
             model, source, progress=clips_done, recordings_progress=seconds_done, say=out.say, **options
         )
-    out.result(result, score_lines(result, options["output"]))
+    out.result(result.as_dict(), score_lines(result, options["output"]))
 
 
 @cli.command()

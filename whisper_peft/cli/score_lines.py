@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from whisper_peft.cli.lines import counted, name_of
+
+if TYPE_CHECKING:
+    from whisper_peft.evaluation.evaluation_result import EvaluationResult
 
 MOST_RECORDINGS = 5  # that are shown by themselves
 
 
-def score_lines(result: dict, output: str | None) -> list[str]:
+def score_lines(result: EvaluationResult, output: str | None) -> list[str]:
     """The table of an evaluation."""
-    language = f", language {result['language']}" if result["language"] else ""
-    seconds = result["seconds"] - result.get("recordings", {}).get("seconds", 0)
+    language = f", language {result.language}" if result.language else ""
+    seconds = result.seconds
+    if result.recordings is not None:
+        seconds -= result.recordings["seconds"]
     lines = [
-        f"{result['model']} on {result['source']}: {result['clips']} clips{language}, {result['window']} windows, "
-        f"{seconds:.0f} s"
+        f"{result.model} on {result.source}: {result.clips} clips{language}, {result.window} windows, {seconds:.0f} s"
     ]
-    lines += _rate_lines(result)
-    lines.append(f"  token loss {result['token_loss']:.3f}; normaliser: {result['normalizer']}")
-    if result["reached_limit"]:
-        lines.append(f"  {result['reached_limit']} transcripts reached the limit of {result['max_new_tokens']} tokens")
-    if result["left_out"]:
-        lines.append(
-            f"  {result['left_out']} clips left out" + (f", named in {output}/left_out.jsonl" if output else "")
-        )
-    if "recordings" in result:
-        lines += _recording_lines(result["recordings"])
+    lines += _rate_lines(result.as_dict())
+    lines.append(f"  token loss {result.token_loss:.3f}; normaliser: {result.normalizer}")
+    if result.reached_limit:
+        lines.append(f"  {result.reached_limit} transcripts reached the limit of {result.max_new_tokens} tokens")
+    if result.left_out:
+        named = f", named in {output}/left_out.jsonl" if output else ""
+        lines.append(f"  {result.left_out} clips left out{named}")
+    if result.recordings is not None:
+        lines += _recording_lines(result.recordings)
     if output:
         lines.append(f"  transcripts: {output}/transcripts.jsonl")
     return lines

@@ -17,6 +17,7 @@ from whisper_peft.data.sources import clips_of, load_uncut
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.evaluation_result import EvaluationResult
 from whisper_peft.evaluation.generation import (
     Transcripts,
     full_limit,
@@ -156,7 +157,7 @@ def evaluate(
     progress: Callable[[int, int], object] = lambda clips, total: None,
     recordings_progress: Callable[[float, float], object] = lambda seconds, total: None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict:
+) -> EvaluationResult:
     """Transcribes a labelled source and scores it; references are cleaned as in the run the model comes from.
 
     A recording with segment times is scored twice: in clips of up to 30 s, and as a whole. The whole recording is
@@ -187,9 +188,7 @@ def evaluate(
         say: told one line at a time what else there is to know.
 
     Returns:
-        `figures`, with 95 % bootstrap intervals (`wer_interval`, `cer_interval`, over clips), the model, the source
-        and the seconds it took. Of whole recordings ``recordings`` has `recording_figures`; without any, or with `cut`,
-        the key is missing.
+        The figures. `recordings` is None without whole recordings, or with `cut`.
 
     Raises:
         UserError: no such model or source, or no usable clip.
@@ -213,7 +212,7 @@ def evaluate(
         loaded, dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
         beams=beams, progress=lambda clips: progress(clips, len(rows)),
     )  # fmt: skip
-    result = figures(dataset, found)
+    clip_figures = figures(dataset, found)
     scored = None
     if whole:
         scored = score_recordings(
@@ -226,28 +225,28 @@ def evaluate(
         )
     predictions = [one.text for one in found.transcripts]
     references = [dataset.text(one.row) for one in found.transcripts]
-    result = {
-        "model": str(model),
-        "source": str(source),
-        "language": dataset.language,
-        **result,
-        "wer_interval": bootstrap_interval(references, predictions, metric="wer"),
-        "cer_interval": bootstrap_interval(references, predictions, metric="cer"),
-        "max_new_tokens": limit,
-        "beams": beams,
-        "window": window,
-        "precision": chosen_precision,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    result = EvaluationResult(
+        model=str(model),
+        source=str(source),
+        language=dataset.language,
+        **clip_figures,
+        wer_interval=bootstrap_interval(references, predictions, metric="wer"),
+        cer_interval=bootstrap_interval(references, predictions, metric="cer"),
+        max_new_tokens=limit,
+        beams=beams,
+        window=window,
+        precision=chosen_precision,
+        seconds=round(time.monotonic() - start, 1),
+        recordings=None if scored is None else recording_figures(scored),
+    )
     transcripts = records(dataset, found)
     left_out = [left_out_record("test", one) for one in found.left_out]
     if scored is not None:
-        result["recordings"] = recording_figures(scored)
         transcripts += recording_records(scored)
         left_out += failure_records(scored)
     if output is not None:
         with runs.new_folder(output, "name another --output") as folder:
-            runs.write_json(folder / "report.json", result)
+            runs.write_json(folder / "report.json", result.as_dict())
             runs.rewrite_jsonl(folder / "transcripts.jsonl", transcripts)
             runs.rewrite_jsonl(folder / runs.LEFT_OUT, left_out)
     return result
