@@ -25,7 +25,7 @@ import torch
 from transformers import TrainerCallback
 
 import whisper_peft
-from whisper_peft.evaluation.generation import set_window
+from whisper_peft.evaluation.generation import use_window
 from whisper_peft.training.artefacts import load_weights
 
 HERE = Path(__file__).parent
@@ -112,11 +112,11 @@ def token_losses(run: Path, source: Path, window: str, steps: int) -> dict:
     """Per clip: summed token loss and number of tokens, float32, after the last step."""
     model, preparation, _ = whisper_peft.load_model(run)
     load_weights(model, run / "checkpoints" / f"checkpoint-{steps}")
-    slack_s = set_window(model, window)
     dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
-    found = whisper_peft.transcribe_rows(
-        model, dataset, range(len(dataset)), slack_s=slack_s, batch_size=8, max_new_tokens=0, workers=2
-    )
+    with use_window(model, window) as slack_s:
+        found = whisper_peft.transcribe_rows(
+            model, dataset, range(len(dataset)), slack_s=slack_s, batch_size=8, max_new_tokens=0, workers=2
+        )
     return {
         "sums": [round(one.loss_sum, 5) for one in found.transcripts],
         "tokens": [one.loss_tokens for one in found.transcripts],

@@ -35,9 +35,9 @@ ROOMS = {
         "generation_config", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "evaluation": (
-        "generation", "loading", "languages", "pieces", "longform", "chunks", "word_times", "subtitle_cues",
-        "transcript_files", "transcriber", "transcribing", "normalizers", "metrics", "recording_scores",
-        "whole_recordings", "evaluation_result", "scoring",
+        "generation", "clip_transcripts", "loading", "languages", "pieces", "longform", "chunks", "word_times",
+        "subtitle_cues", "transcript_files", "transcriber", "transcribing", "normalizers", "metrics",
+        "recording_scores", "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (
         "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_recipe
 
 from whisper_peft import SpeechDataset, UserError, load_model, load_recipe, load_source, runs, train, transcribe_rows
-from whisper_peft.evaluation import generation
+from whisper_peft.evaluation import clip_transcripts
 from whisper_peft.model.devices import return_large_blocks
 from whisper_peft.training.trainer import SpeechTrainer
 
@@ -87,7 +87,7 @@ def test_an_evaluation_that_does_not_fit_goes_on_in_smaller_batches(tiny_model, 
     model, preparation, _ = load_model(tiny_model)
     dataset = SpeechDataset(load_source(str(speech / "train")), preparation, language="hi")
     expected = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
-    real, tried = generation._transcribe_batch, []
+    real, tried = clip_transcripts._transcribe_batch, []
 
     def small(model, preparation, batch, **options):
         tried.append(len(batch["rows"]))
@@ -95,7 +95,7 @@ def test_an_evaluation_that_does_not_fit_goes_on_in_smaller_batches(tiny_model, 
             raise torch.OutOfMemoryError("out of memory")
         return real(model, preparation, batch, **options)
 
-    monkeypatch.setattr(generation, "_transcribe_batch", small)
+    monkeypatch.setattr(clip_transcripts, "_transcribe_batch", small)
     found = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1, *[1] * 6]
     assert [(one.row, one.text) for one in found.transcripts] == [(one.row, one.text) for one in expected.transcripts]

@@ -23,7 +23,8 @@ from whisper_peft import (
     transcribe,
     transcribe_rows,
 )
-from whisper_peft.evaluation.generation import Loops, _batches
+from whisper_peft.evaluation.clip_transcripts import _batches
+from whisper_peft.evaluation.generation import Loops
 
 
 @pytest.fixture(scope="module")

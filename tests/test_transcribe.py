@@ -286,7 +286,7 @@ STOPPED = """
 import os, signal, sys
 from whisper_peft.evaluation import transcriber
 transcriber.tokens_left = lambda preparation, decoding: 12
-heard = transcriber.Hearer._hear_short
+heard = transcriber.Transcriber._transcribe_short
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 calls = []
 def stop_at_the_third(self, batch):
@@ -294,7 +294,7 @@ def stop_at_the_third(self, batch):
     if len(calls) == 3:
         os.kill(os.getpid(), signal.{name})
     return heard(self, batch)
-transcriber.Hearer._hear_short = stop_at_the_third
+transcriber.Transcriber._transcribe_short = stop_at_the_third
 from whisper_peft.cli.commands import main
 main()
 """

@@ -33,7 +33,7 @@ _ROOMS = {
         "paired_loss_interval",
         "speech_error_rate",
     ),
-    "evaluation.generation": ("transcribe_rows",),
+    "evaluation.clip_transcripts": ("transcribe_rows",),
     "evaluation.transcribing": ("transcribe", "transcribe_each"),
     "evaluation.evaluation_result": ("EvaluationResult",),
     "evaluation.scoring": ("evaluate",),

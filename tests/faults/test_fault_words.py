@@ -20,7 +20,7 @@ from whisper_peft.data.text import begins_with_space, clean_text, join_segments
 from whisper_peft.data.words import Words
 from whisper_peft.evaluation import chunks
 from whisper_peft.evaluation.chunks import transcribe_in_chunks
-from whisper_peft.evaluation.generation import Transcript, Transcripts, training_limit
+from whisper_peft.evaluation.clip_transcripts import Transcript, Transcripts, training_limit
 from whisper_peft.evaluation.pieces import Decoding, Piece, assemble, prompt_ids
 from whisper_peft.evaluation.scoring import figures
 from whisper_peft.model.build import load_preparation

@@ -10,10 +10,9 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import LeftOut, Pick, SpeechDataset
 from whisper_peft.data.features import IGNORED
 from whisper_peft.data.rows import Segment
-from whisper_peft.evaluation.generation import set_window
+from whisper_peft.evaluation.generation import encode, teacher_forced_losses, use_window
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.head import states_at, token_losses
 
 REACH = 3  # rows on either side
 _CLIPS = 4  # encoded at a time; each is decoded with 7 texts
@@ -32,10 +31,14 @@ def neighbour_losses(model, dataset: SpeechDataset, *, progress: Callable[[int],
     Returns:
         float32 (n_rows, 7): column 3 is the row's own; NaN where there is no such row, or it cannot be used.
     """
+    model = to_device(model)
+    with use_window(model, "condensed") as slack_s:
+        return _listen(model, dataset, slack_s, progress)
+
+
+def _listen(model, dataset: SpeechDataset, slack_s: float, progress: Callable[[int], object]) -> np.ndarray:
     import torch
 
-    model = to_device(model)
-    slack_s = set_window(model, "condensed")
     whisper, collate = whisper_of(model), SpeechCollator(dataset.preparation)
     found = np.full((len(dataset), 2 * REACH + 1), np.nan, dtype=np.float32)
     order = sorted(range(len(dataset)), key=dataset.duration_s)
@@ -75,22 +78,14 @@ def _tokens(dataset: SpeechDataset, row: int, other: int) -> tuple[np.ndarray, n
 def _losses(whisper, features, places: Sequence[int], tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Mean losses a token, one for each pair of a clip's place in `features` (batch, n_mels, frames) and tokens."""
     import torch
-    from transformers.modeling_outputs import BaseModelOutput
 
-    encoder = whisper.get_encoder()
-    states = encoder(features.to(whisper.device, next(encoder.parameters()).dtype)).last_hidden_state
+    encoded = encode(whisper, features)
+    encoded.last_hidden_state = encoded.last_hidden_state[list(places)]
     longest = max(len(inputs) for inputs, _ in tokens)
-    inputs = torch.full((len(tokens), longest), int(tokens[0][1][-1]), device=whisper.device)
-    labels = torch.full((len(tokens), longest), IGNORED, device=whisper.device)
+    inputs = torch.full((len(tokens), longest), int(tokens[0][1][-1]))
+    labels = torch.full((len(tokens), longest), IGNORED)
     for number, (ids, targets) in enumerate(tokens):
         inputs[number, : len(ids)] = torch.from_numpy(ids)
         labels[number, : len(targets)] = torch.from_numpy(targets)
-    wanted = labels != IGNORED
-    with states_at(whisper, wanted) as kept:
-        whisper(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states[list(places)]), decoder_input_ids=inputs,
-            use_cache=False,
-        )  # fmt: skip
-    each = torch.zeros(labels.shape, device=whisper.device)
-    each[wanted] = token_losses(whisper, kept.pop(), labels[wanted])
-    return (each.sum(1) / wanted.sum(1)).float().cpu().numpy()
+    sums, counts = teacher_forced_losses(whisper, encoded, inputs, labels)
+    return (sums / counts).float().cpu().numpy()

@@ -14,7 +14,7 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
 from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.generation import full_limit, generate
+from whisper_peft.evaluation.generation import encode, full_limit, generate
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, whisper_of
@@ -143,7 +143,6 @@ def merge(
 def listen(model, dataset: SpeechDataset, preparation: Preparation | None = None) -> Heard:
     """Logits at the label positions, and greedy transcripts, of every clip in a dataset."""
     import torch
-    from transformers.modeling_outputs import BaseModelOutput
 
     preparation, whisper = preparation or dataset.preparation, whisper_of(model)
     heard = Heard([], [])
@@ -151,8 +150,7 @@ def listen(model, dataset: SpeechDataset, preparation: Preparation | None = None
         example = dataset[number]
         batch = SpeechCollator(preparation)([example])
         with torch.no_grad():
-            features = batch["input_features"].to(whisper.device, whisper.dtype)
-            encoded = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
+            encoded = encode(whisper, batch["input_features"])
             logits = whisper(
                 encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(whisper.device),
                 use_cache=False,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from whisper_peft.data.features import Preparation
-from whisper_peft.evaluation.generation import errors_only, generate
+from whisper_peft.evaluation.generation import encode, errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, finish_transcript, tokens_left
 from whisper_peft.model.build import whisper_of
 
@@ -98,17 +98,14 @@ def _decode(
     model, preparation: Preparation, waves: list[np.ndarray], decoding: Decoding, limit: int
 ) -> list[list[int]]:
     import torch
-    from transformers.modeling_outputs import BaseModelOutput
 
     whisper = whisper_of(model)
-    dtype = next(whisper.get_encoder().parameters()).dtype
     features = np.stack([preparation.encode_stretch(wave, preparation.window_frames) for wave in waves])
     with torch.no_grad():
-        states = whisper.get_encoder()(torch.from_numpy(features).to(whisper.device, dtype)).last_hidden_state
         return generate(
             whisper,
             preparation,
-            BaseModelOutput(last_hidden_state=states),
+            encode(whisper, torch.from_numpy(features)),
             language=decoding.language,
             task=decoding.task,
             max_new_tokens=limit,

@@ -11,6 +11,7 @@ from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import AUTO_LANGUAGE, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.generation import encode
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import to_device
 
@@ -59,14 +60,12 @@ def detect_language(model, preparation: Preparation, wave: np.ndarray) -> str:
         Whisper's code of the language whose token the model finds likeliest.
     """
     import torch
-    from transformers.modeling_outputs import BaseModelOutput
 
     whisper = whisper_of(model)
-    device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
     features = preparation.encode_stretch(wave[: preparation.window_samples], preparation.window_frames)
     with torch.no_grad():
-        states = whisper.get_encoder()(torch.from_numpy(features)[None].to(device, dtype)).last_hidden_state
-        token = whisper.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states)).item()
+        encoded = encode(whisper, torch.from_numpy(features)[None])
+        token = whisper.detect_language(encoder_outputs=encoded).item()
     codes = {number: name.strip("<|>") for name, number in whisper.generation_config.lang_to_id.items()}
     return codes[token]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import Preparation
-from whisper_peft.evaluation.generation import errors_only, generate
+from whisper_peft.evaluation.generation import encode, errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, Piece, assemble, tokens_left
 from whisper_peft.model.build import whisper_of
 
@@ -77,19 +77,21 @@ def transcribe_short_wave(model, preparation: Preparation, wave: np.ndarray, dec
         ``text`` and ``reached_limit``.
     """
     import torch
-    from transformers.modeling_outputs import BaseModelOutput
 
     whisper = whisper_of(model)
-    device, dtype = whisper.device, next(whisper.get_encoder().parameters()).dtype
     features = torch.from_numpy(preparation.encode_stretch(wave, preparation.window_frames))[None]
     limit = tokens_left(preparation, decoding)
     with torch.no_grad():
-        states = whisper.get_encoder()(features.to(device, dtype)).last_hidden_state
-        encoded = BaseModelOutput(last_hidden_state=states)
         (ids,) = generate(
-            whisper, preparation, encoded, language=decoding.language, task=decoding.task, max_new_tokens=limit,
-            beams=decoding.beams, prompt_ids=decoding.prompt_ids,
-        )  # fmt: skip
+            whisper,
+            preparation,
+            encode(whisper, features),
+            language=decoding.language,
+            task=decoding.task,
+            max_new_tokens=limit,
+            beams=decoding.beams,
+            prompt_ids=decoding.prompt_ids,
+        )
     return {"text": preparation.decode(ids), "reached_limit": len(ids) >= limit}
 
 

@@ -17,13 +17,9 @@ from whisper_peft.data.sources import clips_of, load_uncut
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.clip_transcripts import Transcripts, transcribe_rows
 from whisper_peft.evaluation.evaluation_result import EvaluationResult
-from whisper_peft.evaluation.generation import (
-    Transcripts,
-    full_limit,
-    set_window,
-    transcribe_rows,
-)
+from whisper_peft.evaluation.generation import full_limit, use_window
 from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
 from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
@@ -205,13 +201,19 @@ def evaluate(
         model, base=base, quantize=quantize, precision=precision
     )
     dataset = labelled(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
-    slack_s = set_window(loaded, window)
     start = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
-    found = transcribe_rows(
-        loaded, dataset, range(len(rows)), batch_size=batch_size, slack_s=slack_s, max_new_tokens=limit,
-        beams=beams, progress=lambda clips: progress(clips, len(rows)),
-    )  # fmt: skip
+    with use_window(loaded, window) as slack_s:
+        found = transcribe_rows(
+            loaded,
+            dataset,
+            range(len(rows)),
+            batch_size=batch_size,
+            slack_s=slack_s,
+            max_new_tokens=limit,
+            beams=beams,
+            progress=lambda clips: progress(clips, len(rows)),
+        )
     clip_figures = figures(dataset, found)
     scored = None
     if whole:

@@ -1,4 +1,4 @@
-"""A model that recordings are given to: some at a time, short ones in batches, long ones side by side or in chunks."""
+"""A model that transcribes recordings: short ones in batches, long ones side by side or in chunks."""
 
 from __future__ import annotations
 
@@ -9,78 +9,109 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.audio import AudioError, load_audio
-from whisper_peft.data.batching import clips_at_once
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.evaluation.chunks import transcribe_in_chunks
-from whisper_peft.evaluation.generation import AT_ONCE, transcribe_rows
+from whisper_peft.evaluation.clip_transcripts import transcribe_rows
+from whisper_peft.evaluation.generation import auto_batch_size, device_kind
 from whisper_peft.evaluation.languages import listen_for_languages
 from whisper_peft.evaluation.longform import transcribe_short_wave, transcribe_waves
 from whisper_peft.evaluation.pieces import Decoding, tokens_left
 from whisper_peft.evaluation.word_times import add_word_times
-from whisper_peft.model.devices import best_device
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Long recordings side by side. The scores of a stretch are kept: up to 0.4 GB for each of them.
+# Long recordings that are decoded side by side. The scores of a stretch are kept: up to 0.4 GB for each recording.
 LONG_AT_ONCE = {"cuda": 8, "cpu": 2}
+# A recording counts as short only if its header leaves this much room in the window, in seconds, because a header may
+# state a little less than the file holds.
+HEADER_MARGIN_S = 0.5
 
 
 def long_at_once() -> int:
-    """Tell how many long recordings go side by side on this machine, where nothing else is asked for."""
-    return LONG_AT_ONCE[_device_kind()]
+    """Return how many long recordings go side by side on this machine, unless the user names a number."""
+    return LONG_AT_ONCE[device_kind()]
 
 
 @dataclass
 class Job:
-    """A recording that is to be heard."""
+    """A recording that waits to be transcribed.
 
-    number: int  # its place among all that were named
-    row: Row  # the sound, or the piece of it, and the language where that is known
-    seconds: float  # by its header
-    outputs: dict[str, Path] = field(default_factory=dict)  # files to write, by format
-    language: str | None = None  # Whisper's code, as `Hearer.hear` sets it; None for an English-only checkpoint
+    Attributes:
+        number: Its place among all recordings that the user named, from 0.
+        row: The file, or the piece of it, and its language if that is known.
+        seconds: Its length by its header.
+        outputs: Files to write, by format.
+        language: Whisper's code; None for an English-only checkpoint. `Transcriber.transcribe` sets it.
+    """
+
+    number: int
+    row: Row
+    seconds: float
+    outputs: dict[str, Path] = field(default_factory=dict)
+    language: str | None = None
 
 
 @dataclass
-class Hearer:
-    """A model that recordings are given to."""
+class Transcriber:
+    """A model that transcribes recordings, and how it does so.
+
+    Attributes:
+        model: Whisper in eval mode, or an adapter on one, on its device.
+        preparation: The preparation of its checkpoint.
+        decoding: How recordings are decoded.
+        listens: Decode each recording in the language that the model hears in it.
+        batch_size: Recordings at a time, or "auto".
+        slack_s: Silence behind the longest short recording of a batch, in seconds.
+        timed: Give every recording times, not only the long ones.
+        word_times: Give the times of words, too.
+        chunked: Cut long recordings into chunks that are decoded together.
+        progress: Called with the seconds of sound that were done since its last call.
+    """
 
     model: object
     preparation: Preparation
     decoding: Decoding
-    listens: bool  # whether each recording is decoded in the language that the model hears in it
+    listens: bool
     batch_size: int | str
-    slack_s: float  # of silence behind the longest short recording of a batch
+    slack_s: float
     timed: bool
     word_times: bool
     chunked: bool
-    progress: Callable[[float], object]  # told how many more seconds are done
+    progress: Callable[[float], object]
 
-    def hear(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
-        """Yield recordings with their transcripts: the short ones, then the long ones and those with times."""
+    def transcribe(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
+        """Yield recordings with their transcripts: the short ones first, then the long ones and those with times."""
         self._set_languages(jobs)
-        nearly_s = self.preparation.window_s - 0.5  # a header may say a little less than there is
-        short = deque(job for job in jobs if not self.timed and job.seconds <= nearly_s)
-        long = [job for job in jobs if self.timed or job.seconds > nearly_s]
+        short: deque[Job] = deque()
+        long: list[Job] = []
+        for job in jobs:
+            if self.timed or job.seconds > self.preparation.window_s - HEADER_MARGIN_S:
+                long.append(job)
+            else:
+                short.append(job)
         while short:
-            batch = self._next_batch(short)
-            heard = self._hear_short(batch)
+            batch = self._take_batch(short)
+            transcripts = self._transcribe_short(batch)
             for job in batch:
-                if job.number in heard:
+                if job.number in transcripts:
                     self.progress(job.seconds)
-                    yield job, heard[job.number]
-                else:  # it holds more than its header states, or is refused with the reason
+                    yield job, transcripts[job.number]
+                else:
+                    # It holds more than its header states, or cannot be read. Read alone, it gives its text or reason.
                     long.append(job)
         long.sort(key=lambda job: job.number)
         for language in dict.fromkeys(job.language for job in long):
-            spoken = [job for job in long if job.language == language]
-            yield from self._hear_in_chunks(spoken) if self.chunked else self._hear_long(spoken)
+            jobs_of_language = [job for job in long if job.language == language]
+            if self.chunked:
+                yield from self._transcribe_in_chunks(jobs_of_language)
+            else:
+                yield from self._transcribe_long(jobs_of_language)
 
     def _set_languages(self, jobs: Sequence[Job]) -> None:
-        """Give each recording its language; of a long one only the first window is listened to."""
+        """Give each recording its language. The model listens to no more than the first window of a long one."""
         if not self.listens:
             for job in jobs:
                 job.language = job.row.language or self.decoding.language
@@ -88,32 +119,36 @@ class Hearer:
         window_s = self.preparation.window_s
         rows = []
         for job in jobs:
-            is_long = job.seconds > 2 * window_s
-            rows.append(replace(job.row, end_s=job.row.start_s + window_s) if is_long else job.row)
+            row = job.row
+            if job.seconds > 2 * window_s:
+                row = replace(row, end_s=row.start_s + window_s)
+            rows.append(row)
         for job, row in zip(jobs, listen_for_languages(self.model, self.preparation, rows), strict=True):
             job.language = row.language
 
     def _decoding_of(self, job: Job) -> Decoding:
         return replace(self.decoding, language=job.language)
 
-    def _next_batch(self, short: deque[Job]) -> list[Job]:
-        """Take as many recordings as are transcribed at a time, in their order."""
-        budget_s, most = AT_ONCE[_device_kind()]
+    def _size_or(self, automatic: int) -> int:
+        """Return the batch size that the user named, or else the automatic one."""
+        return automatic if isinstance(self.batch_size, str) else self.batch_size
+
+    def _take_batch(self, short: deque[Job]) -> list[Job]:
+        """Take as many recordings from the front as are transcribed at a time."""
         batch: list[Job] = []
         longest_s = 0.1
         while short:
             longest_s = max(longest_s, short[0].seconds)
             window_s = min(self.preparation.window_s, longest_s + self.slack_s)
-            size = min(most, clips_at_once(window_s, budget_s)) if self.batch_size == "auto" else self.batch_size
-            if len(batch) >= size:
+            if len(batch) >= self._size_or(auto_batch_size(window_s)):
                 break
             batch.append(short.popleft())
         return batch
 
-    def _hear_short(self, batch: Sequence[Job]) -> dict[int, dict]:
-        """Transcripts by number; without those that could not be used so."""
+    def _transcribe_short(self, batch: Sequence[Job]) -> dict[int, dict]:
+        """Return the transcripts of a batch by number, without those that could not be used so."""
         rows = [Row(job.row.audio, "", job.language, job.row.start_s, job.row.end_s, no_speech=True) for job in batch]
-        found = transcribe_rows(
+        result = transcribe_rows(
             self.model,
             SpeechDataset(rows, self.preparation, task=self.decoding.task),
             range(len(rows)),
@@ -124,18 +159,19 @@ class Hearer:
             with_loss=False,
             prompt_ids=self.decoding.prompt_ids,
         )
-        return {
-            batch[transcript.row].number: self._named(
-                batch[transcript.row], {"text": transcript.text, "reached_limit": transcript.reached_limit}
-            )
-            for transcript in found.transcripts
-        }
+        by_number = {}
+        for transcript in result.transcripts:
+            job = batch[transcript.row]
+            content = {"text": transcript.text, "reached_limit": transcript.reached_limit}
+            by_number[job.number] = self._describe(job, content)
+        return by_number
 
-    def _named(self, job: Job, transcript: dict) -> dict:
+    def _describe(self, job: Job, transcript: dict) -> dict:
+        """Add the file and the language to a transcript."""
         return {"audio": job.row.name, **transcript, "language": job.language or "en"}
 
-    def _open(self, job: Job) -> tuple[np.ndarray | None, dict | None]:
-        """Read a recording: its wave, or the transcript that is final without a walk through it."""
+    def _open(self, job: Job) -> np.ndarray | dict:
+        """Read a recording. Return its wave, or a transcript if nothing is left to do: the text, or an error."""
         try:
             wave = load_audio(
                 job.row.sound(),
@@ -144,50 +180,53 @@ class Hearer:
                 sample_rate_hz=self.preparation.sample_rate_hz,
             )
         except AudioError as error:
-            return None, {"audio": job.row.name, "error": str(error)}
+            return {"audio": job.row.name, "error": str(error)}
         if not self.timed and len(wave) <= self.preparation.window_samples:
             transcript = transcribe_short_wave(self.model, self.preparation, wave, self._decoding_of(job))
-            return None, self._named(job, transcript)
-        return wave, None
+            return self._describe(job, transcript)
+        return wave
 
-    def _hear_long(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
-        """Several recordings of one language side by side; the next one is read when there is room for it."""
+    def _transcribe_long(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
+        """Transcribe recordings of one language side by side. The next one is read when there is room for it."""
         waves: dict[int, np.ndarray] = {}
-        final: list[tuple[Job, dict]] = []
+        finished: list[tuple[Job, dict]] = []
         shares: dict[int, float] = {}
         by_number = {job.number: job for job in jobs}
 
-        def load_next() -> Iterator[tuple[int, np.ndarray]]:
+        def read_waves() -> Iterator[tuple[int, np.ndarray]]:
             for job in jobs:
-                wave, transcript = self._open(job)
-                if wave is None:
-                    final.append((job, transcript))
+                opened = self._open(job)
+                if isinstance(opened, dict):
+                    finished.append((job, opened))
                     self.progress(job.seconds)
                 else:
-                    waves[job.number] = wave
-                    yield job.number, wave
+                    waves[job.number] = opened
+                    yield job.number, opened
 
         def tell(number: int, share: float) -> None:
-            more = share - shares.get(number, 0.0)
-            if more > 0:
+            increase = share - shares.get(number, 0.0)
+            if increase > 0:
                 shares[number] = share
-                self.progress(more * by_number[number].seconds)
+                self.progress(increase * by_number[number].seconds)
 
-        at_once = long_at_once() if self.batch_size == "auto" else self.batch_size
-        decoding = self._decoding_of(jobs[0])
-        heard = transcribe_waves(self.model, self.preparation, load_next(), decoding, at_once=at_once, progress=tell)
-        for number, transcript in heard:
-            yield from final
-            final.clear()
-            yield by_number[number], self._finished(by_number[number], waves.pop(number), transcript)
+        transcripts = transcribe_waves(
+            self.model,
+            self.preparation,
+            read_waves(),
+            self._decoding_of(jobs[0]),
+            at_once=self._size_or(long_at_once()),
+            progress=tell,
+        )
+        for number, transcript in transcripts:
+            yield from finished
+            finished.clear()
+            yield by_number[number], self._complete(by_number[number], waves.pop(number), transcript)
             tell(number, 1.0)
-        yield from final
+        yield from finished
 
-    def _hear_in_chunks(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
-        """One recording after the other, each in chunks."""
-        budget_s, most = AT_ONCE[_device_kind()]
-        size = min(most, clips_at_once(self.preparation.window_s, budget_s))
-        at_once = size if self.batch_size == "auto" else self.batch_size
+    def _transcribe_in_chunks(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
+        """Transcribe one recording after the other, each in chunks."""
+        at_once = self._size_or(auto_batch_size(self.preparation.window_s))
         for job in jobs:
             told_s = 0.0
 
@@ -196,18 +235,23 @@ class Hearer:
                 self.progress(share * job.seconds - told_s)
                 told_s = share * job.seconds
 
-            wave, final = self._open(job)
-            if wave is None:
+            opened = self._open(job)
+            if isinstance(opened, dict):
                 tell(1.0)
-                yield job, final
+                yield job, opened
                 continue
-            decoding = self._decoding_of(job)
             transcript = transcribe_in_chunks(
-                self.model, self.preparation, wave, decoding, at_once=at_once, progress=tell
+                self.model,
+                self.preparation,
+                opened,
+                self._decoding_of(job),
+                at_once=at_once,
+                progress=tell,
             )
-            yield job, self._finished(job, wave, transcript)
+            yield job, self._complete(job, opened, transcript)
 
-    def _finished(self, job: Job, wave, transcript: dict) -> dict:
+    def _complete(self, job: Job, wave: np.ndarray, transcript: dict) -> dict:
+        """Add to a transcript what does not come from decoding: times of words, file and language."""
         if self.word_times:
             add_word_times(
                 self.model,
@@ -217,8 +261,4 @@ class Hearer:
                 language=job.language,
                 task=self.decoding.task,
             )
-        return self._named(job, transcript)
-
-
-def _device_kind() -> str:
-    return "cuda" if best_device().type == "cuda" else "cpu"
+        return self._describe(job, transcript)

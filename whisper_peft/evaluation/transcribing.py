@@ -1,4 +1,4 @@
-"""transcribe(MODEL, AUDIO...): many recordings, each of any length, to texts, with times, and to files."""
+"""The command `transcribe`: recordings of any length to texts, with times if wanted, and to files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, duration_s
 from whisper_peft.data.audio_files import NamedRecording, find_recordings
+from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.generation import set_window
+from whisper_peft.evaluation.generation import use_window
 from whisper_peft.evaluation.languages import resolve_language
 from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.pieces import Decoding, prompt_ids
-from whisper_peft.evaluation.transcriber import Hearer, Job
+from whisper_peft.evaluation.transcriber import Job, Transcriber
 from whisper_peft.evaluation.transcript_files import (
     WITH_TIMES,
     output_names,
@@ -25,7 +26,8 @@ from whisper_peft.evaluation.transcript_files import (
 )
 from whisper_peft.evaluation.word_times import alignment_heads
 
-# So many recordings are looked at together; what is ready waits for no more than these to come in order.
+# Recordings that are sorted by length and language together. A later block starts when this one is done, so that its
+# results wait for no more than this many recordings.
 BLOCK = 64
 
 
@@ -54,36 +56,38 @@ def transcribe(
     Args:
         model: Any MODEL: Hub id, model, adapter or run folder.
         audio: Files of any format, folders, and patterns such as ``talks/*.mp3``.
-        language: A name or code; None: the one the model was trained for, as its generation config says; "auto": the
-            one that the model hears in each recording.
-        task: transcribe or translate.
+        language: Name or code. None takes the language in the model's generation config, which is the one that it was
+            trained for. "auto" takes the language that the model hears in each recording.
+        task: "transcribe" or "translate".
         batch_size: Recordings at a time; "auto": as many short ones as fill 240 s of windows, 64 at most (a CPU: 120 s,
             16), and 8 long ones (a CPU: 2).
-        window: full (30 s), or condensed or tight, quicker, for a model trained so. Long recordings, and those with
-            times, are always heard in full windows.
-        beams: 1 is greedy.
+        window: "full" (30 s). "condensed" and "tight" are quicker, and need a model that was trained with them. Long
+            recordings, and those with times, are always heard in full windows.
+        beams: Number of beams; 1 is greedy.
         base: The adapter's base, if it has moved.
-        quantize: The base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        quantize: Load the base in "8bit", "4bit" or "none"; "as-trained": in the bits that the adapter was trained on.
         precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
-        prompt: Names and jargon, as they are spelt. They stand before every window, without being a part of the text.
-        times: Whether recordings that fit into one window have segments with times, too.
-        word_times: Whether segments have the times of their words.
-        chunked: Whether a long recording is cut into chunks of one window, decoded several at once.
-        output: A folder for files named after the recordings; None writes nothing. What is there already is done.
-        formats: Of the files: txt, srt, vtt, tsv, json. All but txt have times.
-        progress: Told how many recordings were done since it was last told.
+        prompt: Names and jargon, as they are spelt. They stand before every window, and are no part of the text.
+        times: Give segments with times also to recordings that fit into one window.
+        word_times: Give segments the times of their words.
+        chunked: Cut a long recording into chunks of one window, and decode several at once.
+        output: Folder for files that are named after the recordings; None writes nothing. A recording whose files are
+            there already counts as done.
+        formats: Formats of the files: txt, srt, vtt, tsv, json. All but txt have times.
+        progress: Called with the number of recordings that were done since its last call.
 
     Returns:
-        One ``{"audio": path, "text": transcript, "reached_limit": …, "language": code}`` each, in the order given. One
-        longer than the model's window (30 s), or with `times`, also has ``segments``: ``{"start": seconds, "end":
-        seconds, "text": …}``, with `word_times` also ``words``: ``{"word": …, "start": …, "end": …}``. With `output`
-        ``outputs`` names the files; one that was done already has ``done_before`` instead of a text.
+        One ``{"audio": path, "text": transcript, "reached_limit": …, "language": code}`` for each recording, in the
+        order given. A recording that is longer than the model's window (30 s), and every one with `times`, also has
+        ``segments``: ``{"start": seconds, "end": seconds, "text": …}``. With `word_times`, each segment has ``words``:
+        ``{"word": …, "start": …, "end": …}``. With `output`, ``outputs`` names the files; a recording that was done
+        already has ``done_before`` instead of a text.
 
     Raises:
         UserError: A recording is missing or unreadable, or the model does not know the language.
     """
     transcripts = {}
-    heard = transcribe_each(
+    numbered = transcribe_each(
         model,
         audio,
         language=language,
@@ -101,7 +105,7 @@ def transcribe(
         output=output,
         formats=formats,
     )
-    for number, transcript in heard:
+    for number, transcript in numbered:
         if "error" in transcript:
             raise UserError(f"{transcript['audio']}: {transcript['error']}.")
         transcripts[number] = transcript
@@ -130,48 +134,68 @@ def transcribe_each(
     say: Callable[[str], object] = lambda line: None,
     progress: Callable[[float, float], object] = lambda seconds, total: None,
 ) -> Iterator[tuple[int, dict]]:
-    """Transcribe recordings, and hand each over as soon as it is done; a bad one does not stop the others.
+    """Transcribe recordings, and yield each one as soon as it is done. A bad one does not stop the others.
 
-    Args:
-        model: See `transcribe`, as for all that is not named here.
-        audio: See `transcribe`; also what `find_recordings` found.
-        language: See `transcribe`.
-        task: See `transcribe`.
-        batch_size: See `transcribe`.
-        window: See `transcribe`.
-        beams: See `transcribe`.
-        base: See `transcribe`.
-        quantize: See `transcribe`.
-        precision: See `transcribe`.
-        prompt: See `transcribe`.
-        times: See `transcribe`.
-        word_times: See `transcribe`.
-        chunked: See `transcribe`.
-        output: See `transcribe`. Each file is written before its recording is handed over.
-        formats: See `transcribe`.
-        say: Told what happens, one line at a time.
-        progress: Told the seconds of sound that were done since it was last told, and those of all recordings.
+    The arguments are those of `transcribe`, with three differences. `audio` also takes what `find_recordings` returns.
+    `say` is called with each line that the user should know. `progress` is called with the seconds of sound that were
+    done since its last call, and with the seconds of all recordings.
 
     Yields:
-        The recording's place among all that were named, from 0, and its transcript as of `transcribe`. A recording that
-        cannot be used has ``error``, the reason, instead of a text.
+        The place of a recording among all that were named, from 0, and its transcript as `transcribe` returns it. A
+        recording that cannot be used has ``error``, the reason, instead of a text. Output files are written before
+        their recording is yielded.
 
     Raises:
-        UserError: What concerns all recordings: the model, the language, the output folder.
+        UserError: No recording can be transcribed, because the model, the language or the output folder is wrong.
     """
     named = find_recordings(audio)
-    chosen = parse_formats(formats)
-    timed = times or word_times or (output is not None and any(name in WITH_TIMES for name in chosen))
+    chosen_formats = parse_formats(formats)
+    needs_times = output is not None and any(name in WITH_TIMES for name in chosen_formats)
+    folder = None
     if output is not None:
-        _refuse_unusable(Path(output))
-    jobs, ready = _plan(named, Path(output) if output is not None else None, chosen)
-    yield from ready
+        folder = Path(output)
+        _refuse_unusable(folder)
+    jobs, finished = _plan(named, folder, chosen_formats)
+    yield from finished
     if not jobs:
         return
     loaded, preparation, _, _ = load_to_run(model, base=base, quantize=quantize, precision=precision)
     if word_times:
-        alignment_heads(loaded)  # refuse before hours of work
-    code = resolve_language(loaded, preparation, language)
+        # Refuse a model without alignment heads now, not after hours of work.
+        alignment_heads(loaded)
+    decoding, listens = _choose_decoding(loaded, preparation, language, task, beams, prompt, say)
+    total_s = sum(job.seconds for job in jobs)
+    with use_window(loaded, window) as slack_s:
+        transcriber = Transcriber(
+            loaded,
+            preparation,
+            decoding,
+            listens=listens,
+            batch_size=batch_size,
+            slack_s=slack_s,
+            timed=times or word_times or needs_times,
+            word_times=word_times,
+            chunked=chunked,
+            progress=lambda seconds: progress(seconds, total_s),
+        )
+        for first in range(0, len(jobs), BLOCK):
+            for job, transcript in transcriber.transcribe(jobs[first : first + BLOCK]):
+                if job.outputs and "error" not in transcript:
+                    transcript = _write_outputs(transcript, job)
+                yield job.number, transcript
+
+
+def _choose_decoding(
+    model: object,
+    preparation: Preparation,
+    language: str | None,
+    task: str,
+    beams: int,
+    prompt: str | None,
+    say: Callable[[str], object],
+) -> tuple[Decoding, bool]:
+    """Turn what the user asked for into a `Decoding`. Tell as well whether the model listens for the language."""
+    code = resolve_language(model, preparation, language)
     listens = code == AUTO_LANGUAGE
     preparation.check_languages([] if listens else [(code, "--language")], task)
     ids, n_cut = prompt_ids(preparation, prompt)
@@ -179,26 +203,11 @@ def transcribe_each(
         say(
             f"--prompt: {n_cut} tokens were cut at its start; the model takes the last {preparation.max_prompt_tokens}."
         )
-    hearer = Hearer(
-        loaded,
-        preparation,
-        Decoding(None if listens else code, task, beams, ids),
-        listens=listens,
-        batch_size=batch_size,
-        slack_s=set_window(loaded, window),
-        timed=timed,
-        word_times=word_times,
-        chunked=chunked,
-        progress=_counted(progress, sum(job.seconds for job in jobs)),
-    )
-    for first in range(0, len(jobs), BLOCK):
-        for job, transcript in hearer.hear(jobs[first : first + BLOCK]):
-            if job.outputs and "error" not in transcript:
-                transcript = _write(transcript, job)
-            yield job.number, transcript
+    return Decoding(None if listens else code, task, beams, ids), listens
 
 
 def _refuse_unusable(output: Path) -> None:
+    """Refuse an output that is not a folder; a folder that exists is used."""
     if output.is_dir():
         return
     if output.exists():
@@ -206,8 +215,8 @@ def _refuse_unusable(output: Path) -> None:
     runs.refuse_existing(output)
 
 
-def _write(transcript: dict, job: Job) -> dict:
-    """Write the files of a recording; where that fails, the recording has an error, and the others go on."""
+def _write_outputs(transcript: dict, job: Job) -> dict:
+    """Write the files of a recording. If that fails, the recording has an error, and the others go on."""
     try:
         write_transcript(transcript, job.outputs)
     except UserError as error:
@@ -215,18 +224,22 @@ def _write(transcript: dict, job: Job) -> dict:
     return {**transcript, "outputs": [str(path) for path in job.outputs.values()]}
 
 
-def _counted(progress: Callable[[float, float], object], total_s: float) -> Callable[[float], object]:
-    return lambda seconds: progress(seconds, total_s)
-
-
 def _plan(
-    named: Sequence[NamedRecording], output: Path | None, formats: Sequence[str]
+    named: Sequence[NamedRecording], folder: Path | None, formats: Sequence[str]
 ) -> tuple[list[Job], list[tuple[int, dict]]]:
-    """Find what is to be heard, and what is over without it: files that are missing, and those that are done."""
-    jobs: list[Job] = []
-    ready: list[tuple[int, dict]] = []
+    """Sort recordings into those to transcribe, and those that are finished without: unreadable, or done before.
+
+    Args:
+        named: The recordings that the user named.
+        folder: Output folder; None writes nothing.
+        formats: Formats of the files.
+
+    Returns:
+        Jobs, and the numbers of the finished recordings with their results.
+    """
     places: dict[int, tuple[str, str]] = {}
     seconds: dict[int, float] = {}
+    finished: list[tuple[int, dict]] = []
     for number, recording in enumerate(named):
         try:
             if recording.problem:
@@ -234,18 +247,20 @@ def _plan(
             seconds[number] = duration_s(recording.path)
             places[number] = (recording.path, recording.place)
         except AudioError as error:
-            ready.append((number, {"audio": recording.path, "error": str(error)}))
+            finished.append((number, {"audio": recording.path, "error": str(error)}))
     names = dict(zip(places, output_names(list(places.values())), strict=True))
+    jobs: list[Job] = []
     taken: set[str] = set()
     for number, (path, _) in places.items():
         job = Job(number, Row(path, ""), seconds[number])
-        if output is not None:
-            job.outputs = output_paths(output, names[number], formats)
+        if folder is not None:
+            job.outputs = output_paths(folder, names[number], formats)
+            # A recording that is named twice has one name, so its second job would write the same files.
             is_done = names[number] in taken or all(file.exists() for file in job.outputs.values())
             taken.add(names[number])
             if is_done:
                 files = [str(file) for file in job.outputs.values()]
-                ready.append((number, {"audio": path, "done_before": True, "outputs": files}))
+                finished.append((number, {"audio": path, "done_before": True, "outputs": files}))
                 continue
         jobs.append(job)
-    return jobs, ready
+    return jobs, finished

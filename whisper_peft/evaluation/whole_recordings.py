@@ -20,7 +20,7 @@ from whisper_peft.evaluation.recording_scores import (
     start_errors_s,
     uncovered_spans,
 )
-from whisper_peft.evaluation.transcriber import Hearer, Job, long_at_once
+from whisper_peft.evaluation.transcriber import Job, Transcriber, long_at_once
 
 # Fewer recordings than this say nothing about how far their error rate would move with others.
 LEAST_FOR_INTERVAL = 5
@@ -96,7 +96,7 @@ def score_recordings(
         references.append(tuple(segment for segment in segments if segment.text))
         jobs.append(Job(len(jobs), row, dataset.seconds_of(row)))
     total_s = sum(job.seconds for job in jobs)
-    hearer = Hearer(
+    transcriber = Transcriber(
         model,
         preparation,
         Decoding(None, dataset.task, beams),
@@ -110,7 +110,7 @@ def score_recordings(
     )
     progress(0.0, total_s)  # so that a bar is there before the first window is done
     finished: dict[int, ScoredRecording | str] = {}
-    for job, transcript in hearer.hear([job for job in jobs if references[job.number]]):
+    for job, transcript in transcriber.transcribe([job for job in jobs if references[job.number]]):
         if "error" in transcript:
             finished[job.number] = transcript["error"]
         else:

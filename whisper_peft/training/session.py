@@ -14,9 +14,9 @@ from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
 from whisper_peft.errors import Interrupted, UserError
-from whisper_peft.evaluation.generation import Transcripts, full_limit, training_limit, transcribe_rows
+from whisper_peft.evaluation.clip_transcripts import Transcripts, training_limit, transcribe_rows
+from whisper_peft.evaluation.generation import full_limit, use_window
 from whisper_peft.evaluation.scoring import figures, left_out_record, records
-from whisper_peft.model.build import condense_silence
 from whisper_peft.model.locating import Located
 from whisper_peft.progress import bar
 from whisper_peft.recipe import Recipe, override
@@ -82,7 +82,6 @@ class Session:
         total = sum(p.numel() for p in model.parameters())
         self.say(f"Training {trainable:,} of {total:,} parameters.")
         set_generation_language(model, speech)
-        condense_silence(model, recipe.features.window)
         self.left_out = events.LeftOutRule(
             run, n_rows=speech.clips_per_epoch or recipe.train.steps * recipe.train.batch_size,
             batch_size=recipe.train.batch_size, start=self.start,
@@ -90,7 +89,7 @@ class Session:
         )  # fmt: skip
         self.signals = events.Signals()
         self.trainer = self._trainer(model, loss, callbacks, on_checkpoint)
-        with self.signals.caught():
+        with use_window(model, recipe.features.window), self.signals.caught():
             compared = self._compared()
             if compared and "before" not in runs.read_json(run / runs.FACTS):
                 self._score_before(compared)
