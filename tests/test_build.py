@@ -535,7 +535,7 @@ def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
         with pytest.raises(UserError):
             load_model(copy, base=other)
     report = merge(copy, tmp_path / "merged", dtype="float32", language="hi")
-    assert report["passed"] and (tmp_path / "merged" / "config.json").exists()
+    assert report.passed and (tmp_path / "merged" / "config.json").exists()
 
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

@@ -33,19 +33,19 @@ def test_the_adapter_is_not_the_identity(lora_run, tiny_model):
 def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model, speech, tmp_path):
     out, said = tmp_path / "merged", []
     report = merge(lora_run, out, dtype=dtype, say=said.append)
-    assert report["passed"] and report["logit_gap"] <= report["logit_limit"]
-    assert report["clips"] == (2 if dtype == "float16" else 4)  # float16 is slow on a CPU
-    assert "the run's own test clips" in report["checked_on"]
-    assert any(report["checked_on"] in line for line in said)
-    assert runs.read_json(out / "merge_report.json") == report
+    assert report.passed and report.logit_gap <= report.logit_limit
+    assert report.clips == (2 if dtype == "float16" else 4)  # float16 is slow on a CPU
+    assert "the run's own test clips" in report.checked_on
+    assert any(report.checked_on in line for line in said)
+    assert runs.read_json(out / "merge_report.json") == report.as_dict()
     if dtype == "float32":
-        assert report["logit_limit"] == pytest.approx(1e-5 * max(10.0, report["largest_logit"]))
-        assert report["transcripts_differing"] == 0
+        assert report.logit_limit == pytest.approx(1e-5 * max(10.0, report.largest_logit))
+        assert report.transcripts_differing == 0
         ours, theirs = evaluate(lora_run, speech / "test"), evaluate(out, speech / "test")
         assert ours.wer == theirs.wer and ours.token_loss == pytest.approx(theirs.token_loss, abs=1e-5)
     else:
-        assert report["unmerged_logit_gap"] > 0 and report["logit_limit"] == 2 * report["unmerged_logit_gap"]
-        assert len(report["transcripts"]) == report["transcripts_differing"]
+        assert report.unmerged_logit_gap > 0 and report.logit_limit == 2 * report.unmerged_logit_gap
+        assert len(report.transcripts) == report.transcripts_differing
     merged, base = weights(out), weights(tiny_model)
     assert {str(weight.dtype) for weight in merged.values()} == {f"torch.{dtype}"}
     moved = {name for name in base if not base[name].to(merged[name].dtype).equal(merged[name])}
@@ -76,7 +76,7 @@ def test_default_dtype_is_the_bases_own(tiny_model, speech, tmp_path):
     changes = {"train.steps": 2, "evaluate.compare_clips": 0, "train.learning_rate": 0.02}
     result = train(tiny_recipe(half, speech, **changes), output=tmp_path / "run")
     report = merge(result.run, tmp_path / "merged")
-    assert report["dtype"] == "float16"
+    assert report.dtype == "float16"
     assert {weight.dtype for weight in weights(tmp_path / "merged").values()} == {torch.float16}
 
 
@@ -135,7 +135,7 @@ def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech
             function()
     assert not (tmp_path / "merged").exists()
     report = merge(run, tmp_path / "merged", base=str(tmp_path / "kept"))
-    assert report["passed"] and report["base"] == str(tmp_path / "kept")
+    assert report.passed and report.base == str(tmp_path / "kept")
     assert evaluate(run, speech / "test", base=str(tmp_path / "kept"), max_clips=1).clips == 1
 
 
@@ -144,12 +144,12 @@ def test_an_adapter_folder_alone(lora_run, tmp_path):
     adapter = tmp_path / "adapter"
     shutil.copytree(lora_run / "adapter", adapter)
     report = merge(adapter, tmp_path / "merged", dtype="float32")
-    assert report["passed"] and report["clips"] == 8 and "the shipped Hindi clips" in report["checked_on"]
+    assert report.passed and report.clips == 8 and "the shipped Hindi clips" in report.checked_on
 
 
 def test_check_on_clips_of_ones_own(lora_run, speech, tmp_path):
     report = merge(lora_run, tmp_path / "merged", check=str(speech / "train"), dtype="float32")
-    assert report["clips"] == 8 and f"{speech / 'train'} (--check)" in report["checked_on"]
+    assert report.clips == 8 and f"{speech / 'train'} (--check)" in report.checked_on
 
 
 def test_check_clips_come_from_what_is_still_there(lora_run, speech, tmp_path):
@@ -157,7 +157,7 @@ def test_check_clips_come_from_what_is_still_there(lora_run, speech, tmp_path):
     shutil.copytree(lora_run, run)
     page = (run / "recipe.yaml").read_text(encoding="utf-8")
     (run / "recipe.yaml").write_text(page.replace(str(speech / "test"), str(tmp_path / "gone")), encoding="utf-8")
-    assert merge(run, tmp_path / "merged")["clips"] == 4  # eval's
+    assert merge(run, tmp_path / "merged").clips == 4  # eval's
 
 
 def test_what_cannot_be_merged(full_run, lora_run, tmp_path):
@@ -205,7 +205,7 @@ def test_every_kind_of_adapter_merges(changes, tiny_model, speech, tmp_path):
     result = train(tiny_recipe(tiny_model, speech, **{**quick, **changes}), output=tmp_path / "run")
     for dtype in ("float32", "float16"):
         report = merge(result.run, tmp_path / dtype, dtype=dtype)
-        assert report["passed"]
+        assert report.passed
     merged, base = weights(tmp_path / "float32"), weights(tiny_model)
     assert merged.keys() == base.keys()
     moved = {name for name in base if not base[name].equal(merged[name])}

@@ -404,7 +404,7 @@ def test_26_merge_folds_into_the_unquantised_base(tiny_model, speech, tmp_path):
     changes = {**QUICK, "train.quantize": "4bit", "train.learning_rate": 0.02}
     run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
     report = merge(run.run, tmp_path / "merged")
-    assert report["quantized"]["logit_gap"] > report["logit_limit"] > report["logit_gap"]  # shown, and no limit to it
+    assert report.quantized.logit_gap > report.logit_limit > report.logit_gap  # shown, and no limit to it
     base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "merged"))
     adapter, name = load_file(run.model / "adapter_model.safetensors"), "model.encoder.layers.0.fc1"
     factors = [adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA"]

@@ -149,8 +149,8 @@ def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
         run = full_run if model == full_run else lora_run
         facts, recipe = runs.read_json(run / "run.json"), load_recipe(run / "recipe.yaml")
         report = publish(model, "me/it", base=base, dry_run=True)
-        page, final = metadata(report["card"]), facts["final"]
-        assert report["kind"] == kind and page["base_model"] == BASE and page["base_model_relation"] == relation
+        page, final = metadata(report.card), facts["final"]
+        assert report.kind == kind and page["base_model"] == BASE and page["base_model_relation"] == relation
         assert page["language"] == "hi" and page["pipeline_tag"] == "automatic-speech-recognition"
         assert page["library_name"] == ("peft" if kind == "adapter" else "transformers")
         expected = {
@@ -158,23 +158,23 @@ def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
             f"WER in %, normalised ({final['normalizer']})": final["wer_normalized"],
             f"CER in %, normalised ({final['normalizer']})": final["cer_normalized"],
         }  # fmt: skip
-        assert rates(report["card"]) == {name: round(100 * rate, 2) for name, rate in expected.items()}
+        assert rates(report.card) == {name: round(100 * rate, 2) for name, rate in expected.items()}
         scored = runs.read_jsonl(run / "transcripts.jsonl")
         texts = ([one[key] for one in scored] for key in ("reference", "prediction"))
         low, high = bootstrap_interval(*texts, metric="wer")
-        assert f"| WER, as written | {final['wer']:.1%} | {low:.1%} to {high:.1%} |" in report["card"]
-        assert facts["device"] in report["card"] and f"{facts['train_hours']:g} hours" in report["card"]
-        (shown,) = re.findall(r"```yaml\n(.*?)```", report["card"], re.DOTALL)
+        assert f"| WER, as written | {final['wer']:.1%} | {low:.1%} to {high:.1%} |" in report.card
+        assert facts["device"] in report.card and f"{facts['train_hours']:g} hours" in report.card
+        (shown,) = re.findall(r"```yaml\n(.*?)```", report.card, re.DOTALL)
         assert yaml.safe_load(shown)["train"]["steps"] == recipe.train.steps
-        assert "license" not in page and "No licence is named" in report["card"]
+        assert "license" not in page and "No licence is named" in report.card
 
 
 def test_a_selection_set_is_called_one(lora_run, tmp_path):
     run = shutil.copytree(lora_run, tmp_path / "run")
     facts = runs.read_json(run / "run.json")
     runs.update_facts(run, final={**facts["final"], "split": "eval"})
-    assert "Optimistic" in publish(run, "me/it", base=BASE, dry_run=True)["card"]
-    assert "Optimistic" not in publish(lora_run, "me/it", base=BASE, dry_run=True)["card"]
+    assert "Optimistic" in publish(run, "me/it", base=BASE, dry_run=True).card
+    assert "Optimistic" not in publish(lora_run, "me/it", base=BASE, dry_run=True).card
 
 
 def test_the_notebooks_card_arguments_have_their_place(lora_run):
@@ -183,13 +183,13 @@ def test_the_notebooks_card_arguments_have_their_place(lora_run):
         dataset="Common Voice 11.0", dataset_args="config: hi, split: test", language="mr", model_name="Whisper Hi",
         finetuned_from="openai/whisper-small", tasks="automatic-speech-recognition", tags=["mine"], license="mit",
     )  # fmt: skip
-    page = metadata(report["card"])
+    page = metadata(report.card)
     assert page["datasets"] == ["mozilla-foundation/common_voice_11_0"] and page["language"] == "mr"
     assert page["base_model"] == "openai/whisper-small" and page["license"] == "mit" and "mine" in page["tags"]
     (model,) = page["model-index"]
     data = model["results"][0]["dataset"]
     assert model["name"] == "Whisper Hi" and data["name"] == "Common Voice 11.0"
-    assert data["args"] == "config: hi, split: test" and "# Whisper Hi" in report["card"]
+    assert data["args"] == "config: hi, split: test" and "# Whisper Hi" in report.card
 
 
 @pytest.mark.slow  # one process after the other
@@ -269,7 +269,7 @@ def test_names_and_folders_that_cannot_be_published(lora_run, merged, tmp_path):
     pickled = shutil.copytree(merged, tmp_path / "pickled")
     (pickled / "training_args.bin").write_bytes(b"\x80\x04.")
     (pickled / "secrets.json").write_text("{}")
-    files = {file["name"] for file in publish(pickled, "me/it", dry_run=True)["files"]}
+    files = {file.name for file in publish(pickled, "me/it", dry_run=True).files}
     assert not files & {"training_args.bin", "secrets.json", "merge_report.json", "whisper_peft.json"}
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(UserError, match="only safetensors are published"):

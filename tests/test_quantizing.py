@@ -107,9 +107,9 @@ def test_it_learns_is_evaluated_as_trained_and_merged(wide_model, speech, tmp_pa
     plain = evaluate(run, speech / "test", quantize="none")
     assert plain.token_loss == pytest.approx(same.token_loss, abs=0.1) and plain != same
     report = merge(run, tmp_path / "merged")
-    assert report["passed"] and report["logit_gap"] < 1e-4
-    assert report["quantized"]["base"] == kind and report["quantized"]["logit_gap"] > 10 * report["logit_gap"]
-    assert report["quantized"]["merged_wer"] >= 0 and report["quantized"]["adapter_wer"] >= 0
+    assert report.passed and report.logit_gap < 1e-4
+    assert report.quantized.base == kind and report.quantized.logit_gap > 10 * report.logit_gap
+    assert report.quantized.merged_wer >= 0 and report.quantized.adapter_wer >= 0
     merged = evaluate(tmp_path / "merged", speech / "test")
     assert merged.token_loss == pytest.approx(plain.token_loss, abs=1e-4)
 

@@ -66,9 +66,9 @@ def test_lora_and_its_merge(dtype, lora, few, tmp_path):
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses) and losses[1] < losses[0] + 1
     check = short(few, 2)
     report = merge(lora, tmp_path / "merged", dtype=dtype, check=str(check))
-    assert report["passed"] and report["clips"] == 2 and report["logit_gap"] <= report["logit_limit"]
+    assert report.passed and report.clips == 2 and report.logit_gap <= report.logit_limit
     if dtype == "float32":
-        assert report["transcripts_differing"] == 0
+        assert report.transcripts_differing == 0
         heard = evaluate(lora, check, output=tmp_path / "report")
         assert math.isfinite(heard.token_loss) and heard.max_new_tokens == 444
         ours = [one["prediction"] for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
@@ -119,8 +119,8 @@ def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path
     assert (gone_on / name).read_bytes() == (whole / name).read_bytes()
     if quantize:  # see test_lora_and_its_merge for the other
         report = merge(tmp_path / "killed", tmp_path / "merged", check=str(short(few, 2)))
-        assert report["passed"] and report["logit_gap"] <= report["logit_limit"]
-        assert report["quantized"]["base"] == quantize and report["quantized"]["logit_gap"] > report["logit_gap"]
+        assert report.passed and report.logit_gap <= report.logit_limit
+        assert report.quantized.base == quantize and report.quantized.logit_gap > report.logit_gap
         as_trained = evaluate(tmp_path / "killed", short(few, 2)).token_loss
         merged = evaluate(tmp_path / "merged", short(few, 2)).token_loss
         assert merged != as_trained == pytest.approx(merged, abs=0.3)

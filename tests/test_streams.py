@@ -147,7 +147,7 @@ def test_a_mixture_trains_each_source_in_its_language(tiny_model, speech, tmp_pa
     n_train = len(load_source(str(speech / "train")))
     assert facts["steps"] == -(-(n_train + 4) // recipe.train.batch_size)
     assert facts["data"]["train_clips"] == n_train + 8
-    card = publish(tmp_path / "run", "me/mixed", base="openai/whisper-small", dry_run=True)["card"]
+    card = publish(tmp_path / "run", "me/mixed", base="openai/whisper-small", dry_run=True).card
     assert "train, other (weight 0.5): " in card and str(tmp_path) not in card
 
 
@@ -162,7 +162,7 @@ def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, spe
     recipe = tiny_recipe(tiny_model, speech, **changes)
     whole = train(recipe, output=tmp_path / "whole")
     assert whole.facts["data"]["train_clips"] is None and whole.facts["train_hours"] > 0
-    card = publish(whole.run, "me/streamed", base="openai/whisper-small", dry_run=True)["card"]
+    card = publish(whole.run, "me/streamed", base="openai/whisper-small", dry_run=True).card
     assert "train (weight 0.5): a stream, " in card
 
     class Killed(Exception):

@@ -41,8 +41,8 @@ _ROOMS = {
     "training.loss": ("token_loss_sum",),
     "training.planning": ("plan", "plan_matrix"),
     "training.train": ("train", "TrainResult"),
-    "delivery.merging": ("merge",),
-    "delivery.publishing": ("publish",),
+    "delivery.merging": ("merge", "MergeReport"),
+    "delivery.publishing": ("publish", "PublishReport"),
     "delivery.pushing": ("Push",),
     "delivery.demo": ("demo",),
 }

@@ -711,11 +711,11 @@ def test_row_26_what_is_so_of_every_whisper_is_not_read_from_the_config(model, t
 
 def test_merge_listens_with_auto_and_takes_rows_for_what_is_said(lora_run, speech, tmp_path):
     folder = shutil.copytree(speech / "test", tmp_path / "clips")
-    assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto")["clips"] == 4
+    assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto").clips == 4
     lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
     spoken = [f"{line},{'language' if number == 0 else 'bho'}" for number, line in enumerate(lines)]
     (folder / "metadata.csv").write_text("\n".join(spoken), encoding="utf-8")
-    assert merge(lora_run / "adapter", tmp_path / "two", check=str(folder), language="hindi")["clips"] == 4
+    assert merge(lora_run / "adapter", tmp_path / "two", check=str(folder), language="hindi").clips == 4
 
 
 @pytest.mark.parametrize("language", ["", " ", "<||>"])

@@ -140,7 +140,7 @@ def test_row_14_one_figure_under_one_limit_everywhere(tiny_model, speech, tmp_pa
     rate = f"{facts['final']['wer']:.1%}"
     [after] = [line for line in train_lines(result) if line.strip().startswith("after")]
     assert rate in after
-    card = publish(result.run, "me/it", base="openai/whisper-tiny", dry_run=True)["card"]
+    card = publish(result.run, "me/it", base="openai/whisper-tiny", dry_run=True).card
     assert f"| WER, as written | {rate} |" in card and f"| after | {rate} |" in card
 
 
@@ -151,6 +151,6 @@ def test_row_14_the_card_of_an_older_run_says_that_its_limits_differ(lora_run, t
     facts = runs.read_json(run / "run.json")
     older = {**facts["after"], "max_new_tokens": 7, "wer": 6.256}
     runs.update_facts(run, after=older, before=older)
-    card = publish(run, "me/it", base="openai/whisper-tiny", dry_run=True)["card"]
+    card = publish(run, "me/it", base="openai/whisper-tiny", dry_run=True).card
     assert f"at most 7 tokens a clip instead of {facts['final']['max_new_tokens']}" in card
-    assert "instead of" not in publish(lora_run, "me/it", base="openai/whisper-tiny", dry_run=True)["card"]
+    assert "instead of" not in publish(lora_run, "me/it", base="openai/whisper-tiny", dry_run=True).card

@@ -258,6 +258,7 @@ def train(
             progress=not out.quiet,
         )
         published = pushed.finish(result.run) if pushed else None
+    published_page = published.as_dict() if published else None
     if dry_run:
         import yaml
 
@@ -265,7 +266,7 @@ def train(
         out.result(page, [yaml.safe_dump(page, sort_keys=False, allow_unicode=True).rstrip()])
         return
     lines = train_lines(result) + (publish_lines(published, dry_run=False) if published else [])
-    out.result({"run": str(result.run), **result.facts, **({"published": published} if pushed else {})}, lines)
+    out.result({"run": str(result.run), **result.facts, **({"published": published_page} if pushed else {})}, lines)
 
 
 def _pushing(
@@ -344,7 +345,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
     from whisper_peft.delivery.merging import merge as run_merge
 
     report = run_merge(model, output, say=out.say, **options)
-    out.result({"output": output, **report}, merge_lines(output, report))
+    out.result({"output": output, **report.as_dict()}, merge_lines(output, report))
 
 
 @cli.command()
@@ -449,7 +450,7 @@ def publish(out: Printer, model: str, repo: str, **options) -> None:
     from whisper_peft.delivery.publishing import publish as run_publishing
 
     report = run_publishing(model, repo, say=out.say, **options)
-    out.result({**report, "dry_run": options["dry_run"]}, publish_lines(report, dry_run=options["dry_run"]))
+    out.result({**report.as_dict(), "dry_run": options["dry_run"]}, publish_lines(report, dry_run=options["dry_run"]))
 
 
 cli.add_command(recipes)

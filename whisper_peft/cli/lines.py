@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from whisper_peft.files import printable
 from whisper_peft.model.memory import GIB
+
+if TYPE_CHECKING:
+    from whisper_peft.delivery.merging import MergeReport
+    from whisper_peft.delivery.publishing import PublishReport
 
 
 def transcript_line(transcript: dict, *, named: bool) -> str:
@@ -179,20 +184,20 @@ def matrix_lines(found: dict) -> list[str]:
     return lines
 
 
-def merge_lines(output: str, report: dict) -> list[str]:
+def merge_lines(output: str, report: MergeReport) -> list[str]:
     """The gaps of a merge."""
     lines = [
-        f"Merged into {output} ({report['dtype']}), checked on {report['checked_on']}.",
-        f"  largest logit difference {report['logit_gap']:.2e}, limit {report['logit_limit']:.2e}",
-        f"  transcripts that differ: {report['transcripts_differing']} of {report['clips']}",
+        f"Merged into {output} ({report.dtype}), checked on {report.checked_on}.",
+        f"  largest logit difference {report.logit_gap:.2e}, limit {report.logit_limit:.2e}",
+        f"  transcripts that differ: {report.transcripts_differing} of {report.clips}",
     ]
-    for pair in report["transcripts"]:
+    for pair in report.transcripts:
         lines += [f"    adapter: {pair['adapter']}", f"    merged:  {pair['merged']}"]
-    if found := report.get("quantized"):
+    if found := report.quantized:
         lines.append(
-            f"  against the adapter on the {found['base']} base it was trained on (no limit): largest logit difference "
-            f"{found['logit_gap']:.2e}, {found['transcripts_differing']} transcripts differ; WER "
-            f"{found['adapter_wer']:.1%} there, {found['merged_wer']:.1%} merged"
+            f"  against the adapter on the {found.base} base it was trained on (no limit): largest logit difference "
+            f"{found.logit_gap:.2e}, {found.transcripts_differing} transcripts differ; WER "
+            f"{found.adapter_wer:.1%} there, {found.merged_wer:.1%} merged"
         )
     return lines
 
@@ -204,13 +209,13 @@ def demo_lines(facts: dict) -> list[str]:
     return [f"{facts['model']}{beside}: open {facts['url']}", *shared]
 
 
-def publish_lines(report: dict, *, dry_run: bool) -> list[str]:
+def publish_lines(report: PublishReport, *, dry_run: bool) -> list[str]:
     """What went up, or would."""
     if not dry_run:
-        kept = ", but for the card, which somebody has edited" if report["card_kept"] else ""
-        return [f"Published {report['url']} ({len(report['files'])} files{kept}), commit {report['commit']}."]
-    lines = [report["card"], f"Files for {report['repo']}:"]
-    return lines + [f"{file['size']:>15,}  {file['name']}" for file in report["files"]]
+        kept = ", but for the card, which somebody has edited" if report.card_kept else ""
+        return [f"Published {report.url} ({len(report.files)} files{kept}), commit {report.commit}."]
+    lines = [report.card, f"Files for {report.repo}:"]
+    return lines + [f"{file.size:>15,}  {file.name}" for file in report.files]
 
 
 def first_comment(path: Path) -> str:

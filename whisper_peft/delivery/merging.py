@@ -35,6 +35,73 @@ REPORT = "merge_report.json"
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantizedGaps:
+    """The differences between a merged model and its adapter on the quantised base that it was trained on.
+
+    Attributes:
+        base: How that base was quantised, "8bit" or "4bit".
+        logit_gap: Largest difference of a logit.
+        transcripts_differing: Number of check clips whose transcripts differ.
+        adapter_wer: Word error rate of the adapter on the quantised base, on the check clips.
+        adapter_cer: Its character error rate.
+        merged_wer: Word error rate of the merged model on the check clips.
+        merged_cer: Its character error rate.
+    """
+
+    base: str
+    logit_gap: float
+    transcripts_differing: int
+    adapter_wer: float
+    adapter_cer: float
+    merged_wer: float
+    merged_cer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What `merge` did, and how close the merged model is to its adapter.
+
+    Attributes:
+        model: The adapter or run that was merged.
+        base: Folder or Hub id of the base that it was folded into.
+        dtype: Type of the merged weights, for example "float16".
+        checked_on: Where the check clips came from, in words.
+        changed_tensors: Number of tensors in which the merged model differs from its base.
+        clips: Number of check clips.
+        logit_gap: Largest difference of a logit between the merged model and the adapter in float32.
+        logit_limit: Largest difference that is allowed.
+        largest_logit: Largest absolute logit of the adapter in float32.
+        unmerged_logit_gap: Largest difference between the adapter in `dtype` and the adapter in float32.
+        transcripts_differing: Number of check clips whose transcripts differ.
+        transcripts: The transcripts that differ: for each clip what the `adapter` and what the `merged` model said.
+        passed: Whether the merged model is within the limits.
+        quantized: The differences from the adapter on the quantised base; None if it was not trained on one.
+    """
+
+    model: str
+    base: str
+    dtype: str
+    checked_on: str
+    changed_tensors: int
+    clips: int
+    logit_gap: float
+    logit_limit: float
+    largest_logit: float
+    unmerged_logit_gap: float
+    transcripts_differing: int
+    transcripts: list[dict[str, str]]
+    passed: bool
+    quantized: QuantizedGaps | None = None
+
+    def as_dict(self) -> dict:
+        """Return the content of merge_report.json; `quantized` is missing where it is None."""
+        content = dataclasses.asdict(self)
+        if self.quantized is None:
+            del content["quantized"]
+        return content
+
+
+@dataclasses.dataclass(frozen=True)
 class Heard:
     """What a model said to the check clips."""
 
@@ -51,7 +118,7 @@ def merge(
     check: str | Path | None = None,
     language: str | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict:
+) -> MergeReport:
     """Folds an adapter into its unquantised base, and proves the result equal before it appears.
 
     In float32 the largest logit difference must stay within 1e-5 × max(10, largest |logit|), and transcripts must be
@@ -122,19 +189,21 @@ def merge(
         if reloaded.dtype != wanted:
             raise AssertionError(f"merged weights came back as {reloaded.dtype}, not {wanted}")
         merged = listen(reloaded, dataset, load_preparation(str(folder)))
-        report = {
-            "model": str(model), "base": source, "dtype": str(wanted).removeprefix("torch."),
-            "checked_on": checked_on, "changed_tensors": changed,
+        report = MergeReport(
+            model=str(model),
+            base=source,
+            dtype=str(wanted).removeprefix("torch."),
+            checked_on=checked_on,
+            changed_tensors=changed,
             **compare(reference, unmerged, merged, exact=wanted == torch.float32),
-        }  # fmt: skip
-        if located.quantize:
-            report["quantized"] = against_quantized(model, base, dataset, merged)
-        runs.write_json(folder / REPORT, report)
+            quantized=against_quantized(model, base, dataset, merged) if located.quantize else None,
+        )
+        runs.write_json(folder / REPORT, report.as_dict())
         runs.write_json(folder / PROVENANCE, known)
-        if not report["passed"]:
+        if not report.passed:
             raise UserError(
-                f"{output}: not written: merged and unmerged differ by {report['logit_gap']:.2e} in logits "
-                f"(limit {report['logit_limit']:.2e}) and in {report['transcripts_differing']} of {report['clips']} "
+                f"{output}: not written: merged and unmerged differ by {report.logit_gap:.2e} in logits "
+                f"(limit {report.logit_limit:.2e}) and in {report.transcripts_differing} of {report.clips} "
                 "transcripts. Try --dtype float32; if that fails too, the adapter is damaged."
             )
     return report
@@ -188,17 +257,22 @@ def compare(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) ->
     }  # fmt: skip
 
 
-def against_quantized(model: str | Path, base: str | None, dataset: SpeechDataset, merged: Heard) -> dict:
+def against_quantized(model: str | Path, base: str | None, dataset: SpeechDataset, merged: Heard) -> QuantizedGaps:
     """How far the merged model is from the adapter on the quantised base that it was trained on; it sets no limit."""
     trained, _, located = load_model(model, base=base)
     quantized = listen(trained, dataset)
     references = [dataset.text(number) for number in range(len(dataset))]
-    rates = {name: score(references, heard.texts) for name, heard in (("adapter", quantized), ("merged", merged))}
-    return {
-        "base": located.quantize, "logit_gap": logit_gap(quantized, merged),
-        "transcripts_differing": sum(a != b for a, b in zip(quantized.texts, merged.texts, strict=True)),
-        **{f"{name}_{rate}": found[rate] for name, found in rates.items() for rate in ("wer", "cer")},
-    }  # fmt: skip
+    adapter_scores = score(references, quantized.texts)
+    merged_scores = score(references, merged.texts)
+    return QuantizedGaps(
+        base=located.quantize,
+        logit_gap=logit_gap(quantized, merged),
+        transcripts_differing=sum(a != b for a, b in zip(quantized.texts, merged.texts, strict=True)),
+        adapter_wer=adapter_scores["wer"],
+        adapter_cer=adapter_scores["cer"],
+        merged_wer=merged_scores["wer"],
+        merged_cer=merged_scores["cer"],
+    )
 
 
 def logit_gap(a: Heard, b: Heard) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,48 @@ class Package:
         return next(file.content for file in self.files if file.name == CARD).decode("utf-8")
 
 
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that `publish` uploaded, or would upload.
+
+    Attributes:
+        name: Its name in the repository.
+        size: Its size in bytes.
+    """
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What `publish` uploaded, or would upload.
+
+    Attributes:
+        repo: Name of the repository, owner/name.
+        kind: "adapter" or "model".
+        base: Hub id of the base; None for a stand-alone model whose base is not known.
+        files: The files.
+        card: The model card, as README.md holds it.
+        url: Address of the repository; None after a dry run.
+        commit: The commit on the Hub; None after a dry run.
+        card_kept: Whether a card that somebody had edited was left as it was.
+    """
+
+    repo: str
+    kind: str
+    base: str | None
+    files: list[PublishedFile]
+    card: str
+    url: str | None = None
+    commit: str | None = None
+    card_kept: bool = False
+
+    def as_dict(self) -> dict:
+        """Return the report as JSON content."""
+        return dataclasses.asdict(self)
+
+
 def publish(
     model: str | Path,
     repo: str,
@@ -61,7 +104,7 @@ def publish(
     tasks: str | None = None,
     tags: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
-) -> dict:
+) -> PublishReport:
     """Puts a run's result, an adapter or a model on the Hub, as one commit, with a card filled in from its run.
 
     The login is huggingface_hub's. What else is in the repository stays; a card that somebody has edited does, too.
@@ -84,8 +127,7 @@ def publish(
         say: told one line at a time what happens.
 
     Returns:
-        `repo`, `kind` (adapter or model), `base`, `files` (names and sizes in bytes), `card`, and what came of it:
-        `url` and `commit`, both None of a dry run, and `card_kept`, whether an edited card was left as it was.
+        The report; after a dry run without an address and a commit.
 
     Raises:
         UserError: nothing to publish, no login, no permission, or a repository that holds something else.
@@ -99,11 +141,13 @@ def publish(
         say(f"Note: {note}")
     if package.warning:
         say(f"Warning: {package.warning}")
-    report = {
-        "repo": repo, "kind": package.kind, "base": package.base,
-        "files": [{"name": file.name, "size": file.size} for file in package.files], "card": package.card,
-        "url": None, "commit": None, "card_kept": False,
-    }  # fmt: skip
+    report = PublishReport(
+        repo=repo,
+        kind=package.kind,
+        base=package.base,
+        files=[PublishedFile(file.name, file.size) for file in package.files],
+        card=package.card,
+    )
     if dry_run:
         return report
     check_login(repo)
@@ -115,7 +159,7 @@ def publish(
     url, commit, kept = send(repo, package.files, found, private=private, message=message)
     if kept:
         say(f"Note: the README.md of {repo} has been edited and stays as it is; --dry-run prints the one of this run.")
-    return {**report, "url": url, "commit": commit, "card_kept": kept}
+    return dataclasses.replace(report, url=url, commit=commit, card_kept=kept)
 
 
 def pack(

@@ -11,7 +11,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.text import language_code
 from whisper_peft.delivery.card import CardWords
-from whisper_peft.delivery.publishing import Package, base_on_hub, pack, publish
+from whisper_peft.delivery.publishing import Package, PublishReport, base_on_hub, pack, publish
 from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look, send
 from whisper_peft.errors import UserError
 from whisper_peft.model.configs import load_generation_config, load_processor
@@ -89,7 +89,7 @@ class Push:
         if waiting:
             shutil.rmtree(waiting[1], ignore_errors=True)
 
-    def finish(self, run: Path) -> dict | None:
+    def finish(self, run: Path) -> PublishReport | None:
         """Waits for the upload in progress, then publishes the result; None where the Hub would not take it."""
         with self._changed:
             waiting, self._waiting = self._waiting, None  # the result comes after it
