@@ -13,6 +13,8 @@ from whisper_peft.recipe import Recipe, Source, as_dict, from_dict, override
 
 PACKAGE = Path(__file__).parent
 PACKAGE_PREFIX = "package:"
+# Before a name that is meant on the Hub although a folder of that name is here.
+HUB_PREFIX = "hf:"
 MAX_RECIPE_BYTES = 1024**2
 
 
@@ -137,7 +139,7 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """A copy whose sources, folders and model, where they are existing relative paths, are absolute."""
 
     def fix(name: str | None) -> str | None:
-        if not name or name.startswith("hf:"):
+        if not name or name.startswith(HUB_PREFIX):
             return name
         if name.startswith(PACKAGE_PREFIX):
             return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))

@@ -18,6 +18,8 @@ from whisper_peft.errors import UserError
 from whisper_peft.files import printable_json, read_json_file, short_repr
 
 RECIPE, FACTS, METRICS, LEFT_OUT = "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl"
+# The scored clips, each with its reference and its prediction; an evaluation has this file, too.
+TRANSCRIPTS = "transcripts.jsonl"
 LONGEST_NAME = 230  # bytes: file systems take 255, and a temporary name is longer than the final one
 CHECKPOINTS, ADAPTER, MODEL = "checkpoints", "adapter", "model"
 COMPLETE = "complete.json"  # written into a checkpoint after everything else

@@ -70,9 +70,9 @@ def _data_of(run):
 
 
 def _first_clip(run) -> str:
-    from whisper_peft.runs import read_jsonl
+    from whisper_peft.runs import TRANSCRIPTS, read_jsonl
 
-    scored = read_jsonl(run / "transcripts.jsonl")
+    scored = read_jsonl(run / TRANSCRIPTS)
     return shown_path(scored[0]["audio"]) if scored else "AUDIO"
 
 

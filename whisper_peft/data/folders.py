@@ -20,7 +20,7 @@ from whisper_peft.data.recordings import (
 from whisper_peft.data.tables import SPONTANEOUS, TABLE_SUFFIXES, count_splits
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, open_file, printable, reason_of
-from whisper_peft.recipe_files import expanded
+from whisper_peft.recipe_files import HUB_PREFIX, expanded
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
@@ -79,7 +79,7 @@ def find_source(source: str) -> list[Table | Columnar | Recording]:
 def _find_source(source: str) -> list[Table | Columnar | Recording]:
     path, config, splits = _path_and_splits(source)
     if path is None:
-        return [Columnar(source.removeprefix("hf:").split(":")[0], config, tuple(splits))]
+        return [Columnar(source.removeprefix(HUB_PREFIX).split(":")[0], config, tuple(splits))]
     if path.is_file() and is_archive(path):
         path = _only_folder(unpacked(path))
     name = source.rpartition(":")[0] if splits else source
@@ -187,7 +187,7 @@ def _only_folder(folder: Path) -> Path:
 def _path_and_splits(source: str) -> tuple[Path | None, str | None, list[str]]:
     """(path, configuration, splits); no path for a Hub data set."""
     pieces = source.split(":")
-    for n_tail in range(0 if source.startswith("hf:") else 3):  # PATH, PATH:split, PATH:config:split
+    for n_tail in range(0 if source.startswith(HUB_PREFIX) else 3):  # PATH, PATH:split, PATH:config:split
         name, tail = ":".join(pieces[: len(pieces) - n_tail]), pieces[len(pieces) - n_tail :]
         if name and _exists(expanded(name)):
             return expanded(name).absolute(), *_config_and_splits(source, name, tail)

@@ -249,7 +249,7 @@ def evaluate(
     if output is not None:
         with runs.new_folder(output, "name another --output") as folder:
             runs.write_json(folder / "report.json", result.as_dict())
-            runs.rewrite_jsonl(folder / "transcripts.jsonl", transcripts)
+            runs.rewrite_jsonl(folder / runs.TRANSCRIPTS, transcripts)
             runs.rewrite_jsonl(folder / runs.LEFT_OUT, left_out)
     return result
 

@@ -15,9 +15,7 @@ from whisper_peft.files import UnusableFileError, is_folder, printable, reason_o
 from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
 from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, known_commit
-from whisper_peft.recipe_files import expanded
-
-HUB_PREFIX = "hf:"
+from whisper_peft.recipe_files import HUB_PREFIX, expanded
 
 
 @dataclass(frozen=True)

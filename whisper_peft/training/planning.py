@@ -20,11 +20,11 @@ from whisper_peft.evaluation.generation import AT_ONCE
 from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import best_precision
-from whisper_peft.model.locating import HUB_PREFIX, locate
+from whisper_peft.model.locating import locate
 from whisper_peft.model.lora import target_words
 from whisper_peft.model.memory import GIB, Load, Memory, Method, predict_memory, trainable
 from whisper_peft.recipe import Recipe, override
-from whisper_peft.recipe_files import given
+from whisper_peft.recipe_files import HUB_PREFIX, given
 from whisper_peft.training.defaults import adapters_own
 from whisper_peft.training.splits import Speech, load_rows
 

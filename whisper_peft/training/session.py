@@ -316,7 +316,7 @@ class Session:
             if compared:
                 after = self._figures(_subset(found, compared))
             final = self._figures(found)
-            runs.rewrite_jsonl(self.run / "transcripts.jsonl", records(scored, found))
+            runs.rewrite_jsonl(self.run / runs.TRANSCRIPTS, records(scored, found))
         return {"after": after, "final": final}
 
     def _hours(self) -> float | None:
