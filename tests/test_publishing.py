@@ -15,7 +15,8 @@ from conftest import ROOT, make_wave, tiny_recipe
 from hub_server import READER, TOKEN, Hub
 
 from whisper_peft import UserError, load_source, merge, publish, runs
-from whisper_peft.delivery.card import is_untouched
+from whisper_peft.delivery.card import CardWords, Subject, is_untouched, write_card
+from whisper_peft.delivery.provenance import provenance
 from whisper_peft.evaluation.metrics import bootstrap_interval
 from whisper_peft.recipe_files import load_recipe, save_recipe
 
@@ -167,6 +168,31 @@ def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
         (shown,) = re.findall(r"```yaml\n(.*?)```", report.card, re.DOTALL)
         assert yaml.safe_load(shown)["train"]["steps"] == recipe.train.steps
         assert "license" not in page and "No licence is named" in report.card
+
+
+def test_names_are_text_in_the_card(lora_run):
+    """Neither Markdown nor YAML is broken by what a source, a device or a data set is called."""
+    odd = "a|b\n# c\n---\n| <img src=x> `d` [e](f) \\ {{ title }} {% raw %}"
+    known = provenance(lora_run)
+    plain = Subject("adapter", "me/it", BASE, known)
+    known = {
+        **known, "facts": {**known["facts"], "device": odd},
+        "recipe": {**known["recipe"], "data": {**known["recipe"]["data"], "train": [odd], "test": odd}},
+    }  # fmt: skip
+    card = write_card(Subject("adapter", "me/it", BASE, known), CardWords(model_name=odd, finetuned_from=odd))
+    assert is_untouched(card)
+    page = yaml.safe_load(card.partition("\n---\n")[0])
+    (model,) = page["model-index"]
+    assert model["name"] == odd and page["base_model"] == odd and model["results"][0]["dataset"]["name"] == odd
+    (shown,) = re.findall(r"```yaml\n(.*?)\n```", card, re.DOTALL)
+    assert yaml.safe_load(shown)["data"]["test"] == odd
+    ours, theirs = (write.partition("\n---\n\n")[2].partition("```yaml")[0].splitlines() for write in (
+        write_card(plain, CardWords()), card,
+    ))  # fmt: skip
+    cells, headings = (lambda line: len(re.findall(r"(?<!\\)\|", line))), (lambda line: line.startswith("#"))
+    assert list(map(cells, theirs)) == list(map(cells, ours))
+    assert list(map(headings, theirs)) == list(map(headings, ours))
+    assert not re.search(r"(?<!\\)<img", "\n".join(theirs))
 
 
 def test_a_selection_set_is_called_one(lora_run, tmp_path):

@@ -1,4 +1,7 @@
-"""The model card: README.md of a repository, from what a run knows of itself."""
+"""The model card: README.md of a repository, from what a run knows of itself.
+
+The words stand in card.md.jinja; this module finds the values that they need.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,54 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.text import LANGUAGES, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.memory import GIB
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TASK = "automatic-speech-recognition"
-MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)
+# The line that tells an untouched card. It has the first 16 digits of the SHA-256 of everything around it.
+UNTOUCHED_MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)
 LIBRARIES = {"adapter": "peft", "finetune": "transformers", "merged": "transformers", "model": "transformers"}
 # On the Hub, "merge" is a mixture of several models; an adapter folded into its base is a fine-tuned base.
 RELATIONS = {"adapter": "adapter", "finetune": "finetune", "merged": "finetune", "model": "finetune"}
-MEASURES = (("wer", "WER", "as written"), ("cer", "CER", "as written"),
-            ("wer_normalized", "WER", "normalised"), ("cer_normalized", "CER", "normalised"))  # fmt: skip
-ISO_CODES = {"jw": "jv"}  # where Whisper's code is not the one of ISO 639
-
-ADAPTER_CODE = """\
-import soundfile
-from peft import PeftModel
-from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor, pipeline
-
-base = WhisperForConditionalGeneration.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{repo}").merge_and_unload()
-model.generation_config = GenerationConfig.from_pretrained("{repo}")
-processor = WhisperProcessor.from_pretrained("{repo}")
-recognizer = pipeline(
-    "automatic-speech-recognition", model=model,
-    tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor,
+# Key in run.json, name of the rate, and how its texts are written.
+SHOWN_RATES = (
+    ("wer", "WER", "as written"),
+    ("cer", "CER", "as written"),
+    ("wer_normalized", "WER", "normalised"),
+    ("cer_normalized", "CER", "normalised"),
 )
-wave, rate = soundfile.read("recording.wav", dtype="float32")  # mono, 16 kHz
-print(recognizer({{"raw": wave, "sampling_rate": rate}})["text"])
-"""
-MODEL_CODE = """\
-import soundfile
-from transformers import pipeline
-
-recognizer = pipeline("automatic-speech-recognition", model="{repo}")
-wave, rate = soundfile.read("recording.wav", dtype="float32")  # mono, 16 kHz
-print(recognizer({{"raw": wave, "sampling_rate": rate}})["text"])
-"""
+# Counts behind a rate, in the order of the card's columns.
+SHOWN_COUNTS = ("substitutions", "deletions", "insertions", "reference_length")
+# The languages that Whisper names otherwise than ISO 639.
+ISO_CODE_OF = {"jw": "jv"}
+WHISPER_CODE_OF = {iso: whisper for whisper, iso in ISO_CODE_OF.items()}
+# What Markdown or HTML could read as markup. An underscore between two letters or digits is none.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
 class CardWords:
-    """What only the user can say of a model; None and () leave it to the run, or out."""
+    """What only the user can say of a model. None and () leave it to the run, or out.
+
+    Attributes:
+        license: Licence of the weights, as the Hub writes it.
+        language: Name or code of the language.
+        dataset_tags: Hub ids of the data sets that the model was trained on.
+        dataset: Name of the data that was scored.
+        dataset_args: Configuration and split of that data, in words.
+        model_name: Title of the card.
+        finetuned_from: What the card calls the base.
+        tasks: The task, as the Hub names it.
+        tags: Further tags.
+    """
 
     license: str | None = None
     language: str | None = None
@@ -63,237 +71,241 @@ class CardWords:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is of."""
+    """The model that a card describes.
 
-    kind: str  # adapter, finetune, merged or model (of which nothing more is known)
+    Attributes:
+        kind: "adapter", "finetune", "merged", or "model" for one of which nothing more is known.
+        repo: Name of the repository, owner/name.
+        base: Hub id of the base.
+        known: What is known of its making; see `provenance`. It may be empty.
+        merge_report: Content of merge_report.json.
+        unfinished_step: The step of the checkpoint, for a run that is still training.
+        selection: The last figures of such a run on its eval clips.
+    """
+
+    kind: str
     repo: str
-    base: str | None  # on the Hub
-    known: dict  # see `provenance`; may be empty
-    merge_report: dict | None = None
-    unfinished_step: int | None = None  # of a run that goes on
-    selection: dict | None = None  # its last figures on the eval clips
+    base: str | None
+    known: dict[str, Any]
+    merge_report: dict[str, Any] | None = None
+    unfinished_step: int | None = None
+    selection: dict[str, Any] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The content of run.json; empty where it is not known."""
+        return self.known.get("facts") or {}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run; empty where it is not known."""
+        return self.known.get("recipe") or {}
+
+    @property
+    def scored(self) -> dict[str, Any] | None:
+        """The figures on the whole of the set that was scored last; a run that is still training has none."""
+        if self.unfinished_step is not None:
+            return None
+        return self.facts.get("final")
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """A line in the card's table of rates.
+
+    Attributes:
+        name: Name of the rate, and how its texts are written.
+        rate: The rate, as a share.
+        interval: Low and high end of its 95 % interval, as shares; None if it is not known.
+        counts: Substitutions, deletions and insertions, and the length of the references.
+    """
+
+    name: str
+    rate: float
+    interval: Sequence[float] | None
+    counts: list[int]
 
 
 def write_card(subject: Subject, words: CardWords) -> str:
-    """The card, with its metadata, and a mark that tells an untouched card from one that somebody has edited."""
+    """Write the card, with its metadata and with the mark that tells an untouched card from an edited one."""
+    from huggingface_hub import ModelCard
+
     title = words.model_name or subject.repo.rpartition("/")[2]
-    parts = [
-        f"# {title}\n\n{_opening(subject, words)}", _use(subject), _figures(subject, words), _training(subject, words),
-        _limits(subject, words), _recipe(subject),
-    ]  # fmt: skip
-    body = "\n\n".join(filter(None, parts)) + "\n"
-    metadata = f"---\n{_metadata(subject, words, title)}\n---\n"
-    return f"{metadata}\n{_mark(metadata + body)}{body}"
+    card = ModelCard.from_template(
+        _card_data(subject, words, title), template_path=str(TEMPLATE), **_template_values(subject, words, title)
+    )
+    metadata = str(card).removesuffix(card.text)
+    body = card.text.strip("\n") + "\n"
+    return f"{metadata}\n{_mark_for(metadata + body)}{body}"
 
 
 def is_untouched(card: str) -> bool:
-    """Whether a card is one of ours as it was written; an edited one, or somebody else's, is not to be replaced."""
-    found = MARK.search(card)
-    if not found:
+    """Tell whether a card is one of ours, as it was written. Only such a card may be replaced."""
+    match = UNTOUCHED_MARK.search(card)
+    if not match:
         return False
-    metadata, body = card[: found.start()].removesuffix("\n"), card[found.end() :]
-    return _mark(metadata + body) == found.group(0)
+    metadata = card[: match.start()].removesuffix("\n")
+    body = card[match.end() :]
+    return _mark_for(metadata + body) == match.group(0)
 
 
-def _mark(text: str) -> str:
-    return f"<!-- whisper-peft card {hashlib.sha256(text.encode('utf-8')).hexdigest()[:16]} -->\n"
+def escape_markdown(value: object) -> str:
+    r"""Return a value as text within a line of Markdown: never markup, never a new line or another cell of a table.
+
+    Example:
+        >>> escape_markdown("hindi_tts:train")
+        'hindi_tts:train'
+        >>> print(escape_markdown("my|clips <b> *new*"))
+        my\|clips \<b\> \*new\*
+        >>> escape_markdown("two\nlines")
+        'two lines'
+    """
+    line = " ".join(str(value).split())
+    return _MARKUP.sub(lambda match: f"\\{match.group()}", line)
 
 
-def _metadata(subject: Subject, words: CardWords, title: str) -> str:
+def _mark_for(page: str) -> str:
+    """Return the mark of a card, given everything that stands around it."""
+    return f"<!-- whisper-peft card {hashlib.sha256(page.encode('utf-8')).hexdigest()[:16]} -->\n"
+
+
+def _template_values(subject: Subject, words: CardWords, title: str) -> dict[str, Any]:
+    """Return what card.md.jinja names. The template escapes what it shows."""
+    import yaml
+
+    language = _iso_language(subject, words)
+    language_name = None
+    if language:
+        language_name = LANGUAGES.get(WHISPER_CODE_OF.get(language, language), language).title()
+    scored_source = words.dataset
+    train_sources = None
+    recipe_yaml = None
+    if subject.recipe:
+        scored_source = scored_source or _scored_source(subject)
+        train_sources = ", ".join(words.dataset_tags) or _name_train_sources(subject.recipe)
+        recipe_yaml = yaml.safe_dump(subject.recipe, sort_keys=False, allow_unicode=True)
+    return {
+        "text": escape_markdown,
+        "bytes_per_gb": GIB,
+        "title": title,
+        "kind": subject.kind,
+        "repo": subject.repo,
+        "base": subject.base,
+        "finetuned_from": words.finetuned_from or subject.base or "a Whisper of the author's own",
+        "language_name": language_name,
+        "unfinished_step": subject.unfinished_step,
+        "selection": subject.selection,
+        "facts": subject.facts,
+        "recipe": subject.recipe,
+        "scored": subject.scored,
+        "scored_source": scored_source,
+        "rate_rows": _rate_rows(subject),
+        "train_sources": train_sources,
+        "merge_report": subject.merge_report,
+        "license": words.license,
+        "recipe_yaml": recipe_yaml,
+    }
+
+
+def _rate_rows(subject: Subject) -> list[RateRow]:
+    scored = subject.scored
+    if not scored:
+        return []
+    intervals = subject.known.get("intervals") or {}
+    return [
+        RateRow(
+            name=f"{rate}, {form}",
+            rate=scored[key],
+            interval=intervals.get(key),
+            counts=[scored[f"{key}_{count}"] for count in SHOWN_COUNTS],
+        )
+        for key, rate, form in SHOWN_RATES
+    ]
+
+
+def _card_data(subject: Subject, words: CardWords, title: str) -> ModelCardData:
+    """Return the metadata at the top of the card."""
     from huggingface_hub import ModelCardData
 
     base = words.finetuned_from or subject.base
+    tags = ["whisper", "whisper-peft"]
+    if subject.kind == "adapter" or subject.facts.get("mode") == "lora":
+        tags.append("lora")
     return ModelCardData(
-        language=_language(subject, words), license=words.license, library_name=LIBRARIES[subject.kind],
-        pipeline_tag=words.tasks or TASK, base_model=base,
+        language=_iso_language(subject, words),
+        license=words.license,
+        library_name=LIBRARIES[subject.kind],
+        pipeline_tag=words.tasks or TASK,
+        base_model=base,
         base_model_relation=RELATIONS[subject.kind] if base else None,
         datasets=list(words.dataset_tags) or None,
-        tags=["whisper", "whisper-peft", *(["lora"] if _mode(subject) == "lora" else []), *words.tags],
-        metrics=["wer", "cer"] if _scored(subject) else None, model_name=title, eval_results=_results(subject, words),
-    ).to_yaml()  # fmt: skip
+        tags=[*tags, *words.tags],
+        metrics=["wer", "cer"] if subject.scored else None,
+        model_name=title,
+        eval_results=_eval_results(subject, words),
+    )
 
 
-def _results(subject: Subject, words: CardWords) -> list | None:
-    """The model-index: each rate in percent, as leaderboards have it."""
+def _eval_results(subject: Subject, words: CardWords) -> list[EvalResult] | None:
+    """Return the model-index: each rate in percent, as leaderboards have it."""
     from huggingface_hub import EvalResult
 
-    if not (scored := _scored(subject)):
+    scored = subject.scored
+    if not scored:
         return None
-    name = words.dataset or _source(subject) or "the author's own clips"
-    return [
-        EvalResult(
-            task_type=words.tasks or TASK, task_name="Speech recognition",
-            dataset_type=next(iter(words.dataset_tags), name), dataset_name=name,
-            dataset_split=scored["split"], dataset_args=words.dataset_args, metric_type=kind.lower(),
-            metric_value=round(100 * scored[key], 2), metric_name=f"{kind} in %, {_form(form, scored)}",
+    dataset = words.dataset or _scored_source(subject) or "the author's own clips"
+    results = []
+    for key, rate, form in SHOWN_RATES:
+        if form == "normalised":
+            form = f"{form} ({scored['normalizer']})"
+        results.append(
+            EvalResult(
+                task_type=words.tasks or TASK,
+                task_name="Speech recognition",
+                dataset_type=next(iter(words.dataset_tags), dataset),
+                dataset_name=dataset,
+                dataset_split=scored["split"],
+                dataset_args=words.dataset_args,
+                metric_type=rate.lower(),
+                metric_value=round(100 * scored[key], 2),
+                metric_name=f"{rate} in %, {form}",
+            )
         )
-        for key, kind, form in MEASURES
-    ]  # fmt: skip
+    return results
 
 
-def _form(form: str, scored: dict) -> str:
-    return f"{form} ({scored['normalizer']})" if form == "normalised" else form
-
-
-def _opening(subject: Subject, words: CardWords) -> str:
-    base = words.finetuned_from or subject.base or "a Whisper of the author's own"
-    language = _language(subject, words)
-    spoken = f" for {LANGUAGES.get(_whisper_code(language), language).title()} speech" if language else ""
-    what = {
-        "adapter": f"A LoRA adapter{spoken}, on {base}.",
-        "finetune": f"{base}, all weights fine-tuned{spoken}.",
-        "merged": f"{base}, fine-tuned{spoken} with a LoRA adapter that is folded into its weights.",
-        "model": f"A Whisper{spoken}.",
-    }[subject.kind]
-    if subject.unfinished_step is not None:
-        steps = subject.known["recipe"]["train"]["steps"]
-        what += f"\n\n**Not finished:** the checkpoint after step {subject.unfinished_step} of {steps}."
-    return what + "\n\nMade with whisper-peft."
-
-
-def _use(subject: Subject) -> str:
-    code = ADAPTER_CODE if subject.kind == "adapter" else MODEL_CODE
-    return f"## Use it\n\n```python\n{code.format(repo=subject.repo, base=subject.base)}```"
-
-
-def _figures(subject: Subject, words: CardWords) -> str:
-    if subject.unfinished_step is not None and subject.selection:
-        found = subject.selection
-        return (
-            f"## Figures\n\nAfter step {found['step']}, on the clips that select the checkpoint, so optimistic: WER "
-            f"{found['eval_wer']:.1%}, CER {found['eval_cer']:.1%}."
-        )
-    if not (scored := _scored(subject)):
-        return "## Figures\n\nNot evaluated."
-    facts, intervals = subject.known["facts"], subject.known.get("intervals") or {}
-    before, after = facts.get("before"), facts.get("after")
-    what = words.dataset or _source(subject)
-    lines = [
-        "## Figures", "",
-        f"On {scored['clips']} clips" + (f" of {what}" if what else "") + f", {_split(scored)}.", "",
-        "| | rate | 95 % interval | substituted | deleted | inserted | of |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for key, kind, form in MEASURES:
-        interval = intervals.get(key)
-        shown = f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-        counts = [
-            scored[f"{key}_{count}"] for count in ("substitutions", "deletions", "insertions", "reference_length")
-        ]
-        lines.append(f"| {kind}, {form} | {scored[key]:.1%} | {shown} | {' | '.join(map(str, counts))} |")
-    lines += ["", f"The normaliser is {scored['normalizer']}: it keeps vowel signs. The interval is a bootstrap over "
-              "clips; with few speakers the true one is wider."]  # fmt: skip
-    if before and after:
-        which = f"{after['clips']} of these clips" if after["clips"] != scored["clips"] else "the same clips"
-        said = f"Before and after, on {which}"
-        if after["max_new_tokens"] != scored["max_new_tokens"]:  # runs of earlier versions
-            said += f", both with at most {after['max_new_tokens']} tokens a clip instead of {scored['max_new_tokens']}"
-        lines += ["", f"{said}:", "", "| | WER | CER | token loss |", "|---|---|---|---|"]
-        for name, row in (("before", before), ("after", after)):
-            lines.append(f"| {name} | {row['wer']:.1%} | {row['cer']:.1%} | {row['token_loss']:.3f} |")
-    return "\n".join(lines)
-
-
-def _training(subject: Subject, words: CardWords) -> str | None:
-    facts = subject.known.get("facts")
-    if not facts:
+def _scored_source(subject: Subject) -> str | None:
+    """Return the last name of the source that was scored."""
+    if not subject.scored:
         return None
-    recipe, data = subject.known["recipe"], facts["data"]
-    sources = ", ".join(words.dataset_tags) or _train_sources(recipe)
-    clips = "a stream" if data["train_clips"] is None else f"{data['train_clips']} clips"
-    clips += f", {facts['train_hours']:g} hours" if facts.get("train_hours") else ""
-    rows = [("data", f"{sources}: {clips}"), ("hardware", facts["device"])]
-    if facts.get("train_seconds"):
-        steps = f"{facts['steps']} steps of {recipe['train']['batch_size']} clips"
-        done = f"{facts['train_seconds'] / 3600:.2f} hours for {steps}"
-        best = f"; step {facts['best_step']} was the best by {facts['best_metric']}" if facts.get("best_step") else ""
-        rows.append(("training time", done + best))
-    if facts.get("trainable_parameters"):
-        rows.append(("trained", f"{facts['trainable_parameters']:,} of {facts['parameters']:,} parameters"))
-    if facts.get("peak_memory_bytes"):
-        rows.append(("peak memory", f"{facts['peak_memory_bytes'] / GIB:.1f} GB"))
-    commit = f", commit {facts['base']['commit']}" if facts["base"].get("commit") else ""
-    rows.append(("base", f"{subject.base or 'a local folder'}{commit}; SHA-256 {facts['base']['sha256']}"))
-    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())))
-    return "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {text} |" for name, text in rows)
-
-
-def _limits(subject: Subject, words: CardWords) -> str:
-    facts, scored, report = subject.known.get("facts") or {}, _scored(subject), subject.merge_report
-    limits = []
-    if scored and scored["split"] != "test":
-        limits.append("The figures are of the selection set: the clips that also chose the checkpoint. Optimistic.")
-    if facts.get("left_out"):
-        limits.append(f"{facts['left_out']} clips could not be used and were left out.")
-    if scored and scored["reached_limit"]:
-        limits.append(f"{scored['reached_limit']} transcripts reached the generation limit.")
-    if facts.get("base", {}).get("quantize") and scored:
-        limits.append(f"The figures are of the adapter on the base in {facts['base']['quantize']}, as it was trained.")
-    if subject.kind == "merged" and report:
-        limits.append(
-            ("The figures are of the adapter before it was folded in. " if scored else "")
-            + f"The folded model ({report['dtype']}) was held against the adapter on {report['clips']} clips: largest "
-            f"logit difference {report['logit_gap']:.2e}, {report['transcripts_differing']} transcripts differ."
-        )
-    limits.append(
-        "Not measured: what is invented on silence, noise and music; other languages after training, English among "
-        "them; recordings over 30 s; speakers and rooms unlike those of the clips above."
-    )
-    if words.license is None:
-        limits.append("No licence is named here; the base's terms and those of the data apply.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in limits)
-
-
-def _recipe(subject: Subject) -> str | None:
-    import yaml
-
-    if not (recipe := subject.known.get("recipe")):
-        return None
-    page = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    return f"## Recipe\n\nSources are shown by their last name.\n\n```yaml\n{page}```"
-
-
-def _mode(subject: Subject) -> str | None:
-    return "lora" if subject.kind == "adapter" else (subject.known.get("facts") or {}).get("mode")
-
-
-def _scored(subject: Subject) -> dict | None:
-    """The figures of the whole of the set that was scored last; none of a run that goes on."""
-    facts = subject.known.get("facts") or {}
-    return None if subject.unfinished_step is not None else facts.get("final")
-
-
-def _split(scored: dict) -> str:
-    return "a test set that chose nothing" if scored["split"] == "test" else "the set that also chose the checkpoint"
-
-
-def _source(subject: Subject) -> str | None:
-    """The last name of what was scored."""
-    data, scored = subject.known["recipe"]["data"], _scored(subject)
-    if scored["split"] == "test":
+    data = subject.recipe["data"]
+    if subject.scored["split"] == "test":
         return data["test"]
-    return data["eval"] or f"{_train_sources(subject.known['recipe'])} (held out)"
+    return data["eval"] or f"{_name_train_sources(subject.recipe)} (held out)"
 
 
-def _train_sources(recipe: dict) -> str:
-    """What was learnt from, with weights where they are not 1."""
-    named = []
-    for one in recipe["data"]["train"]:
-        source, weight = (one, 1.0) if isinstance(one, str) else (one["source"], one["weight"])
-        named.append(source if weight == 1 else f"{source} (weight {weight:g})")
-    return ", ".join(named)
+def _name_train_sources(recipe: dict[str, Any]) -> str:
+    """Name the training sources, with their weights where these are not 1."""
+    names = []
+    for source in recipe["data"]["train"]:
+        if isinstance(source, str):
+            names.append(source)
+        elif source["weight"] == 1:
+            names.append(source["source"])
+        else:
+            names.append(f"{source['source']} (weight {source['weight']:g})")
+    return ", ".join(names)
 
 
-def _language(subject: Subject, words: CardWords) -> str | None:
-    """As ISO 639 has it; a name that Whisper does not know is no code, and left out."""
-    named = words.language or (subject.known.get("recipe") or {}).get("model", {}).get("language")
+def _iso_language(subject: Subject, words: CardWords) -> str | None:
+    """Return the language as ISO 639 names it. A name that Whisper does not know is no code, and left out."""
+    named = words.language or subject.recipe.get("model", {}).get("language")
     if not named:
         return None
     try:
         code = language_code(named)
     except UserError:
-        return named.lower() if re.fullmatch(r"[A-Za-z]{2,3}", named) else None
-    return ISO_CODES.get(code, code)
-
-
-def _whisper_code(code: str) -> str:
-    return {iso: whisper for whisper, iso in ISO_CODES.items()}.get(code, code)
+        if re.fullmatch(r"[A-Za-z]{2,3}", named):
+            return named.lower()
+        return None
+    return ISO_CODE_OF.get(code, code)
