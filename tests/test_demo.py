@@ -121,20 +121,38 @@ def run(lora_run, tmp_path_factory) -> Path:
 # What needs no browser
 
 
+def shown_texts(before: str, after: str, **options) -> list[str]:
+    """The two transcripts as the page shows them."""
+    heard = [{"text": text, "reached_limit": False} for text in (before, after)]
+    cards = [("Before", "b", heard[0]), ("After", "a", heard[1])]
+    page = demo_page.result("a.wav", 1.0, None, cards, **options)
+    return re.findall(r'<p class="said" dir="auto">(.*?)</p>', page, re.DOTALL)
+
+
+def counts(before: str, after: str, **options) -> tuple[int, int]:
+    comparison = demo_page.compare_texts(before, after, **options)
+    return comparison.n_pieces, comparison.n_shared
+
+
 def test_differences_are_marked_word_by_word():
-    before, after, n_words, n_same = demo_page.compared("पानी लाओ अब", "पानी  बत्ती जलाओ अब")
-    assert (n_words, n_same) == (4, 2)
-    assert re.sub("</?bdi>", "", before) == "पानी <del>लाओ</del> अब"
-    assert re.sub("</?bdi>", "", after) in ("पानी <ins>बत्ती जलाओ</ins> अब", "पानी <ins>बत्ती</ins> <ins>जलाओ</ins> अब")
-    assert demo_page.compared("", "so ist es") == ("", "<ins>so ist es</ins>", 3, 0)
-    assert demo_page.compared("", "") == ("", "", 0, 0)
-    before, after, n_words, n_same = demo_page.compared("今日は", "今日も", spaces=False)
-    assert (n_words, n_same) == (3, 2) and "<del>は</del>" in before and "<ins>も</ins>" in after
+    texts = "पानी लाओ अब", "पानी  बत्ती जलाओ अब"
+    before, after = shown_texts(*texts)
+    assert counts(*texts) == (4, 2)
+    assert before == "पानी <del>लाओ</del> अब"
+    assert after in ("पानी <ins>बत्ती जलाओ</ins> अब", "पानी <ins>बत्ती</ins> <ins>जलाओ</ins> अब")
+    nothing = '<span class="quiet">(nothing)</span>'
+    assert shown_texts("", "so ist es") == [nothing, "<ins>so ist es</ins>"]
+    assert counts("", "so ist es") == (3, 0)
+    assert shown_texts("", "") == [nothing, nothing] and counts("", "") == (0, 0)
+    texts = "今日は", "今日も"
+    before, after = shown_texts(*texts, spaces=False)
+    assert counts(*texts, spaces=False) == (3, 2) and before == "今日<del>は</del>" and after == "今日<ins>も</ins>"
 
 
 def test_a_sign_stays_with_its_letter():
-    before, after, *counts = demo_page.compared("กินน้ำ", "กีนน้ำ", spaces=False)
-    assert (before, after) == ("<del>กิ</del>นน้ำ", "<ins>กี</ins>นน้ำ") and counts == [4, 3]
+    texts = "กินน้ำ", "กีนน้ำ"
+    assert shown_texts(*texts, spaces=False) == ["<del>กิ</del>นน้ำ", "<ins>กี</ins>นน้ำ"]
+    assert counts(*texts, spaces=False) == (4, 3)
 
 
 def test_text_runs_in_its_own_direction(chromium):
@@ -157,7 +175,7 @@ def test_a_piece_of_a_recording_is_no_example(tmp_path, clip):
     page = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "transcripts.jsonl").write_text(page, encoding="utf-8")
     located = Located("run", "base", run=tmp_path)
-    assert demo_module._examples(located, "ta", share=False) == [(str(clip), "all of it")]
+    assert demo_module.find_examples(located, "ta", share=False) == [(str(clip), "all of it")]
 
 
 def test_a_language_the_model_lacks_is_refused(tiny_model, monkeypatch):
@@ -246,7 +264,7 @@ def test_shared_only_when_asked_and_with_a_warning(run, monkeypatch):
     with pytest.raises(UserError, match="--share: Gradio could give no link"):
         demo(run, port=0, share=True, wait=False, say=lines.append)
     assert len(tunnels) == 1 and "anyone who has the link" in lines[0]
-    shown = [audio for audio, _ in demo_module._examples(load_model(run)[2], "hi", share=True)]
+    shown = [audio for audio, _ in demo_module.find_examples(load_model(run)[2], "hi", share=True)]
     assert shown and all("quickstart" in audio for audio in shown)  # the run's own clips are not for everybody
 
 

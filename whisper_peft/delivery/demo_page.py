@@ -1,146 +1,231 @@
-"""What the demo's page shows: HTML in which transcripts and names are text, never markup."""
+"""What the demo's page shows. Transcripts and names are text, never markup.
+
+The HTML stands in demo_page.html.jinja; this module finds what is put into it.
+"""
 
 from __future__ import annotations
 
-import html
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whisper_peft.data.text import LANGUAGES
+from whisper_peft.pages.templates import render
 
+TEMPLATE = "delivery/demo_page.html.jinja"
 CSS = Path(__file__).with_suffix(".css")
-MARKS = ("del", "ins")  # what only the first text has, what only the second has
+# A transcript with more characters than this is shown in smaller letters, in a box that scrolls.
+LONG_TEXT = 400
 
 
-def text(content: str) -> str:
-    """Any string as HTML within a line: never markup, and its direction of writing ends with it.
+@dataclass(frozen=True)
+class Span:
+    """A part of a transcript.
 
-    In an element of its own, with `dir="auto"`, it is only escaped: what is isolated does not give that its direction.
+    Attributes:
+        text: The words.
+        shared: Whether the other transcript has them, too.
     """
-    return f"<bdi>{html.escape(content)}</bdi>"
+
+    text: str
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two transcripts, with the parts that only one of them has.
+
+    Attributes:
+        before: The first transcript.
+        after: The second one.
+        n_pieces: Number of words or characters in their alignment.
+        n_shared: How many of these are in both.
+    """
+
+    before: list[Span]
+    after: list[Span]
+    n_pieces: int
+    n_shared: int
+
+
+@dataclass(frozen=True)
+class _Card:
+    """The transcript of one model, as the template shows it."""
+
+    heading: str
+    model: str
+    transcript: dict[str, Any] | None
+    spans: list[Span]
+
+    @property
+    def is_long(self) -> bool:
+        return self.transcript is not None and len(self.transcript["text"]) > LONG_TEXT
+
+    @property
+    def short_name(self) -> str:
+        return self.heading.lower() or self.model
 
 
 def header(name: str, other: str | None = None) -> str:
-    """The top of the page."""
-    beside = f", beside {text(other)}" if other else ""
-    return (
-        f'<div class="wp"><h1>{text(name)}</h1><p class="quiet">Whisper, fine-tuned with whisper-peft{beside}</p></div>'
-    )
+    """Return the top of the page.
+
+    Args:
+        name: Name of the model.
+        other: Name of the model that it is compared with, if any.
+    """
+    return render(TEMPLATE, part="header", model=name, other=other)
 
 
 def empty() -> str:
-    """Where the result will be."""
-    return '<div class="wp"><div class="wp-empty">What is said appears here.</div></div>'
+    """Return the place where the result will be."""
+    return render(TEMPLATE, part="empty")
 
 
 def notice(message: str) -> str:
-    """A recording that cannot be used, and why."""
-    return f'<div class="wp" role="alert"><p class="wp-notice">{text(message)}</p></div>'
+    """Return the reason why a recording cannot be used."""
+    return render(TEMPLATE, part="notice", message=message)
 
 
 def result(
-    name: str, seconds: float, language: str | None, cards: Sequence[tuple[str, str, dict | None]], reference: str = "",
-    *, spaces: bool = True,
-) -> str:  # fmt: skip
-    """The transcripts of one recording.
+    name: str,
+    seconds: float,
+    language: str | None,
+    cards: Sequence[tuple[str, str, dict[str, Any] | None]],
+    reference: str = "",
+    *,
+    spaces: bool = True,
+) -> str:
+    """Return the transcripts of one recording.
 
     Args:
-        name: of the recording.
-        seconds: its length.
+        name: Name of the recording.
+        seconds: Length of the recording in seconds.
         language: Whisper's code, or None.
-        cards: heading, model's name, and what `transcribe_wave` found, or None: not yet; of two, the newer one second.
-        reference: what was really said, if it is known.
-        spaces: whether the texts have them between words.
+        cards: For each model its heading, its name, and what `transcribe_wave` returned, or None as long as it is not
+            ready. Of two models the newer one is the second.
+        reference: What was really said, if it is known.
+        spaces: Whether the texts have spaces between words.
     """
-    facts = [text(name), clock(seconds)] + ([LANGUAGES[language].title()] if language else [])
-    parts = [f'<div class="wp" aria-live="polite"><p class="quiet">{" · ".join(facts)}</p><div class="wp-pair">']
-    found = [one for _, _, one in cards]
-    marked = [html.escape(one["text"]) if one else "" for one in found]
-    legend = ""
-    if len(cards) == 2 and all(found):
-        before, after, n_words, n_same = compared(*(one["text"] for one in found), spaces=spaces)
-        marked = [before, after]
-        unit = "words" if spaces else "characters"
-        same = "The same." if n_same == n_words else f"{n_words - n_same} of {n_words} {unit} differ:"
-        if n_same < n_words:
-            only = [text(f"only {heading.lower() or model}") for heading, model, _ in cards]
-            same += f" <del>{only[0]}</del> <ins>{only[1]}</ins>"
-        legend = f'<p class="quiet">{same}</p>'
-    for (heading, model, one), words in zip(cards, marked, strict=True):
-        long = " long" if one and len(one["text"]) > 400 else ""
-        said = words if one is None or one["text"] else '<span class="quiet">(nothing)</span>'
-        waiting = "" if one else '<span class="quiet">listening …</span>'
-        parts.append(
-            f'<section class="wp-card"><h2>{heading} {text(model)}</h2>'
-            f'<p class="said{long}" dir="auto">{said}{waiting}</p></section>'
-        )
-    parts.append(f"</div>{legend}")
-    if reference:
-        parts.append(f'<p class="quiet">What was said: {text(reference)}</p>')
-    if any(one and one["reached_limit"] for one in found):
-        parts.append('<p class="quiet">A transcript reached the limit of tokens: it may be a loop.</p>')
-    if found[-1] and found[-1].get("segments"):
-        parts.append(_times(found[-1]["segments"]))
-    return "".join(parts) + "</div>"
-
-
-def _times(segments: Sequence[dict]) -> str:
-    rows = "".join(
-        f'<tr><td class="time">{_minutes(one["start"])}–{_minutes(one["end"])}</td>'
-        f'<td dir="auto">{html.escape(one["text"])}</td></tr>'
-        for one in segments
+    facts = [clock(seconds)]
+    if language:
+        facts.append(LANGUAGES[language].title())
+    transcripts = [transcript for _, _, transcript in cards]
+    ready = [transcript for transcript in transcripts if transcript]
+    comparison = None
+    spans_of_cards: list[list[Span]] = [[] for _ in cards]
+    for spans, transcript in zip(spans_of_cards, transcripts, strict=True):
+        if transcript:
+            spans.append(Span(transcript["text"], True))
+    if len(cards) == 2 and len(ready) == 2:
+        comparison = compare_texts(ready[0]["text"], ready[1]["text"], spaces=spaces)
+        spans_of_cards = [comparison.before, comparison.after]
+    shown_cards = []
+    for (heading, model, transcript), spans in zip(cards, spans_of_cards, strict=True):
+        shown_cards.append(_Card(heading, model, transcript, spans))
+    newest = transcripts[-1] or {}
+    return render(
+        TEMPLATE,
+        part="result",
+        recording=name,
+        facts=facts,
+        cards=shown_cards,
+        comparison=comparison,
+        spaces=spaces,
+        reference=reference,
+        reached_limit=any(transcript["reached_limit"] for transcript in ready),
+        segments=[
+            {
+                "start": _minutes_and_seconds(segment["start"]),
+                "end": _minutes_and_seconds(segment["end"]),
+                "text": segment["text"],
+            }
+            for segment in newest.get("segments") or ()
+        ],
     )
-    return f"<details><summary>With times</summary><table>{rows}</table></details>"
 
 
-def compared(before: str, after: str, *, spaces: bool = True) -> tuple[str, str, int, int]:
-    """Two texts as HTML with what only one of them has marked, word by word or character by character.
+def compare_texts(before: str, after: str, *, spaces: bool = True) -> Comparison:
+    """Align two texts, and tell what only one of them has, word by word or character by character.
 
-    Returns:
-        Both texts; how many words the alignment has, and how many of them are equal.
+    Args:
+        before: The first text.
+        after: The second text.
+        spaces: Whether the texts have spaces between words. Without them characters are compared.
+
+    Example:
+        >>> comparison = compare_texts("go home now", "go now")
+        >>> comparison.before
+        [Span(text='go', shared=True), Span(text='home', shared=False), Span(text='now', shared=True)]
+        >>> comparison.n_shared, comparison.n_pieces
+        (2, 3)
     """
     import jiwer
 
-    pieces = [one.split() if spaces else _characters(one) for one in (before, after)]
+    split = str.split if spaces else split_into_letters
     gap = " " if spaces else ""
-    if not all(pieces):  # jiwer 3 refuses empty references
-        n_words = max(map(len, pieces))
-        return *(_marked(words, tag, gap) for words, tag in zip(pieces, MARKS, strict=True)), n_words, 0
-    # One word each to jiwer, which splits at spaces only: a text's own white space is of many kinds.
-    numbers: dict[str, str] = {}
-    lines = [" ".join(numbers.setdefault(word, str(len(numbers))) for word in words) for words in pieces]
-    shown: tuple[list[str], list[str]] = ([], [])
-    n_words = n_same = 0
+    before_pieces = split(before)
+    after_pieces = split(after)
+    if not before_pieces or not after_pieces:
+        # jiwer 3 refuses empty references.
+        n_pieces = max(len(before_pieces), len(after_pieces))
+        return Comparison(_unshared(before_pieces, gap), _unshared(after_pieces, gap), n_pieces, 0)
+    # jiwer splits at spaces only, and a text's own white space is of many kinds: each piece becomes a number for it.
+    number_of: dict[str, str] = {}
+    lines = [
+        " ".join(number_of.setdefault(piece, str(len(number_of))) for piece in pieces)
+        for pieces in (before_pieces, after_pieces)
+    ]
+    before_spans: list[Span] = []
+    after_spans: list[Span] = []
+    n_pieces = 0
+    n_shared = 0
     for chunk in jiwer.process_words(*lines).alignments[0]:
-        spans = (pieces[0][chunk.ref_start_idx : chunk.ref_end_idx], pieces[1][chunk.hyp_start_idx : chunk.hyp_end_idx])
-        n_words += max(map(len, spans))
-        n_same += len(spans[0]) if chunk.type == "equal" else 0
-        for side, words, tag in zip(shown, spans, MARKS, strict=True):
-            if words:
-                side.append(html.escape(gap.join(words)) if chunk.type == "equal" else _marked(words, tag, gap))
-    return gap.join(shown[0]), gap.join(shown[1]), n_words, n_same
+        is_shared = chunk.type == "equal"
+        before_part = before_pieces[chunk.ref_start_idx : chunk.ref_end_idx]
+        after_part = after_pieces[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        n_pieces += max(len(before_part), len(after_part))
+        if is_shared:
+            n_shared += len(before_part)
+        for spans, part in ((before_spans, before_part), (after_spans, after_part)):
+            if part:
+                spans.append(Span(gap.join(part), is_shared))
+    return Comparison(before_spans, after_spans, n_pieces, n_shared)
 
 
-def _characters(content: str) -> list[str]:
-    """Letters with the signs that stand over, under or around them."""
-    found: list[str] = []
-    for character in content:
-        if found and unicodedata.category(character)[0] == "M":
-            found[-1] += character
+def _unshared(pieces: list[str], gap: str) -> list[Span]:
+    return [Span(gap.join(pieces), False)] if pieces else []
+
+
+def split_into_letters(text: str) -> list[str]:
+    """Split a text into letters, each with the signs that stand over, under or around it.
+
+    Example:
+        >>> [len(letter) for letter in split_into_letters("กินน้ำ")]
+        [2, 1, 2, 1]
+    """
+    letters: list[str] = []
+    for character in text:
+        is_sign = unicodedata.category(character).startswith("M")
+        if letters and is_sign:
+            letters[-1] += character
         else:
-            found.append(character)
-    return found
-
-
-def _marked(words: Sequence[str], tag: str, gap: str) -> str:
-    return f"<{tag}>{html.escape(gap.join(words))}</{tag}>" if words else ""
+            letters.append(character)
+    return letters
 
 
 def clock(seconds: float) -> str:
-    """3.2 s, or 12:05 from a minute on."""
-    return f"{seconds:.1f} s" if seconds < 60 else _minutes(seconds)
+    """Return a length of time as a person writes it.
+
+    Example:
+        >>> clock(3.21), clock(725.0)
+        ('3.2 s', '12:05')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return _minutes_and_seconds(seconds)
 
 
-def _minutes(seconds: float) -> str:
+def _minutes_and_seconds(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
