@@ -1,1 +1,1 @@
-"""Delivery: what leaves the house."""
+"""Delivery: merge, publish and demo, which make what leaves the house."""

@@ -1,10 +1,11 @@
-"""merge: adapter + unquantised base -> a stand-alone model, checked against the adapter by logits and transcripts."""
+"""merge: fold an adapter into its unquantised base, and prove the result equal to the adapter."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from whisper_peft import runs
 from whisper_peft.data.collator import SpeechCollator
@@ -12,13 +13,13 @@ from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
+from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import encode, full_limit, generate
 from whisper_peft.evaluation.metrics import score
 from whisper_peft.evaluation.scoring import labelled
 from whisper_peft.model.build import load_model, whisper_of
-from whisper_peft.model.configs import load_generation_config, load_preparation
+from whisper_peft.model.configs import load_config, load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.from_pretrained import without_bars
 from whisper_peft.model.loading import load_base
@@ -28,10 +29,20 @@ from whisper_peft.model.weights import refuse_not_finite
 from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
 from whisper_peft.training.artefacts import save_processor
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
+
 DTYPES = ("float32", "float16", "bfloat16")
+# Largest number of clips on which the merged model is compared with the adapter.
 CHECK_CLIPS = 8
-CHECK_CLIPS_HALF_CPU = 2  # float16 has no fast kernels on CPUs: Whisper base takes a minute a clip there
-REPORT = "merge_report.json"
+# float16 has no fast kernels on CPUs: Whisper base takes a minute for each clip there.
+CHECK_CLIPS_HALF_CPU = 2
+# In float32 a logit may differ by this share of the largest logit, and of 10 where the largest is smaller.
+FLOAT32_TOLERANCE = 1e-5
+# In another type a logit may differ by this multiple of the unmerged adapter's own difference between it and float32.
+ROUNDING_TOLERANCE = 2
+NEVER_OVER_ANYTHING = "merge never overwrites; name another OUT"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +113,35 @@ class MergeReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """What a model said to the check clips."""
+class CheckClips:
+    """The clips on which models are compared.
 
-    logits: list  # float32 (n_tokens, vocab) a clip, at positions with a label
+    Attributes:
+        dataset: The rows of a source as examples.
+        numbers: The rows that are used.
+        named: How many clips these are, and where they came from, in words.
+    """
+
+    dataset: SpeechDataset
+    numbers: list[int]
+    named: str
+
+    @property
+    def references(self) -> list[str]:
+        """The transcripts that persons wrote."""
+        return [self.dataset.text(number) for number in self.numbers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What a model said to the check clips.
+
+    Attributes:
+        logits: For each clip float32 (n_tokens, vocab), at the positions that have a label.
+        texts: For each clip the greedy transcript.
+    """
+
+    logits: list[torch.Tensor]
     texts: list[str]
 
 
@@ -119,86 +155,72 @@ def merge(
     language: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> MergeReport:
-    """Folds an adapter into its unquantised base, and proves the result equal before it appears.
+    """Fold an adapter into its unquantised base, and prove the result equal before it appears.
 
     In float32 the largest logit difference must stay within 1e-5 × max(10, largest |logit|), and transcripts must be
-    equal; in float16 and bfloat16 the merged model may differ from the float32 adapter by at most twice what the
+    equal. In float16 and bfloat16 the merged model may differ from the float32 adapter by at most twice what the
     unmerged adapter itself differs between that type and float32.
 
     Args:
-        model: a run or an adapter folder.
-        output: the new model folder; processor and generation config are written with the weights.
-        dtype: float32, float16 or bfloat16; None: the base's own.
-        base: the base model, if it has moved since training.
-        check: SRC to check on; None: the run's own evaluation clips, else the shipped ones. At most 8 clips are
-            used, 2 for float16 on a CPU.
-        language: of the check clips, where neither they nor the adapter say.
-        say: told one line at a time what happens.
+        model: A run or an adapter folder.
+        output: The new model folder. The processor and the generation config are written with the weights.
+        dtype: float32, float16 or bfloat16; None takes the base's own type.
+        base: The base model, if it has moved since training.
+        check: SRC with the clips to compare on. None takes the run's own evaluation clips, or else the clips that ship
+            with the package. At most 8 clips are used, 2 for float16 on a CPU.
+        language: Language of the check clips, where neither they nor the adapter name one.
+        say: Called with each line about what happens.
 
     Returns:
-        The report, also written to OUT/merge_report.json: gaps, limits, transcripts, and what was checked on.
+        The report, which is also written to OUT/merge_report.json.
 
     Raises:
-        UserError: not an adapter, another base than it was trained on, or a gap over its limit (then no OUT).
+        UserError: `model` is no adapter, the base is not the one that it was trained on, or a gap is over its limit.
+            Nothing is written then.
     """
-    import torch
-
     output = Path(output)
-    runs.refuse_existing(output, "merge never overwrites; name another OUT")
+    runs.refuse_existing(output, NEVER_OVER_ANYTHING)
     located = locate(model)
     if located.adapter is None:
         raise UserError(f"{model}: no adapter to merge; it is a stand-alone model already.")
     located = with_base(located, base)
-    source, commit = located.base, located.commit
-    own = load_base(source, dtype="auto", revision=commit).dtype
-    wanted = own if dtype is None else _dtype(dtype)
-    exact, preparation, _ = load_model(model, base=base, quantize="none")
+    merged_dtype = _stored_dtype(located) if dtype is None else _named_dtype(dtype)
+    adapted, preparation, _ = load_model(model, base=base, quantize="none")
     if changes_nothing(located.adapter):
         raise UserError(
             f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
             "was saved before its first step, or lora_alpha in its config is 0."
         )
-    exact = to_device(exact)
-    slow = wanted == torch.float16 and exact.device.type == "cpu"
-    dataset, checked_on = _check_clips(
-        located, preparation, check, language, exact, say, most=CHECK_CLIPS_HALF_CPU if slow else CHECK_CLIPS
-    )
-    say(f"Checking on {checked_on}.")
+    adapted = to_device(adapted)
+    clips = _find_check_clips(located, preparation, check, language, adapted, merged_dtype, say)
+    say(f"Checking on {clips.named}.")
     known = known_provenance(located.adapter, located.run)
     warning = warning_of(known)
     if warning:
         say(f"Warning: {warning}")
 
-    reference = listen(exact, dataset)
-    unmerged = reference if wanted == torch.float32 else listen(_in_dtype(exact, wanted), dataset)
-    del exact
-    with runs.new_folder(output, "merge never overwrites; name another OUT") as folder:
-        # In float32: the fold itself must not round.
-        folded = load_adapter(load_base(source, revision=commit), located.adapter)
-        _take_generation_config(folded, located)
-        whisper = folded.merge_and_unload(safe_merge=True).to(wanted)
-        whisper.config.dtype = wanted
-        whisper.config.use_cache = True
-        changed = _changed_tensors(whisper, located, wanted)
-        with without_bars():
-            whisper.save_pretrained(str(folder))
-        save_processor(preparation.processor, folder)
-        whisper.generation_config.save_pretrained(str(folder))
-        del folded, whisper
-        reloaded = to_device(load_base(str(folder), dtype="auto")).eval()
-        if reloaded.dtype != wanted:
-            raise AssertionError(f"merged weights came back as {reloaded.dtype}, not {wanted}")
-        merged = listen(reloaded, dataset, load_preparation(str(folder)))
+    reference, unmerged = hear_in_both_types(adapted, clips, merged_dtype)
+    # The weights must leave memory before the base is loaded again.
+    del adapted
+    with runs.new_folder(output, NEVER_OVER_ANYTHING) as folder:
+        whisper = fold(located, merged_dtype)
+        n_changed = _count_changed_tensors(whisper, located, merged_dtype)
+        write(whisper, preparation.processor, folder)
+        del whisper
+        merged = hear_written(folder, clips, merged_dtype)
+        quantized = None
+        if located.quantize:
+            quantized = against_quantized(model, base, clips, merged)
         report = MergeReport(
             model=str(model),
-            base=source,
-            dtype=str(wanted).removeprefix("torch."),
-            checked_on=checked_on,
-            changed_tensors=changed,
-            **compare(reference, unmerged, merged, exact=wanted == torch.float32),
-            quantized=against_quantized(model, base, dataset, merged) if located.quantize else None,
+            base=located.base,
+            dtype=_name_of(merged_dtype),
+            checked_on=clips.named,
+            changed_tensors=n_changed,
+            **verify(reference, unmerged, merged, exact=_name_of(merged_dtype) == "float32"),
+            quantized=quantized,
         )
-        runs.write_json(folder / REPORT, report.as_dict())
+        runs.write_json(folder / MERGE_REPORT, report.as_dict())
         runs.write_json(folder / PROVENANCE, known)
         if not report.passed:
             raise UserError(
@@ -209,61 +231,155 @@ def merge(
     return report
 
 
-def listen(model, dataset: SpeechDataset, preparation: Preparation | None = None) -> Heard:
-    """Logits at the label positions, and greedy transcripts, of every clip in a dataset."""
+def fold(located: Located, dtype: torch.dtype) -> WhisperForConditionalGeneration:
+    """Add an adapter's update to the weights of its base.
+
+    Args:
+        located: Where the adapter and its base are.
+        dtype: Type of the weights that are returned.
+
+    Returns:
+        A stand-alone Whisper, with the generation config that the adapter was saved with.
+    """
+    assert located.adapter is not None, "merge refuses stand-alone models before"
+    # The sum is made in float32, so that only its result is rounded.
+    folded = load_adapter(load_base(located.base, revision=located.commit), located.adapter)
+    generation_config = load_generation_config(located.adapter, revision=located.commit, base=located.base)
+    if generation_config is not None:
+        whisper_of(folded).generation_config = generation_config
+    whisper = folded.merge_and_unload(safe_merge=True).to(dtype)
+    whisper.config.dtype = dtype
+    whisper.config.use_cache = True
+    return whisper
+
+
+def write(whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
+    """Write a model folder that loads alone: weights, processor and generation config."""
+    with without_bars():
+        whisper.save_pretrained(str(folder))
+    save_processor(processor, folder)
+    whisper.generation_config.save_pretrained(str(folder))
+
+
+def verify(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) -> dict[str, Any]:
+    """Compare the merged model with the adapter, and both with the limits.
+
+    Args:
+        reference: What the unmerged adapter said in float32.
+        unmerged: What the unmerged adapter said in the merged model's type.
+        merged: What the merged model said.
+        exact: Whether the merged model's type is float32.
+
+    Returns:
+        The fields of a `MergeReport` that hold the comparison, from `clips` to `passed`.
+    """
+    largest = max(logits.abs().max().item() for logits in reference.logits)
+    gap = logit_gap(reference, merged)
+    rounding_gap = logit_gap(reference, unmerged)
+    limit = ROUNDING_TOLERANCE * rounding_gap
+    if exact:
+        limit = FLOAT32_TOLERANCE * max(10.0, largest)
+    differing = [
+        {"adapter": adapter_text, "merged": merged_text}
+        for adapter_text, merged_text in zip(reference.texts, merged.texts, strict=True)
+        if adapter_text != merged_text
+    ]
+    return {
+        "clips": len(reference.texts),
+        "logit_gap": gap,
+        "logit_limit": limit,
+        "largest_logit": largest,
+        "unmerged_logit_gap": rounding_gap,
+        "transcripts_differing": len(differing),
+        "transcripts": differing,
+        "passed": gap <= limit and not (exact and differing),
+    }
+
+
+def hear_in_both_types(adapted: PreTrainedModel, clips: CheckClips, dtype: torch.dtype) -> tuple[Heard, Heard]:
+    """Let an unmerged adapter hear the check clips in float32, and then in the merged model's type.
+
+    Args:
+        adapted: The adapter on its base, in float32. Afterwards it is in the other type, adapter weights included.
+        clips: What it hears.
+        dtype: The merged model's type.
+
+    Returns:
+        What it said in float32, and what it said in `dtype`.
+    """
+    in_float32 = hear_clips(adapted, clips)
+    if _name_of(dtype) == "float32":
+        return in_float32, in_float32
+    return in_float32, hear_clips(adapted.to(dtype), clips)
+
+
+def hear_written(folder: Path, clips: CheckClips, dtype: torch.dtype) -> Heard:
+    """Load a merged model from its files, and let it hear the check clips.
+
+    Args:
+        folder: Where the model was written.
+        clips: What it hears.
+        dtype: Type that its weights must have.
+    """
+    reloaded = to_device(load_base(str(folder), dtype="auto")).eval()
+    if reloaded.dtype != dtype:
+        raise AssertionError(f"merged weights came back as {reloaded.dtype}, not {dtype}")
+    return hear_clips(reloaded, clips, load_preparation(str(folder)))
+
+
+def hear_clips(model: PreTrainedModel, clips: CheckClips, preparation: Preparation | None = None) -> Heard:
+    """Collect a model's logits at the label positions and its greedy transcript, for each clip.
+
+    Args:
+        model: A Whisper, or an adapter on one.
+        clips: What it hears.
+        preparation: The model's own tokens and features; None takes those of the clips.
+    """
     import torch
 
-    preparation, whisper = preparation or dataset.preparation, whisper_of(model)
-    heard = Heard([], [])
-    for number in range(len(dataset)):
+    dataset = clips.dataset
+    preparation = preparation or dataset.preparation
+    whisper = whisper_of(model)
+    logits_of_clips: list[torch.Tensor] = []
+    texts: list[str] = []
+    for number in clips.numbers:
         example = dataset[number]
         batch = SpeechCollator(preparation)([example])
         with torch.no_grad():
+            # Encoded once, for the logits and for the transcript. `generate` would pad the features with zeros.
             encoded = encode(whisper, batch["input_features"])
+            # (n_tokens, vocab)
             logits = whisper(
-                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"].to(whisper.device),
+                encoder_outputs=encoded,
+                decoder_input_ids=batch["decoder_input_ids"].to(whisper.device),
                 use_cache=False,
-            ).logits[0]  # fmt: skip
-            heard.logits.append(logits[batch["labels"][0] != IGNORED].float().cpu())
+            ).logits[0]
+            logits_of_clips.append(logits[batch["labels"][0] != IGNORED].float().cpu())
             tokens = generate(
-                whisper, preparation, encoded, language=dataset.language_of(number), task=dataset.task,
+                whisper,
+                preparation,
+                encoded,
+                language=dataset.language_of(number),
+                task=dataset.task,
                 max_new_tokens=min(full_limit(preparation), 2 * len(example.labels) + 10),
-            )[0]  # fmt: skip
-        heard.texts.append(preparation.decode(tokens))
-    return heard
+            )[0]
+        texts.append(preparation.decode(tokens))
+    return Heard(logits_of_clips, texts)
 
 
-def compare(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) -> dict:
-    """Holds the merged model against its limits.
+def against_quantized(model: str | Path, base: str | None, clips: CheckClips, merged: Heard) -> QuantizedGaps:
+    """Compare the merged model with the adapter on the quantised base that it was trained on. There is no limit.
 
     Args:
-        reference: the unmerged adapter in float32.
-        unmerged: the unmerged adapter in the merged model's type.
-        merged: the merged model.
-        exact: whether that type is float32.
+        model: The run or the adapter folder.
+        base: The base model, if it has moved since training.
+        clips: What both heard.
+        merged: What the merged model said.
     """
-    largest = max(one.abs().max().item() for one in reference.logits)
-    gap, own_gap = logit_gap(reference, merged), logit_gap(reference, unmerged)
-    limit = 1e-5 * max(10.0, largest) if exact else 2 * own_gap
-    differing = [
-        {"adapter": ours, "merged": theirs}
-        for ours, theirs in zip(reference.texts, merged.texts, strict=True)
-        if ours != theirs
-    ]
-    return {
-        "clips": len(reference.texts), "logit_gap": gap, "logit_limit": limit, "largest_logit": largest,
-        "unmerged_logit_gap": own_gap, "transcripts_differing": len(differing), "transcripts": differing,
-        "passed": gap <= limit and not (exact and differing),
-    }  # fmt: skip
-
-
-def against_quantized(model: str | Path, base: str | None, dataset: SpeechDataset, merged: Heard) -> QuantizedGaps:
-    """How far the merged model is from the adapter on the quantised base that it was trained on; it sets no limit."""
     trained, _, located = load_model(model, base=base)
-    quantized = listen(trained, dataset)
-    references = [dataset.text(number) for number in range(len(dataset))]
-    adapter_scores = score(references, quantized.texts)
-    merged_scores = score(references, merged.texts)
+    quantized = hear_clips(trained, clips)
+    adapter_scores = score(clips.references, quantized.texts)
+    merged_scores = score(clips.references, merged.texts)
     return QuantizedGaps(
         base=located.quantize,
         logit_gap=logit_gap(quantized, merged),
@@ -276,43 +392,51 @@ def against_quantized(model: str | Path, base: str | None, dataset: SpeechDatase
 
 
 def logit_gap(a: Heard, b: Heard) -> float:
-    """The largest difference of a logit."""
+    """Return the largest difference of a logit."""
     return max((x - y).abs().max().item() for x, y in zip(a.logits, b.logits, strict=True))
 
 
-def _changed_tensors(merged, located: Located, dtype) -> int:
+def _count_changed_tensors(merged: WhisperForConditionalGeneration, located: Located, dtype: torch.dtype) -> int:
     """Count the tensors in which a merged model differs from its base.
 
     Args:
         merged: The merged model.
         located: Where its adapter and its base are.
-        dtype: Of the merged weights.
+        dtype: Type of the merged weights.
 
     Raises:
         UserError: None differs, or a merged weight is too large for the type.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = _name_of(dtype)
     refuse_not_finite(
         merged.named_parameters(),
         place=str(located.adapter),
         remedy=f"they came from merging in {name}: take --dtype float32 or bfloat16",
     )
     base = load_base(located.base, revision=located.commit).to(dtype).state_dict()
-    changed = sum(not tensor.equal(base[key]) for key, tensor in merged.state_dict().items())
-    if not changed:
+    n_changed = sum(not tensor.equal(base[key]) for key, tensor in merged.state_dict().items())
+    if not n_changed:
         raise UserError(
             f"{located.adapter}: the merged weights are those of the base, bit for bit; the adapter's update is "
             f"smaller than {name} can hold. Take --dtype float32."
         )
-    return changed
+    return n_changed
 
 
-def _in_dtype(model, dtype):
-    """The unmerged adapter in reduced precision, adapter weights included."""
-    return model.to(dtype)
+def _stored_dtype(located: Located) -> torch.dtype:
+    """Return the type that a base is loaded in when nobody names one."""
+    import torch
+
+    # transformers follows this field of config.json; only where it is missing does it look at the weights.
+    stated = load_config(located.base, revision=located.commit).dtype
+    if stated is None:
+        return load_base(located.base, dtype="auto", revision=located.commit).dtype
+    if isinstance(stated, str):
+        return getattr(torch, stated)
+    return stated
 
 
-def _dtype(name: str):
+def _named_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES:
@@ -320,49 +444,65 @@ def _dtype(name: str):
     return getattr(torch, name)
 
 
-def _take_generation_config(model, located: Located) -> None:
-    own = load_generation_config(located.adapter, revision=located.commit, base=located.base)
-    if own is not None:
-        whisper_of(model).generation_config = own
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _check_clips(
-    located: Located, preparation: Preparation, check: str | Path | None, language: str | None, model,
-    say: Callable[[str], None], *, most: int,
-) -> tuple[SpeechDataset, str]:  # fmt: skip
-    """At most so many usable clips to compare on, and where they come from."""
+def _find_check_clips(
+    located: Located,
+    preparation: Preparation,
+    check: str | Path | None,
+    language: str | None,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    say: Callable[[str], None],
+) -> CheckClips:
+    """Choose usable clips to compare on: those that the user names, else the run's own, else the shipped ones."""
+    source = None
     if check is not None:
-        rows, named = load_source(str(check)), f"{check} (--check)"
-    elif located.run and (found := _run_clips(located.run, say)):
-        rows, named = found[0], f"the run's own {found[1]} clips"
-    else:
-        rows, named = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
+        source = load_source(str(check)), f"{check} (--check)"
+    elif located.run:
+        source = _load_clips_of_run(located.run, say)
+    if source is None:
+        source = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
         language = "hindi" if language is None else language
+    rows, named = source
+    # Here the rows are given their languages, by what they say or by what the model hears.
     dataset = labelled(model, located, preparation, rows, language=language, task=None)
-    usable: list[Row] = []
-    for number, row in enumerate(dataset.rows):  # with the languages that were heard or settled
-        if isinstance(dataset[number], Example):
-            usable.append(row)
-        if len(usable) == most:
-            break
-    if not usable:
+    most = CHECK_CLIPS
+    if _name_of(dtype) == "float16" and model.device.type == "cpu":
+        most = CHECK_CLIPS_HALF_CPU
+    numbers = _usable_rows(dataset, most)
+    if not numbers:
         raise UserError(f"{named}: no usable clip to check the merged model on; name some with --check SRC.")
-    dataset.rows = usable
-    return dataset, f"{len(usable)} clips of {named}"
+    return CheckClips(dataset, numbers, f"{len(numbers)} clips of {named}")
 
 
-def _run_clips(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
-    """Rows of a run and which split they are, where they still are; says which are not."""
+def _usable_rows(dataset: SpeechDataset, most: int) -> list[int]:
+    """Return the numbers of the first rows that make an example, at most so many."""
+    numbers: list[int] = []
+    for number in range(len(dataset)):
+        if isinstance(dataset[number], Example):
+            numbers.append(number)
+        if len(numbers) == most:
+            break
+    return numbers
+
+
+def _load_clips_of_run(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
+    """Load the first of a run's sources that is still in its place, and name its split; None if all are gone."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
     splits = {
-        "test": (recipe.data.test,),
-        "eval": (recipe.data.eval,),
-        "train": [one.source for one in recipe.data.sources],
+        "test": [recipe.data.test],
+        "eval": [recipe.data.eval],
+        "train": [part.source for part in recipe.data.sources],
     }
+    columns = {**recipe.data.columns, "prompt_column": None}
     for split, sources in splits.items():
         for source in filter(None, sources):
             try:
-                return load_source(source, **{**recipe.data.columns, "prompt_column": None}), split
-            except UserError as error:  # moved or gone since: the next one, at last the shipped clips
+                return load_source(source, **columns), f"the run's own {split} clips"
+            except UserError as error:
+                # It was moved or deleted since training. Another split does as well.
                 say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
     return None
