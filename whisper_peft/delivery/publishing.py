@@ -7,42 +7,76 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whisper_peft import runs
 from whisper_peft.delivery.card import CardWords, Subject, write_card
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of, without_paths
-from whisper_peft.delivery.repository import CARD, HubFile, check_base, check_login, check_repo_name, look, send
+from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of, without_paths
+from whisper_peft.delivery.repository import CARD, RepoFile, check_base, check_login, check_repo_name, look_into, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
+from whisper_peft.model.configs import GENERATION_CONFIG
+from whisper_peft.model.extractor import PREPROCESSOR, PROCESSOR
+from whisper_peft.model.identity import ADAPTER_CONFIG, BASE_FACTS, WEIGHTS_INDEX
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.model.weight_checks import check_weights
+from whisper_peft.recipe_files import HUB_PREFIX
 
-MERGE_REPORT = "merge_report.json"
-ADAPTER_CONFIG = "adapter_config.json"
-PAGES = (  # all that a loader asks for beside the weights; what else lies there was not made to be seen
-    "config.json", "generation_config.json", ADAPTER_CONFIG, BASE_FACTS, "preprocessor_config.json",
-    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "normalizer.json",
-    "added_tokens.json", "special_tokens_map.json", WEIGHTS_INDEX,
-)  # fmt: skip
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")  # can run code where they are loaded
-RUN_FOLDER = "run"  # of the repository: how the model was made; beside the weights it would look like a run's folder
+# All that a loader asks for beside the weights. What else lies there was not made to be seen by others.
+LOADED_FILES = frozenset(
+    {
+        "config.json",
+        GENERATION_CONFIG,
+        ADAPTER_CONFIG,
+        BASE_FACTS,
+        PREPROCESSOR,
+        PROCESSOR,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "normalizer.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        WEIGHTS_INDEX,
+    }
+)
+# A folder needs one file of each pair to load alone.
+NEEDED_FILES = {
+    "feature extractor": {PREPROCESSOR, PROCESSOR},
+    "tokenizer": {"tokenizer.json", "vocab.json"},
+}
+# Files of these kinds can run code where they are loaded.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+# The repository's folder for how the model was made. Beside the weights these files would look like a run's.
+RUN_FOLDER = "run"
 
 
 @dataclass(frozen=True)
 class Package:
-    """All that goes up, made without any network."""
+    """All that goes up, made without any network.
 
-    kind: str  # adapter or model
-    base: str | None  # on the Hub
+    Attributes:
+        kind: "adapter" or "model".
+        base: Hub id of the base.
+        base_sha256: SHA-256 of the base's weights, where it is known.
+        files: The files, sorted by name.
+        pickles: Names of the files that stay behind, because they can run code.
+        warning: What the model was not trained for, if anything.
+    """
+
+    kind: str
+    base: str | None
     base_sha256: str | None
-    files: list[HubFile]
-    pickles: list[str]  # stay behind
-    warning: str | None  # what the model was not trained for
+    files: list[RepoFile]
+    pickles: list[str]
+    warning: str | None
 
     @property
     def card(self) -> str:
-        """README.md."""
-        return next(file.content for file in self.files if file.name == CARD).decode("utf-8")
+        """The content of README.md."""
+        content = next(file.content for file in self.files if file.name == CARD)
+        assert isinstance(content, bytes), "the card is written here, not read from a file"
+        return content.decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -82,7 +116,7 @@ class PublishReport:
     commit: str | None = None
     card_kept: bool = False
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON content."""
         return dataclasses.asdict(self)
 
@@ -105,39 +139,39 @@ def publish(
     tags: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> PublishReport:
-    """Puts a run's result, an adapter or a model on the Hub, as one commit, with a card filled in from its run.
+    """Put a run's result, an adapter or a model on the Hub, as one commit, with a card filled in from its run.
 
-    The login is huggingface_hub's. What else is in the repository stays; a card that somebody has edited does, too.
+    The login is huggingface_hub's. What else is in the repository stays, and so does a card that somebody has edited.
 
     Args:
-        model: a run, an adapter folder or a model folder (merged, or fully trained).
-        repo: owner/name; made where it is not there.
-        private: whether a new repository is; one that exists stays as it is.
-        dry_run: make the card and the list of files, touch no network.
-        base: an adapter's base on the Hub, where it was trained on a local folder.
-        license: of the weights, as the Hub writes it; None names none.
-        language: name or code; None: the run's.
-        dataset_tags: data sets on the Hub that it was trained on.
-        dataset: what the data that was scored is called; None: the last name of the run's source.
-        dataset_args: configuration and split of it, in words.
-        model_name: the title; None: the repository's name.
-        finetuned_from: what the card calls the base; None: the base.
-        tasks: the task; None: automatic-speech-recognition.
-        tags: besides whisper and whisper-peft.
-        say: told one line at a time what happens.
+        model: A run, an adapter folder or a model folder (merged, or fully trained).
+        repo: Name of the repository, owner/name. It is made if it is not there.
+        private: Whether a new repository is private. One that exists stays as it is.
+        dry_run: Make the card and the list of files, and touch no network.
+        base: Hub id of an adapter's base, where the adapter was trained on a local folder.
+        license: Licence of the weights, as the Hub writes it; None names none.
+        language: Name or code of the language; None takes the run's.
+        dataset_tags: Hub ids of the data sets that it was trained on.
+        dataset: Name of the data that was scored; None takes the last name of the run's source.
+        dataset_args: Configuration and split of that data, in words.
+        model_name: Title of the card; None takes the repository's name.
+        finetuned_from: What the card calls the base; None takes the base.
+        tasks: The task, as the Hub names it; None is automatic-speech-recognition.
+        tags: Tags besides whisper and whisper-peft.
+        say: Called with each line about what happens.
 
     Returns:
         The report; after a dry run without an address and a commit.
 
     Raises:
-        UserError: nothing to publish, no login, no permission, or a repository that holds something else.
+        UserError: There is nothing to publish, no login or no permission, or the repository holds something else.
     """
     check_repo_name(repo)
     words = CardWords(license, language, dataset_tags, dataset, dataset_args, model_name, finetuned_from, tasks, tags)
     located = locate(model)
     package = pack(located, repo, words, base=base)
     check_weights(located.base, located.adapter, revision=located.commit)
-    for note in _notes(package, words):
+    for note in _list_notes(package, words):
         say(f"Note: {note}")
     if package.warning:
         say(f"Warning: {package.warning}")
@@ -151,31 +185,33 @@ def publish(
     if dry_run:
         return report
     check_login(repo)
-    found = look(repo, package.kind)
+    state = look_into(repo, package.kind)
     if package.kind == "adapter":
+        assert package.base is not None, "pack refuses an adapter whose base has no name on the Hub"
         check_base(package.base, package.base_sha256)
     say(f"Uploading {sum(file.size for file in package.files) / 1e6:.1f} MB to {repo}.")
     message = f"{package.kind.capitalize()}, with whisper-peft"
-    url, commit, kept = send(repo, package.files, found, private=private, message=message)
-    if kept:
+    url, commit, card_kept = send(repo, package.files, state, private=private, message=message)
+    if card_kept:
         say(f"Note: the README.md of {repo} has been edited and stays as it is; --dry-run prints the one of this run.")
-    return dataclasses.replace(report, url=url, commit=commit, card_kept=kept)
+    return dataclasses.replace(report, url=url, commit=commit, card_kept=card_kept)
 
 
 def pack(
     located: Located, repo: str, words: CardWords, *, base: str | None = None, unfinished_step: int | None = None
 ) -> Package:
-    """Card and files of what was located; reads no weights and no network.
+    """Make the card, and collect the files of a model. No weights are read, and no network is needed.
 
     Args:
-        located: see `locate`.
-        repo: owner/name.
-        words: what only the user can say.
-        base: of an adapter, on the Hub.
-        unfinished_step: of a run that goes on.
+        located: Where the model is; see `locate`.
+        repo: Name of the repository, owner/name.
+        words: What only the user can say.
+        base: Hub id of an adapter's base.
+        unfinished_step: The step of the checkpoint, for a run that is still training.
 
     Raises:
-        UserError: on the Hub already; no safetensors or processor in it; an adapter whose base has no name there.
+        UserError: The model is on the Hub already, has no safetensors or no processor, or is an adapter whose base has
+            no name on the Hub.
     """
     if located.adapter is None and located.from_hub:
         raise UserError(f"{located.name}: on the Hub already; publish a run, an adapter folder or a model folder.")
@@ -185,111 +221,143 @@ def pack(
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     _check_complete(folder, pickles)
     if known.get("recipe") and base:
+        # A folder of this machine says nothing to others.
         known["recipe"]["model"]["name"] = base
-    merged = folder / MERGE_REPORT
+    merge_report = folder / MERGE_REPORT
     subject = Subject(
-        _kind(located, folder, known), repo, base, known,
-        merge_report=runs.read_json(merged) if merged.is_file() else None, unfinished_step=unfinished_step,
-        selection=_selection(located.run, unfinished_step),
-    )  # fmt: skip
-    files = [HubFile(CARD, write_card(subject, words).encode("utf-8")), *_model_files(folder, base, known)]
-    files += _run_files(known, located.run)
+        kind=_card_kind(located, folder, known),
+        repo=repo,
+        base=base,
+        known=known,
+        merge_report=runs.read_json(merge_report) if merge_report.is_file() else None,
+        unfinished_step=unfinished_step,
+        selection=_last_selection(located.run, unfinished_step),
+    )
+    card = RepoFile(CARD, write_card(subject, words).encode("utf-8"))
+    files = [card, *_model_files(folder, base, known), *_run_files(known, located.run)]
     return Package(
-        "adapter" if located.adapter else "model", base, known.get("base", {}).get("sha256"),
-        sorted(files, key=lambda file: file.name), pickles, warning_of(known),
-    )  # fmt: skip
+        kind="adapter" if located.adapter else "model",
+        base=base,
+        base_sha256=known.get("base", {}).get("sha256"),
+        files=sorted(files, key=lambda file: file.name),
+        pickles=pickles,
+        warning=warning_of(known),
+    )
 
 
-def base_on_hub(located: Located, known: dict, base: str | None) -> str | None:
-    """What the base is called on the Hub; None for a stand-alone model that came from a local folder.
+def base_on_hub(located: Located, known: dict[str, Any], base: str | None) -> str | None:
+    """Return what the base is called on the Hub; None for a stand-alone model that came from a local folder.
+
+    Args:
+        located: Where the model is.
+        known: What is known of its making; see `known_provenance`.
+        base: The name that the user gives, if any.
 
     Raises:
-        UserError: an adapter whose base is known as a local folder only, or a `base` that cannot be a name.
+        UserError: The base of an adapter is known as a local folder only, or `base` cannot be a name on the Hub.
     """
     if base is not None:
-        base = base.removeprefix("hf:")
+        base = base.removeprefix(HUB_PREFIX)
         check_repo_name(base, "--base")
         return base
-    if found := known.get("base", {}).get("hub_id"):
-        return found
+    known_id = known.get("base", {}).get("hub_id")
+    if known_id:
+        return known_id
     if located.adapter is None:
         return None
     if "base" not in known and located.from_hub and located.base.count("/") == 1 and located.base[0] not in "./~":
-        return located.base  # an adapter of somebody else's
+        # The adapter is somebody else's, and its own config names the base.
+        return located.base
     raise UserError(
         f"{located.name}: its base is a local folder ({Path(located.base).name}), where nobody else finds it; name it "
         "on the Hub with --base HUB_ID."
     )
 
 
-def _kind(located: Located, folder: Path, known: dict) -> str:
+def _card_kind(located: Located, folder: Path, known: dict[str, Any]) -> str:
     if located.adapter:
         return "adapter"
     if (folder / PROVENANCE).is_file():
         return "merged"
-    return "finetune" if known else "model"
+    if known:
+        return "finetune"
+    return "model"
 
 
 def _check_complete(folder: Path, pickles: list[str]) -> None:
+    """Refuse a folder that would not load alone from the Hub."""
     names = {path.name for path in folder.iterdir()}
     if not any(name.endswith(".safetensors") for name in names):
-        found = f"only {pickles[0]}, and pickled weights can run code" if pickles else "no weights"
-        raise UserError(f"{folder}: {found}; only safetensors are published.")
-    for what, either in {
-        "feature extractor": {"preprocessor_config.json", "processor_config.json"},
-        "tokenizer": {"tokenizer.json", "vocab.json"},
-    }.items():
-        if not names & either:
-            raise UserError(f"{folder}: no {what} beside the weights; publish the run, or a folder that loads alone.")
+        weights = "no weights"
+        if pickles:
+            weights = f"only {pickles[0]}, and pickled weights can run code"
+        raise UserError(f"{folder}: {weights}; only safetensors are published.")
+    for part, alternatives in NEEDED_FILES.items():
+        if not names & alternatives:
+            raise UserError(f"{folder}: no {part} beside the weights; publish the run, or a folder that loads alone.")
 
 
-def _model_files(folder: Path, base: str | None, known: dict) -> list[HubFile]:
-    """What loads from a folder, its configs without paths of this machine and an adapter's with its base."""
+def _model_files(folder: Path, base: str | None, known: dict[str, Any]) -> list[RepoFile]:
+    """Collect what loads from a folder. Its configs lose the paths of this machine, and name the base on the Hub."""
     files = []
     for path in folder.iterdir():
-        weights = path.suffix == ".safetensors" and path.name.startswith(("model", "adapter_model"))
-        if not weights and path.name not in PAGES:
+        is_weights = path.suffix == ".safetensors" and path.name.startswith(("model", "adapter_model"))
+        if not is_weights and path.name not in LOADED_FILES:
             continue
         content: Path | bytes = path
         if path.name.endswith("config.json") or path.name == BASE_FACTS:
             page = runs.read_json(path)
-            clean = without_paths(page)
+            public_page = without_paths(page)
             if path.name == ADAPTER_CONFIG:
-                clean["base_model_name_or_path"] = base
+                public_page["base_model_name_or_path"] = base
             elif path.name == BASE_FACTS:
-                clean = {"hub_id": base} | {key: clean[key] for key in clean if key not in ("hub_id", "path")}
-            content = path if clean == page else _as_json(clean)
-        files.append(HubFile(path.name, content))
+                public_page = {"hub_id": base, **_without_keys(public_page, "hub_id", "path")}
+            # A page that has nothing to hide goes up byte for byte.
+            if public_page != page:
+                content = _as_json(public_page)
+        files.append(RepoFile(path.name, content))
     return files
 
 
-def _run_files(known: dict, run: Path | None) -> list[HubFile]:
+def _without_keys(page: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in page.items() if key not in keys}
+
+
+def _run_files(known: dict[str, Any], run: Path | None) -> list[RepoFile]:
+    """Collect how the model was made: recipe, facts and metrics, as far as they are known."""
     import yaml
 
     files = []
-    if recipe := known.get("recipe"):
+    recipe = known.get("recipe")
+    if recipe:
         page = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-        files.append(HubFile(f"{RUN_FOLDER}/{runs.RECIPE}", page.encode("utf-8")))
-        files.append(HubFile(f"{RUN_FOLDER}/{runs.FACTS}", _as_json(known["facts"])))
+        files.append(RepoFile(f"{RUN_FOLDER}/{runs.RECIPE}", page.encode("utf-8")))
+        files.append(RepoFile(f"{RUN_FOLDER}/{runs.FACTS}", _as_json(known["facts"])))
     if run and (run / runs.METRICS).is_file():
-        files.append(HubFile(f"{RUN_FOLDER}/{runs.METRICS}", (run / runs.METRICS).read_bytes()))
+        files.append(RepoFile(f"{RUN_FOLDER}/{runs.METRICS}", (run / runs.METRICS).read_bytes()))
     return files
 
 
-def _selection(run: Path | None, step: int | None) -> dict | None:
-    """The last figures on the eval clips up to a step of a run that goes on."""
+def _last_selection(run: Path | None, step: int | None) -> dict[str, Any] | None:
+    """Return the last figures on the eval clips, up to a step of a run that is still training."""
     if run is None or step is None:
         return None
-    found = [one for one in runs.read_jsonl(run / runs.METRICS) if "eval_wer" in one and one["step"] <= step]
-    return found[-1] if found else None
+    last = None
+    for record in runs.read_jsonl(run / runs.METRICS):
+        if "eval_wer" in record and record["step"] <= step:
+            last = record
+    return last
 
 
-def _notes(package: Package, words: CardWords) -> list[str]:
+def _list_notes(package: Package, words: CardWords) -> list[str]:
+    """List what the user may want to do differently."""
     notes = []
     if package.pickles:
-        notes.append(f"{', '.join(package.pickles)} stay here: pickles can run code where they are loaded.")
+        notes.append(
+            f"{', '.join(package.pickles)}: not uploaded, because pickled files can run code where they are loaded."
+        )
     if words.license is None:
-        notes.append("no licence is named; --license names one, as apache-2.0.")
+        notes.append("no licence is named; name one with --license, for example --license apache-2.0.")
     return notes
 
 

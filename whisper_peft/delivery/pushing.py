@@ -6,193 +6,259 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.text import language_code
 from whisper_peft.delivery.card import CardWords
 from whisper_peft.delivery.publishing import Package, PublishReport, base_on_hub, pack, publish
-from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look, send
+from whisper_peft.delivery.repository import Unreachable, check_base, check_login, check_repo_name, look_into, send
 from whisper_peft.errors import UserError
-from whisper_peft.model.configs import load_generation_config, load_processor
+from whisper_peft.model.configs import GENERATION_CONFIG, load_generation_config, load_processor
 from whisper_peft.model.identity import BASE_FACTS, base_identity
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
 from whisper_peft.training.artefacts import save_processor
 
-STAGED = ".push-"  # folders in the run: what is on its way
-LONGEST_CHECK_S = 20  # the client itself waits for ever
-LONGEST_WAIT_S = 60  # of a run that ends early, for the upload that is on its way
+# Folders in the run with this name and a step hold what is on its way.
+STAGED = ".push-"
+# Longest wait for the Hub's answer before training, in seconds. The client itself waits for ever.
+LONGEST_CHECK_S = 20
+# Longest wait of a run that ends early for the upload that is on its way, in seconds.
+LONGEST_WAIT_S = 60
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A checkpoint that is ready to go up.
+
+    Attributes:
+        package: The files and the card.
+        folder: The folder in the run that holds the files, until they are up.
+    """
+
+    package: Package
+    folder: Path
+
+    def remove(self) -> None:
+        """Delete the folder. The checkpoint itself stays in the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Push:
     """A function of a checkpoint folder for `train(on_checkpoint=…)`, and the last upload when training is over.
 
-    Uploads run in a thread of their own, the newest checkpoint only: where they are slower than training, those
-    between are passed over. What goes wrong with them is said once, and training goes on.
+    Uploads run in a thread of their own. Where they are slower than training, only the newest checkpoint goes up next.
+    A failed upload is said once, and training goes on.
 
     Args:
-        repo: owner/name.
-        recipe: of the run.
-        private: whether a new repository is.
-        base: an adapter's base on the Hub, where it is trained on a local folder.
-        say: told one line at a time what happens.
+        repo: Name of the repository, owner/name.
+        recipe: Recipe of the run.
+        private: Whether a new repository is private.
+        base: Hub id of an adapter's base, where it is trained on a local folder.
+        say: Called with each line about what happens.
 
     Raises:
-        UserError: before anything is trained: no login, no such name, a base without a name on the Hub, a repository
-            that holds something else. A Hub that does not answer is no reason.
+        UserError: Before anything is trained: there is no login, the name is none for a repository, the base has no
+            name on the Hub, or the repository holds something else. A Hub that does not answer is no reason.
     """
 
     def __init__(
-        self, repo: str, recipe: Recipe, *, private: bool = False, base: str | None = None,
+        self,
+        repo: str,
+        recipe: Recipe,
+        *,
+        private: bool = False,
+        base: str | None = None,
         say: Callable[[str], None] = lambda line: None,
-    ):  # fmt: skip
-        self.repo, self.private, self.base, self.say = repo, private, base, say
+    ):
+        self.repo = repo
+        self.private = private
+        self.base = base
+        self.say = say
         self.kind = "adapter" if recipe.train.mode == "lora" else "model"
-        self._waiting: tuple[Package, Path] | None = None
-        self._changed, self._busy, self._thread = threading.Condition(), False, None
-        self._said = False
+        # Guards the next three, and tells of their changes.
+        self._changed = threading.Condition()
+        self._waiting: Staged | None = None
+        self._is_uploading = False
+        self._thread: threading.Thread | None = None
+        self._has_said_failure = False
         check_repo_name(repo)
         located = locate(recipe.model.name)
         self.from_adapter = located.adapter is not None
-        if self.kind == "adapter":  # raises
+        if self.kind == "adapter":
+            # The adapter is not there yet, but whether its base has a name on the Hub is known.
             known = {"base": {"hub_id": located.base} if located.from_hub else {}}
             base_on_hub(Located(recipe.model.name, located.base, adapter=Path()), known, base)
-        self._check(located)
+        self._check_hub(located)
 
     def __call__(self, checkpoint: Path) -> None:
-        """Takes what is to go up, and lets training go on."""
+        """Stage a checkpoint for the upload, and let training go on."""
         try:
             staged = self._stage(checkpoint)
-        except Exception as error:  # an upload is never worth a run
-            self._report(error)
+        except Exception as error:
+            # An upload is never worth a run.
+            self._say_failure(error)
             return
         with self._changed:
-            before, self._waiting = self._waiting, staged
+            passed_over = self._waiting
+            self._waiting = staged
             self._changed.notify_all()
-        if before:
-            shutil.rmtree(before[1], ignore_errors=True)
+        if passed_over:
+            passed_over.remove()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="push")
             self._thread.start()
 
     def __enter__(self) -> Push:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Lets go of what has not gone up: the run has it, and resuming or publishing takes it from there."""
-        with self._changed:
-            waiting, self._waiting = self._waiting, None
-            self._changed.wait_for(lambda: not self._busy, LONGEST_WAIT_S)
-        if waiting:
-            shutil.rmtree(waiting[1], ignore_errors=True)
+        """Drop what has not gone up. The run still has it, and resuming or publishing takes it from there."""
+        self._drop_waiting(LONGEST_WAIT_S)
 
     def finish(self, run: Path) -> PublishReport | None:
-        """Waits for the upload in progress, then publishes the result; None where the Hub would not take it."""
-        with self._changed:
-            waiting, self._waiting = self._waiting, None  # the result comes after it
-            self._changed.wait_for(lambda: not self._busy)
-        if waiting:
-            shutil.rmtree(waiting[1], ignore_errors=True)
+        """Wait for the upload in progress, then publish the result.
+
+        Args:
+            run: The run folder.
+
+        Returns:
+            The report; None if the Hub did not take the result.
+        """
+        # A checkpoint that waits is older than the result.
+        self._drop_waiting(None)
         try:
             return publish(run, self.repo, private=self.private, base=self.base, say=self.say)
         except UserError as error:
-            self.say(f"Trained, but not published: {error} Then: {self._later(run)}")
+            self.say(f"Trained, but not published: {error} To publish later: {self._later_command(run)}")
             return None
 
-    def _check(self, located: Located) -> None:
-        """Login, repository and base, as far as the Hub answers."""
-        failed: list[BaseException] = []
+    def _drop_waiting(self, timeout_s: float | None) -> None:
+        """Remove the checkpoint that waits, and wait for the end of the upload in progress."""
+        with self._changed:
+            waiting = self._waiting
+            self._waiting = None
+            self._changed.wait_for(lambda: not self._is_uploading, timeout_s)
+        if waiting:
+            waiting.remove()
+
+    def _check_hub(self, located: Located) -> None:
+        """Check login, repository and base, as far as the Hub answers."""
+        errors: list[BaseException] = []
 
         def ask() -> None:
             try:
                 check_login(self.repo)
-                look(self.repo, self.kind)
+                look_into(self.repo, self.kind)
                 if self.kind == "adapter" and self.base:
                     check_base(self.base, base_identity(located.base).get("sha256"))
             except BaseException as error:
-                failed.append(error)
+                errors.append(error)
 
         asking = threading.Thread(target=ask, daemon=True, name="push check")
         asking.start()
         asking.join(LONGEST_CHECK_S)
         if asking.is_alive():
-            failed.append(Unreachable(f"{self.repo}: the Hub gives no answer."))
-        if failed and isinstance(failed[0], Unreachable):
-            self.say(f"Not now: {failed[0]} Training begins; each checkpoint is another try.")
-        elif failed:
-            raise failed[0]
+            errors.append(Unreachable(f"{self.repo}: the Hub gives no answer."))
+        if not errors:
+            return
+        if not isinstance(errors[0], Unreachable):
+            raise errors[0]
+        self.say(f"Not now: {errors[0]} Training begins; each checkpoint is another try.")
 
-    def _stage(self, checkpoint: Path) -> tuple[Package, Path]:
-        """A folder that loads alone, of hard links: the checkpoint itself may be gone before it is up."""
-        run, step = checkpoint.parent.parent, runs.checkpoint_step(checkpoint)
-        recipe, facts = load_recipe(run / runs.RECIPE), runs.read_json(run / runs.FACTS)
+    def _stage(self, checkpoint: Path) -> Staged:
+        """Make a folder that loads alone, of hard links. The checkpoint may be deleted before it is up."""
+        run = checkpoint.parent.parent
+        step = runs.checkpoint_step(checkpoint)
+        recipe = load_recipe(run / runs.RECIPE)
+        facts = runs.read_json(run / runs.FACTS)
         folder = run / f"{STAGED}{step}"
-        for left in run.glob(f"{STAGED}*"):  # by a process that was killed, or this step's own from before a resume
-            if left == folder or self._thread is None:
-                shutil.rmtree(left)
+        for leftover in run.glob(f"{STAGED}*"):
+            # It is left from a process that was killed, or from this step before a resume.
+            if leftover == folder or self._thread is None:
+                shutil.rmtree(leftover)
         folder.mkdir()
         for path in checkpoint.iterdir():
             if path.suffix == ".safetensors" or path.name.endswith(("config.json", "index.json")):
                 _link(path, folder / path.name)
-        base = locate(recipe.model.name)
+        base = locate(recipe.model.name).base
         commit = facts["base"].get("commit")
-        save_processor(load_processor(base.base, revision=commit), folder)
-        _save_generation_config(folder, base.base, commit, recipe)
+        save_processor(load_processor(base, revision=commit), folder)
+        _save_generation_config(folder, base, commit, recipe)
         if self.kind == "adapter":
             runs.write_json(folder / BASE_FACTS, facts["base"])
-        located = Located(
-            str(run), base.base if self.kind == "adapter" else str(folder), run=run,
-            adapter=folder if self.kind == "adapter" else None,
-        )  # fmt: skip
-        return pack(located, self.repo, CardWords(), base=self.base, unfinished_step=step), folder
+            located = Located(str(run), base, run=run, adapter=folder)
+        else:
+            located = Located(str(run), str(folder), run=run)
+        return Staged(pack(located, self.repo, CardWords(), base=self.base, unfinished_step=step), folder)
 
     def _work(self) -> None:
+        """Upload the checkpoint that waits, again and again. Runs in the thread."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
-                (package, folder), self._waiting, self._busy = self._waiting, None, True
-            step = folder.name.removeprefix(STAGED)
+                staged = self._waiting
+                assert staged is not None, "wait_for returns when something waits"
+                self._waiting = None
+                self._is_uploading = True
+            step = staged.folder.name.removeprefix(STAGED)
             try:
-                found = look(self.repo, self.kind)
-                send(self.repo, package.files, found, private=self.private, message=f"Step {step}, with whisper-peft")
+                state = look_into(self.repo, self.kind)
+                message = f"Step {step}, with whisper-peft"
+                send(self.repo, staged.package.files, state, private=self.private, message=message)
                 self.say(f"Pushed step {step} to {self.repo}.")
-                self._said = False
+                self._has_said_failure = False
             except Exception as error:
-                self._report(error)
+                self._say_failure(error)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                staged.remove()
                 with self._changed:
-                    self._busy = False
+                    self._is_uploading = False
                     self._changed.notify_all()
 
-    def _report(self, error: Exception) -> None:
-        """Says once that uploads fail, until one does not."""
-        if not self._said:
-            self._said = True
-            what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
-            self.say(f"Not pushed: {what} Training goes on; each checkpoint is another try.")
+    def _say_failure(self, error: Exception) -> None:
+        """Say once that uploads fail, until one does not."""
+        if self._has_said_failure:
+            return
+        self._has_said_failure = True
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
+        self.say(f"Not pushed: {reason} Training goes on; each checkpoint is another try.")
 
-    def _later(self, run: Path) -> str:
-        options = (f" --base {self.base}" if self.base else "") + (" --private" if self.private else "")
-        return f"whisper-peft publish {run} {self.repo}{options}"
+    def _later_command(self, run: Path) -> str:
+        """Return the command that publishes a run later."""
+        command = f"whisper-peft publish {run} {self.repo}"
+        if self.base:
+            command += f" --base {self.base}"
+        if self.private:
+            command += " --private"
+        return command
 
 
 def _link(path: Path, to: Path) -> None:
     try:
         os.link(path, to)
-    except OSError:  # a file system without hard links
+    except OSError:
+        # The file system has no hard links.
         shutil.copyfile(path, to)
 
 
 def _save_generation_config(folder: Path, base: str, commit: str | None, recipe: Recipe) -> None:
-    """For the language that the recipe names; the run's result also knows those that its rows name."""
-    if (folder / "generation_config.json").is_file() or not (config := load_generation_config(base, revision=commit)):
+    """Write a generation config for the language that the recipe names, where the checkpoint has none.
+
+    The run's result also knows the languages that its rows name.
+    """
+    if (folder / GENERATION_CONFIG).is_file():
+        return
+    config = load_generation_config(base, revision=commit)
+    if not config:
         return
     if getattr(config, "is_multilingual", False):
         language = recipe.model.language_token or recipe.model.language
-        config.language, config.task = language_code(language) if language else None, recipe.model.task
+        config.language = language_code(language) if language else None
+        config.task = recipe.model.task
     config.forced_decoder_ids = None
     config.save_pretrained(str(folder))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from whisper_peft.delivery.card import is_untouched
 from whisper_peft.errors import UserError
-from whisper_peft.model.identity import WEIGHTS, WEIGHTS_INDEX
+from whisper_peft.model.identity import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
 
 CARD = "README.md"
 LOGIN = "log in with 'hf auth login', or set HF_TOKEN, to a token that may write"
+KIND_IN_WORDS = {"adapter": "an adapter", "model": "a stand-alone model"}
 
 
 class Unreachable(UserError):
@@ -23,162 +24,199 @@ class Unreachable(UserError):
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A file of a repository: its name there, and where or what it is."""
+class RepoFile:
+    """A file that goes into a repository.
+
+    Attributes:
+        name: Its name in the repository.
+        content: Its bytes, or the file on this machine that has them.
+    """
 
     name: str
     content: Path | bytes
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+        """Its size in bytes."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in a repository already."""
+class RepoState:
+    """The state of a repository before a commit.
+
+    Attributes:
+        exists: Whether there is such a repository.
+        names: Names of the files in it.
+    """
 
     exists: bool
     names: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str | None:
-        """adapter or model; None where there are no weights."""
-        if "adapter_config.json" in self.names:
+        """Either adapter or model; None where there are no weights.
+
+        Example:
+            >>> RepoState(True, frozenset({"model.safetensors", "README.md"})).kind
+            'model'
+        """
+        if ADAPTER_CONFIG in self.names:
             return "adapter"
-        return "model" if any(name.endswith((".safetensors", ".bin")) or name == "config.json" for name in self.names
-                              if "/" not in name) else None  # fmt: skip
+        # A file in a folder of the repository is not loaded.
+        top_names = [name for name in self.names if "/" not in name]
+        if any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in top_names):
+            return "model"
+        return None
 
 
-def check_repo_name(repo: str, what: str = "REPO") -> None:
-    """Refuses what cannot be the name of a repository.
+def check_repo_name(repo: str, argument: str = "REPO") -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Args:
+        repo: The name.
+        argument: The argument that it comes from, for the message.
 
     Raises:
-        UserError: not owner/name, or letters that the Hub does not take.
+        UserError: It is not owner/name, or it has letters that the Hub does not take.
+
+    Example:
+        >>> check_repo_name("me/whisper-small-hindi")
+        >>> check_repo_name("whisper-small-hindi")
+        Traceback (most recent call last):
+        whisper_peft.errors.UserError: REPO whisper-small-hindi: not the name of a repository; write owner/name.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if repo.count("/") != 1:
-        raise UserError(f"{what} {repo}: not the name of a repository; write owner/name.")
+        raise UserError(f"{argument} {repo}: not the name of a repository; write owner/name.")
     try:
-        validate_repo_id(repo if repo.isascii() else "")  # huggingface_hub 0.x takes letters of any script
+        # huggingface_hub 0.x takes letters of any script, which the Hub does not.
+        validate_repo_id(repo if repo.isascii() else "")
     except HFValidationError:
         raise UserError(
-            f"{what} {repo}: not the name of a repository; letters, digits, '-', '_' and '.', at most 96 in all, no "
-            "'--' or '..'."
+            f"{argument} {repo}: not the name of a repository; use letters, digits, '-', '_' and '.', at most 96 in "
+            "all, without '--' or '..'."
         ) from None
 
 
 def check_login(repo: str) -> None:
-    """Refuses to begin without a login that may write.
+    """Refuse to begin without a login that may write.
+
+    Args:
+        repo: The repository, for the message.
 
     Raises:
-        UserError: there is no token, one that the Hub refuses, or one that may only read; Unreachable.
+        UserError: There is no token, the Hub refuses it, or it may only read.
+        Unreachable: The Hub does not answer.
     """
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
         raise UserError(f"{repo}: no login for the Hub; {LOGIN}.")
-    with explained(repo):
-        who = HfApi().whoami()
-    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+    with explain_hub_errors(repo):
+        user = HfApi().whoami()
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"{repo}: the login may only read; {LOGIN}.")
 
 
-def look(repo: str, kind: str) -> Found:
-    """What a repository holds, which must be of the kind that is to be published, or nothing.
+def look_into(repo: str, kind: str) -> RepoState:
+    """List what a repository holds. It must be of the kind that is to be published, or hold no weights.
 
     Args:
-        repo: owner/name.
-        kind: adapter or model.
+        repo: Name of the repository, owner/name.
+        kind: "adapter" or "model".
 
     Raises:
-        UserError: it holds weights of the other kind; Unreachable.
+        UserError: It holds weights of the other kind.
+        Unreachable: The Hub does not answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with explained(repo):
+    with explain_hub_errors(repo):
         try:
-            found = Found(True, frozenset(HfApi().list_repo_files(repo)))
+            state = RepoState(True, frozenset(HfApi().list_repo_files(repo)))
         except RepositoryNotFoundError:
-            return Found(False)
-    if found.kind not in (None, kind):
-        name = {"adapter": "an adapter", "model": "a stand-alone model"}
+            return RepoState(False)
+    if state.kind not in (None, kind):
         raise UserError(
-            f"{repo}: holds {name[found.kind]}, and this is {name[kind]}; the one is never put over the other: name "
-            "another REPO."
+            f"{repo}: holds {KIND_IN_WORDS[state.kind]}, and this is {KIND_IN_WORDS[kind]}, which never replaces it; "
+            "name another REPO."
         )
-    return found
+    return state
 
 
 def check_base(repo: str, sha256: str | None) -> None:
-    """Makes sure that the base an adapter is to name is on the Hub, with the weights that it was trained on.
+    """Make sure that an adapter's base is on the Hub, with the weights that the adapter was trained on.
 
     Args:
-        repo: of the base.
-        sha256: of its weights, as the adapter knows them; None: not known. Weights in one file are compared.
+        repo: Repository of the base.
+        sha256: SHA-256 of the base's weights, as the adapter knows it; None if it does not. Weights in more than one
+            file are not compared.
 
     Raises:
-        UserError: no such repository, or other weights.
+        UserError: There is no such repository, or it holds other weights.
+        Unreachable: The Hub does not answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with explained(repo):
+    with explain_hub_errors(repo):
         try:
-            weights = HfApi().get_paths_info(repo, ["model.safetensors"])
+            weights = HfApi().get_paths_info(repo, [WEIGHTS])
         except RepositoryNotFoundError:
             raise UserError(f"--base {repo}: not on the Hub; an adapter can be loaded only with its base.") from None
-    found = weights[0].lfs.sha256 if weights and weights[0].lfs else None
-    if sha256 and found and found != sha256:
+    lfs = getattr(weights[0], "lfs", None) if weights else None
+    if sha256 and lfs and lfs.sha256 and lfs.sha256 != sha256:
         raise UserError(
             f"--base {repo}: not the weights this adapter was trained on (another SHA-256); name the right one, or "
             "merge the adapter and publish the merged model."
         )
 
 
-def send(repo: str, files: Sequence[HubFile], found: Found, *, private: bool, message: str) -> tuple[str, str, bool]:
-    """Adds files to a repository as one commit; whatever else is in it stays.
-
-    A card that somebody has edited stays, too.
+def send(
+    repo: str, files: Sequence[RepoFile], state: RepoState, *, private: bool, message: str
+) -> tuple[str, str, bool]:
+    """Add files to a repository as one commit. Whatever else is in it stays, and so does a card that was edited.
 
     Args:
-        repo: owner/name; made if it is not there.
-        files: what to add.
-        found: what `look` says.
-        private: whether a new repository is.
-        message: of the commit.
+        repo: Name of the repository, owner/name. It is made if it is not there.
+        files: The files to add.
+        state: What `look_into` found in the repository.
+        private: Whether a new repository is private.
+        message: Message of the commit.
 
     Returns:
-        URL of the repository, the commit, and whether an edited card was left as it was.
+        Address of the repository, id of the commit, and whether an edited card was left as it was.
 
     Raises:
-        UserError: no permission; weights there that would be loaded instead of these; Unreachable.
+        UserError: The login may not write there, or the repository has weights that would be loaded instead of these.
+        Unreachable: The Hub does not answer.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    if WEIGHTS in found.names and WEIGHTS_INDEX in {file.name for file in files}:
+    if WEIGHTS in state.names and WEIGHTS_INDEX in {file.name for file in files}:
         raise UserError(f"{repo}: holds a {WEIGHTS} that would be loaded instead of these parts; name another REPO.")
-    with explained(repo):
-        edited = CARD in found.names and _is_edited(repo)
-        if not found.exists:
+    with explain_hub_errors(repo):
+        is_edited = CARD in state.names and _is_card_edited(repo)
+        if not state.exists:
+            # None rather than False: an organisation may make its new repositories private.
             api.create_repo(repo, private=private or None, exist_ok=True)
-        commit = api.create_commit(
-            repo,
-            [
-                CommitOperationAdd(file.name, file.content if isinstance(file.content, bytes) else str(file.content))
-                for file in files
-                if not (edited and file.name == CARD)
-            ],
-            commit_message=message,
-        )
-    return f"{api.endpoint}/{repo}", commit.oid, edited
+        operations = []
+        for file in files:
+            if is_edited and file.name == CARD:
+                continue
+            content = file.content if isinstance(file.content, bytes) else str(file.content)
+            operations.append(CommitOperationAdd(file.name, content))
+        commit = api.create_commit(repo, operations, commit_message=message)
+    return f"{api.endpoint}/{repo}", commit.oid, is_edited
 
 
-def _is_edited(repo: str) -> bool:
+def _is_card_edited(repo: str) -> bool:
     from huggingface_hub import hf_hub_download
 
     card = Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
@@ -186,8 +224,8 @@ def _is_edited(repo: str) -> bool:
 
 
 @contextlib.contextmanager
-def explained(repo: str) -> Iterator[None]:
-    """Turns what the client raises into one line: where, what, the remedy."""
+def explain_hub_errors(repo: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line that says where, what, and the remedy."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -195,25 +233,29 @@ def explained(repo: str) -> Iterator[None]:
     except LocalTokenNotFoundError:
         raise UserError(f"{repo}: no login for the Hub; {LOGIN}.") from None
     except OfflineModeIsEnabled:
-        raise Unreachable(f"{repo}: HF_HUB_OFFLINE is set; take it away to reach the Hub.") from None
+        raise Unreachable(f"{repo}: HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
     except _network_errors() as error:
-        raise _clear(repo, error) from None
-    except RuntimeError as error:  # an upload that failed in a thread of the client's
+        raise _explain(repo, error) from None
+    except RuntimeError as error:
+        # An upload in a thread of the client failed. Its cause is the network's error; any other is a bug.
         if not isinstance(error.__cause__, _network_errors()):
             raise
-        raise _clear(repo, error.__cause__) from None
+        raise _explain(repo, error.__cause__) from None
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """What the client raises, on httpx as on requests (huggingface_hub 0.x)."""
+    """Return what the client raises, on httpx as on requests (huggingface_hub 0.x)."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    library = next(one for one in HfHubHTTPError.__mro__[1:] if one.__name__ == "HTTPError")
-    above = library.__mro__[1]  # requests: RequestException, of which a lost connection is another kind
-    return (above if above is not Exception else library, ConnectionError, TimeoutError)
+    http_error = next(parent for parent in HfHubHTTPError.__mro__[1:] if parent.__name__ == "HTTPError")
+    # In requests a lost connection is no HTTPError. Both are a RequestException, the parent class.
+    parent = http_error.__mro__[1]
+    library_error = http_error if parent is Exception else parent
+    return (library_error, ConnectionError, TimeoutError)
 
 
-def _clear(repo: str, error: BaseException) -> UserError:
+def _explain(repo: str, error: BaseException) -> UserError:
+    """Say in one line what a network's error means for the user."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
@@ -222,11 +264,15 @@ def _clear(repo: str, error: BaseException) -> UserError:
         return UserError(f"{repo}: this login may not write there; name a REPO of your own, or {LOGIN}.")
     if status is None:
         return Unreachable(
-            f"{repo}: the Hub cannot be reached ({type(error).__name__}); check the network, then again."
+            f"{repo}: the Hub cannot be reached ({type(error).__name__}); check the network, then try again."
         )
-    said = _without_token(" ".join((getattr(error, "server_message", None) or "no reason given").split())[:200])
-    kind = Unreachable if status >= 500 or status == 429 else UserError
-    return kind(f"{repo}: the Hub answers {status} ({said}); try again later.")
+    reason = getattr(error, "server_message", None) or "no reason given"
+    reason = _without_token(" ".join(reason.split())[:200])
+    line = f"{repo}: the Hub answers {status} ({reason}); try again later."
+    # 429: too many requests.
+    if status >= 500 or status == 429:
+        return Unreachable(line)
+    return UserError(line)
 
 
 def _without_token(text: str) -> str:
