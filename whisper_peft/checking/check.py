@@ -17,7 +17,7 @@ from whisper_peft.checking.fix import write_mended
 from whisper_peft.checking.neighbour_losses import neighbour_losses
 from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.rows import Row, spoken_in
+from whisper_peft.data.rows import Row, fill_in_language
 from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.streams import first_rows
 from whisper_peft.data.subtitles import utf8_bytes
@@ -161,7 +161,7 @@ def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, 
         sampled = data.streaming and len(rows) == MOST_STREAMED
         code = language and language_code(language)
         name = f"{split}: {source}" + (f" (the first {MOST_STREAMED} clips)" if sampled else "")
-        parts.append(Part(name, [spoken_in(row, code) for row in rows], split))
+        parts.append(Part(name, [fill_in_language(row, code) for row in rows], split))
     return parts
 
 

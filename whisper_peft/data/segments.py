@@ -1,4 +1,4 @@
-"""The segments of a row: read from a cell, and held against each other and against the row."""
+"""The segments of a row: how they are read from a cell, and whether their times can be right."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from whisper_peft.data.subtitles import as_segment
 from whisper_peft.errors import UserError
 from whisper_peft.files import parse_json, short_repr
 
-SLACK_S = 0.5  # a segment may end so much later than its clip: times are rounded
+# Times in tables are rounded, so a segment may lie outside its clip by so many seconds.
+_OUTSIDE_CLIP_S = 0.5
+# A segment may end so many seconds before it starts, for the same reason.
 _ROUNDING_S = 0.001
-MOST_SPEAKERS = 2.0  # segments may take so many times the time that they span: two people speak at once, at most
+# Segments together may last so many times the stretch that they cover: two people speak at once, at most.
+_MOST_SPEAKERS = 2.0
 
 
 def read_cell(value: Any) -> tuple[Segment, ...]:
     """Read the segments of a cell: a list of {"start", "end", "text"}, or the same as JSON text.
 
     Args:
-        value: The cell; None and an empty text or list stand for no segments.
+        value: The cell. None and an empty text or list stand for no segments.
 
     Returns:
         The segments in the order of their starts.
 
     Raises:
-        UserError: It is none of these, or a segment has no text or no times; with the number of the segment.
+        UserError: The cell is none of these, or a segment has no text or no times. The message has its number.
     """
     if value is None or value == "" or value == []:
         return ()
@@ -45,11 +48,11 @@ def find_fault(segments: tuple[Segment, ...], length_s: float | None) -> str:
     """Say why the times of a row's segments cannot be right.
 
     Args:
-        segments: In the order of their starts, times from the start of the row.
-        length_s: How long the row is; None where that is not known.
+        segments: The segments in the order of their starts. Their times count from the start of the row.
+        length_s: The length of the row in seconds. None: it is not known.
 
     Returns:
-        The reason, or an empty text where nothing is wrong.
+        The reason; an empty text if the times can be right.
     """
     if not segments:
         return ""
@@ -57,12 +60,12 @@ def find_fault(segments: tuple[Segment, ...], length_s: float | None) -> str:
         times = f"the segment {short_repr(segment.text.strip())} from {segment.start_s:g} to {segment.end_s:g} s"
         if segment.end_s < segment.start_s - _ROUNDING_S:
             return f"{times} ends before it starts"
-        if segment.start_s < -SLACK_S:
+        if segment.start_s < -_OUTSIDE_CLIP_S:
             return f"{times} starts before the clip"
-        if length_s is not None and segment.end_s > length_s + SLACK_S:
+        if length_s is not None and segment.end_s > length_s + _OUTSIDE_CLIP_S:
             return f"{times} ends after the clip, which has {length_s:.2f} s; times count from the start of the row"
-    spanned_s = max(segment.end_s for segment in segments) - segments[0].start_s
-    spoken_s = sum(segment.end_s - segment.start_s for segment in segments)
-    if spoken_s > MOST_SPEAKERS * spanned_s + SLACK_S:
-        return f"{len(segments)} segments of {spoken_s:.1f} s together lie within {spanned_s:.1f} s, over one another"
+    covered_s = max(segment.end_s for segment in segments) - segments[0].start_s
+    together_s = sum(segment.end_s - segment.start_s for segment in segments)
+    if together_s > _MOST_SPEAKERS * covered_s + _OUTSIDE_CLIP_S:
+        return f"{len(segments)} segments of {together_s:.1f} s together lie within {covered_s:.1f} s, over one another"
     return ""

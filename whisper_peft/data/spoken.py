@@ -1,4 +1,4 @@
-"""Rows whose language Whisper does not know: counted, named, and never taken for rows that name none."""
+"""Rows in a language that Whisper does not know: they are counted and named, and never count as rows without one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable, short_repr
 
-_MOST_NAMED = 5  # values in one message
-_SLIP = 0.9  # a name so like one of Whisper's is a slip of the pen: "hindii"
+# A message names at most so many values.
+_MOST_NAMED = 5
+# A name that is at least so similar to one of Whisper's is misspelt, as "hindii" is. 1 stands for equal names.
+_LEAST_SIMILARITY = 0.9
 
 
 def settle_languages(
@@ -24,29 +26,29 @@ def settle_languages(
     borrowed: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Decide what the rows in languages that Whisper does not know are taken for.
+    """Decide which language stands in for those that Whisper does not know.
 
     Args:
         rows: The rows of one source.
         name: The source, for messages.
-        language: Code of the language that the user says; None where nothing is said.
-        borrowed: Whether all rows get a borrowed language token, whatever they say.
-        say: Told what the rows are taken for.
+        language: Code of the language that the user names. None: the user names none.
+        borrowed: If True, all rows get a borrowed language token, so their languages do not matter.
+        say: Called with a line that says which language stands in.
 
     Returns:
-        The rows. Those of unknown languages are in `language` where no row of the source is in a known one: then it
-        is clear what the user means.
+        The rows. If no row of the source is in a language that Whisper knows, the rows in unknown languages are now in
+        `language`: then it is clear what the user means.
 
     Raises:
-        UserError: It is not clear; with the values, how many rows have them, and the remedy.
+        UserError: It is not clear. The message has the unknown languages, how many rows name them, and the remedy.
     """
     if borrowed or not any(row.unknown_language for row in rows):
         return list(rows)
     finding = f"{printable(name)}: language: {name_unknown(rows)}, which Whisper does not know"
     if any(row.language for row in rows):
         raise UserError(
-            f"{finding}, beside rows in {_known(rows)}; correct the column or leave these rows out, or borrow one "
-            "token for all rows: --language-token LANG."
+            f"{finding}, beside rows in {_list_known_languages(rows)}; correct the column or leave these rows out, or "
+            "borrow one token for all rows: --language-token LANG."
         )
     if language is None:
         raise UserError(
@@ -58,43 +60,54 @@ def settle_languages(
 
 
 def take_for(row: Row, code: str) -> Row:
-    """The row in this language, where it names one that Whisper does not know."""
+    """Return the row in this language, if it names one that Whisper does not know."""
     if row.unknown_language is None:
         return row
     return dataclasses.replace(row, language=code, unknown_language=None)
 
 
 def name_unknown(rows: Sequence[Row]) -> str:
-    """Name the languages of rows that Whisper does not know, with counts: "12 rows say 'xx' (the first: m.csv:3)"."""
+    """Name the languages that Whisper does not know, with their rows: "12 rows say 'xx' (the first: m.csv:3)"."""
     counts = Counter(row.unknown_language for row in rows if row.unknown_language)
     first = next(row for row in rows if row.unknown_language)
-    said = [f"{_rows_say(count)} {short_repr(value)}" for value, count in counts.most_common(_MOST_NAMED)]
-    more = f" and {len(counts) - _MOST_NAMED:,} other values" if len(counts) > _MOST_NAMED else ""
-    place = f" (the first: {printable(first.place)})" if first.place else ""
-    return ", ".join(said) + more + place
+    names = []
+    for value, count in counts.most_common(_MOST_NAMED):
+        rows_say = "1 row says" if count == 1 else f"{count:,} rows say"
+        names.append(f"{rows_say} {short_repr(value)}")
+    listed = ", ".join(names)
+    if len(counts) > _MOST_NAMED:
+        listed += f" and {len(counts) - _MOST_NAMED:,} other values"
+    if first.place:
+        listed += f" (the first: {printable(first.place)})"
+    return listed
 
 
 def refuse_slips(rows: Sequence[Row], name: str) -> None:
     """Refuse languages that are misspelt.
 
+    Args:
+        rows: The rows of one source.
+        name: The source, for the message.
+
     Raises:
-        UserError: A language is not one of Whisper's, but very like one.
+        UserError: A language is not one of Whisper's, but very similar to one.
     """
     counts = Counter(row.unknown_language for row in rows if row.unknown_language)
     for value, count in counts.items():
-        close = get_close_matches(value.lower(), LANGUAGES.values(), n=1, cutoff=_SLIP)
+        close = get_close_matches(value.lower(), LANGUAGES.values(), n=1, cutoff=_LEAST_SIMILARITY)
         if close:
             place = next(row.place for row in rows if row.unknown_language == value)
+            n_rows = "1 row" if count == 1 else f"{count:,} rows"
             raise UserError(
-                f"{printable(name)}: {printable(place)}: language {short_repr(value)} in "
-                f"{count:,} row{'' if count == 1 else 's'} is not one that Whisper knows (did you mean {close[0]}?)."
+                f"{printable(name)}: {printable(place)}: language {short_repr(value)} in {n_rows} is not one that "
+                f"Whisper knows (did you mean {close[0]}?)."
             )
 
 
-def _rows_say(count: int) -> str:
-    return "1 row says" if count == 1 else f"{count:,} rows say"
-
-
-def _known(rows: Sequence[Row]) -> str:
+def _list_known_languages(rows: Sequence[Row]) -> str:
+    """List the languages of the rows that Whisper knows, for a message."""
     names = sorted({LANGUAGES[row.language] for row in rows if row.language})
-    return ", ".join(names[:_MOST_NAMED]) + (" and others" if len(names) > _MOST_NAMED else "")
+    listed = ", ".join(names[:_MOST_NAMED])
+    if len(names) > _MOST_NAMED:
+        listed += " and others"
+    return listed

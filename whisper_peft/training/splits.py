@@ -12,7 +12,7 @@ from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.rows import Row, hold_out, spoken_in
+from whisper_peft.data.rows import Row, hold_out, fill_in_language
 from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.spoken import settle_languages, take_for
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
@@ -96,7 +96,7 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     listed = load_sources([one.source for one in data.sources], read, remarks.append)
     for one, rows in zip(data.sources, listed, strict=True):
         code = one.language and language_code(one.language)
-        spoken = [spoken_in(row, code) for row in rows]
+        spoken = [fill_in_language(row, code) for row in rows]
         by_source.append(_settled(spoken, one.source, recipe, remarks.append, code))
     read = partial(read, prompt_column=None, say=_say_nothing)  # clips that are scored are given no prompts
     train_rows = [row for rows in by_source for row in rows]
@@ -148,7 +148,7 @@ def _streamed(
     sources = []
     for number, one in enumerate(data.sources):
         mixed = open_stream(one.source, read, weight=one.weight, seed=seed + number, **columns)
-        mixed.change = partial(spoken_in, code=one.language and language_code(one.language))
+        mixed.change = partial(fill_in_language, code=one.language and language_code(one.language))
         sources.append(mixed)
     stream = RowStream(sources, seed=seed)
     state = stream.state()
