@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai_vocabulary import openai_tokenizer, save_processor_files, whisper_config
 
 from whisper_peft import UserError, load_model
-from whisper_peft.data.columns import row_of
+from whisper_peft.data.columns import build_row
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row, Segment
@@ -158,7 +158,7 @@ def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(qu
     ]}  # fmt: skip
     if given_text is not None:
         fields["text"] = given_text
-    row = row_of(fields, tuple(fields), "", "here")
+    row = build_row(fields, tuple(fields), "", "here")
     assert row.text == (given_text or "你好世界")
     dataset = SpeechDataset([row], quickstart, language="zh", timestamps=1.0)
     labels = dataset[0].labels

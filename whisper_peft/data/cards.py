@@ -1,4 +1,4 @@
-"""Look at the card of a data set before the datasets library does, which follows whatever stands in it."""
+"""The card of a data set: we look at it before the datasets library does, which obeys all that stands in it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from whisper_peft.files import parse_yaml, read_text, short_repr
 # The files whose settings the datasets library obeys.
 _CARDS = ("README.md", ".huggingface.yaml")
 _MAX_BYTES = 16 * 1024**2
-_BLOCK = re.compile(r"\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r|\n|$)", re.DOTALL)
+# The YAML settings at the top of a README.md, between two lines of dashes.
+_SETTINGS = re.compile(r"\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r|\n|$)", re.DOTALL)
 
 
 def check_cards(source: str) -> None:
-    """Refuse a data set whose card cannot be read, or names files that are not its own.
+    """Refuse a data set if its card cannot be read or names files outside the data set.
 
     Args:
-        source: A folder, or the name of a Hub data set, as owner/name.
+        source: A folder, or the name of a Hub data set, such as owner/name.
 
     Raises:
         UserError: The YAML of the card is broken or grows beyond limits, or its data_files have an address.
     """
     for name in _CARDS:
-        path = _find(source, name)
+        path = _find_card(source, name)
         if path is not None:
-            _check(path, f"{source}/{name}", source)
+            _check_card(path, f"{source}/{name}", source)
 
 
-def _find(source: str, name: str) -> Path | None:
+def _find_card(source: str, name: str) -> Path | None:
+    """Find a card in a folder, or download it from the Hub; None if there is none."""
     folder = Path(source)
     if folder.is_dir():
         path = folder / name
@@ -41,14 +43,22 @@ def _find(source: str, name: str) -> Path | None:
 
     try:
         return Path(huggingface_hub.hf_hub_download(source, name, repo_type="dataset"))
-    except Exception:  # there is none, or the Hub cannot be reached, which the datasets library tells better
+    except Exception:
+        # There is none, or the Hub cannot be reached. The datasets library will say the latter better.
         return None
 
 
-def _check(path: Path, place: str, source: str) -> None:
+def _check_card(path: Path, place: str, source: str) -> None:
+    """Refuse a card that cannot be read, or names files outside the data set.
+
+    Args:
+        path: The card.
+        place: The card's name for messages.
+        source: The folder, or the name of the Hub data set.
+    """
     text = read_text(path, max_bytes=_MAX_BYTES)
     if path.suffix == ".md":
-        block = _BLOCK.match(text)
+        block = _SETTINGS.match(text)
         if block is None:
             return
         text = block[1]

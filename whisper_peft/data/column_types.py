@@ -1,4 +1,4 @@
-"""What the columns of a typed table may hold: a column of another type is refused before any row is read."""
+"""The types that columns of a typed table may have; a column of another type is refused before any row is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whisper_peft.files import printable
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 _NUMBERS = ("int", "uint", "float", "double", "decimal")
-# What a column of each meaning may hold, for messages. Columns of other meanings are only hints.
+# What a column of each meaning must hold, in words for messages. Columns of other meanings are only hints.
 _EXPECTED = {
     "text": "texts",
     "language": "texts",
@@ -36,12 +36,13 @@ def holds_sound(kind: Any) -> bool:
 
 
 def opens_addresses(kind: Any) -> bool:
-    """Tell whether reading a cell of this type opens what its path or address leads to, as of an image or a video."""
+    """Tell whether reading a cell of this type opens the file or address that it names, as images and videos do."""
     if isinstance(kind, dict):
         return any(opens_addresses(child) for child in kind.values())
     if isinstance(kind, (list, tuple)):
         return any(opens_addresses(child) for child in kind)
-    if hasattr(kind, "feature"):  # datasets' lists
+    # datasets' lists have the type of their items in this attribute.
+    if hasattr(kind, "feature"):
         return opens_addresses(kind.feature)
     return getattr(kind, "decode", False) is True
 
@@ -50,25 +51,26 @@ def refuse_wrong_type(meaning: str, name: str, kind: Any, place: str) -> None:
     """Refuse a column whose type cannot have its meaning.
 
     Args:
-        meaning: One of ours, as audio or text.
-        name: Of the column.
-        kind: Its type, one of datasets' features.
+        meaning: One of our meanings, such as audio or text.
+        name: The name of the column.
+        kind: The type of the column, one of datasets' features.
         place: The table and its first row, for the message.
 
     Raises:
-        UserError: It is of another type.
+        UserError: The column has another type.
     """
     if meaning not in _EXPECTED or _fits(meaning, kind):
         return
-    remedy = (
-        f"name another column: data.{meaning}_column" if meaning in ("audio", "text") else "mend or drop the column"
-    )
+    remedy = "mend or drop the column"
     if meaning == "audio" and isinstance(kind, dict) and "array" in kind:
         remedy = "these are samples that were decoded before; store the sound files, as {bytes, path}"
-    raise UserError(f"{place}: column {name!r} holds {_shown(kind)}, not {_EXPECTED[meaning]}; {remedy}.")
+    elif meaning in ("audio", "text"):
+        remedy = f"name another column: data.{meaning}_column"
+    raise UserError(f"{place}: column {name!r} holds {_name_type(kind)}, not {_EXPECTED[meaning]}; {remedy}.")
 
 
 def _fits(meaning: str, kind: Any) -> bool:
+    """Tell whether a column of this type can have this meaning."""
     if meaning == "audio":
         return _is_sound_or_path(kind)
     if _has_type(kind, ("null",)):
@@ -78,8 +80,13 @@ def _fits(meaning: str, kind: Any) -> bool:
     if meaning == "no_speech":
         return _has_type(kind, ("bool", "int", "uint"), _TEXTS)
     if meaning == "segments":
-        inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
-        return isinstance(inner, dict) or isinstance(kind, dict) or _has_type(kind, _TEXTS)
+        # A list of mappings has two spellings: [{...}], and datasets' own list type. A mapping alone passes here: the
+        # message about its first cell shows what to write.
+        item = getattr(kind, "feature", None)
+        if isinstance(kind, list) and kind:
+            item = kind[0]
+        return isinstance(item, dict) or isinstance(kind, dict) or _has_type(kind, _TEXTS)
+    # Numbers are texts that are spelt as they stand. Labels have a text for each number.
     return hasattr(kind, "int2str") or _has_type(kind, _NUMBERS, _TEXTS)
 
 
@@ -100,7 +107,12 @@ def _is_sound_or_path(kind: Any) -> bool:
 
 
 def _has_type(kind: Any, *groups: tuple[str, ...]) -> bool:
-    """Tell whether a type is a plain value of one of these: by its name without its number of bits."""
+    """Tell whether a type is a plain value of one of these groups.
+
+    Args:
+        kind: One of datasets' features.
+        groups: Names of types, without their number of bits.
+    """
     import datasets
 
     if not isinstance(kind, datasets.Value):
@@ -109,7 +121,8 @@ def _has_type(kind: Any, *groups: tuple[str, ...]) -> bool:
     return any(name in group for group in groups)
 
 
-def _shown(kind: Any) -> str:
+def _name_type(kind: Any) -> str:
+    """Name a type in a message."""
     if isinstance(getattr(kind, "dtype", None), str):
         return kind.dtype
     return textwrap.shorten(printable(kind), 80, placeholder=" ...")

@@ -1,4 +1,4 @@
-"""Which column means what, and a row of values as a Row."""
+"""Which column means what, and how the values of a table become a Row."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 from whisper_peft.data.addresses import placed_sound
+from whisper_peft.data.cues import MOST_S
 from whisper_peft.data.rows import Row
 from whisper_peft.data.segments import find_fault, read_cell
-from whisper_peft.data.subtitles import MOST_S
 from whisper_peft.data.text import join_segments, language_code, names_no_language
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 
-_COLUMNS = {
+# The usual names of the columns by their meaning, the most telling name first.
+_USUAL_NAMES = {
     "audio": ("audio", "file_name", "file", "path", "audio_filepath", "audio_path", "wav", "filename", "audio_file"),
     "text": ("transcription", "text", "sentence", "transcript", "transcription_text", "normalized_text"),
     "language": ("language", "lang", "locale"),
@@ -27,24 +28,27 @@ _COLUMNS = {
     "speaker": ("speaker_id", "speaker", "client_id"),
     "segments": ("segments",),
 }
-_LANGUAGE_CODES = ("language_code", "lang_code")  # read where no column is called "language" or the like
-_TIMES = ("start_s", "end_s", "duration")
-_PROMPT = "prompt"  # a column of this name is used only when the user names it
+# These are read only where no column has one of the usual names of a language.
+_LANGUAGE_CODE_NAMES = ("language_code", "lang_code")
+# The meanings that --times ignore passes over.
+_TIME_MEANINGS = ("start_s", "end_s", "duration")
+# A column of this name is used only if the user names it: in many data sets it holds the sentence or a question.
+_PROMPT = "prompt"
 
 
 class NoPromptColumnError(UserError):
-    """A table without the prompt column that the user names; of several sources not all need to have it."""
+    """A table without the prompt column that the user names. Not all of several sources need to have it."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnOptions:
     """What the user says about the columns of a table.
 
     Args:
-        audio: The column that names or holds the sound; None: one of the usual names.
-        text: The column of the transcript; likewise.
-        prompt: The column of what was said before each clip; None: no column is.
-        times: "ignore": the columns with start and end are passed over, and each file is one clip.
+        audio: The column that names or holds the sound. None: one of the usual names.
+        text: The column that holds the transcript. None: one of the usual names.
+        prompt: The column that holds what was said before each clip. None: there is no such column.
+        times: "ignore" passes over the columns with start and end, so that each file is one clip.
     """
 
     audio: str | None = None
@@ -53,30 +57,37 @@ class Columns:
     times: str | None = None
 
 
-def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, place: str) -> Row:
-    """Build a row from the values by their meaning; None stands for empty.
+def build_row(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, place: str) -> Row:
+    """Build a row from its values.
+
+    Args:
+        fields: The values by their meaning. None stands for an empty cell.
+        names: The names of the columns, for messages.
+        audio_folder: The folder that paths start from, or the name of the Hub data set.
+        place: Where the row stands, for messages.
 
     Raises:
-        UserError: A value is of the wrong type, or there is no text.
+        UserError: A value has the wrong type, or there is no text.
     """
     audio = fields["audio"]
     if audio is None:
         raise UserError("no name of a sound file.")
     if isinstance(audio, (bool, int, float, list, dict)):
         raise UserError(f"{short_repr(audio)} is no name of a sound file.")
-    no_speech = "no_speech" in fields and _flag(fields["no_speech"])
+    if isinstance(audio, str):
+        audio = placed_sound(audio, audio_folder)
+    no_speech = "no_speech" in fields and _read_flag(fields["no_speech"])
     segments = read_cell(fields.get("segments"))
     if "text" not in fields and not no_speech and not segments:
-        raise UserError(_no_column("text", names))
-    start_s = _seconds(fields.get("start_s")) or 0.0
-    end_s = _end_of(fields, start_s)
-    # NeMo's duration, beside an end, is one more statement of how long the clip is.
-    stated = fields.get("stated_s") if fields.get("end_s") is None else fields.get("stated_s", fields.get("duration"))
+        raise UserError(_describe_missing_meaning("text", names))
+    start_s = _read_seconds(fields.get("start_s")) or 0.0
+    end_s = _find_end(fields, start_s)
+    length_s = None if end_s is None else end_s - start_s
     speaker = fields.get("speaker")
-    language, unknown_language = _language(fields.get("language"))
+    language, unknown_language = _read_language(fields.get("language"))
     return Row(
-        audio=placed_sound(audio, audio_folder) if isinstance(audio, str) else audio,
-        text=_text(fields.get("text"), join_segments(segment.text for segment in segments)),
+        audio=audio,
+        text=_read_text(fields.get("text"), join_segments(segment.text for segment in segments)),
         language=language,
         start_s=start_s,
         end_s=end_s,
@@ -84,52 +95,57 @@ def row_of(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str, pl
         speaker=None if speaker is None else str(speaker),
         place=place,
         segments=segments,
-        prompt=_text(fields.get("prompt"), ""),
+        prompt=_read_text(fields.get("prompt"), ""),
         unknown_language=unknown_language,
-        stated_s=_stated(stated),
-        fault=find_fault(segments, None if end_s is None else end_s - start_s),
+        stated_s=_read_stated_length(fields),
+        fault=find_fault(segments, length_s),
     )
 
 
-def find_meanings(names: tuple[str, ...], asked: Columns) -> dict[str, list[int]]:
-    """Find the columns for each meaning, the most telling name first.
+def find_meanings(names: tuple[str, ...], options: ColumnOptions) -> dict[str, list[int]]:
+    """Find the columns for each meaning.
 
     Args:
         names: The names of the columns.
-        asked: What the user says about them. A prompt column that is not there is left out; see `has_prompt`.
+        options: What the user says about them. A prompt column that is not there is left out: see
+            `NoPromptColumnError`.
+
+    Returns:
+        For each meaning the places of its columns among `names`, the most telling name first.
 
     Raises:
         UserError: There is no column for the sound, or not the one that the user names.
     """
     lower = [name.strip().lower() for name in names]
-    named = {"audio": asked.audio, "text": asked.text}
+    named = {"audio": options.audio, "text": options.text}
     meanings = {}
-    for meaning, usual in _COLUMNS.items():
+    for meaning, usual in _USUAL_NAMES.items():
         column = named.get(meaning)
         if column is None:
-            found = _places_of(usual, lower)
+            places = _find_places(usual, lower)
         elif column in names:
-            found = [names.index(column)]
+            places = [names.index(column)]
         else:
-            raise UserError(missing_column(meaning, column, names))
-        if meaning == "language" and not found:
-            found = _places_of(_LANGUAGE_CODES, lower)
-        if found:
-            meanings[meaning] = found
+            raise UserError(describe_missing_column(meaning, column, names))
+        if meaning == "language" and not places:
+            places = _find_places(_LANGUAGE_CODE_NAMES, lower)
+        if places:
+            meanings[meaning] = places
     if "audio" not in meanings:
-        raise UserError(_no_column("audio", names))
+        raise UserError(_describe_missing_meaning("audio", names))
     if "duration" in lower:
-        # NeMo's duration is the length of a piece; elsewhere it only repeats how long the file is.
+        # NeMo's duration is the length of a piece. In other tables it only repeats how long the file is.
         is_nemo = "audio_filepath" in lower or "offset" in lower
         meanings["duration" if is_nemo else "stated_s"] = [lower.index("duration")]
-    if asked.prompt is not None and asked.prompt in names:
-        meanings["prompt"] = [names.index(asked.prompt)]
-    if asked.times == "ignore":
-        meanings = {meaning: found for meaning, found in meanings.items() if meaning not in _TIMES}
+    if options.prompt is not None and options.prompt in names:
+        meanings["prompt"] = [names.index(options.prompt)]
+    if options.times == "ignore":
+        for meaning in _TIME_MEANINGS:
+            meanings.pop(meaning, None)
     return meanings
 
 
-def _places_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+def _find_places(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     """Find the columns that have one of the wanted names, in the order of the wanted names."""
     places = []
     for name in wanted:
@@ -137,60 +153,87 @@ def _places_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     return places
 
 
-def ignored_prompt(names: tuple[str, ...], asked: Columns) -> int | None:
-    """Find the column that is merely called "prompt", where the user names none; its place among the names."""
+def find_ignored_prompt(names: tuple[str, ...], options: ColumnOptions) -> int | None:
+    """Find the column that is called "prompt" if the user names no prompt column; return its place."""
     lower = [name.strip().lower() for name in names]
-    if asked.prompt is not None or _PROMPT not in lower:
+    if options.prompt is not None or _PROMPT not in lower:
         return None
     return lower.index(_PROMPT)
 
 
-def prompt_remark(place: object, name: str) -> str:
-    """Say that a column called "prompt" was passed over, and how it would be used."""
+def describe_ignored_prompt(place: object, name: str) -> str:
+    """Say that a column called "prompt" is ignored, and how to use it."""
     return (
         f"{place}: the column {name!r} is ignored; if it holds what was said before each clip, name it: "
         f"--prompt-column {name}."
     )
 
 
-def missing_column(meaning: str, column: str, names: tuple[str, ...]) -> str:
+def describe_missing_column(meaning: str, column: str, names: tuple[str, ...]) -> str:
     """Say that a column which the user names is not there."""
-    return f"no column {short_repr(column)} (data.{meaning}_column); there are {_shown(names)}."
+    return f"no column {short_repr(column)} (data.{meaning}_column); there are {_list_columns(names)}."
 
 
-def _no_column(meaning: str, names: tuple[str, ...]) -> str:
-    usual = " or ".join(_COLUMNS[meaning])
-    return f"no column for the {meaning} ({usual}), only {_shown(names)}; name it: data.{meaning}_column."
+def _describe_missing_meaning(meaning: str, names: tuple[str, ...]) -> str:
+    """Say that no column has one of the usual names for a meaning."""
+    usual = " or ".join(_USUAL_NAMES[meaning])
+    return f"no column for the {meaning} ({usual}), only {_list_columns(names)}; name it: data.{meaning}_column."
 
 
-def _shown(names: tuple[str, ...]) -> str:
+def _list_columns(names: tuple[str, ...]) -> str:
     return textwrap.shorten(", ".join(map(short_repr, names[:50])), 300, placeholder=" ...")
 
 
-def pick(meaning: str, found: list[int], names: tuple[str, ...], values: list[Any]) -> Any:
-    """Pick the value that has this meaning, None if it is empty; two that differ are refused."""
-    picked, column = None, ""
-    for index in found:
-        value = values[index].strip() if isinstance(values[index], str) else values[index]
+def pick_value(meaning: str, places: list[int], names: tuple[str, ...], values: list[Any]) -> Any:
+    """Pick the value of a row that has this meaning.
+
+    Args:
+        meaning: One of our meanings, such as audio or text.
+        places: The columns that may have the meaning, by their places.
+        names: The names of all columns, for the message.
+        values: The values of all columns.
+
+    Returns:
+        The first value that is not empty; None if all are empty.
+
+    Raises:
+        UserError: Two columns have different values.
+    """
+    picked = None
+    picked_place = -1
+    for place in places:
+        value = values[place]
+        if isinstance(value, str):
+            value = value.strip()
         if value is None or value == "":
             continue
-        if picked is None or (meaning == "language" and _language(picked) == (None, None)):
-            picked, column = value, names[index]
-        elif value != picked and not (meaning == "language" and _is_no_other_language(value, picked)):
-            remedies = {"audio": "name it: data.audio_column", "text": "name it: data.text_column"}
-            if meaning in _TIMES:
-                remedy = "keep one of them, or take each file whole: --times ignore"
-            else:
-                remedy = remedies.get(meaning, "keep one of them")
+        if picked is None or (meaning == "language" and _says_no_language(picked)):
+            picked = value
+            picked_place = place
+        elif value != picked and not (meaning == "language" and _agrees_in_language(value, picked)):
             raise UserError(
-                f"columns {short_repr(column)} and {short_repr(names[index])} could both be the {meaning}, and differ; "
-                f"{remedy}."
+                f"columns {short_repr(names[picked_place])} and {short_repr(names[place])} could both be the "
+                f"{meaning}, and differ; {_remedy_for_two_columns(meaning)}."
             )
     return picked
 
 
-def _text(value: Any, otherwise: str) -> str:
-    """A transcript or a prompt; numbers are spelt as they stand, and "not a number" is an empty cell of pandas."""
+def _remedy_for_two_columns(meaning: str) -> str:
+    if meaning in ("audio", "text"):
+        return f"name it: data.{meaning}_column"
+    if meaning in _TIME_MEANINGS:
+        return "keep one of them, or take each file whole: --times ignore"
+    return "keep one of them"
+
+
+def _read_text(value: Any, otherwise: str) -> str:
+    """Read a transcript or a prompt. Numbers are spelt as they stand.
+
+    Args:
+        value: The cell.
+        otherwise: The text that an empty cell stands for.
+    """
+    # pandas writes an empty cell as "not a number".
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return otherwise
     if isinstance(value, (bool, list, dict, bytes)):
@@ -198,20 +241,21 @@ def _text(value: Any, otherwise: str) -> str:
     return str(value)
 
 
-def _language(value: Any) -> tuple[str | None, str | None]:
-    """(Whisper's code, what the row says where Whisper knows no such language); both None where it says nothing."""
+def _read_language(value: Any) -> tuple[str | None, str | None]:
+    """Read a cell as a pair: Whisper's code, or the cell's own word if Whisper does not know the language.
+
+    Both are None if the cell names no language.
+    """
     if value is None:
         return None, None
-    return _spoken(value.strip() if isinstance(value, str) else short_repr(value))
+    if isinstance(value, str):
+        return _look_up_language(value.strip())
+    return _look_up_language(short_repr(value))
 
 
-def _is_no_other_language(value: Any, picked: Any) -> bool:
-    """Whether a cell says the same as another one in other words ("Hindi", "hi-IN"), or nothing."""
-    return _language(value) in (_language(picked), (None, None))
-
-
+# Rows name the same few languages again and again.
 @lru_cache(maxsize=10_000)
-def _spoken(name: str) -> tuple[str | None, str | None]:
+def _look_up_language(name: str) -> tuple[str | None, str | None]:
     if names_no_language(name):
         return None, None
     try:
@@ -220,36 +264,56 @@ def _spoken(name: str) -> tuple[str | None, str | None]:
         return None, name
 
 
-def _end_of(fields: dict[str, Any], start_s: float) -> float | None:
-    end_s = _seconds(fields.get("end_s"))
+def _says_no_language(value: Any) -> bool:
+    return _read_language(value) == (None, None)
+
+
+def _agrees_in_language(value: Any, picked: Any) -> bool:
+    """Tell whether a cell names no language, or the same as another cell in other words ("Hindi", "hi-IN")."""
+    return _says_no_language(value) or _read_language(value) == _read_language(picked)
+
+
+def _find_end(fields: dict[str, Any], start_s: float) -> float | None:
+    """Find where the clip ends in its file: at the stated end, else by its duration; None at the end of the file."""
+    end_s = _read_seconds(fields.get("end_s"))
     if end_s is not None:
         return end_s
-    duration_s = _seconds(fields.get("duration"))
-    return None if duration_s is None else start_s + duration_s
+    duration_s = _read_seconds(fields.get("duration"))
+    if duration_s is None:
+        return None
+    return start_s + duration_s
 
 
-def _seconds(value: Any) -> float | None:
-    """A time in seconds; None where the cell is empty."""
+def _read_seconds(value: Any) -> float | None:
+    """Read a time in seconds; None if the cell is empty."""
     if value is None:
         return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
-        seconds = math.nan
+    seconds = math.nan
+    if not isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except (TypeError, ValueError, OverflowError):
+            # An integer of hundreds of digits overflows.
+            seconds = math.nan
+    # The comparison is false for "not a number".
     if not abs(seconds) <= MOST_S:
         raise UserError(f"{short_repr(value)} is no time in seconds.")
     return seconds
 
 
-def _stated(value: Any) -> float | None:
-    """The length that a table states beside its files: only a hint, so that nothing is refused for it."""
+def _read_stated_length(fields: dict[str, Any]) -> float | None:
+    """Read the length that a table states for a clip, in seconds. It is only a hint, so nothing is refused for it."""
+    stated = fields.get("stated_s")
+    # Beside an end, NeMo's duration states once more how long the clip is.
+    if fields.get("end_s") is not None and "stated_s" not in fields:
+        stated = fields.get("duration")
     try:
-        return _seconds(value)
+        return _read_seconds(stated)
     except UserError:
         return None
 
 
-def _flag(value: Any) -> bool:
+def _read_flag(value: Any) -> bool:
     word = str(value).lower()
     if value is None or word in ("false", "0", "no"):
         return False

@@ -1,4 +1,4 @@
-"""Tell from the times of many rows whether they are times of another recording, or of a cut that was made already."""
+"""Start and end columns whose times do not fit their files: times of another recording, or of a cut already made."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
 
-ELSEWHERE, CUT = "times-elsewhere", "times-cut"
-_TOLERANCE_S, _TOLERANCE = 0.3, 0.05  # two lengths that differ by no more than either are the same
-_FEW = 2  # rows; fewer are no pattern
-_SOME, _MANY = 0.2, 0.5  # shares of the rows with times
-_MOST_HEADERS = 200  # that are read where nothing else reads them
+# The two kinds of finding.
+ELSEWHERE = "times-elsewhere"
+CUT = "times-cut"
+# Two lengths count as the same if they differ by at most so many seconds, or by this share of the file.
+_TOLERANCE_S = 0.3
+_TOLERANCE_SHARE = 0.05
+# Fewer rows are no pattern.
+_FEWEST_ROWS = 2
+# Of the rows with times, this share must have a file as long as the piece: only a cut made before explains that.
+_CUT_BEFORE_SHARE = 0.2
+# Of the rows with times, this share must not fit otherwise: a few wrong rows are mistakes in these rows.
+_PATTERN_SHARE = 0.5
+# So many headers are read if nothing else reads them.
+_MOST_HEADERS = 200
+# How many of the unit make a second, and the name of the unit.
 _UNITS = ((1000.0, "milliseconds"), (16_000.0, "samples"), (48_000.0, "samples"))
 
 
@@ -23,70 +33,102 @@ _UNITS = ((1000.0, "milliseconds"), (16_000.0, "samples"), (48_000.0, "samples")
 class Doubt:
     """A question about the columns with start and end."""
 
-    kind: str  # of finding: ELSEWHERE or CUT
+    # ELSEWHERE or CUT.
+    kind: str
+    # The numbers of the rows that raise the question.
     rows: tuple[int, ...]
-    question: str  # a whole clause, without a full stop
+    # A whole clause, without a full stop.
+    question: str
+
+
+@dataclass(frozen=True)
+class _TimedRow:
+    """A row with times, beside the length of its file in seconds."""
+
+    number: int
+    row: Row
+    file_s: float
+
+    def lies_beyond_file(self) -> bool:
+        return _latest_s(self.row) > self.file_s + _tolerance_s(self.file_s)
+
+    def fills_file(self) -> bool:
+        """Tell whether the piece is as long as the whole file. A piece without an end reaches to the file's end."""
+        end_s = self.file_s if self.row.end_s is None else self.row.end_s
+        return _is_alike(end_s - self.row.start_s, self.file_s)
+
+    def was_cut_before(self) -> bool:
+        """Tell whether a piece with an end is as long as the whole file, although its times lie elsewhere."""
+        return self.row.end_s is not None and self.fills_file()
+
+    def has_stated_length(self) -> bool:
+        """Tell whether the table states the length of the file for the clip."""
+        return self.row.stated_s is not None and _is_alike(self.row.stated_s, self.file_s)
 
 
 def doubt_times(rows: Sequence[Row], files_s: Sequence[float | None]) -> list[Doubt]:
-    """Hold the times of rows against the lengths of their files.
+    """Compare the times of rows with the lengths of their files.
 
     Args:
-        rows: The rows of a source. Those with segments come from a recording, and are passed over.
-        files_s: Seconds of each row's file; None where they are not known.
+        rows: The rows of a source. Rows with segments come from a recording, and are passed over.
+        files_s: The length of each row's file in seconds. None: it is not known.
 
     Returns:
-        What is doubtful about the columns; nothing where only few rows do not fit their files.
+        The doubts about the columns with start and end. There are none if only a few rows do not fit their files.
     """
-    timed = [number for number, row in enumerate(rows) if _is_timed(row) and files_s[number]]
-    beyond = [number for number in timed if _latest(rows[number]) > files_s[number] + _tolerance(files_s[number])]
-    cut_before = [number for number in beyond if _is_alike(_length(rows[number]), files_s[number])]
-    agrees = sum(_is_alike(rows[number].stated_s, files_s[number]) for number in beyond)
-    stated = "; the column duration agrees with the files" if agrees > _MANY * len(beyond) else ""
-    if len(cut_before) >= max(_FEW, _SOME * len(timed)):
+    timed = []
+    for number, row in enumerate(rows):
+        file_s = files_s[number]
+        if _is_timed(row) and file_s:
+            timed.append(_TimedRow(number, row, file_s))
+    beyond = [piece for piece in timed if piece.lies_beyond_file()]
+    within = [piece for piece in timed if not piece.lies_beyond_file()]
+    cut_before = [piece for piece in beyond if piece.was_cut_before()]
+    if len(cut_before) >= max(_FEWEST_ROWS, _CUT_BEFORE_SHARE * len(timed)):
         question = (
             "start and end (or offset and duration) seem to be times in another recording: in "
-            f"{len(cut_before):,} of {len(timed):,} rows the file is as long as the piece, and ends before it{stated}"
+            f"{len(cut_before):,} of {len(timed):,} rows the file is as long as the piece, and ends before it"
         )
-        return [Doubt(ELSEWHERE, tuple(beyond), question)]
-    if len(beyond) > max(_FEW, _MANY * len(timed)):
-        unit = _unit([(_latest(rows[number]), files_s[number]) for number in beyond])
+    elif len(beyond) > max(_FEWEST_ROWS, _PATTERN_SHARE * len(timed)):
+        unit = _find_unit(beyond)
         seem = f"seem to be {unit}, not seconds" if unit else "do not seem to be times in these files"
         question = (
-            f"start and end {seem}: in {len(beyond):,} of {len(timed):,} rows they lie beyond the end of the "
-            f"file{stated}"
+            f"start and end {seem}: in {len(beyond):,} of {len(timed):,} rows they lie beyond the end of the file"
         )
-        return [Doubt(ELSEWHERE, tuple(beyond), question)]
-    outside = frozenset(beyond)
-    return _doubt_cuts(rows, files_s, [number for number in timed if number not in outside], len(timed))
+    else:
+        return _doubt_cuts(within, len(timed))
+    if sum(piece.has_stated_length() for piece in beyond) > _PATTERN_SHARE * len(beyond):
+        question += "; the column duration agrees with the files"
+    return [Doubt(ELSEWHERE, tuple(piece.number for piece in beyond), question)]
 
 
-def _doubt_cuts(
-    rows: Sequence[Row], files_s: Sequence[float | None], within: Sequence[int], n_timed: int
-) -> list[Doubt]:
-    """Pieces that leave out a part of a file which no other row uses."""
-    used = Counter(rows[number].name for number in within)
-    short = [
-        number
-        for number in within
-        if used[rows[number].name] == 1 and not _is_alike(_length(rows[number], files_s[number]), files_s[number])
-    ]
+def _doubt_cuts(within: Sequence[_TimedRow], n_timed: int) -> list[Doubt]:
+    """Doubt pieces that leave out a part of a file which no other row uses.
+
+    Args:
+        within: The rows whose times lie within their files.
+        n_timed: The number of all rows with times.
+    """
+    used = Counter(piece.row.name for piece in within)
+    short = [piece for piece in within if used[piece.row.name] == 1 and not piece.fills_file()]
+    stated = [piece for piece in short if piece.has_stated_length()]
     question = "start and end leave out a part of the file that no other row uses"
-    stated = [number for number in short if _is_alike(rows[number].stated_s, files_s[number])]
     if stated:
         question += "; the column duration agrees with the files, start and end do not"
-    is_pattern = len(short) >= max(_FEW, _MANY * n_timed)
-    doubtful = tuple(short if is_pattern else stated)
-    return [Doubt(CUT, doubtful, question)] if doubtful else []
+    is_pattern = len(short) >= max(_FEWEST_ROWS, _PATTERN_SHARE * n_timed)
+    doubtful = short if is_pattern else stated
+    if not doubtful:
+        return []
+    return [Doubt(CUT, tuple(piece.number for piece in doubtful), question)]
 
 
-def refuse_elsewhere(name: str, rows: Sequence[Row], files_s: Sequence[float | None], *, key: str = "") -> None:
+def refuse_foreign_times(name: str, rows: Sequence[Row], files_s: Sequence[float | None], *, key: str = "") -> None:
     """Refuse to cut sound at times that are not times in these files.
 
     Args:
         name: The source.
-        rows: Its rows.
-        files_s: Seconds of each row's file; None where they are not known.
+        rows: The rows of the source.
+        files_s: The length of each row's file in seconds. None: it is not known.
         key: The recipe's key of the source, with a colon and a space, for the message.
 
     Raises:
@@ -103,7 +145,7 @@ def refuse_elsewhere(name: str, rows: Sequence[Row], files_s: Sequence[float | N
 
 
 def read_lengths(rows: Sequence[Row]) -> list[float | None]:
-    """Read from headers how long the files of the first rows with times are; None for all other rows."""
+    """Read the lengths of files from their headers, for the first rows with times; None for all other rows."""
     known: dict[object, float | None] = {}
     lengths: list[float | None] = [None] * len(rows)
     for number, row in enumerate(rows):
@@ -113,12 +155,13 @@ def read_lengths(rows: Sequence[Row]) -> list[float | None]:
         if file not in known:
             if len(known) >= _MOST_HEADERS:
                 break
-            known[file] = _seconds_of(row)
+            known[file] = _read_length(row)
         lengths[number] = known[file]
     return lengths
 
 
-def _seconds_of(row: Row) -> float | None:
+def _read_length(row: Row) -> float | None:
+    """Read the length of a row's file in seconds; None if the file cannot be read."""
     try:
         return duration_s(row.sound())
     except AudioError:
@@ -136,26 +179,22 @@ def _is_timed(row: Row) -> bool:
     return (row.start_s > 0 or row.end_s is not None) and not row.segments
 
 
-def _latest(row: Row) -> float:
+def _latest_s(row: Row) -> float:
+    """Return the latest time of a row. A wrong row may start after its end."""
     return row.start_s if row.end_s is None else max(row.start_s, row.end_s)
 
 
-def _length(row: Row, file_s: float | None = None) -> float | None:
-    end_s = file_s if row.end_s is None else row.end_s
-    return None if end_s is None else end_s - row.start_s
+def _tolerance_s(file_s: float) -> float:
+    return max(_TOLERANCE_S, _TOLERANCE_SHARE * file_s)
 
 
-def _tolerance(seconds: float) -> float:
-    return max(_TOLERANCE_S, _TOLERANCE * seconds)
+def _is_alike(length_s: float, file_s: float) -> bool:
+    return abs(length_s - file_s) <= _tolerance_s(file_s)
 
 
-def _is_alike(one_s: float | None, other_s: float) -> bool:
-    return one_s is not None and abs(one_s - other_s) <= _tolerance(other_s)
-
-
-def _unit(pairs: Sequence[tuple[float, float]]) -> str | None:
-    """The unit in which times lie within their files: (latest time, seconds of the file) of each row."""
-    for factor, unit in _UNITS:
-        if all(latest / factor <= file_s + _tolerance(file_s) for latest, file_s in pairs):
+def _find_unit(pieces: Sequence[_TimedRow]) -> str | None:
+    """Find a unit in which the times of all rows lie within their files."""
+    for per_second, unit in _UNITS:
+        if all(_latest_s(piece.row) / per_second <= piece.file_s + _tolerance_s(piece.file_s) for piece in pieces):
             return unit
     return None

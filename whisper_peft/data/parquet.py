@@ -20,14 +20,14 @@ from whisper_peft.data.addresses import Unusable, placed_sound
 from whisper_peft.data.cards import check_cards
 from whisper_peft.data.column_types import holds_sound, opens_addresses, refuse_wrong_type
 from whisper_peft.data.columns import (
-    Columns,
+    ColumnOptions,
     NoPromptColumnError,
+    build_row,
+    describe_ignored_prompt,
+    describe_missing_column,
+    find_ignored_prompt,
     find_meanings,
-    ignored_prompt,
-    missing_column,
-    pick,
-    prompt_remark,
-    row_of,
+    pick_value,
 )
 from whisper_peft.data.folders import Columnar, choose_splits, find_split, names_of_split
 from whisper_peft.data.rows import Packed, Row
@@ -79,7 +79,9 @@ def stored_sound(value: Any, source: str) -> str | bytes | Packed:
     return value
 
 
-def typed_rows(columns: Columnar, asked: Columns, say: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
+def typed_rows(
+    columns: Columnar, asked: ColumnOptions, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Row]:
     """Read the rows of a table with typed columns, its sound left where it is.
 
     Args:
@@ -120,7 +122,7 @@ class Reader:
         UserError: It is not clear which column is which.
     """
 
-    def __init__(self, columns: Columnar, features: datasets.Features, asked: Columns):
+    def __init__(self, columns: Columnar, features: datasets.Features, asked: ColumnOptions):
         self.place = columns.name
         self.source = os.path.dirname(columns.source) if columns.is_file else columns.source
         sounds = [name for name, kind in features.items() if holds_sound(kind)]
@@ -131,7 +133,7 @@ class Reader:
             asked = dataclasses.replace(asked, audio=asked.audio or (sounds[0] if sounds else None))
             self.meanings = find_meanings(self.names, asked)
             if asked.prompt is not None and "prompt" not in self.meanings:
-                raise NoPromptColumnError(missing_column("prompt", asked.prompt, self.names))
+                raise NoPromptColumnError(describe_missing_column("prompt", asked.prompt, self.names))
         except NoPromptColumnError as error:
             raise NoPromptColumnError(f"{self.place}: {error}") from None
         except UserError as error:
@@ -143,8 +145,8 @@ class Reader:
         wanted = {self.names[index] for found in self.meanings.values() for index in found} - {self.audio}
         self.others = [name for name in self.names if name in wanted]
         self.labels = {name: features[name].int2str for name in self.others if hasattr(features[name], "int2str")}
-        ignored = ignored_prompt(self.names, asked)
-        self.remark = None if ignored is None else prompt_remark(self.place, self.names[ignored])
+        ignored = find_ignored_prompt(self.names, asked)
+        self.remark = None if ignored is None else describe_ignored_prompt(self.place, self.names[ignored])
         self._find_splits(columns, features)
 
     def _find_splits(self, columns: Columnar, features: datasets.Features) -> None:
@@ -191,8 +193,10 @@ class Reader:
         listed = [audio if name == self.audio else values.get(name) for name in self.names]
         place = f"{self.place}:{number + 1}"
         try:
-            fields = {meaning: pick(meaning, found, self.names, listed) for meaning, found in self.meanings.items()}
-            return row_of(fields, self.names, self.source, place)
+            fields = {
+                meaning: pick_value(meaning, found, self.names, listed) for meaning, found in self.meanings.items()
+            }
+            return build_row(fields, self.names, self.source, place)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
 

@@ -220,7 +220,7 @@ def _group(rows: Sequence[Row], by_speaker: bool) -> list[list[int]]:
 def _choose_groups(groups: Sequence[list[int]], wanted: int) -> list[int]:
     """Choose groups in their order while all of their rows fit into the wanted number."""
     chosen: list[int] = []
-    left = []
+    left: list[list[int]] = []
     for group in groups:
         if len(chosen) + len(group) <= wanted:
             chosen += group

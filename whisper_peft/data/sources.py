@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from whisper_peft.data.columns import (
-    Columns,
+    ColumnOptions,
     NoPromptColumnError,
+    build_row,
+    describe_ignored_prompt,
+    describe_missing_column,
+    find_ignored_prompt,
     find_meanings,
-    ignored_prompt,
-    missing_column,
-    pick,
-    prompt_remark,
-    row_of,
+    pick_value,
 )
 from whisper_peft.data.folders import Columnar, Recording, Table, find_source, is_name_of_split
 from whisper_peft.data.parquet import typed_rows
@@ -88,7 +88,7 @@ def load_uncut(
     Raises:
         UserError: See `load_source`.
     """
-    asked = Columns(audio_column, text_column, prompt_column, times)
+    asked = ColumnOptions(audio_column, text_column, prompt_column, times)
     rows: list[Row] = []
     for found in find_source(source):
         if isinstance(found, Recording):
@@ -167,7 +167,7 @@ def clips_of(row: Row, n_tokens: Callable[[str], int] = utf8_bytes) -> list[Row]
     return cut(row, moved, n_tokens=n_tokens)
 
 
-def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[Row]:
+def _rows(table: Table, asked: ColumnOptions, say: Callable[[str], None]) -> Iterator[Row]:
     """Read the rows of a table; which column means what is found once, and again where the keys of a .jsonl change."""
     audio_folder = str(table.audio_folder or table.path.parent)
     names: tuple[str, ...] | None = None
@@ -183,19 +183,19 @@ def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[
         try:
             if row_names != names:
                 names, meanings = row_names, find_meanings(row_names, asked)
-                split_column, unasked = find_split_column(names), ignored_prompt(names, asked)
+                split_column, unasked = find_split_column(names), find_ignored_prompt(names, asked)
                 like_split = find_unasked_split(names)
                 has_prompt = has_prompt or "prompt" in meanings
             if table.splits and split_of(None if split_column is None else values[split_column]) not in table.splits:
                 continue
             if unasked is not None and values[unasked] and not is_said:
-                say(prompt_remark(place, names[unasked]))
+                say(describe_ignored_prompt(place, names[unasked]))
                 is_said = True
             if like_split is not None and isinstance(values[like_split], str) and is_name_of_split(values[like_split]):
                 seen_splits.setdefault(values[like_split], names[like_split])
-            fields = {meaning: pick(meaning, found, names, values) for meaning, found in meanings.items()}
+            fields = {meaning: pick_value(meaning, found, names, values) for meaning, found in meanings.items()}
             if table.only_under is None or _first_folder(fields["audio"]) == table.only_under:
-                yield row_of(fields, names, audio_folder, f"{table.path.name}:{number}")
+                yield build_row(fields, names, audio_folder, f"{table.path.name}:{number}")
         except UserError as error:
             raise UserError(f"{place}:{number}: {error}") from None
     if len(seen_splits) > 1:
@@ -205,7 +205,7 @@ def _rows(table: Table, asked: Columns, say: Callable[[str], None]) -> Iterator[
             "taken; to name one of them, call the column 'split'."
         )
     if number and asked.prompt is not None and not has_prompt:
-        raise NoPromptColumnError(f"{place}: {missing_column('prompt', asked.prompt, names or ())}")
+        raise NoPromptColumnError(f"{place}: {describe_missing_column('prompt', asked.prompt, names or ())}")
 
 
 def _first_folder(audio: Any) -> str:

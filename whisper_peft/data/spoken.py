@@ -52,8 +52,8 @@ def settle_languages(
         )
     if language is None:
         raise UserError(
-            f"{finding}; correct the column, say which language they are to be taken for (--language LANG), or borrow "
-            "the token of a related one (--language-token LANG)."
+            f"{finding}; correct the column, name the language that these rows are in (--language LANG), or borrow the "
+            "token of a related one (--language-token LANG)."
         )
     say(f"{finding}; they are taken for {LANGUAGES[language]}, as --language says.")
     return [take_for(row, language) for row in rows]

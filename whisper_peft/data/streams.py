@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from whisper_peft.data.columns import Columns
+from whisper_peft.data.columns import ColumnOptions
 from whisper_peft.data.folders import Columnar, find_source
 from whisper_peft.data.parquet import Reader, open_columns, revision_of, stored_sound
 from whisper_peft.data.rows import Row, fingerprint
@@ -243,7 +243,7 @@ def open_stream(
         return Mixed([ListedRows(listed, seed)], weight, source, revision, old_revision)
     [columns] = found
     table = open_columns(columns, streaming=True)
-    reader = Reader(columns, table.features, Columns(audio_column, text_column, prompt_column, times))
+    reader = Reader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
     if reader.remark:
         say(reader.remark)
     n_shards = min(SHARDS, table.num_shards)
@@ -279,7 +279,7 @@ def first_rows(
         return rows(source)
     [columns] = found
     table = open_columns(columns, streaming=True)
-    reader = Reader(columns, table.features, Columns(audio_column, text_column, prompt_column, times))
+    reader = Reader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
     if reader.remark:
         say(reader.remark)
     shard = Shard(table, reader)

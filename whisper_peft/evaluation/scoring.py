@@ -10,7 +10,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
-from whisper_peft.data.doubtful_times import read_lengths, refuse_elsewhere
+from whisper_peft.data.doubtful_times import read_lengths, refuse_foreign_times
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import clips_of, load_uncut
@@ -196,7 +196,7 @@ def evaluate(
     rows = [clip for of_one in clips for clip in of_one][:max_clips]
     whole = [] if cut else _whole_recordings(uncut, clips, len(rows), say)
     if times is None:
-        refuse_elsewhere(str(source), rows, read_lengths(rows))
+        refuse_foreign_times(str(source), rows, read_lengths(rows))
     loaded, preparation, located, chosen_precision = load_to_run(
         model, base=base, quantize=quantize, precision=precision
     )

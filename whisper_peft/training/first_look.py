@@ -10,7 +10,7 @@ from whisper_peft.checking.checks import Checked, Limits, check_parts, mapped
 from whisper_peft.checking.findings import KINDS, Part
 from whisper_peft.checking.sound import mended_sounds
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
-from whisper_peft.data.doubtful_times import refuse_elsewhere
+from whisper_peft.data.doubtful_times import refuse_foreign_times
 from whisper_peft.data.features import Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.recipe import Recipe
@@ -45,7 +45,7 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
     )  # fmt: skip
     if recipe.data.times is None:
         for part, files_s in zip(checked.parts, checked.files_s, strict=True):
-            refuse_elsewhere(part.name, part.rows, files_s, key=f"data.{part.split}: ")
+            refuse_foreign_times(part.name, part.rows, files_s, key=f"data.{part.split}: ")
     lines = []
     for one in checked.findings.report(checked.seconds):
         if one["severity"] != "note":
