@@ -15,9 +15,10 @@ from whisper_peft.data.addresses import HubFile
 from whisper_peft.data.audio import load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.folders import Columnar
-from whisper_peft.data.parquet import revision_of, stored_sound
+from whisper_peft.data.hub import read_revision
 from whisper_peft.data.rows import Row, fingerprint
 from whisper_peft.data.sources import load_source
+from whisper_peft.data.typed_tables import read_sound_cell
 from whisper_peft.errors import UserError
 from whisper_peft.model.configs import load_preparation
 
@@ -149,7 +150,7 @@ def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
         "clips/0.wav",
         "zip://0.wav::hf://datasets/owner/name/c.zip",
     ):
-        found = stored_sound({"bytes": None, "path": path}, "owner/name")
+        found = read_sound_cell({"bytes": None, "path": path}, "owner/name")
         assert isinstance(found, HubFile) and found.read() == wav(0)
     assert opened == [
         "hf://datasets/owner/name@abc/clips/0.wav", "hf://datasets/owner/name/clips/0.wav",
@@ -167,13 +168,13 @@ def test_a_file_of_the_hub_that_cannot_be_fetched_costs_one_clip(tiny_model):
 def test_a_revision_changes_with_the_contents(tmp_path, monkeypatch):
     columns = Columnar(str(tmp_path / "a.parquet"), is_file=True)
     table(2).to_parquet(columns.source)
-    before = revision_of(columns)
-    assert before == revision_of(columns)
+    before = read_revision(columns)
+    assert before == read_revision(columns)
     table(3).to_parquet(columns.source)
-    assert revision_of(columns) != before
+    assert read_revision(columns) != before
     info = type("Info", (), {"sha": "abc"})
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name: info)
-    assert revision_of(Columnar("owner/name", "hi", ("train",))) == "abc"
+    assert read_revision(Columnar("owner/name", "hi", ("train",))) == "abc"
 
 
 class Hub:

@@ -25,8 +25,8 @@ ROOMS = {
     "data": (
         "structure", "xing", "frames", "truncation", "mixing", "decoding", "seeking", "audio", "languages", "text",
         "rows", "spoken", "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
-        "addresses", "segments", "columns", "column_types", "cards", "parquet", "sources", "doubtful_times", "words",
-        "features",
+        "addresses", "segments", "columns", "column_types", "cards", "parquet", "hub",
+        "typed_tables", "sources", "doubtful_times", "words", "features",
         "augmentation", "stitching", "dataset", "batching", "streams", "samplers", "collator",
     ),
     "model": (

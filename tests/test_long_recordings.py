@@ -16,7 +16,7 @@ from whisper_peft.data.audio import load_audio
 from whisper_peft.data.dataset import Pick
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.subtitles import cut, read_segments
+from whisper_peft.data.subtitles import cut_recording, read_segments
 from whisper_peft.errors import UserError
 
 SRT = """1
@@ -84,15 +84,17 @@ def test_all_kinds_of_segments_give_the_same_clips(recording, suffix, page):
 
 def test_clips_fill_the_window_and_the_token_limit_and_no_gap():
     segments = [Segment("word " * 4, 2.0 * i, 2.0 * i + 1.9) for i in range(40)]
-    one_each = cut(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
+    one_each = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
     assert all(row.end_s - row.start_s <= 30 for row in one_each) and len(one_each) == 3
     assert [row.prompt for row in one_each] == ["", one_each[0].text, one_each[1].text]
     assert " ".join(row.text for row in one_each).split() == ["word"] * 160
-    tight = cut(Row("a.wav", ""), segments, n_tokens=lambda text: 100)
+    tight = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: 100)
     assert all(len(row.segments) == 4 for row in tight)
-    apart = cut(Row("a.wav", ""), [Segment("a", 0, 1), Segment("b", 3.5, 4)], n_tokens=len)
+    apart = cut_recording(Row("a.wav", ""), [Segment("a", 0, 1), Segment("b", 3.5, 4)], n_tokens=len)
     assert [row.text for row in apart] == ["a", "b"] and apart[1].prompt == ""
-    overlapping = cut(Row("a.wav", ""), [Segment("a", 0, 29), Segment("b", 1, 2), Segment("c", 29.5, 31)], n_tokens=len)
+    overlapping = cut_recording(
+        Row("a.wav", ""), [Segment("a", 0, 29), Segment("b", 1, 2), Segment("c", 29.5, 31)], n_tokens=len
+    )
     assert [(row.text, row.end_s) for row in overlapping] == [("a b", 29), ("c", 31)]
 
 
@@ -169,7 +171,7 @@ segment_lists = st.lists(
 @settings(deadline=None, max_examples=300)
 @given(segment_lists)
 def test_every_segment_is_in_a_window_and_no_window_has_sound_without_its_text(segments):
-    rows = cut(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
+    rows = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
     texts = [(row.start_s + one.start_s, one.text.strip()) for row in rows for one in row.segments]
     assert [text for _, text in texts] == [one.text.strip() for one in segments]  # each once, in order
     for row in rows:
@@ -187,7 +189,7 @@ def test_every_segment_is_in_a_window_and_no_window_has_sound_without_its_text(s
 def test_the_window_ends_inside_the_next_segment_only_where_times_are_learnt(preparation_of_10_s, tmp_path):
     soundfile.write(tmp_path / "talk.wav", make_wave(30.0), 16000)
     segments = [Segment("घर", 1.0, 4.0), Segment("पानी", 4.5, 8.0), Segment("लाल", 9.0, 14.0)]
-    rows = cut(Row(str(tmp_path / "talk.wav"), "", "hi"), segments, n_tokens=len, window_s=10.0)
+    rows = cut_recording(Row(str(tmp_path / "talk.wav"), "", "hi"), segments, n_tokens=len, window_s=10.0)
     assert [(row.text, row.end_s, row.window_end_s, row.next_start_s) for row in rows] == [
         ("घर पानी", 8.0, 11.0, 8.0),
         ("लाल", 14.0, None, None),
@@ -205,7 +207,7 @@ def test_the_window_ends_inside_the_next_segment_only_where_times_are_learnt(pre
 
 
 def test_nothing_is_heard_behind_a_long_silence_or_a_whole_segment(tmp_path):
-    silence = cut(Row("a.wav", ""), [Segment("a", 0, 20), Segment("b", 23, 50)], n_tokens=len)
+    silence = cut_recording(Row("a.wav", ""), [Segment("a", 0, 20), Segment("b", 23, 50)], n_tokens=len)
     assert silence[0].window_end_s is None
-    many_tokens = cut(Row("a.wav", ""), [Segment("a", 0, 5), Segment("b", 6, 10)], n_tokens=lambda text: 300)
+    many_tokens = cut_recording(Row("a.wav", ""), [Segment("a", 0, 5), Segment("b", 6, 10)], n_tokens=lambda text: 300)
     assert many_tokens[0].window_end_s == 8.0  # in the middle of a segment that had room, but not its tokens

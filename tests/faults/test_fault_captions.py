@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.subtitles import cut, read_segments
+from whisper_peft.data.subtitles import cut_recording, read_segments
 from whisper_peft.errors import UserError
 
 YOUTUBE_VTT = """WEBVTT
@@ -504,7 +504,7 @@ def check_segments(path: Path) -> None:
         assert segments
         assert all(0 <= segment.start_s <= segment.end_s for segment in segments)
         assert [segment.start_s for segment in segments] == sorted(segment.start_s for segment in segments)
-        rows = cut(Row("a.wav", ""), segments)
+        rows = cut_recording(Row("a.wav", ""), segments)
         said = " ".join(segment.text.strip() for segment in segments).split()
         assert " ".join(row.text for row in rows).split() == said
     finally:

@@ -15,7 +15,7 @@ from whisper_peft.data.columns import build_row
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.data.rows import Row, Segment
-from whisper_peft.data.subtitles import cut
+from whisper_peft.data.subtitles import cut_recording
 from whisper_peft.data.text import begins_with_space, clean_text, join_segments
 from whisper_peft.data.words import Words
 from whisper_peft.evaluation import chunks
@@ -164,7 +164,7 @@ def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(qu
     labels = dataset[0].labels
     assert text_of(quickstart, labels) == "你好世界"
     assert (labels >= quickstart.first_timestamp).sum() == 4
-    (clip,) = cut(Row("a.wav", ""), row.segments)
+    (clip,) = cut_recording(Row("a.wav", ""), row.segments)
     assert clip.text == "你好世界"
 
 

@@ -1,9 +1,10 @@
-"""SRC -> rows of (audio reference, text, language, start, end); nothing is decoded, no sound file is touched."""
+"""The rows of a source, whatever kind it is. Nothing is decoded, and no sound file is touched."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from whisper_peft.data.columns import (
@@ -17,11 +18,11 @@ from whisper_peft.data.columns import (
     pick_value,
 )
 from whisper_peft.data.folders import Columnar, Recording, Table, find_source, is_name_of_split
-from whisper_peft.data.parquet import typed_rows
 from whisper_peft.data.rows import Row
 from whisper_peft.data.spoken import refuse_slips
-from whisper_peft.data.subtitles import WINDOW_S, cut, read_segments, utf8_bytes
+from whisper_peft.data.subtitles import WINDOW_S, cut_recording, read_segments, utf8_bytes
 from whisper_peft.data.tables import find_split_column, find_unasked_split, read_table, split_of
+from whisper_peft.data.typed_tables import read_typed_rows
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
 
@@ -36,76 +37,54 @@ def load_source(
     n_tokens: Callable[[str], int] = utf8_bytes,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Read the rows of a source; an existing path always wins over the reading as PATH:split or as a Hub data set.
+    """Read the rows of a source. An existing path always wins over the reading as PATH:split or as a Hub data set.
 
     Args:
-        source: a folder, manifest, packed release, Parquet file, recording with segments beside it, or the name of a
-            Hub data set, with `:split`, `:split+split` or `:config:split` where it has them.
-        audio_column: column or key that names or holds the sound, if not one of the usual.
-        text_column: column or key of the transcript, if not one of the usual.
-        prompt_column: column or key of what was said before each clip; without it, no column is taken for that.
+        source: A folder, manifest, packed release, Parquet file, recording with segments beside it, or the name of a
+            Hub data set; with `:split`, `:split+split` or `:config:split` where it has them.
+        audio_column: The column or key that names or holds the sound. None: one of the usual names.
+        text_column: The column or key that holds the transcript. None: one of the usual names.
+        prompt_column: The column or key that holds what was said before each clip. None: no column is used as prompt.
         times: "ignore" passes over the columns with start and end, and takes each file whole.
-        n_tokens: text -> how many tokens the model has for it, where long recordings are cut into clips.
-        say: told, one line at a time, what was passed over.
+        n_tokens: Returns how many tokens the model has for a text. It is used where recordings are cut into clips.
+        say: Called with each line about what was passed over.
 
     Raises:
-        UserError: There is no such source, or it cannot be read; the message names the place and the remedy.
+        UserError: There is no such source, or it cannot be read. The message names the place and the remedy.
     """
-    uncut = load_uncut(
-        source,
-        audio_column=audio_column,
-        text_column=text_column,
-        prompt_column=prompt_column,
-        times=times,
-        say=say,
-    )
-    return [clip for row in uncut for clip in clips_of(row, n_tokens)]
+    options = ColumnOptions(audio=audio_column, text=text_column, prompt=prompt_column, times=times)
+    clips = []
+    for row in load_uncut(source, options, say=say):
+        clips += cut_into_clips(row, n_tokens)
+    return clips
 
 
 def load_uncut(
-    source: str,
-    *,
-    audio_column: str | None = None,
-    text_column: str | None = None,
-    prompt_column: str | None = None,
-    times: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    source: str, options: ColumnOptions | None = None, *, say: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
     """Read the rows of a source, and leave its recordings whole.
 
     Args:
-        source: See `load_source`, as for all other arguments.
-        audio_column: See `load_source`.
-        text_column: See `load_source`.
-        prompt_column: See `load_source`.
-        times: See `load_source`.
-        say: See `load_source`.
+        source: The source, as `load_source` takes it.
+        options: What the user says about the columns. None: the user says nothing.
+        say: Called with each line about what was passed over.
 
     Returns:
-        One row a clip or recording. A recording has `is_recording`: it has captions beside it, or it is a row whose
-        segments go beyond the window.
+        One row for each clip or recording. A recording has `is_recording`: there are captions beside it, or it is a
+        row whose segments go beyond the window.
 
     Raises:
         UserError: See `load_source`.
     """
-    asked = ColumnOptions(audio_column, text_column, prompt_column, times)
+    options = options or ColumnOptions()
     rows: list[Row] = []
-    for found in find_source(source):
-        if isinstance(found, Recording):
-            recording = Row(
-                str(found.audio),
-                "",
-                language=found.language,
-                speaker=found.audio.stem,
-                place=found.segments.name,
-                segments=tuple(read_segments(found.segments)),
-                is_recording=True,
-            )
-            rows.append(recording)
+    for part in find_source(source):
+        if isinstance(part, Recording):
+            rows.append(_read_recording(part))
+        elif isinstance(part, Columnar):
+            rows += map(_mark_recording, read_typed_rows(part, options, say))
         else:
-            read = typed_rows if isinstance(found, Columnar) else _rows
-            for row in read(found, asked, say):
-                rows.append(_marked(row))
+            rows += map(_mark_recording, _read_table_rows(part, options, say))
     if not rows:
         raise UserError(f"{printable(source)}: no rows in it.")
     refuse_slips(rows, source)
@@ -113,33 +92,50 @@ def load_uncut(
 
 
 def load_sources(sources: Sequence[str], read: Callable[..., list[Row]], say: Callable[[str], None]) -> list[list[Row]]:
-    """Read several sources, of which not all need to have the prompt column that the user names.
+    """Read several sources. Not all of them need to have the prompt column that the user names.
 
     Args:
-        sources: What `read` takes.
-        read: `load_source`, with what else it is to be told.
-        say: Told which sources have no prompts.
+        sources: The sources.
+        read: Reads one source: `load_source` with all other arguments already given.
+        say: Called with a line for each source without prompts.
+
+    Returns:
+        The rows of each source.
 
     Raises:
-        UserError: See `load_source`; or none of them has the column.
+        UserError: See `load_source`; or no source has the prompt column.
     """
-    found = []
-    without: list[NoPromptColumnError] = []
+    by_source = []
+    without_prompts: list[NoPromptColumnError] = []
     for source in sources:
         try:
-            found.append(read(source))
+            rows = read(source)
         except NoPromptColumnError as error:
-            without.append(error)
-            found.append(read(source, prompt_column=None))
-    if without and len(without) == len(sources):
-        raise without[0]
-    for error in without:
-        say(f"{error} Its clips have no prompts.")
-    return found
+            without_prompts.append(error)
+            rows = read(source, prompt_column=None)
+        by_source.append(rows)
+    if without_prompts and len(without_prompts) == len(sources):
+        raise without_prompts[0]
+    for missing_column in without_prompts:
+        say(f"{missing_column} Its clips have no prompts.")
+    return by_source
 
 
-def _marked(row: Row) -> Row:
-    """Mark a row of a table as a recording where its segments go beyond the window."""
+def _read_recording(recording: Recording) -> Row:
+    """Read a recording and the segments beside it as one row."""
+    return Row(
+        str(recording.audio),
+        "",
+        language=recording.language,
+        speaker=recording.audio.stem,
+        place=recording.segments.name,
+        segments=tuple(read_segments(recording.segments)),
+        is_recording=True,
+    )
+
+
+def _mark_recording(row: Row) -> Row:
+    """Mark a row of a table as a recording if its segments go beyond the window."""
     goes_beyond = max((segment.end_s for segment in row.segments), default=0.0) > WINDOW_S
     has_text = any(segment.text.strip() for segment in row.segments)
     if row.fault or not goes_beyond or not has_text:
@@ -147,65 +143,102 @@ def _marked(row: Row) -> Row:
     return dataclasses.replace(row, is_recording=True)
 
 
-def clips_of(row: Row, n_tokens: Callable[[str], int] = utf8_bytes) -> list[Row]:
+def cut_into_clips(row: Row, n_tokens: Callable[[str], int] = utf8_bytes) -> list[Row]:
     """Cut a recording into clips.
 
     Args:
-        row: As `load_uncut` gives it.
-        n_tokens: See `load_source`.
+        row: A row of `load_uncut`.
+        n_tokens: Returns how many tokens the model has for a text.
 
     Returns:
-        The clips of a recording; the row itself where it is a clip.
+        The clips of a recording. If the row is a clip, the row itself.
     """
     if not row.is_recording:
         return [row]
+    # The times of a row's segments count from its start. Those of clips count from the start of the file.
     moved = [
         dataclasses.replace(segment, start_s=row.start_s + segment.start_s, end_s=row.start_s + segment.end_s)
         for segment in row.segments
         if segment.text.strip()
     ]
-    return cut(row, moved, n_tokens=n_tokens)
+    return cut_recording(row, moved, n_tokens=n_tokens)
 
 
-def _rows(table: Table, asked: ColumnOptions, say: Callable[[str], None]) -> Iterator[Row]:
-    """Read the rows of a table; which column means what is found once, and again where the keys of a .jsonl change."""
+@dataclass(frozen=True)
+class _Header:
+    """What the columns of a text table are for. Places count among the names of the columns."""
+
+    names: tuple[str, ...]
+    meanings: dict[str, list[int]]
+    # The place of the column that says which split a row is in.
+    split: int | None
+    # The place of a column that may name splits under another name. It is not obeyed, but the user is told.
+    like_split: int | None
+    # The place of a column called "prompt" that the user does not name.
+    ignored_prompt: int | None
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], options: ColumnOptions) -> _Header:
+        """Find out what the columns are for."""
+        return cls(
+            names,
+            meanings=find_meanings(names, options),
+            split=find_split_column(names),
+            like_split=find_unasked_split(names),
+            ignored_prompt=find_ignored_prompt(names, options),
+        )
+
+    def split_of(self, values: Sequence[Any]) -> str:
+        """Return the split that a row is in."""
+        return split_of(None if self.split is None else values[self.split])
+
+    def unasked_split_of(self, values: Sequence[Any]) -> str | None:
+        """Return the name of a split that stands in a column which is not obeyed; None if there is no such name."""
+        if self.like_split is None:
+            return None
+        value = values[self.like_split]
+        return value if isinstance(value, str) and is_name_of_split(value) else None
+
+
+def _read_table_rows(table: Table, options: ColumnOptions, say: Callable[[str], None]) -> Iterator[Row]:
+    """Read the rows of a text table."""
     audio_folder = str(table.audio_folder or table.path.parent)
-    names: tuple[str, ...] | None = None
-    meanings: dict[str, list[int]] = {}
-    split_column: int | None = None
-    unasked: int | None = None
-    like_split: int | None = None
-    seen_splits: dict[str, str] = {}  # a column's name by the values in it that are names of splits
-    has_prompt = is_said = False
     place = printable(table.path)
-    number = 0
-    for number, row_names, values in read_table(table.path):
+    header: _Header | None = None
+    has_prompt = False
+    is_ignored_prompt_said = False
+    # The names of splits in a column that is not obeyed, each with the name of that column.
+    unasked_splits: dict[str, str] = {}
+    for number, names, values in read_table(table.path):
         try:
-            if row_names != names:
-                names, meanings = row_names, find_meanings(row_names, asked)
-                split_column, unasked = find_split_column(names), find_ignored_prompt(names, asked)
-                like_split = find_unasked_split(names)
-                has_prompt = has_prompt or "prompt" in meanings
-            if table.splits and split_of(None if split_column is None else values[split_column]) not in table.splits:
+            # The keys of a .jsonl file may change from line to line.
+            if header is None or names != header.names:
+                header = _Header.of(names, options)
+                has_prompt = has_prompt or "prompt" in header.meanings
+            if table.splits and header.split_of(values) not in table.splits:
                 continue
-            if unasked is not None and values[unasked] and not is_said:
-                say(describe_ignored_prompt(place, names[unasked]))
-                is_said = True
-            if like_split is not None and isinstance(values[like_split], str) and is_name_of_split(values[like_split]):
-                seen_splits.setdefault(values[like_split], names[like_split])
-            fields = {meaning: pick_value(meaning, found, names, values) for meaning, found in meanings.items()}
+            ignored = header.ignored_prompt
+            if ignored is not None and values[ignored] and not is_ignored_prompt_said:
+                say(describe_ignored_prompt(place, names[ignored]))
+                is_ignored_prompt_said = True
+            unasked_split = header.unasked_split_of(values)
+            if unasked_split is not None and header.like_split is not None:
+                unasked_splits.setdefault(unasked_split, names[header.like_split])
+            fields = {
+                meaning: pick_value(meaning, places, names, values) for meaning, places in header.meanings.items()
+            }
             if table.only_under is None or _first_folder(fields["audio"]) == table.only_under:
                 yield build_row(fields, names, audio_folder, f"{table.path.name}:{number}")
         except UserError as error:
             raise UserError(f"{place}:{number}: {error}") from None
-    if len(seen_splits) > 1:
-        column = next(iter(seen_splits.values()))
+    if len(unasked_splits) > 1:
+        column = next(iter(unasked_splits.values()))
         say(
-            f"{place}: the column {column!r} names splits ({', '.join(seen_splits)}), and the rows of all of them are "
-            "taken; to name one of them, call the column 'split'."
+            f"{place}: the column {column!r} names splits ({', '.join(unasked_splits)}), and the rows of all of them "
+            "are taken; to name one of them, call the column 'split'."
         )
-    if number and asked.prompt is not None and not has_prompt:
-        raise NoPromptColumnError(f"{place}: {describe_missing_column('prompt', asked.prompt, names or ())}")
+    if header is not None and options.prompt is not None and not has_prompt:
+        raise NoPromptColumnError(f"{place}: {describe_missing_column('prompt', options.prompt, header.names)}")
 
 
 def _first_folder(audio: Any) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 
 from whisper_peft.data.columns import ColumnOptions
 from whisper_peft.data.folders import Columnar, find_source
-from whisper_peft.data.parquet import Reader, open_columns, revision_of, stored_sound
+from whisper_peft.data.hub import read_revision
 from whisper_peft.data.rows import Row, fingerprint
+from whisper_peft.data.typed_tables import RowReader, open_table, read_sound_cell
 from whisper_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Shard:
         reader: of its columns.
     """
 
-    def __init__(self, table: datasets.IterableDataset, reader: Reader):
+    def __init__(self, table: datasets.IterableDataset, reader: RowReader):
         self.table, self.reader = table, reader
         self.restart(0)
 
@@ -96,13 +97,14 @@ class Shard:
             self.table.load_state_dict(self.begun)
             self.examples = iter(self.table)
         example = self._next()
-        while example is not None and not self.reader.takes(example):
+        while example is not None and not self.reader.is_wanted(example):
             self.number += 1
             example = self._next()
         if example is None:
             return None
         self.number += 1
-        return self.reader.row(example, stored_sound(example[self.reader.audio], self.reader.source), self.number - 1)
+        sound = read_sound_cell(example[self.reader.audio_column], self.reader.source)
+        return self.reader.build_row(example, sound, self.number - 1)
 
     def _next(self) -> dict[str, Any] | None:
         try:
@@ -242,13 +244,13 @@ def open_stream(
         revision, old_revision = fingerprint(listed), fingerprint(listed, with_places=True)
         return Mixed([ListedRows(listed, seed)], weight, source, revision, old_revision)
     [columns] = found
-    table = open_columns(columns, streaming=True)
-    reader = Reader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
+    table = open_table(columns, streaming=True)
+    reader = RowReader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
     if reader.remark:
         say(reader.remark)
     n_shards = min(SHARDS, table.num_shards)
     parts = [Shard(table.shard(n_shards, number) if n_shards > 1 else table, reader) for number in range(n_shards)]
-    return Mixed(parts, weight, source, revision_of(columns))
+    return Mixed(parts, weight, source, read_revision(columns))
 
 
 def first_rows(
@@ -278,8 +280,8 @@ def first_rows(
     if not all(isinstance(one, Columnar) for one in found):
         return rows(source)
     [columns] = found
-    table = open_columns(columns, streaming=True)
-    reader = Reader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
+    table = open_table(columns, streaming=True)
+    reader = RowReader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
     if reader.remark:
         say(reader.remark)
     shard = Shard(table, reader)

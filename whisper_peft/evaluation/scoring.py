@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from whisper_peft import runs
+from whisper_peft.data.columns import ColumnOptions
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.doubtful_times import read_lengths, refuse_foreign_times
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
-from whisper_peft.data.sources import clips_of, load_uncut
+from whisper_peft.data.sources import cut_into_clips, load_uncut
 from whisper_peft.data.spoken import settle_languages
 from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
@@ -191,8 +192,8 @@ def evaluate(
     """
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
-    uncut = load_uncut(str(source), audio_column=audio_column, text_column=text_column, times=times)
-    clips = [clips_of(row) for row in uncut]
+    uncut = load_uncut(str(source), ColumnOptions(audio=audio_column, text=text_column, times=times))
+    clips = [cut_into_clips(row) for row in uncut]
     rows = [clip for of_one in clips for clip in of_one][:max_clips]
     whole = [] if cut else _whole_recordings(uncut, clips, len(rows), say)
     if times is None:
