@@ -1,4 +1,4 @@
-"""Collapse rolling captions: each line that video sites and broadcasters show two or three times is kept once.
+"""Rolling captions, whose lines video sites and broadcasters show two or three times: each line is kept once.
 
 A rolling caption scrolls. Each cue begins with the last lines of the cue before, and adds a line or a word:
 
@@ -13,21 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whisper_peft.data.cues import Cue
+from whisper_peft.data.cues import CaptionCue
 from whisper_peft.data.rows import Segment
-from whisper_peft.data.text import split_words, without_words
+from whisper_peft.data.text import drop_first_words, split_words
 
-# A display that scrolls follows on the one before at once. What comes later was said again.
+# A cue that scrolls follows the cue before at once. The same words after a longer pause were said again.
 _CONTINUES_WITHIN_S = 0.5
 # Video sites show the last line alone for 10 ms before the next one begins.
 _BRIDGE_S = 0.1
 # Fewer words that end one cue and begin the next may be chance, unless they are a whole line.
-_FEWEST_WORDS = 3
-# No screen shows more at a time; longer texts cost more to compare than they are worth.
+_FEWEST_REPEATED_WORDS = 3
+# No screen shows more words at a time; longer texts cost more to compare than they are worth.
 _MOST_WORDS = 400
 # Punctuation may change while a caption rolls.
 _PUNCTUATION = ".,!?;:\"'…।。、؟"
-# Cues that begin this long before the cue before has ended were made to be read, not to tell when a word is said.
+# If a cue begins so long before the cue before has ended, the cues are timed for reading, not by the speech.
 _OVERLAP_S = 0.3
 
 
@@ -37,10 +37,11 @@ class _Words:
 
     keys: tuple[str, ...]
     line_starts: frozenset[int]
-    n_timed: int  # words behind the first time mark, which are always new
+    # The number of words after the first time mark. They are always new.
+    n_timed: int
 
     @classmethod
-    def of(cls, cue: Cue) -> _Words:
+    def of(cls, cue: CaptionCue) -> _Words:
         """Split a cue into words."""
         keys: list[str] = []
         starts = []
@@ -54,8 +55,8 @@ class _Words:
         return cls(tuple(keys), frozenset(starts), n_timed)
 
 
-def collapse(cues: Sequence[Cue]) -> list[Segment]:
-    """Make segments of cues; where they roll, each line comes once.
+def collapse(cues: Sequence[CaptionCue]) -> list[Segment]:
+    """Build segments from cues. If the cues roll, each line comes once.
 
     A file rolls if many of its cues begin with the end of the cue before and go on from there. In a file that does
     not roll, a line that is said twice stays twice.
@@ -65,55 +66,72 @@ def collapse(cues: Sequence[Cue]) -> list[Segment]:
 
     Returns:
         Segments in the order of their starts. A rolling line lasts from its first showing until the next one begins.
+
+    Example:
+        >>> from whisper_peft.data.cues import Line
+        >>> shown = [(0.0, 2.0, ["one two"]), (2.0, 4.0, ["one two", "three"]), (4.0, 6.0, ["three", "four five"])]
+        >>> cues = [CaptionCue(start_s, end_s, tuple(map(Line, lines))) for start_s, end_s, lines in shown]
+        >>> [(segment.start_s, segment.end_s, segment.text) for segment in collapse(cues)]
+        [(0.0, 2.0, 'one two'), (2.0, 4.0, 'three'), (4.0, 6.0, 'four five')]
     """
-    ordered = _without_copies(sorted(cues, key=lambda cue: cue.start_s))
+    ordered = _drop_copies(sorted(cues, key=lambda cue: cue.start_s))
     words = [_Words.of(cue) for cue in ordered]
-    repeated = [0]
+    # For each cue, how many of its first words the cue before has shown already.
+    n_repeated = [0]
     for index in range(1, len(ordered)):
-        repeated.append(_n_repeated(ordered[index - 1], words[index - 1], ordered[index], words[index]))
-    if not _is_rolling(ordered, words, repeated):
-        segments = [Segment(cue.text, cue.start_s, cue.end_s) for cue in ordered]
-        return _end_at_next(segments) if _overlaps_mostly(segments) else segments
+        n_repeated.append(_count_repeated(ordered[index - 1], words[index - 1], ordered[index], words[index]))
+    if _is_rolling(ordered, words, n_repeated):
+        return _end_at_next(_keep_new_words(ordered, n_repeated))
+    segments = [Segment(cue.text, cue.start_s, cue.end_s) for cue in ordered]
+    if _overlap_mostly(segments):
+        return _end_at_next(segments)
+    return segments
+
+
+def _keep_new_words(cues: Sequence[CaptionCue], n_repeated: Sequence[int]) -> list[Segment]:
+    """Build segments from the new words of rolling cues."""
     segments: list[Segment] = []
-    for cue, n_repeated in zip(ordered, repeated, strict=True):
-        new_text = without_words(cue.text, n_repeated)
+    for cue, n_old in zip(cues, n_repeated, strict=True):
+        new_text = drop_first_words(cue.text, n_old)
         if new_text:
-            segments.append(Segment(new_text, _start_s(cue, n_repeated), cue.end_s))
+            segments.append(Segment(new_text, _find_start(cue, n_old), cue.end_s))
         elif segments:
+            # The cue shows the line before once more.
             before = segments[-1]
             segments[-1] = Segment(before.text, before.start_s, max(before.end_s, cue.end_s))
-    return _end_at_next(segments)
+    return segments
 
 
-def _without_copies(cues: list[Cue]) -> list[Cue]:
-    """Drop a cue that is the one before again, as at the borders of a stream's parts."""
-    kept: list[Cue] = []
+def _drop_copies(cues: list[CaptionCue]) -> list[CaptionCue]:
+    """Drop each cue that repeats the one before, as happens at the borders of a stream's parts."""
+    kept: list[CaptionCue] = []
     for cue in cues:
         if not kept or (cue.start_s, cue.end_s, cue.text) != (kept[-1].start_s, kept[-1].end_s, kept[-1].text):
             kept.append(cue)
     return kept
 
 
-def _n_repeated(before: Cue, old: _Words, cue: Cue, new: _Words) -> int:
-    """Count the words at the start of a cue that are the end of the cue before."""
+def _count_repeated(before: CaptionCue, old: _Words, cue: CaptionCue, new: _Words) -> int:
+    """Count the words that begin a cue and end the cue before."""
     if cue.start_s - before.end_s > _CONTINUES_WITHIN_S:
         return 0
     most = len(new.keys) - new.n_timed
-    for n_words in _overlaps(old.keys, new.keys):
+    for n_words in _list_overlaps(old.keys, new.keys):
         begins_line = len(old.keys) - n_words in old.line_starts
         ends_line = n_words in new.line_starts or n_words == len(new.keys)
-        if n_words <= most and (begins_line or ends_line or n_words >= _FEWEST_WORDS):
+        if n_words <= most and (begins_line or ends_line or n_words >= _FEWEST_REPEATED_WORDS):
             return n_words
     return 0
 
 
-def _overlaps(old: tuple[str, ...], new: tuple[str, ...]) -> list[int]:
-    """List the lengths, longest first, of what both ends `old` and begins `new`.
+def _list_overlaps(old: tuple[str, ...], new: tuple[str, ...]) -> list[int]:
+    """List the lengths of all word sequences that end `old` and begin `new`, the longest first.
 
-    This is the failure function of Knuth, Morris and Pratt over `new`, a separator and `old`: linear in the words.
+    This is the failure function of Knuth, Morris and Pratt over `new`, a separator and `old`. It takes time in
+    proportion to the number of words.
 
     Example:
-        >>> _overlaps(("a", "b", "a"), ("a", "b", "a", "c"))
+        >>> _list_overlaps(("a", "b", "a"), ("a", "b", "a", "c"))
         [3, 1]
     """
     if not old or not new:
@@ -125,22 +143,26 @@ def _overlaps(old: tuple[str, ...], new: tuple[str, ...]) -> list[int]:
         length = longest[index - 1]
         while length and joined[index] != joined[length]:
             length = longest[length - 1]
-        longest[index] = length + 1 if joined[index] == joined[length] else 0
-    found = []
+        if joined[index] == joined[length]:
+            longest[index] = length + 1
+    lengths = []
     length = longest[-1]
     while length:
-        found.append(length)
+        lengths.append(length)
         length = longest[length - 1]
-    return found
+    return lengths
 
 
-def _is_rolling(cues: Sequence[Cue], words: Sequence[_Words], repeated: Sequence[int]) -> bool:
-    """Tell whether the cues of a file roll: half of them, or a third and word marks, which only such files have."""
-    has_marks = any(one.n_timed for one in words)
+def _is_rolling(cues: Sequence[CaptionCue], words: Sequence[_Words], n_repeated: Sequence[int]) -> bool:
+    """Tell whether the cues of a file roll.
+
+    Half of them must, or a third if the file has marks for words, which only rolling captions have.
+    """
+    has_marks = any(cue_words.n_timed for cue_words in words)
     n_rolling = 0
     for index in range(1, len(cues)):
-        goes_on = 0 < repeated[index] < len(words[index].keys)
-        is_whole = repeated[index] == len(words[index].keys)
+        goes_on = 0 < n_repeated[index] < len(words[index].keys)
+        is_whole = n_repeated[index] == len(words[index].keys)
         is_bridge = is_whole and (has_marks or cues[index].end_s - cues[index].start_s <= _BRIDGE_S)
         n_rolling += goes_on or is_bridge
     if has_marks:
@@ -148,17 +170,18 @@ def _is_rolling(cues: Sequence[Cue], words: Sequence[_Words], repeated: Sequence
     return n_rolling >= 2 and 2 * n_rolling >= len(cues) - 1
 
 
-def _start_s(cue: Cue, n_repeated: int) -> float:
+def _find_start(cue: CaptionCue, n_old: int) -> float:
     """Find when the first new word of a cue is said: at its mark, else when the cue begins."""
     n_words = 0
     for line in cue.lines:
-        if n_words == n_repeated and line.start_s is not None and cue.start_s <= line.start_s <= cue.end_s:
+        if n_words == n_old and line.start_s is not None and cue.start_s <= line.start_s <= cue.end_s:
             return line.start_s
         n_words += len(split_words(line.text))
     return cue.start_s
 
 
-def _overlaps_mostly(segments: Sequence[Segment]) -> bool:
+def _overlap_mostly(segments: Sequence[Segment]) -> bool:
+    """Tell whether most segments begin clearly before the one before has ended."""
     n_overlaps = 0
     for index in range(1, len(segments)):
         n_overlaps += segments[index].start_s < segments[index - 1].end_s - _OVERLAP_S
@@ -166,7 +189,7 @@ def _overlaps_mostly(segments: Sequence[Segment]) -> bool:
 
 
 def _end_at_next(segments: Sequence[Segment]) -> list[Segment]:
-    """End each segment where the next one begins, if not before."""
+    """End each segment where the next one begins, unless it ends before that."""
     ended = []
     for index, segment in enumerate(segments):
         end_s = segment.end_s

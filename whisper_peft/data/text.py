@@ -155,11 +155,11 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def without_words(text: str, n_words: int) -> str:
+def drop_first_words(text: str, n_words: int) -> str:
     """Take the first words out of a text; see `split_words`.
 
     Example:
-        >>> without_words("大家好吗", 2)
+        >>> drop_first_words("大家好吗", 2)
         '好吗'
     """
     starts = [match.start() for match in _WORD.finditer(text)]
