@@ -1,7 +1,7 @@
-"""The words of a transcript to tokens and back, by Whisper's own convention.
+"""How the words of a transcript become tokens, and tokens become words, by Whisper's own convention.
 
-A transcript is plain characters. What looks like a special token in it ("<|endoftext|>", "<|2.00|>") is text like all
-else, and whether a segment begins with a space follows from its script: see `begins_with_space`.
+A transcript is plain characters. Text in it that looks like a special token ("<|endoftext|>", "<|2.00|>") is text like
+all other text. The script of a segment decides if it begins with a space: see `begins_with_space`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 
 
 class Words:
-    """A tokenizer for text alone.
+    """A tokenizer that only knows text.
 
     Args:
         tokenizer: The checkpoint's tokenizer.
-        markers: Token ids that are no text: from `<|endoftext|>` to the last timestamp.
+        markers: The ids of tokens that are no text, from `<|endoftext|>` to the last time.
     """
 
     def __init__(self, tokenizer: WhisperTokenizer, *, markers: range):
         self._plain = _without_added_tokens(tokenizer)
         self._markers = markers
-        # Tokens that somebody has added to the vocabulary are read when a model says them, but never written.
-        self._added = {
-            number: "" if token.special else token.content for number, token in tokenizer.added_tokens_decoder.items()
-        }
+        # Tokens that somebody has added to the vocabulary are decoded if a model generates them, but a text is never
+        # encoded to them.
+        self._added: dict[int, str] = {}
+        for number, token in tokenizer.added_tokens_decoder.items():
+            self._added[number] = "" if token.special else token.content
         self._lone_space = self.encode(" ")
 
     def encode(self, text: str) -> list[int]:
         """Encode a text as it stands.
 
         Raises:
-            ValueError: Half a character (a lone surrogate) is in it.
+            ValueError: The text contains half a character (a lone surrogate).
         """
         try:
             text.encode("utf-8")
@@ -51,11 +52,11 @@ class Words:
         return len(self._plain.encode(readable, add_special_tokens=False).ids)
 
     def of_segment(self, text: str, language: str | None) -> list[int]:
-        """Encode a segment as Whisper writes it: trimmed, and with a space before it where its script has spaces.
+        """Encode a segment as Whisper writes it: without outer spaces, then with one before it if its script has them.
 
         Args:
-            text: Of the segment.
-            language: Whisper's code of the language that is written; None in English-only checkpoints.
+            text: The text of the segment.
+            language: Whisper's code for the language of the text; None for an English-only checkpoint.
         """
         text = text.strip()
         if text and begins_with_space(text, language):
@@ -63,34 +64,35 @@ class Words:
         return self.encode(text)
 
     def without_lone_space(self, tokens: list[int]) -> list[int]:
-        """Leave out a space that is a token of its own before the text."""
+        """Return tokens without the space before the text, if that space is a token of its own."""
         n_space = len(self._lone_space)
         if tokens[:n_space] == self._lone_space:
             return tokens[n_space:]
         return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode generated tokens to text, spaces at its ends included.
+        """Decode generated tokens to text, with the spaces at its ends.
 
-        transformers' own `decode` takes away all that looks like a timestamp, and so words that a speaker wrote.
+        The `decode` of transformers removes all text that looks like a time, even if a person wrote it.
         """
         text = ""
-        run: list[int] = []  # of tokens that are decoded together: a character may lie in several
+        # These are decoded together, because a character may be spread over several tokens.
+        waiting: list[int] = []
         for token in map(int, tokens):
             if token < 0 or token in self._markers:
                 continue
             if token in self._added:
-                text += self._plain.decode(run) + self._added[token]
-                run = []
+                text += self._plain.decode(waiting) + self._added[token]
+                waiting = []
             else:
-                run.append(token)
-        return text + self._plain.decode(run)
+                waiting.append(token)
+        return text + self._plain.decode(waiting)
 
 
 def _without_added_tokens(tokenizer: WhisperTokenizer) -> Tokenizer:
-    """Build the same tokenizer without added tokens.
+    """Build the same tokenizer without its added tokens.
 
-    `split_special_tokens` is not enough: transformers still finds the timestamps in a text, and every token that a
+    `split_special_tokens` is not enough: transformers would still find times in a text, and every token that a
     checkpoint has added.
     """
     from tokenizers import Tokenizer
