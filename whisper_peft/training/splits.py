@@ -12,7 +12,7 @@ from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.batching import clips_per_epoch
 from whisper_peft.data.dataset import Augment, SpeechDataset
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.rows import Row, hold_out, fill_in_language
+from whisper_peft.data.rows import Row, fill_in_language, hold_out
 from whisper_peft.data.sources import load_source, load_sources
 from whisper_peft.data.spoken import settle_languages, take_for
 from whisper_peft.data.streams import RowStream, first_rows, open_stream
