@@ -46,7 +46,7 @@ def test_published_shapes_need_no_network(tiny_model, monkeypatch):
     for name, shape in PUBLISHED.items():
         assert shape_of(f"openai/whisper-{name}") == shape_of(f"hf:openai/whisper-{name}") == shape
     tiny = shape_of(str(tiny_model))
-    assert (tiny.d_model, tiny.layers, tiny.f, tiny.window_s) == (16, 1, 32, 3.0)
+    assert (tiny.d_model, tiny.layers, tiny.ffn_width, tiny.window_s) == (16, 1, 32, 3.0)
     with pytest.raises(UserError, match="no such folder"):
         shape_of("./whisper-small")
 

@@ -30,7 +30,8 @@ ROOMS = {
         "augmentation", "stitching", "dataset", "batching", "streams", "samplers", "collator",
     ),
     "model": (
-        "devices", "architecture", "memory", "attention", "windows", "specaugment", "head", "quantizing", "fields",
+        "devices", "architecture", "attention", "head", "trained_weights", "activations",
+        "memory", "windows", "specaugment", "quantizing", "fields",
         "foreign", "from_pretrained", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
         "generation_config", "configs", "loading", "lora", "weight_checks", "build",
     ),
@@ -61,7 +62,6 @@ LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.
 IMPORTED_LAZILY = (
     "whisper_peft.training.trainer", "whisper_peft.training.callbacks", "whisper_peft.model.windows",
-    "whisper_peft.model.attention",
 )  # fmt: skip
 
 

@@ -12,18 +12,13 @@ from conftest import make_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from whisper_peft.model.activations import Load
 from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.build import build_model, whisper_of
 from whisper_peft.model.head import logits_at
 from whisper_peft.model.locating import locate
-from whisper_peft.model.memory import (
-    Load,
-    Method,
-    adapter_parameters,
-    predict_memory,
-    trainable,
-    weight_bytes,
-)
+from whisper_peft.model.memory import predict_memory
+from whisper_peft.model.trained_weights import Method, adapter_parameters, count_trainable, weight_bytes
 from whisper_peft.training.loss import token_loss_sum
 
 CLIPS, TOKENS, RANK = 3, 30, 8
@@ -121,7 +116,7 @@ def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropo
         trained_modules=("layer_norm",),
     )  # fmt: skip
     shape = Architecture.of(whisper_of(model).config)
-    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, dtype)
     found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
     assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.15)
@@ -153,7 +148,7 @@ def test_partial_adapters(deep_model, targets, freeze):
     shape = Architecture.of(whisper_of(model).config)
     sizes = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
     assert adapter_parameters(shape, method) == sum(sizes)
-    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, None)
     found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
     held = found.activations + found.logits + found.gradients
@@ -171,11 +166,11 @@ def test_weights_are_counted_to_the_byte(deep_model, kind, precision):
     method = Method(mode=mode, quantize=quantize, precision=precision, device="cpu", rank=RANK)
     found = sum(p.numel() * p.element_size() for p in held)
     assert weight_bytes(shape, method) == pytest.approx(found, rel=0.03 if quantize else 1e-6)
-    assert trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     if kind == "full":
         frozen = build_model(locate(deep_model), "full", freeze="encoder")
         wanted = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
-        assert trainable(shape, dataclasses.replace(method, freeze="encoder")) == wanted
+        assert count_trainable(shape, dataclasses.replace(method, freeze="encoder")) == wanted
 
 
 def test_the_published_sizes_have_their_published_parameters():

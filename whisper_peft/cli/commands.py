@@ -47,7 +47,7 @@ from whisper_peft.cli.recipes import recipes
 from whisper_peft.cli.score_lines import score_lines
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable, reason_of
-from whisper_peft.model.memory import GIB
+from whisper_peft.model.devices import GIB
 
 # The exit code of a bug of ours: EX_SOFTWARE of sysexits.h.
 BUG = 70

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.files import printable
-from whisper_peft.model.memory import GIB
+from whisper_peft.model.devices import GIB
 
 if TYPE_CHECKING:
     from whisper_peft.delivery.merging import MergeReport

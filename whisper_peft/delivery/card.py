@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.text import LANGUAGES, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.model.memory import GIB
+from whisper_peft.model.devices import GIB
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -14,9 +14,10 @@ from whisper_peft.delivery.card import CardWords, Subject, write_card
 from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of, without_paths
 from whisper_peft.delivery.repository import CARD, RepoFile, check_base, check_login, check_repo_name, look_into, send
 from whisper_peft.errors import UserError
+from whisper_peft.model.adapter_configs import ADAPTER_CONFIG
 from whisper_peft.model.configs import GENERATION_CONFIG
 from whisper_peft.model.extractor import PREPROCESSOR, PROCESSOR
-from whisper_peft.model.identity import ADAPTER_CONFIG, BASE_FACTS, WEIGHTS_INDEX
+from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.model.weight_checks import check_weights
 from whisper_peft.recipe_files import HUB_PREFIX

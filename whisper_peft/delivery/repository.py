@@ -12,7 +12,8 @@ from pathlib import Path
 
 from whisper_peft.delivery.card import is_untouched
 from whisper_peft.errors import UserError
-from whisper_peft.model.identity import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
+from whisper_peft.model.adapter_configs import ADAPTER_CONFIG
+from whisper_peft.model.identity import WEIGHTS, WEIGHTS_INDEX
 
 CARD = "README.md"
 LOGIN = "log in with 'hf auth login', or set HF_TOKEN, to a token that may write"

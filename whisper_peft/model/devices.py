@@ -1,7 +1,10 @@
-"""Where a model runs, and in which arithmetic."""
+"""The device that a model runs on, its memory, and the precision of the arithmetic."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import time
 from typing import TYPE_CHECKING
@@ -10,106 +13,128 @@ from whisper_peft.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+# Bytes of what our pages and messages call a GB. Graphics cards are sold in this unit, and nvidia-smi shows it.
+GIB = 1024**3
+# Values of --precision, for a model that is run and not trained.
 RUNNING_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-RETURNED_BYTES = 4 * 1024 * 1024  # a block of memory so large goes back to the system when it is freed
-PLAIN_ATTENTION_KEYS = 512  # a window of 10 s: up to so many a CPU in bf16 attends by plain products, see attention.py
+# In bytes. The C library returns a freed block of at least this size to the system, see `return_large_blocks`.
+RETURNED_BYTES = 4 * 1024 * 1024
+# The name that mallopt(3) gives to the setting is M_MMAP_THRESHOLD.
+_MALLOPT_MMAP_THRESHOLD = -3
+# How many times faster than in float32 a CPU must multiply in bf16 before we choose bf16 for it.
+_WORTHWHILE_SPEEDUP = 1.5
+# What torch writes in a RuntimeError when an allocation fails. Only CUDA has an exception class of its own for it.
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def best_device() -> torch.device:
-    """This process's CUDA device (of its local rank), else MPS (untested), else the CPU."""
+    """Return the CUDA device of this process's local rank, else MPS (untested), else the CPU."""
     import torch
 
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def to_device(model):
-    """The model on the best device there is; a quantised one was loaded there."""
-    return model if getattr(model, "is_quantized", False) else model.to(best_device())
+    """Move a model to the best device; a quantised model is there since it was loaded."""
+    if getattr(model, "is_quantized", False):
+        return model
+    return model.to(best_device())
 
 
 def best_precision() -> str:
-    """bf16 where the device has it, else fp16 on CUDA and fp32 elsewhere (MPS, untested, among them)."""
+    """Return bf16 where the device computes it well, else fp16 on CUDA and fp32 elsewhere.
+
+    MPS, which is untested, gets fp32.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if not torch.backends.mps.is_available() and bf16_pays() else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16"
+    if not torch.backends.mps.is_available() and _is_faster_in_bf16():
+        return "bf16"
+    return "fp32"
 
 
-def bf16_pays(size: int = 1024, tries: int = 5) -> bool:
-    """Whether this CPU multiplies matrices faster in bf16 than in float32, by half at least.
+def _is_faster_in_bf16(size: int = 1024, n_tries: int = 5) -> bool:
+    """Tell whether this CPU multiplies matrices at least 1.5 times faster in bf16 than in float32.
 
-    Found by trying: torch emulates bf16 where instructions for it are missing, and is slower then.
+    The answer is measured: where a CPU has no instructions for bf16, torch emulates them and is slower than in float32.
+
+    Args:
+        size: Number of rows and columns of the matrix.
+        n_tries: Number of multiplications in each type, of which the quickest counts.
     """
     import torch
 
-    def quickest(dtype: torch.dtype) -> float:
-        matrix, seconds = torch.ones(size, size, dtype=dtype), []
-        for _ in range(tries):
-            began = time.perf_counter()
+    def quickest_s(dtype: torch.dtype) -> float:
+        matrix = torch.ones(size, size, dtype=dtype)
+        durations_s = []
+        for _ in range(n_tries):
+            start_s = time.perf_counter()
             torch.mm(matrix, matrix)
-            seconds.append(time.perf_counter() - began)
-        return min(seconds)
+            durations_s.append(time.perf_counter() - start_s)
+        return min(durations_s)
 
-    return quickest(torch.bfloat16) * 1.5 < quickest(torch.float32)
+    return quickest_s(torch.bfloat16) * _WORTHWHILE_SPEEDUP < quickest_s(torch.float32)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no more memory to give."""
+    """Tell whether an error says that the device, or the machine, has no memory left."""
     import torch
 
-    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 def return_large_blocks() -> None:
-    """Has the C library give large blocks back when they are freed.
+    """Make the C library return large blocks to the system when they are freed.
 
-    Else it soon keeps all below 32 MB, and the heap is full of holes: on a CPU a step on 30 s windows took up to
-    three times the memory that it used. On windows of 5 s it only took a tenth more time. Its mallopt(3); holds for the
-    process.
+    This holds for the whole process and cannot be taken back: mallopt(3) knows no other scope. `train` calls it before
+    it loads the model, and only where memory matters more than time.
+
+    By default the C library keeps every freed block below 32 MB, and the heap fills with holes that no later tensor
+    fits. On a CPU, a step on 30 s windows then took up to three times the memory that it used. On 5 s windows the
+    setting saves nothing and costs a tenth more time.
     """
-    import contextlib
-    import ctypes
-
-    m_mmap_threshold = -3
-    with contextlib.suppress(OSError, AttributeError):  # another C library than Linux's
-        ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, RETURNED_BYTES)
+    # Only the C library of Linux has the function: elsewhere nothing changes.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_MALLOPT_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def free_unused_memory() -> None:
-    """Gives back what nothing holds any more."""
-    import gc
-
+    """Return to the device, or to the system, the memory that no tensor uses any more."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    else:
-        import contextlib
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):  # another C library than Linux's
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return
+    # Only the C library of Linux has the function: elsewhere nothing changes.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def dtype_of(precision: str) -> torch.dtype | None:
-    """The type that autocast computes in under a precision; None: float32, without autocast."""
+    """Return the type that autocast computes in; None for fp32, which needs no autocast."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def running_precision(precision: str) -> str:
-    """Choose the precision that a model is run in where it is not trained.
+    """Choose the precision for a model that is run and not trained.
 
     Args:
-        precision: fp32, bf16 or fp16; auto for the best half precision on a GPU, and fp32 elsewhere.
+        precision: fp32, bf16 or fp16 is returned as it is; auto means the best half precision on a GPU, and fp32
+            elsewhere.
 
     Raises:
         UserError: There is no such precision.
@@ -118,4 +143,6 @@ def running_precision(precision: str) -> str:
         raise UserError(f"--precision {precision}: expected one of {', '.join(RUNNING_PRECISIONS)}.")
     if precision != "auto":
         return precision
-    return best_precision() if best_device().type == "cuda" else "fp32"
+    if best_device().type == "cuda":
+        return best_precision()
+    return "fp32"

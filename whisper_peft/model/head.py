@@ -1,4 +1,8 @@
-"""The output projection where it is needed only: it is as wide as the vocabulary."""
+"""The output head, computed only where its result is needed.
+
+The head gives each position one number for each token of the vocabulary: 51,865 numbers, more than all the other layers
+give together. So training computes it only at positions with a loss, and evaluation only a few positions at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,30 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from whisper_peft.model.memory import EVALUATED_ROWS
-
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import WhisperForConditionalGeneration
+
+# Rows of logits that the loss converts to float32 at a time: about what the cache of a CPU holds.
+LOSS_ROWS = 32
+# Rows of logits that an evaluation computes at a time. No gradient needs them, so each piece can be dropped at once.
+EVALUATED_ROWS = 256
 
 
 @contextlib.contextmanager
-def logits_at(whisper, wanted: Tensor, then: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, a Whisper's forward has logits (n_wanted, vocab), and gives what `then` makes of them as its `logits`.
+def logits_at(
+    whisper: WhisperForConditionalGeneration, wanted: Tensor, then: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Within the block, let a Whisper's forward compute logits (n_wanted, vocab), and return `then(logits)` for them.
 
-    Both within the model's forward, by hooks on its last layer: data parallel sees one call, and under autocast the
-    logits stay in reduced precision, where a forward's output is copied to float32.
+    The result of `then` arrives as the `logits` of the model's output. Hooks on the head do both inside the model's
+    forward, for two reasons: data parallel sees one call, and under autocast the logits stay in reduced precision.
+    Outside of the forward they would have been copied to float32.
 
     Args:
-        whisper: a WhisperForConditionalGeneration.
-        wanted: bool (batch, longest), which positions' logits are wanted; their order is kept.
-        then: a function of the logits, for example a loss.
+        whisper: The model, without peft's wrapper.
+        wanted: bool (batch, longest), True at the positions whose logits are wanted. Their order is kept.
+        then: A function of the logits, for example a loss.
     """
     head = whisper.proj_out
     hooks = [
@@ -37,40 +48,47 @@ def logits_at(whisper, wanted: Tensor, then: Callable[[Tensor], Tensor]) -> Iter
 
 
 @contextlib.contextmanager
-def states_at(whisper, wanted: Tensor) -> Iterator[list[Tensor]]:
-    """Inside, a Whisper's forward makes no logits; the list gets the states (n_wanted, d_model) before the head.
+def states_at(whisper: WhisperForConditionalGeneration, wanted: Tensor) -> Iterator[list[Tensor]]:
+    """Within the block, let a Whisper's forward compute no logits, and collect the states before the head.
 
     Args:
-        whisper: a WhisperForConditionalGeneration.
-        wanted: bool (batch, longest), which positions' states are wanted; their order is kept.
+        whisper: The model, without peft's wrapper.
+        wanted: bool (batch, longest), True at the positions whose states are wanted. Their order is kept.
+
+    Yields:
+        A list to which each forward appends its states (n_wanted, d_model).
     """
-    kept: list[Tensor] = []
+    collected: list[Tensor] = []
 
-    def keep(module, inputs: tuple) -> tuple:
-        kept.append(inputs[0][wanted])
-        return (inputs[0][:0],)
+    def collect(module, inputs: tuple) -> tuple:
+        states = inputs[0]
+        collected.append(states[wanted])
+        # No row at all is left for the head to multiply.
+        return (states[:0],)
 
-    hook = whisper.proj_out.register_forward_pre_hook(keep)
+    hook = whisper.proj_out.register_forward_pre_hook(collect)
     try:
-        yield kept
+        yield collected
     finally:
         hook.remove()
 
 
-def token_losses(whisper, states: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of each target, a few rows of logits at a time: for evaluation, without gradient.
+def token_losses(whisper: WhisperForConditionalGeneration, states: Tensor, targets: Tensor) -> Tensor:
+    """Compute the cross-entropy of each target, a few rows of logits at a time; for evaluation, without gradient.
 
     Args:
-        whisper: whose head is used.
-        states: (n_targets, d_model), see `states_at`.
-        targets: int64 (n_targets,).
+        whisper: The model whose head is used.
+        states: The states before the head (n_targets, d_model), see `states_at`.
+        targets: Token ids, int64 (n_targets,).
 
     Returns:
-        float32 (n_targets,), in nats.
+        The losses in nats, float32 (n_targets,).
     """
     import torch
+    from torch.nn.functional import cross_entropy
 
-    pairs = zip(states.split(EVALUATED_ROWS), targets.split(EVALUATED_ROWS), strict=True)
-    return torch.cat([
-        torch.nn.functional.cross_entropy(whisper.proj_out(rows).float(), of, reduction="none") for rows, of in pairs
-    ])  # fmt: skip
+    losses = []
+    for piece, piece_targets in zip(states.split(EVALUATED_ROWS), targets.split(EVALUATED_ROWS), strict=True):
+        # Without a name the logits are freed before the next piece makes its own.
+        losses.append(cross_entropy(whisper.proj_out(piece).float(), piece_targets, reduction="none"))
+    return torch.cat(losses)

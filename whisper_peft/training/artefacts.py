@@ -7,10 +7,11 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
+from whisper_peft.model.adapter_configs import ADAPTER_WEIGHTS
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.configs import load_processor
 from whisper_peft.model.from_pretrained import without_bars
-from whisper_peft.model.identity import ADAPTER_WEIGHTS, BASE_FACTS, weight_files
+from whisper_peft.model.identity import BASE_FACTS, weight_files
 from whisper_peft.model.loading import shapes_of
 from whisper_peft.model.locating import Located
 from whisper_peft.model.lora import fit_to_adapter

@@ -17,12 +17,14 @@ from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_T
 from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import AT_ONCE
+from whisper_peft.model.activations import Load
 from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.configs import load_config, load_processor
-from whisper_peft.model.devices import best_precision
+from whisper_peft.model.devices import GIB, best_precision
 from whisper_peft.model.locating import locate
 from whisper_peft.model.lora import target_words
-from whisper_peft.model.memory import GIB, Load, Memory, Method, predict_memory, trainable
+from whisper_peft.model.memory import Memory, predict_memory
+from whisper_peft.model.trained_weights import Method, count_trainable
 from whisper_peft.recipe import Recipe, override
 from whisper_peft.recipe_files import HUB_PREFIX, given
 from whisper_peft.training.defaults import adapters_own
@@ -321,7 +323,7 @@ def plan(
         "device": dataclasses.asdict(device), "model": recipe.model.name, "mode": recipe.train.mode,
         "quantize": recipe.train.quantize, "precision": method.precision, "window": recipe.features.window,
         "batch_size": recipe.train.batch_size, "gradient_checkpointing": recipe.train.gradient_checkpointing,
-        "parameters": shape.parameters, "trainable": trainable(shape, method), "clips": clips.count,
+        "parameters": shape.parameters, "trainable": count_trainable(shape, method), "clips": clips.count,
         "memory": {**dataclasses.asdict(memory), "peak": memory.peak}, "fits": fits,
         "micro_batch_s": fitting.train.micro_batch_s, "clips_at_once": load.clips,
         "hours_per_epoch": steps * step_s / 3600 if steps and step_s else None,
