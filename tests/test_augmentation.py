@@ -29,7 +29,7 @@ from whisper_peft.data.dataset import Pick
 from whisper_peft.model.build import build_model
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate
-from whisper_peft.model.specaugment import masked
+from whisper_peft.model.specaugment import set_masks
 from whisper_peft.recipe import Augment, Recipe, override
 
 MASKS = override(Recipe(), {"augment.spec_augment": True}).augment.masks
@@ -329,19 +329,19 @@ def seen(whisper, features: torch.Tensor) -> torch.Tensor:
 
 def test_spec_augment_masks_training_input_and_leaves_no_trace(whisper):
     features, before = torch.randn(2, 80, 120) - 5, whisper.config.to_dict()
-    with masked(whisper, MASKS, 120):
+    with set_masks(whisper, MASKS, 120):
         assert whisper.config.apply_spec_augment
         hidden = (seen(whisper, features) == 0).all(dim=1)
     assert ((hidden.sum(1) >= 10) & (hidden.sum(1) <= 20)).all()  # two masks of 10 frames, which may overlap
     assert whisper.config.to_dict() == before and not before["apply_spec_augment"]
-    with masked(whisper, {**MASKS, "mask_time_prob": 0.0, "mask_feature_prob": 0.5}, 120):
+    with set_masks(whisper, {**MASKS, "mask_time_prob": 0.0, "mask_feature_prob": 0.5}, 120):
         assert (seen(whisper, features) == 0).all(dim=2).any(dim=1).all()
-    with masked(whisper.eval(), MASKS, 120):
+    with set_masks(whisper.eval(), MASKS, 120):
         assert torch.equal(seen(whisper, features), features)
     whisper.train()
     whisper.config.apply_spec_augment = True  # of a base whose maker left it on
     try:
-        with masked(whisper, {}, 120):
+        with set_masks(whisper, {}, 120):
             assert torch.equal(seen(whisper, features), features)
         assert whisper.config.apply_spec_augment
     finally:
@@ -355,12 +355,12 @@ def test_spec_augment_on_windows_shorter_than_its_masks(whisper, window_frames, 
 
     condense_silence(whisper, silence)
     features = torch.randn(3, 80, window_frames) - 5
-    with masked(whisper, MASKS, window_frames):
+    with set_masks(whisper, MASKS, window_frames):
         reached = seen(whisper, features)
     assert torch.isfinite(reached).all()
     assert torch.equal(reached, features) == (window_frames < 10)
     if window_frames < 10:  # what transformers says of it
-        with pytest.raises(ValueError, match="mask_length"), masked(whisper, {**MASKS, "mask_time_length": 1}, 2):
+        with pytest.raises(ValueError, match="mask_length"), set_masks(whisper, {**MASKS, "mask_time_length": 1}, 2):
             whisper.config.mask_time_length = 10
             seen(whisper, features)
     condense_silence(whisper, "tight")
@@ -444,6 +444,6 @@ def test_masks_are_transformers_own(tiny_model):
 
     assert {name: getattr(WhisperConfig(), name) for name in MASKS} == MASKS and len(MASKS) == 6
     adapter = build_model(locate(tiny_model), "lora", lora={"rank": 2})
-    with masked(adapter.get_base_model(), MASKS, 100):
+    with set_masks(adapter.get_base_model(), MASKS, 100):
         assert adapter.config.apply_spec_augment and adapter.get_base_model().model.config.apply_spec_augment
     assert not adapter.config.apply_spec_augment

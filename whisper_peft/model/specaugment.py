@@ -1,21 +1,29 @@
-"""SpecAugment as transformers has it: stretches of a training step's log-mels, along time or frequency, are masked."""
+"""SpecAugment, as transformers has it: in training, parts of the log-mels are masked along time or frequency."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 
 @contextlib.contextmanager
-def masked(whisper, masks: Mapping[str, float] | None, window_frames: int) -> Iterator[None]:
-    """Within it a Whisper in training mode masks its input, or does not; its config is afterwards as it was.
+def set_masks(
+    whisper: WhisperForConditionalGeneration, masks: Mapping[str, float] | None, window_frames: int
+) -> Iterator[None]:
+    """Within the block, switch the masking of a Whisper in training mode on or off; afterwards restore its config.
 
-    The config is saved with the model, whose next user should not find masks switched on.
+    The config is saved with the model, and the next user of the model should not find masks switched on.
 
     Args:
-        whisper: a WhisperForConditionalGeneration.
-        masks: WhisperConfig's `mask_time_prob` and so on; None: nothing is masked, whatever the config says.
-        window_frames: of the input. transformers refuses masks longer than it: such a window has none along time.
+        whisper: The model, without peft's wrapper.
+        masks: Values for WhisperConfig's `mask_time_prob`, `mask_time_length` and so on. None switches masking off,
+            whatever the config says.
+        window_frames: Frames of the input. transformers refuses masks along time that are longer than the input, so
+            such a window gets none.
     """
     config = whisper.model.config
     settings: dict[str, object] = {"apply_spec_augment": bool(masks), **(masks or {})}

@@ -30,7 +30,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import free_unused_memory, is_out_of_memory
 from whisper_peft.model.head import logits_at
-from whisper_peft.model.specaugment import masked
+from whisper_peft.model.specaugment import set_masks
 from whisper_peft.training.loss import token_loss_sum
 
 
@@ -63,7 +63,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         parts: (rows, weight) of the sources, see `steps`.
         stream: gives the steps, where the rows are of a stream.
         begin: the block that `start` is in, where a checkpoint kept it.
-        masks: of SpecAugment, see `masked`; None: none.
+        masks: of SpecAugment, see `set_masks`; None: none.
         evaluate_model: () -> metrics (without prefix), or None.
         loss: (logits (n_targets, vocab), labels (n_targets,)) -> summed loss over the micro-batch's targets.
         on_batch: told each step's batch before it is trained on.
@@ -204,7 +204,7 @@ class SpeechTrainer(Seq2SeqTrainer):
             features = features.clone()  # masks are written into it, and the step may have to be made again
         with (
             logits_at(whisper, wanted, then=lambda logits: self.loss(logits, targets)),
-            masked(whisper, self.masks, features.shape[-1]),
+            set_masks(whisper, self.masks, features.shape[-1]),
         ):
             outputs = model(input_features=features, decoder_input_ids=inputs["decoder_input_ids"], use_cache=False)
         loss = outputs.logits
