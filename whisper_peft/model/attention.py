@@ -50,7 +50,7 @@ def attention(
             heads, n_queries, n_keys). None is no mask.
         scaling: Factor of the scores.
         dropout: Share of the attention weights that is set to zero in training.
-        kwargs: What else transformers hands to its own functions.
+        **kwargs: What else transformers hands to its own functions.
 
     Returns:
         The attended values (batch, n_queries, heads, head_width), and None in place of the weights.

@@ -1,8 +1,10 @@
-"""Call transformers' from_pretrained functions: no progress bars, and each failure as one clear line."""
+"""Calls of transformers' from_pretrained functions, without progress bars and with each failure as one clear line."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
@@ -11,35 +13,45 @@ from whisper_peft.model.foreign import foreign_config
 
 
 @contextlib.contextmanager
-def without_bars():
-    """No bar for what takes a second: stderr is for what the user should read."""
+def without_bars() -> Iterator[None]:
+    """Within the block, show no progress bars: a bar for one second hides on stderr what the user should read."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    were_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             logging.enable_progress_bar()
 
 
-def load_or_explain(load, source: str, what: str, **options: object):
-    """Calls a from_pretrained, and turns what a user can cause into one clear line."""
+def load_or_explain(load: Callable[..., Any], source: str, what: str, **options: object) -> Any:
+    """Call a from_pretrained function, and turn each failure that a user can cause into one clear line.
+
+    Args:
+        load: The function.
+        source: A local folder or a Hub id, its first argument.
+        what: What is loaded, in words, for the message.
+        **options: Its further arguments.
+
+    Raises:
+        UserError: The source is not found, not reachable, damaged, or a model of another program.
+    """
     from safetensors import SafetensorError
 
     try:
         with without_bars():
             return load(source, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        first = printable(" ".join(str(error).split()))
+        reason = printable(" ".join(str(error).split()))
         if is_folder(source):
-            raise UserError(f"{source}: {what} cannot be loaded ({first[:300]}).") from None
-        found = _foreign_on_hub(source, options.get("revision"))
-        if found:
-            raise UserError(f"{source}: {found}.") from None
+            raise UserError(f"{source}: {what} cannot be loaded ({reason[:300]}).") from None
+        foreign = _foreign_on_hub(source, options.get("revision"))
+        if foreign:
+            raise UserError(f"{source}: {foreign}.") from None
         raise UserError(
-            f"{source}: {what} is neither a local folder nor reachable on the Hub ({first[:200]}). Check the name, "
+            f"{source}: {what} is neither a local folder nor reachable on the Hub ({reason[:200]}). Check the name, "
             "the network and, for a gated model, 'hf auth login'."
         ) from None
 

@@ -13,7 +13,7 @@ from whisper_peft.model.devices import best_device
 from whisper_peft.model.foreign import quantization, refuse_foreign_folder
 from whisper_peft.model.from_pretrained import load_or_explain, without_bars
 from whisper_peft.model.identity import weight_files
-from whisper_peft.model.quantizing import quantization_config, settle
+from whisper_peft.model.quantizing import prepare_quantized_layers, quantization_config
 from whisper_peft.model.weights import (
     fit_base,
     read_header,
@@ -85,7 +85,7 @@ def load_base(
         refuse_zeros(model.named_parameters(), place=source, remedy=DAMAGED)
     window_encoder(model)
     if quantize is not None:
-        settle(model)
+        prepare_quantized_layers(model)
     return model
 
 

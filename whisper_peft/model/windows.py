@@ -14,12 +14,12 @@ few positions that represent all the silence up to 30 s.
     attention
 
 The picture shows a window of 10 s. Silence has the same hidden vector at every position; only the position embedding
-differs, and that changes slowly. So a few positions can speak for all. Each counts in every attention as the w positions
-that it stands for: log(w) is added to its scores. Where the silence has no more positions than would represent it, all
-of them are there, and w is 1.
+differs, and that changes slowly. So a few positions can speak for all. Each counts in every attention as the w
+positions that it stands for: log(w) is added to its scores. Where the silence has no more positions than would
+represent it, all of them are there, and w is 1.
 
-Only the encoder and the cross-attention of the decoder get another class. The model around them stays transformers' own,
-so what is saved is a plain WhisperForConditionalGeneration or a plain peft adapter.
+Only the encoder and the cross-attention of the decoder get another class. The model around them stays transformers'
+own, so what is saved is a plain WhisperForConditionalGeneration or a plain peft adapter.
 
 This module is imported only when a model is loaded: transformers' modelling code takes seconds to import.
 """
@@ -130,7 +130,7 @@ class WindowedEncoder(WhisperEncoder):
         Args:
             input_features: Log-mels (batch, n_mels, n_frames); n_frames is even, and at most the model's own.
             attention_mask: Handed on to transformers on the whole window, which ignores it.
-            kwargs: Handed on as well.
+            **kwargs: Handed on as well.
 
         Returns:
             last_hidden_state (batch, n_positions, width). Its positions are half as many as the frames, and those that
