@@ -21,7 +21,7 @@ from whisper_peft.model.configs import load_preparation, load_processor, repair_
 from whisper_peft.model.identity import BASE_FACTS, base_identity, weights_sha256
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate, with_base
-from whisper_peft.model.lora import add_adapter, load_adapter, target_pattern
+from whisper_peft.model.lora import add_adapter, load_adapter, make_target_pattern
 
 
 def trainable(model) -> set[str]:
@@ -278,7 +278,7 @@ def test_targets_by_plain_words(tiny_model, targets, halves, layers):
     last = set().union(*(LAYERS[layer] for layer in layers))
     wanted = {name for name in linear if set(halves) & {*name.split(".")[1:2]} and name.split(".")[-1] in last}
     names = {name for name, _ in model.named_modules()}  # before the adapter's own are among them
-    assert {name for name in names if re.fullmatch(target_pattern(targets), name)} == wanted
+    assert {name for name in names if re.fullmatch(make_target_pattern(targets), name)} == wanted
     assert wanted
     learning = trainable(add_adapter(model, rank=2, targets=targets))
     adapted = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in learning}
@@ -290,7 +290,7 @@ def test_targets_by_plain_words(tiny_model, targets, halves, layers):
 @pytest.mark.parametrize("targets", ["all", "", "attention+", "attention,mlp", "q_proj"])
 def test_unknown_targets(targets):
     with pytest.raises(UserError, match=r"^lora\.targets: unknown word '.*attention, mlp, encoder, decoder"):
-        target_pattern(targets)
+        make_target_pattern(targets)
 
 
 def test_options_of_an_adapter(tiny_model):

@@ -9,7 +9,7 @@ from conftest import tiny_recipe
 
 from whisper_peft import UserError, load_recipe, override, plan, runs, train
 from whisper_peft.model.architecture import PUBLISHED
-from whisper_peft.model.lora import target_pattern, targets_of
+from whisper_peft.model.lora import describe_targets, make_target_pattern
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import shipped_recipes
 from whisper_peft.training import planning as room
@@ -105,11 +105,11 @@ def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speec
     (["fc1", "fc2", "q_proj"], "attention+mlp"),
     (["model.decoder.layers.0.encoder_attn.q_proj"], "attention+decoder"),
     ("all-linear", "attention+mlp"),
-    (target_pattern("encoder+mlp"), "mlp+encoder"),
-    (target_pattern("attention+mlp"), "attention+mlp"),
+    (make_target_pattern("encoder+mlp"), "mlp+encoder"),
+    (make_target_pattern("attention+mlp"), "attention+mlp"),
 ])  # fmt: skip
 def test_what_a_saved_adapter_adapts(named, words):
-    assert targets_of(named) == words
+    assert describe_targets(named) == words
 
 
 def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ NEVER_USED = ("megatron_config", "layer_replication")
 # A name of a module, or a part of one.
 _PLAIN = re.compile(r"[\w.-]+")
 # A regular expression that Python's own engine is through with at once: no repeated group, no look-around, no
-# back-reference, and no more than two repetitions without end. Ours is one: see `build.target_pattern`.
+# back-reference, and no more than two repetitions without end. Ours is one: see `lora.make_target_pattern`.
 _TAME = re.compile(r"(?:[\w.^$|()?\[\]-]|\\[.dw]|[*+](?![*+]))*")
 MAX_REPEATS = 2
 

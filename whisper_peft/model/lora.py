@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from whisper_peft.errors import Notice, UserError
 from whisper_peft.files import printable
-from whisper_peft.model.adapter_configs import load_peft_config, read_adapter_config
-from whisper_peft.model.identity import (
+from whisper_peft.model.adapter_configs import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    load_peft_config,
+    read_adapter_config,
 )
 from whisper_peft.model.loading import DAMAGED, shapes_of
 from whisper_peft.model.weights import (
@@ -27,44 +28,99 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+# Names of the linear layers in transformers' Whisper that the word "attention" means.
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+# And those that the word "mlp" means.
 MLP = ("fc1", "fc2")
-TARGET_WORDS = ("attention", "mlp", "encoder", "decoder")
+# The words of `lora.targets` for kinds of layers, and for halves of the model.
+LAYER_WORDS = ("attention", "mlp")
+HALF_WORDS = ("encoder", "decoder")
+TARGET_WORDS = LAYER_WORDS + HALF_WORDS
+# Modules that an adapter may bring whole. peft saves them with it where they were resized or adapted.
+SAVED_WITH_ADAPTERS = ("embed_tokens", "proj_out")
+# The part of a tensor's name that tells which half of a factor it is, A or B.
+_HALF_OF_A_FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])\b")
 
 
-def target_words(targets: str) -> tuple[set[str], set[str]]:
-    """What `lora.targets` names: kinds of layers, and halves of the model; without a word of one kind, all of it.
-
-    Raises:
-        UserError: an unknown word.
-    """
-    words = {word.strip() for word in targets.split("+")}
-    if unknown := words - set(TARGET_WORDS):
-        raise UserError(f"lora.targets: unknown word '{min(unknown)}'; join with +: {', '.join(TARGET_WORDS)}.")
-    layers, halves = ({*TARGET_WORDS[:2]} & words, {*TARGET_WORDS[2:]} & words)
-    return layers or {*TARGET_WORDS[:2]}, halves or {*TARGET_WORDS[2:]}
-
-
-def targets_of(target_modules: str | Sequence[str]) -> str:
-    """The words of `lora.targets` for what a saved adapter's config names; never less than it has."""
-    named = target_modules if isinstance(target_modules, str) else " ".join(target_modules)
-    layers = [word for word, names in (("attention", ATTENTION), ("mlp", MLP)) if any(name in named for name in names)]
-    halves = sorted(set(re.findall(r"\b(encoder|decoder)\b", named)))  # not decoder layers' encoder_attn
-    return "+".join([*(layers or ("attention", "mlp")), *(halves if len(halves) == 1 else ())])
-
-
-def target_pattern(targets: str) -> str:
-    """Plain words to the regular expression of peft's `target_modules`.
+def parse_targets(targets: str) -> tuple[set[str], set[str]]:
+    """Read `lora.targets`; a kind of word that it does not mention means all of that kind.
 
     Args:
-        targets: words joined by +: attention, mlp (which layers), encoder, decoder (which half); without a word of
-            one kind, all of that kind.
+        targets: Words joined by +: attention and mlp (which layers), encoder and decoder (which half of the model).
+
+    Returns:
+        The words for layers, and the words for halves.
 
     Raises:
-        UserError: an unknown word.
+        UserError: A word is unknown.
+
+    Example:
+        >>> layers, halves = parse_targets("mlp+decoder")
+        >>> layers, halves
+        ({'mlp'}, {'decoder'})
+        >>> layers, halves = parse_targets("attention")
+        >>> sorted(halves)
+        ['decoder', 'encoder']
     """
-    layers, halves = target_words(targets)
-    names = (ATTENTION if "attention" in layers else ()) + (MLP if "mlp" in layers else ())
+    words = {word.strip() for word in targets.split("+")}
+    unknown = words - set(TARGET_WORDS)
+    if unknown:
+        raise UserError(f"lora.targets: unknown word '{min(unknown)}'; join with +: {', '.join(TARGET_WORDS)}.")
+    layers = words & set(LAYER_WORDS)
+    halves = words & set(HALF_WORDS)
+    return layers or set(LAYER_WORDS), halves or set(HALF_WORDS)
+
+
+def describe_targets(target_modules: str | Sequence[str]) -> str:
+    """Return the words of `lora.targets` that cover what a saved adapter adapts.
+
+    The words may cover more than the adapter has, but never less.
+
+    Args:
+        target_modules: The field of that name in the adapter's config: names of modules, or a regular expression.
+
+    Example:
+        >>> describe_targets(["q_proj", "v_proj"])
+        'attention'
+        >>> describe_targets(["model.decoder.layers.0.fc1"])
+        'mlp+decoder'
+        >>> describe_targets("all-linear")
+        'attention+mlp'
+    """
+    names = target_modules if isinstance(target_modules, str) else " ".join(target_modules)
+    words = []
+    if any(layer in names for layer in ATTENTION):
+        words.append("attention")
+    if any(layer in names for layer in MLP):
+        words.append("mlp")
+    # The word boundary keeps the decoder's encoder_attn apart from the encoder.
+    halves = set(re.findall(r"\b(encoder|decoder)\b", names))
+    if not words:
+        words = list(LAYER_WORDS)
+    if len(halves) == 1:
+        words.extend(halves)
+    return "+".join(words)
+
+
+def make_target_pattern(targets: str) -> str:
+    r"""Write the regular expression for peft's `target_modules`.
+
+    Args:
+        targets: The words of `lora.targets`, see `parse_targets`.
+
+    Raises:
+        UserError: A word is unknown.
+
+    Example:
+        >>> print(make_target_pattern("mlp+decoder"))
+        .*(decoder)\.layers\..*\.(fc1|fc2)
+    """
+    layers, halves = parse_targets(targets)
+    names: list[str] = []
+    if "attention" in layers:
+        names += ATTENTION
+    if "mlp" in layers:
+        names += MLP
     return rf".*({'|'.join(sorted(halves, reverse=True))})\.layers\..*\.({'|'.join(names)})"
 
 
@@ -79,41 +135,43 @@ def add_adapter(
     dora: bool = False,
     modules_to_save: Sequence[str] = (),
 ) -> PeftModel:
-    """Puts a fresh LoRA adapter on a base; the base's weights are frozen.
+    """Put a fresh LoRA adapter on a base, and freeze the base's weights.
 
     Args:
-        model: the base.
-        rank: of the two factors.
-        alpha: the update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)); None: twice the rank.
-        dropout: on the adapter's input.
-        targets: see `target_pattern`.
-        rslora: rank-stabilised scaling (Kalajdzievski 2023).
-        dora: weight-decomposed adapters (Liu et al. 2024).
-        modules_to_save: further modules trained in full and stored with the adapter.
+        model: The base.
+        rank: Rank of the two factors.
+        alpha: The update is multiplied by alpha / rank, or with `rslora` by alpha / sqrt(rank). None is twice the rank.
+        dropout: Share of the adapter's input that is set to zero in training.
+        targets: The layers that are adapted, see `parse_targets`.
+        rslora: Whether the scaling is rank-stabilised (Kalajdzievski 2023).
+        dora: Whether the adapter is weight-decomposed (Liu et al. 2024).
+        modules_to_save: Further modules, which are trained in full and stored with the adapter.
+
+    Raises:
+        UserError: A word of `targets` is unknown, or the model has no module of a name; or peft refuses the settings.
     """
     from peft import LoraConfig, get_peft_model
 
     # No task_type: SEQ_2_SEQ_LM would pass input_ids, which Whisper does not know, here and to whoever loads it.
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout,
-        target_modules=target_pattern(targets), use_rslora=rslora, use_dora=dora,
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=make_target_pattern(targets),
+        use_rslora=rslora,
+        use_dora=dora,
         modules_to_save=list(modules_to_save) or None,
-    )  # fmt: skip
+    )
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     for name in modules_to_save:
         if name.rpartition(".")[2] not in names:
             raise UserError(
-                f"lora.modules_to_save: the model has no module '{name}' (for example layer_norm, proj_out)."
+                f"lora.modules_to_save: the model has no module '{name}'; names are for example layer_norm, proj_out."
             )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:300]}") from None
-
-
-# What an adapter may bring besides its own tensors: peft saves these with it where they were resized or adapted.
-SAVED_WITH_ADAPTERS = ("embed_tokens", "proj_out")
-_HALF_OF_A_FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])\b")  # in the name of a tensor of an adapter
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
@@ -125,7 +183,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
         trainable: Whether its weights are to be trained further.
 
     Raises:
-        UserError: It is no LoRA adapter, does not fit the base, or is damaged.
+        UserError: The folder holds no LoRA adapter, or one that does not fit the base or is damaged.
     """
     from peft import set_peft_model_state_dict
 
@@ -135,10 +193,11 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     state = {names[name]: tensor for name, tensor in tensors_of([file])}
     refuse_not_finite(state.items(), place=str(adapter), remedy=DAMAGED)
     result = set_peft_model_state_dict(adapted, state)
-    if result.unexpected_keys:  # they were counted before: peft reads its own names otherwise than it writes them
+    # All names were checked above. So if this happens, peft reads its own names differently than it writes them.
+    if result.unexpected_keys:
         raise AssertionError(f"{adapter}: peft did not take {result.unexpected_keys[:3]}")
     if trainable:
-        _refuse_unable(adapted, adapter)
+        _refuse_untrainable(adapted, adapter)
     else:
         adapted.requires_grad_(False)
         adapted.eval()
@@ -147,40 +206,54 @@ def load_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool = Fal
     return adapted
 
 
-def _refuse_unable(adapted: PeftModel, adapter: Path) -> None:
-    """Refuse to train an adapter further whose factors get no gradient.
+def _refuse_untrainable(adapted: PeftModel, adapter: Path) -> None:
+    """Refuse to train an adapter further if the factors of a layer get no gradient.
 
     Raises:
-        UserError: The A of a layer holds only zeros, or its scaling is zero, or its dropout drops all.
+        UserError: The factor A of a layer holds only zeros, its scaling is zero, or its dropout drops all.
     """
     from peft.tuners.lora import LoraLayer
 
     for name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        first = [parameter for half in (layer.lora_A, layer.lora_embedding_A) for parameter in half.parameters()]
+        factors_a = [*layer.lora_A.parameters(), *layer.lora_embedding_A.parameters()]
+        has_zeros_only = not any(factor.any() for factor in factors_a)
+        has_no_scaling = not layer.scaling.get("default", 0.0)
         drops_all = any(getattr(dropout, "p", 0.0) >= 1.0 for dropout in layer.lora_dropout.values())
-        if drops_all or not layer.scaling.get("default", 0.0) or not any(parameter.any() for parameter in first):
+        if drops_all or has_no_scaling or has_zeros_only:
             raise UserError(
-                f"{adapter}: cannot be trained further: in {printable(name)} lora_A holds only zeros, or lora_alpha is "
-                "0, or lora_dropout is 1; start a new adapter on the base."
+                f"{adapter}: this adapter cannot be trained further: in {printable(name)}, lora_A holds only zeros, "
+                "lora_alpha is 0, or lora_dropout is 1; start a new adapter on the base."
             )
 
 
 def adapter_file(adapter: Path) -> Path:
-    """Return the file with an adapter's weights.
+    """Return the path of the file with an adapter's weights.
 
     Raises:
-        UserError: The folder has no safetensors file of the name that peft gives.
+        UserError: The folder has no such file.
     """
     file = adapter / ADAPTER_WEIGHTS
     if not file.exists():
-        raise UserError(f"{adapter}: no {ADAPTER_WEIGHTS}; adapters are read from safetensors only.")
+        raise UserError(
+            f"{adapter}: no {ADAPTER_WEIGHTS} in it; adapters are read from safetensors only. Save the adapter again "
+            "with peft's save_pretrained."
+        )
     return file
 
 
 def add_adapter_layers(model: PreTrainedModel, adapter: Path, *, trainable: bool) -> PeftModel:
-    """Put layers as an adapter's config describes them on a base; their weights are still to come."""
+    """Put the layers that an adapter's config describes on a base; their weights are not loaded yet.
+
+    Args:
+        model: The base.
+        adapter: The adapter's folder.
+        trainable: Whether the layers are to be trained further.
+
+    Raises:
+        UserError: The config cannot be used, or does not fit a Whisper.
+    """
     from peft import PeftModel
 
     config = load_peft_config(adapter, model)
@@ -198,27 +271,27 @@ def add_adapter_layers(model: PreTrainedModel, adapter: Path, *, trainable: bool
 
 
 def fit_to_adapter(adapted: PeftModel, adapter: Path) -> dict[str, str]:
-    """Hold the tensors of an adapter's file against the layers that are there for them.
+    """Match the tensors of an adapter's file with the layers that are there for them.
 
     Args:
-        adapted: A base with an adapter's layers.
-        adapter: The folder of the file.
+        adapted: A base with the adapter's layers.
+        adapter: The adapter's folder.
 
     Returns:
         peft's name for each tensor, by its name in the file.
 
     Raises:
-        UserError: A tensor is missing, left over or of another shape, or the file is none.
+        UserError: A tensor is missing, left over or of another shape, or the file is not a safetensors file.
     """
     from peft import get_peft_model_state_dict
 
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # "auto" would ask the Hub
+    # The default, "auto", would ask the Hub for the config of the base.
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    optional = {
-        name: shape
-        for name, shape in shapes_of(adapted).items()
-        if any(f".{module}." in name for module in SAVED_WITH_ADAPTERS)
-    }
+    optional = {}
+    for name, shape in shapes_of(adapted).items():
+        if any(f".{module}." in name for module in SAVED_WITH_ADAPTERS):
+            optional[name] = shape
     return fit_adapter(read_header([adapter_file(adapter)]), expected, optional, place=str(adapter))
 
 
@@ -234,14 +307,17 @@ def changes_nothing(adapter: Path) -> bool:
     scalings = [page.get("lora_alpha", 1), *(page.get("alpha_pattern") or {}).values()]
     if not any(scalings):
         return True
-    halves: dict[str, set[str]] = {}  # of each layer those that hold more than zeros
+    # By layer, which of A and B holds more than zeros.
+    nonzero: dict[str, set[str]] = {}
     for name, tensor in tensors_of([adapter_file(adapter)]):
         half = _HALF_OF_A_FACTOR.search(name)
         if half is None:
-            return False  # a bias, a magnitude of DoRA, or a module that was trained in full
+            # It is a bias, a magnitude of DoRA, or a module that was trained in full.
+            return False
         if tensor.any():
-            halves.setdefault(name[: half.start()], set()).add(half[1])
-    return not any(layer == {"A", "B"} for layer in halves.values())
+            layer = name[: half.start()]
+            nonzero.setdefault(layer, set()).add(half[1])
+    return not any(factors == {"A", "B"} for factors in nonzero.values())
 
 
 def warn_of_no_change(adapter: Path) -> None:

@@ -13,7 +13,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
-from whisper_peft.model.lora import targets_of
+from whisper_peft.model.lora import describe_targets
 from whisper_peft.recipe import Lora, Recipe, rule_of
 
 # Learning rates of full fine-tuning: the values published with Whisper's fine-tuning advice, a fortieth of those of
@@ -201,7 +201,7 @@ def adapters_own(recipe: Recipe, located: Located) -> tuple[Recipe, list[str]]:
         "rslora": config.get("use_rslora", False),
         "dora": config.get("use_dora", False),
         "modules_to_save": tuple(config.get("modules_to_save") or ()),
-        "targets": targets_of(config.get("target_modules") or ""),
+        "targets": describe_targets(config.get("target_modules") or ""),
     }
     usual = dataclasses.replace(Lora(), alpha=2 * lora.rank)
     asked = [key for key, value in own.items() if getattr(lora, key) not in (value, getattr(usual, key))]

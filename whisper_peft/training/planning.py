@@ -22,7 +22,7 @@ from whisper_peft.model.architecture import PUBLISHED, Architecture
 from whisper_peft.model.configs import load_config, load_processor
 from whisper_peft.model.devices import GIB, best_precision
 from whisper_peft.model.locating import locate
-from whisper_peft.model.lora import target_words
+from whisper_peft.model.lora import parse_targets
 from whisper_peft.model.memory import Memory, predict_memory
 from whisper_peft.model.trained_weights import Method, count_trainable
 from whisper_peft.recipe import Recipe, override
@@ -110,7 +110,7 @@ def _published(name: str) -> str | None:
 def method_of(recipe: Recipe, device: Device) -> Method:
     """What of a recipe matters for memory."""
     train = recipe.train
-    layers, halves = target_words(recipe.lora.targets)
+    layers, halves = parse_targets(recipe.lora.targets)
     precision = {"cuda": "bf16", "cpu": "fp32"}[device.kind] if train.precision == "auto" else train.precision
     return Method(
         mode=train.mode, quantize=train.quantize, precision=precision, device=device.kind,

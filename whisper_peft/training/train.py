@@ -21,7 +21,7 @@ from whisper_peft.model.build import build_model, check_mode
 from whisper_peft.model.configs import load_config, load_preparation
 from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
 from whisper_peft.model.locating import Located, locate_start
-from whisper_peft.model.lora import target_pattern
+from whisper_peft.model.lora import make_target_pattern
 from whisper_peft.recipe import Recipe, as_dict
 from whisper_peft.recipe_files import given, save_recipe
 from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
@@ -127,7 +127,7 @@ def train(
     refuse_workers(recipe.train.workers)
     if name := recipe.model.language_token or recipe.model.language:
         language_code(name)  # raises: before anything slow
-    target_pattern(recipe.lora.targets)  # likewise
+    make_target_pattern(recipe.lora.targets)  # likewise
     located = locate_start(recipe.model.name, base, resumed=resume is not None)
     check_mode(located, recipe.train.mode, recipe.train.quantize)
     if located.adapter is None and located.from_hub and resume is not None:
