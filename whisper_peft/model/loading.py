@@ -1,4 +1,4 @@
-"""Load a base and an adapter, with every tensor of their files counted against the model."""
+"""Load a base, after every tensor in its files was matched with the model that its config describes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+# The remedy for weights that are no numbers, as the end of a message.
 DAMAGED = "copy or download them again, or take an earlier checkpoint of their training"
 
 
@@ -38,14 +39,14 @@ def load_base(
     quantize: str | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> WhisperForConditionalGeneration:
-    """Load the full weights, from safetensors only, with an encoder that takes shorter windows, too.
+    """Load the full weights, from safetensors only, with an encoder that also takes shorter windows.
 
     Args:
-        source: Local folder or Hub id.
-        dtype: Of the weights; "auto" keeps the checkpoint's own; None is float32.
+        source: A local folder or a Hub id.
+        dtype: Type of the weights; "auto" keeps the checkpoint's own, None is float32.
         revision: Commit on the Hub; None is the newest.
-        quantize: "8bit" or "4bit": see `quantizing`. The model is on its device then.
-        compute_dtype: Of a 4-bit base; None is float32.
+        quantize: "8bit" or "4bit" to quantise the base, see `quantizing`. It is then loaded onto its device.
+        compute_dtype: Type of the matrix products of a 4-bit base; None is float32.
 
     Raises:
         UserError: The model is not found, is not a Whisper, or is quantised already; its weights come as pickle only,
@@ -58,8 +59,9 @@ def load_base(
     if is_folder(source):
         refuse_foreign_folder(Path(source))
     config = load_config(source, revision=revision)
+    # A folder was checked above. This is for a model on the Hub.
     setting = getattr(config, "quantization_config", None)
-    if setting is not None:  # of a model on the Hub
+    if setting is not None:
         raise UserError(f"{source}: {quantization(setting)}.")
     files = weight_files(source, revision=revision)
     names = fit_base(read_header(files), shapes_of(empty_whisper(config)), place=source)
@@ -74,8 +76,8 @@ def load_base(
     if quantize is not None:
         options["quantization_config"] = quantization_config(quantize, compute_dtype)
         options["device_map"] = {"": best_device()}
-        # A quantised layer's own numbers are integers: the files tell what they were made from. They are looked at
-        # first, because older bitsandbytes end the process over NaN.
+        # The numbers of a quantised layer are integers, so the files are looked at, not the model. They come first,
+        # because older versions of bitsandbytes end the process when they meet NaN.
         refuse_not_finite(tensors_of(files), place=source, remedy=DAMAGED)
     model = _load_renamed(source, config, files, names, options, revision)
     model.generation_config = generation or model.generation_config
@@ -97,7 +99,7 @@ def _load_renamed(
     options: dict[str, object],
     revision: str | None,
 ) -> WhisperForConditionalGeneration:
-    """Let transformers load the weights, from their files, or by other names than they have there."""
+    """Let transformers load the weights; where their names in the files differ from the model's, rename them first."""
     from transformers import WhisperForConditionalGeneration
 
     if all(name == new_name for name, new_name in names.items()):
@@ -123,7 +125,7 @@ def _load_renamed(
 
 
 def empty_whisper(config: WhisperConfig) -> WhisperForConditionalGeneration:
-    """Build the Whisper that a config describes, without memory for its weights."""
+    """Build the Whisper that a config describes, on torch's meta device: its weights take no memory."""
     import torch
     from transformers import WhisperForConditionalGeneration
 
@@ -132,5 +134,5 @@ def empty_whisper(config: WhisperConfig) -> WhisperForConditionalGeneration:
 
 
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a model by their names."""
+    """Return the shape of each tensor of a model, by its name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

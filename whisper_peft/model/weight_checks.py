@@ -1,4 +1,4 @@
-"""Check the weights of a model or an adapter before it is published; load nothing."""
+"""Checks of the weights of a model or an adapter before it is published; no model is loaded."""
 
 from __future__ import annotations
 
@@ -30,45 +30,56 @@ from whisper_peft.model.weights import (
 
 
 def check_weights(base: str, adapter: Path | None, *, revision: str | None = None) -> None:
-    """Count the tensors of a model or an adapter, and look for values that are no numbers; load nothing.
+    """Match the tensors of a model or an adapter with its config, and look for values that are no finite numbers.
 
-    An adapter whose update is zero is said.
+    No model is loaded. A `Notice` says so if the update of an adapter is zero.
 
     Args:
-        base: Folder or Hub id of the full weights. An adapter's base on the Hub is not fetched: where it is not here,
-            the adapter is counted by its own config alone.
+        base: Folder or Hub id of the full weights. The base of an adapter is not fetched from the Hub: if it is not on
+            this machine, the adapter is checked without it.
         adapter: The adapter's folder; None for a stand-alone model.
-        revision: Commit of a base on the Hub.
+        revision: Commit of a base on the Hub; None is the newest.
 
     Raises:
         UserError: See `load_base` and `load_adapter`.
     """
     if adapter is None:
-        refuse_foreign_folder(Path(base))
-        files = weight_files(base)
-        names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(base))), place=base)
-        refuse_own_head(files, names, place=base)
-        refuse_not_finite(tensors_of(files), place=base, remedy=DAMAGED)
-        refuse_zeros(((names[name], tensor) for name, tensor in tensors_of(files)), place=base, remedy=DAMAGED)
-        return
+        _check_model(base)
+    else:
+        _check_adapter(adapter, base, revision)
+
+
+def _check_model(folder: str) -> None:
+    """Check the weights of a stand-alone model."""
+    refuse_foreign_folder(Path(folder))
+    files = weight_files(folder)
+    names = fit_base(read_header(files), shapes_of(empty_whisper(load_config(folder))), place=folder)
+    refuse_own_head(files, names, place=folder)
+    refuse_not_finite(tensors_of(files), place=folder, remedy=DAMAGED)
+    refuse_zeros(((names[name], tensor) for name, tensor in tensors_of(files)), place=folder, remedy=DAMAGED)
+
+
+def _check_adapter(adapter: Path, base: str, revision: str | None) -> None:
+    """Check the weights of an adapter."""
     file = adapter_file(adapter)
     read_adapter_config(adapter)
-    folder = _known_folder(base, revision)
+    folder = _find_local_folder(base, revision)
     if folder is not None:
-        fit_to_adapter(add_adapter_layers(empty_whisper(load_config(folder)), adapter, trainable=False), adapter)
+        adapted = add_adapter_layers(empty_whisper(load_config(folder)), adapter, trainable=False)
+        fit_to_adapter(adapted, adapter)
     strangers = [name for name in read_header([file]).shapes if adapter_name(name) != name]
     if strangers:
         raise UserError(
             f"{adapter}: {len(strangers)} tensors are not named as peft names them ({printable(strangers[0])[:100]}); "
-            "other programs would load nothing of the adapter. Train one step further with it, or save it again."
+            "other programs would load nothing of the adapter. Train it one step further, or save it again."
         )
     refuse_not_finite(tensors_of([file]), place=str(adapter), remedy=DAMAGED)
     if changes_nothing(adapter):
         warn_of_no_change(adapter)
 
 
-def _known_folder(base: str, revision: str | None) -> str | None:
-    """The folder of a base that is on this machine, as a model folder or in the cache of the Hub."""
+def _find_local_folder(base: str, revision: str | None) -> str | None:
+    """Return the folder of a base on this machine: a model folder, or one in the Hub's cache. None: it is not here."""
     if is_folder(base):
         return base
     from huggingface_hub import try_to_load_from_cache
@@ -78,4 +89,5 @@ def _known_folder(base: str, revision: str | None) -> str | None:
         config = try_to_load_from_cache(base, "config.json", revision=revision or "main")
     except HFValidationError:
         return None
+    # The cache answers with an object of its own for a file that is known to be missing.
     return str(Path(config).parent) if isinstance(config, str) else None
