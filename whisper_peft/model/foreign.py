@@ -1,4 +1,4 @@
-"""Recognise models of other programs and other kinds by their content, and say what to do with them."""
+"""Recognition of models of other programs and other kinds by their content, each with what the user can do."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from whisper_peft.errors import UserError
 from whisper_peft.files import foreign_content, open_file, read_json_file, short_repr
 
-HEAD_BYTES = 4096  # of a file: enough to tell what it is
+# Bytes at the start of a file that are read to tell what it is.
+HEAD_BYTES = 4096
+# Ends of a message: what to do.
 FULL_WEIGHTS = "take the full weights that it was made from (model.safetensors, transformers layout)"
 CONVERT = (
     "convert it on a machine where you trust the file: load it with transformers and save it with save_pretrained(OUT)"
 )
+# What a file is, and what to do.
 PICKLED = f"pickled weights, which can run code when they are loaded; {CONVERT}"
 OPENAI = f"a checkpoint of openai-whisper; {FULL_WEIGHTS}, or convert it with convert_openai_to_hf.py of transformers"
 
-# First bytes of a file -> what it is and what to do. Sources: ggml.h (0x67676d6c, little endian), the GGUF
-# specification, the HDF5 specification, the schema of TensorFlow Lite, and Python's pickle protocol 2 and later.
+# An offset, the bytes that stand there in a file, what the file is and what to do. Sources: ggml.h (0x67676d6c, little
+# endian), the GGUF specification, the HDF5 specification, the schema of TensorFlow Lite, and Python's pickle protocol 2
+# and later.
 _MAGIC = (
     (0, b"lmgg", f"a ggml model of whisper.cpp; {FULL_WEIGHTS}"),
     (0, b"GGUF", f"a GGUF model; {FULL_WEIGHTS}"),
@@ -29,8 +33,24 @@ _MAGIC = (
     (0, b"\x80\x04", PICKLED),
     (0, b"\x80\x05", PICKLED),
 )
+# Endings of files that are most likely pickles or need a library to convert.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-# What `bitsandbytes`, GPTQ, AWQ and the like call the tensors they add to a quantised layer.
+# Endings of weights of other programs.
+_OTHER_SUFFIXES = (".npz", ".gguf", ".tflite")
+# Values of `quant_method` in config.json, beside bitsandbytes.
+_QUANTIZING_METHODS = (
+    "gptq",
+    "awq",
+    "aqlm",
+    "hqq",
+    "quanto",
+    "eetq",
+    "fp8",
+    "fbgemm_fp8",
+    "compressed-tensors",
+    "torchao",
+)
+# Names of the tensors that bitsandbytes, GPTQ, AWQ and the like add to a quantised layer, and what they are.
 _QUANTIZED_NAMES = {
     "SCB": "8-bit weights of bitsandbytes",
     "weight_format": "8-bit weights of bitsandbytes",
@@ -53,13 +73,13 @@ def foreign_file(path: Path) -> str | None:
         What it is and what to do; None if it is not known.
 
     Raises:
-        UnusableFileError: It cannot be opened.
+        UnusableFileError: The file cannot be opened.
     """
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
-    found = foreign_content(head)
-    if found:
-        return found
+    description = foreign_content(head)
+    if description:
+        return description
     for offset, magic, meaning in _MAGIC:
         if head[offset:].startswith(magic):
             return meaning
@@ -73,7 +93,7 @@ def foreign_file(path: Path) -> str | None:
 
 
 def _zip_content(path: Path) -> str:
-    """Say what a zip archive holds. NumPy and PyTorch save theirs as zip; no pickle in it is loaded."""
+    """Say what a zip archive holds: NumPy and PyTorch save their files as zip. No pickle in it is loaded."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -100,50 +120,54 @@ def foreign_config(config: dict) -> str | None:
     Returns:
         What it is and what to do; None for an ordinary config of transformers.
     """
-    mlx = {"n_mels", "n_audio_state", "n_audio_layer"} <= set(config)
-    if mlx:
+    is_mlx = {"n_mels", "n_audio_state", "n_audio_layer"} <= set(config)
+    if is_mlx:
         return f"a model of MLX (its config.json has n_audio_state); {FULL_WEIGHTS}"
     # CTranslate2's converter writes these, and no model_type.
     if "model_type" not in config and {"alignment_heads", "suppress_ids", "lang_ids"} & set(config):
         return f"a CTranslate2 model, as faster-whisper uses it; {FULL_WEIGHTS}"
     if config.get("quantization_config") is not None:
-        return quantization(config["quantization_config"])
+        return describe_quantization(config["quantization_config"])
     return None
 
 
-def quantization(setting: object) -> str:
-    """Say what a `quantization_config` means for us.
+def describe_quantization(setting: object) -> str:
+    """Say how a model is quantised, and what to do.
 
     Args:
-        setting: The value in config.json.
+        setting: The value of `quantization_config` in config.json.
     """
-    kind = setting.get("quant_method") if isinstance(setting, dict) else None
+    fields = setting if isinstance(setting, dict) else {}
+    method = fields.get("quant_method")
+    # Older files of bitsandbytes name no method..
+    bits = _bitsandbytes_bits(fields) if method in (None, "bitsandbytes") else None
+    if bits:
+        return (
+            f"these are {bits}-bit weights of bitsandbytes; train on the full ones with --quantize {bits}bit, and "
+            f"evaluate and transcribe with the full ones, too (--quantize {bits}bit holds them in {bits} bits)"
+        )
     remedy = "take the full weights instead; --quantize 8bit or 4bit makes them small again"
-    if kind == "bitsandbytes" or (kind is None and isinstance(setting, dict) and _bitsandbytes_bits(setting)):
-        bits = _bitsandbytes_bits(setting)
-        if bits:
-            return (
-                f"these are {bits}-bit weights of bitsandbytes; train on the full ones with --quantize {bits}bit, and "
-                f"evaluate and transcribe with the full ones, too (--quantize {bits}bit holds them in {bits} bits)"
-            )
-    known = ("gptq", "awq", "aqlm", "hqq", "quanto", "eetq", "fp8", "fbgemm_fp8", "compressed-tensors", "torchao")
-    if isinstance(kind, str) and kind in known:
-        return f"these weights are quantised by {kind}; {remedy}"
+    if isinstance(method, str) and method in _QUANTIZING_METHODS:
+        return f"these weights are quantised by {method}; {remedy}"
     return f"quantization_config in config.json is {short_repr(setting)}, which no quantised Whisper has; {remedy}"
 
 
-def _bitsandbytes_bits(setting: dict) -> int | None:
+def _bitsandbytes_bits(fields: dict) -> int | None:
+    """Return 8 or 4 if the fields of a `quantization_config` say so, else None."""
     for bits in (8, 4):
-        if setting.get(f"load_in_{bits}bit") is True:
+        if fields.get(f"load_in_{bits}bit") is True:
             return bits
     return None
 
 
 def foreign_tensors(names: Collection[str]) -> str | None:
-    """Say what tensors belong to by their names, if it is not a Whisper of transformers.
+    """Say by the names of tensors what they belong to, if it is not transformers' Whisper.
 
     Args:
         names: Names of tensors in a safetensors file.
+
+    Returns:
+        What they are and what to do; None if the names tell nothing.
     """
     last_words = {name.rpartition(".")[2] for name in names}
     for word, meaning in _QUANTIZED_NAMES.items():
@@ -172,21 +196,23 @@ def refuse_foreign_folder(folder: Path) -> None:
     Raises:
         UserError: It is a model of another program, is quantised, or holds no model.
     """
+    description: str | None
     if (folder / "config.json").is_file():
-        found = foreign_config(read_json_file(folder / "config.json"))
+        description = foreign_config(read_json_file(folder / "config.json"))
     else:
-        found = _without_config(folder)
-    if found:
-        raise UserError(f"{folder}: {found}.")
+        description = _describe_missing_config(folder)
+    if description:
+        raise UserError(f"{folder}: {description}.")
 
 
-def _without_config(folder: Path) -> str:
+def _describe_missing_config(folder: Path) -> str:
+    """Say what a folder without config.json holds, and what to do."""
     names = names_in(folder)
     for name in names:
-        if Path(name).suffix in (*_PICKLE_SUFFIXES, ".onnx", ".npz", ".gguf", ".tflite"):
-            found = foreign_file(folder / name)
-            if found:
-                return f"{name} is {found}"
+        if Path(name).suffix in (*_PICKLE_SUFFIXES, *_OTHER_SUFFIXES, ".onnx"):
+            description = foreign_file(folder / name)
+            if description:
+                return f"{name} is {description}"
     if any(name.endswith(".safetensors") for name in names):
         return "weights without config.json; copy config.json from the model they belong to"
     if {"tokenizer.json", "vocab.json", "preprocessor_config.json"} & set(names):
@@ -194,8 +220,8 @@ def _without_config(folder: Path) -> str:
     return "holds no model (config.json), adapter (adapter_config.json) or run (run.json)"
 
 
-def without_weights(folder: Path) -> str:
-    """Say what a model folder holds in place of model.safetensors.
+def describe_missing_weights(folder: Path) -> str:
+    """Say what a model folder holds in place of model.safetensors, and what to do.
 
     Args:
         folder: A folder with config.json.
@@ -209,19 +235,19 @@ def without_weights(folder: Path) -> str:
     if any(name.startswith("openvino_") for name in names):
         return f"an OpenVINO export; {FULL_WEIGHTS}"
     for name in names:
-        if Path(name).suffix in (*_PICKLE_SUFFIXES, ".npz", ".gguf", ".tflite"):
-            found = foreign_file(folder / name) or PICKLED
-            return f"only {name} in place of model.safetensors: {found}"
+        if Path(name).suffix in (*_PICKLE_SUFFIXES, *_OTHER_SUFFIXES):
+            description = foreign_file(folder / name) or PICKLED
+            return f"only {name} in place of model.safetensors: {description}"
     others = [name for name in names if name.endswith(".safetensors")]
     if any("-of-" in name for name in others):
         return f"parts of the weights ({others[0]}) without model.safetensors.index.json; copy that file, too"
     if others:
         return f"only {others[0]} in place of model.safetensors; rename it, if that is the whole model"
-    return "no weights; needs model.safetensors"
+    return "no weights in it; copy model.safetensors there"
 
 
 def names_in(folder: Path) -> list[str]:
-    """Name the files of a folder, sorted.
+    """Return the names of the files in a folder, sorted.
 
     Raises:
         UserError: The folder may not be read.

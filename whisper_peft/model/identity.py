@@ -1,4 +1,4 @@
-"""Which weights exactly a base is, and where its files are: in a folder, or in the cache of what came from the Hub."""
+"""The identity of a base by the SHA-256 of its weights, and the place of its files: a folder, or the Hub's cache."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, is_folder, open_file, short_repr
-from whisper_peft.model.foreign import without_weights
+from whisper_peft.model.adapter_configs import ADAPTER_WEIGHTS
+from whisper_peft.model.foreign import describe_missing_weights
 from whisper_peft.model.from_pretrained import load_or_explain, without_bars
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE_FACTS = "base.json"  # beside an adapter of ours: which weights it was trained on
-# What may stand in base.json, and how it must look.
+# The weights of a model in one file.
+WEIGHTS = "model.safetensors"
+# The file that names the shards of a model whose weights are in several files.
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# The file beside an adapter of ours that says which weights it was trained on.
+BASE_FACTS = "base.json"
+# The fields of that file, each with a regular expression for its value.
 FACT_FORMS = {
     "path": r"(?s).+",
     "hub_id": r"[\w.-]+(/[\w.-]+)?",
@@ -23,16 +27,18 @@ FACT_FORMS = {
     "sha256": r"[0-9a-f]{64}",
     "quantize": r"8bit|4bit",
 }
+# The name of a shard: a file beside the index, in no other folder.
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 def base_facts(adapter: Path) -> dict:
-    """Read what an adapter of ours knows of its base.
+    """Read what an adapter of ours knows about its base.
 
     Args:
         adapter: The adapter's folder.
 
     Returns:
-        The content of base.json; empty for an adapter of somebody else's.
+        The content of base.json; empty for an adapter that another program made.
 
     Raises:
         UserError: The file holds something that we never write.
@@ -45,16 +51,21 @@ def base_facts(adapter: Path) -> dict:
         value = facts.get(key)
         if value is not None and not (isinstance(value, str) and re.fullmatch(form, value)):
             raise UserError(
-                f"{path}: {key} is {short_repr(value)}, which cannot be; copy the adapter again, or delete the file if "
-                "you know the adapter's base."
+                f"{path}: {key} is {short_repr(value)}, which whisper-peft never writes; copy the adapter again, or "
+                "delete the file if you know the adapter's base."
             )
     return facts
 
 
 def base_identity(source: str, *, revision: str | None = None) -> dict:
-    """Which weights these are: a path, or a Hub id and commit, and the SHA-256 of the safetensors.
+    """Identify the weights of a base: by its path, or its Hub id and commit, and by the SHA-256 of the safetensors.
 
-    A Hub base is downloaded for it, if it has not been yet.
+    Args:
+        source: A model folder or a Hub id. A base on the Hub is downloaded, if it has not been yet.
+        revision: A commit on the Hub; None is the newest.
+
+    Returns:
+        The fields of base.json, without `quantize`.
     """
     files = weight_files(source, revision=revision)
     if is_folder(source):
@@ -71,14 +82,14 @@ def weight_files(source: str | Path, *, revision: str | None = None) -> list[Pat
         revision: A commit on the Hub; None is the newest.
 
     Raises:
-        UserError: There are none, a shard is missing, or the index is damaged.
+        UserError: There are no safetensors, a shard is missing, or the index is damaged.
     """
     if is_folder(str(source)):
         folder = Path(source)
         if (folder / WEIGHTS).exists():
             return [folder / WEIGHTS]
         if not (folder / WEIGHTS_INDEX).exists():
-            raise UserError(f"{folder}: {without_weights(folder)}.")
+            raise UserError(f"{folder}: {describe_missing_weights(folder)}.")
         return [folder / shard for shard in _shards(folder / WEIGHTS_INDEX)]
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -94,7 +105,19 @@ def weight_files(source: str | Path, *, revision: str | None = None) -> list[Pat
 
 
 def download(source: str, name: str, revision: str | None) -> Path:
-    """Fetch one file of a model on the Hub, if the cache does not have it."""
+    """Fetch one file of a model on the Hub, if the cache does not have it.
+
+    Args:
+        source: A Hub id.
+        name: The name of the file.
+        revision: A commit on the Hub; None is the newest.
+
+    Returns:
+        The path in the cache.
+
+    Raises:
+        UserError: The Hub does not have the file, or is not reachable.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -102,6 +125,7 @@ def download(source: str, name: str, revision: str | None) -> Path:
         try:
             return hf_hub_download(source, **options)
         except LocalEntryNotFoundError:
+            # A subclass of the next one, which says that the Hub was not reached.
             raise
         except EntryNotFoundError:
             if name in (WEIGHTS, WEIGHTS_INDEX):
@@ -115,7 +139,7 @@ def download(source: str, name: str, revision: str | None) -> Path:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the safetensors that transformers loads from a folder, in the order of their names."""
+    """Compute the SHA-256 over the safetensors that transformers loads from a folder, in the order of their names."""
     return _sha256_of(weight_files(folder))
 
 
@@ -125,6 +149,7 @@ def adapter_sha256(adapter: Path) -> str:
 
 
 def _sha256_of(files: list[Path]) -> str:
+    """Compute one SHA-256 over the content of some files."""
     digest = hashlib.sha256()
     for path in files:
         with open_file(path) as file:
@@ -134,20 +159,25 @@ def _sha256_of(files: list[Path]) -> str:
 
 
 def _shards(index: Path) -> list[str]:
-    """Name the shards of an index, sorted.
+    """Return the names of the shards in an index, sorted.
 
     Raises:
-        UserError: The index names none, or something that is no file beside it.
+        UserError: The index names no shard, or something that is not a file beside it.
     """
-    names = runs.read_json(index).get("weight_map")
-    values = list(names.values()) if isinstance(names, dict) else []
-    proper = [value for value in values if isinstance(value, str) and re.fullmatch(r"[\w.-]+\.safetensors", value)]
-    if not values or len(proper) < len(values):
+    shard_of_tensor = runs.read_json(index).get("weight_map")
+    shards = list(shard_of_tensor.values()) if isinstance(shard_of_tensor, dict) else []
+    proper = [shard for shard in shards if isinstance(shard, str) and _SHARD.fullmatch(shard)]
+    if not shards or len(proper) < len(shards):
         raise UnusableFileError(index, "weight_map must name a safetensors file beside it for each tensor")
     return sorted(set(proper))
 
 
 def known_commit(adapter: Path, source: str) -> str | None:
-    """The commit of a Hub base that an adapter of ours was trained on."""
-    known = base_facts(adapter)
-    return known.get("commit") if known.get("hub_id") == source else None
+    """Return the commit of a base on the Hub, if an adapter of ours was trained on that base.
+
+    Args:
+        adapter: The adapter's folder.
+        source: The base's Hub id, or another place, for which there is no commit.
+    """
+    facts = base_facts(adapter)
+    return facts.get("commit") if facts.get("hub_id") == source else None

@@ -10,7 +10,7 @@ from whisper_peft.errors import UserError
 from whisper_peft.files import is_folder
 from whisper_peft.model.configs import load_config, load_generation_config, repair_generation_config
 from whisper_peft.model.devices import best_device
-from whisper_peft.model.foreign import quantization, refuse_foreign_folder
+from whisper_peft.model.foreign import describe_quantization, refuse_foreign_folder
 from whisper_peft.model.from_pretrained import load_or_explain, without_bars
 from whisper_peft.model.identity import weight_files
 from whisper_peft.model.quantizing import prepare_quantized_layers, quantization_config
@@ -62,7 +62,7 @@ def load_base(
     # A folder was checked above. This is for a model on the Hub.
     setting = getattr(config, "quantization_config", None)
     if setting is not None:
-        raise UserError(f"{source}: {quantization(setting)}.")
+        raise UserError(f"{source}: {describe_quantization(setting)}.")
     files = weight_files(source, revision=revision)
     names = fit_base(read_header(files), shapes_of(empty_whisper(config)), place=source)
     refuse_own_head(files, names, place=source)

@@ -1,4 +1,4 @@
-"""Where MODEL leads: a base, an adapter on one, or a run."""
+"""What a MODEL argument leads to: a base, an adapter on a base, or a run."""
 
 from __future__ import annotations
 
@@ -8,71 +8,102 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, is_folder, printable, reason_of
-from whisper_peft.model.adapter_configs import read_adapter_config
+from whisper_peft.model.adapter_configs import ADAPTER_CONFIG, read_adapter_config
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
-from whisper_peft.model.identity import ADAPTER_CONFIG, base_facts, base_identity, download, known_commit
+from whisper_peft.model.identity import base_facts, base_identity, download, known_commit
 from whisper_peft.recipe_files import HUB_PREFIX, expanded
+
+# Folders that a message names.
+_MOST_NAMED = 8
+# The fields of base.json that tell one base from another, the surest one first, and what a message calls them.
+_IDENTITY_WORDS = {"sha256": "SHA-256", "hub_id": "Hub id"}
 
 
 @dataclass(frozen=True)
 class Located:
-    """What a MODEL argument leads to: a base, an adapter on one, or either one from a run."""
+    """What a MODEL argument leads to: a base, an adapter on a base, or either of them from a run.
 
-    name: str  # as the user wrote it
-    base: str  # folder or Hub id of the full weights
+    Args:
+        name: The argument as the user wrote it.
+        base: Folder or Hub id of the full weights.
+        adapter: Folder of the adapter; None for a stand-alone model.
+        run: Folder of the run; None if the argument leads to no run.
+        from_hub: Whether the base is on the Hub.
+        commit: Commit of a base on the Hub on which an adapter of ours was trained; None is the newest.
+    """
+
+    name: str
+    base: str
     adapter: Path | None = None
     run: Path | None = None
     from_hub: bool = False
-    commit: str | None = None  # of a Hub base that an adapter of ours was trained on
+    commit: str | None = None
 
     @property
     def quantize(self) -> str | None:
-        """How the base of an adapter of ours was quantised in training; None: not, or it is not known."""
-        return base_facts(self.adapter).get("quantize") if self.adapter else None
+        """Return how the base of an adapter of ours was quantised in training; None if it was not, or is not known."""
+        if self.adapter is None:
+            return None
+        return base_facts(self.adapter).get("quantize")
 
 
 def locate(name: str | Path) -> Located:
-    """Finds what MODEL means: a local model, a run, an adapter folder, or a Hub id; an existing path wins.
+    """Find what MODEL means: a local model, a run, an adapter folder, or a Hub id. An existing path wins.
+
+    Args:
+        name: The argument as the user wrote it.
 
     Raises:
-        UserError: a folder that holds none of these, or an adapter whose base has gone.
+        UserError: There is a file, or a folder that holds no model; or there is nothing, and it cannot be a Hub id.
     """
-    text = str(name)
-    path = expanded(text)
-    if text.startswith(HUB_PREFIX):
-        name = text.removeprefix(HUB_PREFIX)
-        if _kind_of(Path(name)):  # transformers would take the folder
-            raise UserError(f"{text}: a local {name} is in the way of the Hub's; run this from another folder.")
-        return Located(text, name, from_hub=True)
-    kind = _kind_of(path)
+    argument = str(name)
+    if argument.startswith(HUB_PREFIX):
+        hub_id = argument.removeprefix(HUB_PREFIX)
+        # transformers would take the folder.
+        if _look_at(Path(hub_id)):
+            raise UserError(f"{argument}: a local {hub_id} is in the way of the Hub's; run this from another folder.")
+        return Located(argument, hub_id, from_hub=True)
+    path = expanded(argument)
+    kind = _look_at(path)
     if kind == "folder":
-        if runs.is_run(path):
-            return _locate_run(text, path.resolve())
-        if (path / ADAPTER_CONFIG).is_file():
-            return _locate_adapter(text, path.resolve(), run=None)
-        refuse_foreign_folder(path)
-        return Located(text, str(path.resolve()))
-    if kind:
+        return _locate_folder(argument, path)
+    if kind == "file":
         raise UserError(
             f"{printable(path)}: a file; MODEL is a folder with a model, an adapter or a run, or a Hub id."
-            f"{_what_it_is(path)}"
+            f"{_describe_file(path)}"
         )
-    if not looks_like_hub_id(text):
-        raise UserError(f"{printable(text)}: no such folder, and not a Hub id (owner/name) either.")
-    if path.parent.is_dir():  # "runs/mine" with a runs/ here is a folder that is missing, not somebody's model
+    if not looks_like_hub_id(argument):
+        raise UserError(f"{printable(argument)}: no such folder, and not a Hub id (owner/name) either.")
+    # "runs/mine" beside a folder runs/ means a folder that is missing, not somebody's model.
+    if path.parent.is_dir():
         near = sorted(folder.name for folder in path.parent.iterdir() if folder.is_dir() and folder.name[0] != ".")
         raise UserError(
-            f"{text}: no such folder; {path.parent} holds {', '.join(near[:8]) or 'none'}. For a model on the Hub "
-            f"write {HUB_PREFIX}{text}."
+            f"{argument}: no such folder; {path.parent} holds {', '.join(near[:_MOST_NAMED]) or 'none'}. For a model "
+            f"on the Hub write {HUB_PREFIX}{argument}."
         )
-    return Located(text, text, from_hub=True)
+    return Located(argument, argument, from_hub=True)
 
 
-def _kind_of(path: Path) -> str | None:
+def _locate_folder(name: str, path: Path) -> Located:
+    """Find what a folder holds: a run, an adapter or a model.
+
+    Raises:
+        UserError: It holds none of them, or one that cannot be used.
+    """
+    if runs.is_run(path):
+        return _locate_run(name, path.resolve())
+    if (path / ADAPTER_CONFIG).is_file():
+        return _locate_adapter(name, path.resolve(), run=None)
+    refuse_foreign_folder(path)
+    return Located(name, str(path.resolve()))
+
+
+def _look_at(path: Path) -> Literal["folder", "file"] | None:
     """Say what is at a path: a folder, a file, or nothing (None).
 
     Raises:
@@ -86,21 +117,40 @@ def _kind_of(path: Path) -> str | None:
         raise UserError(f"{printable(path)[:200]}: {reason_of(error)}.") from None
 
 
-def _what_it_is(path: Path) -> str:
-    """Say what a file is that was named as MODEL; empty if it is not known."""
+def _describe_file(path: Path) -> str:
+    """Return a sentence on what a file is that was given as MODEL; empty if it is not known."""
     try:
-        found = foreign_file(path)
+        description = foreign_file(path)
     except UnusableFileError as error:
-        found = error.reason
-    return f" This one: {found}." if found else ""
+        description = error.reason
+    return f" This one: {description}." if description else ""
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Tell owner/name from what can only be a path, of this system or of another one."""
+    r"""Tell owner/name from what can only be a path, of this system or of another one.
+
+    Args:
+        text: What the user wrote as MODEL.
+
+    Example:
+        >>> looks_like_hub_id("openai/whisper-small")
+        True
+        >>> looks_like_hub_id("./whisper-small")
+        False
+        >>> looks_like_hub_id(r"C:\models\whisper-small")
+        False
+        >>> looks_like_hub_id("runs/hindi/adapter")
+        False
+    """
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text, re.ASCII) is not None
 
 
 def _locate_run(name: str, run: Path) -> Located:
+    """Find the adapter or the model of a run.
+
+    Raises:
+        UserError: The run has not finished.
+    """
     if (run / runs.ADAPTER).is_dir():
         return _locate_adapter(name, run / runs.ADAPTER, run)
     if (run / runs.MODEL).is_dir():
@@ -109,26 +159,31 @@ def _locate_run(name: str, run: Path) -> Located:
 
 
 def _locate_adapter(name: str, adapter: Path, run: Path | None) -> Located:
+    """Find the base that an adapter's config names; whether it is there is not checked.
+
+    Raises:
+        UserError: The config cannot be used, or names no base.
+    """
     base = read_adapter_config(adapter).get("base_model_name_or_path")
     if not base:
         raise UserError(
-            f"{adapter / ADAPTER_CONFIG}: names no base model (base_model_name_or_path); write there the folder or "
-            "the Hub id of the model that the adapter was trained on."
+            f"{adapter / ADAPTER_CONFIG}: names no base model (base_model_name_or_path); write the folder or the Hub "
+            "id of the model that the adapter was trained on there."
         )
     from_hub = not is_folder(base)
     return Located(name, base, adapter, run, from_hub=from_hub, commit=known_commit(adapter, base))
 
 
 def locate_start(name: str, base: str | Path | None, *, resumed: bool) -> Located:
-    """Find what a run begins with, whose place or whose base may have moved.
+    """Find the model that a run begins with; the model, or the base of an adapter, may have moved.
 
     Args:
         name: The recipe's model.
-        base: Where the base is now; None: where it was.
-        resumed: Whether a run goes on. Then `base` may also stand for a stand-alone model that has moved.
+        base: Where the base is now; None if it has not moved.
+        resumed: Whether an earlier run is resumed. Then `base` may also be a stand-alone model that has moved.
 
     Raises:
-        UserError: It is not found, or `base` is given for a model that has none.
+        UserError: It is not found, or `base` is given for a model that has no base.
     """
     if base is None:
         try:
@@ -142,54 +197,68 @@ def locate_start(name: str, base: str | Path | None, *, resumed: bool) -> Locate
         return with_base(locate(name), base)
     if not resumed:
         raise UserError(f"--base {base}: only an adapter has a base, and {name} is none; leave --base away.")
-    moved = locate(base)
-    if moved.adapter:
-        raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
-    return moved
+    return _locate_moved_base(base)
 
 
 def with_base(located: Located, base: str | Path | None = None) -> Located:
-    """An adapter with the base it was trained on, which is looked for at `base` if it has moved.
+    """Find the base of an adapter, and check that it is the one that the adapter was trained on.
+
+    Args:
+        located: The adapter.
+        base: Where the base is now, if it has moved.
 
     Raises:
-        UserError: no such base, an adapter instead of one, or other weights.
+        UserError: There is no such base, an adapter in place of it, or other weights.
     """
-    if base is not None:
-        other = locate(base)
-        if other.adapter:
-            raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
-        commit = known_commit(located.adapter, other.base)
-        located = dataclasses.replace(located, base=other.base, from_hub=other.from_hub, commit=commit)
+    assert located.adapter is not None, "a stand-alone model has no base"
+    if base is None:
+        _refuse_missing_base(located)
     else:
-        _find_base(located)
+        moved = _locate_moved_base(base)
+        commit = known_commit(located.adapter, moved.base)
+        located = dataclasses.replace(located, base=moved.base, from_hub=moved.from_hub, commit=commit)
     known = base_facts(located.adapter)
-    if "sha256" not in known and "hub_id" not in known:
-        return located  # an adapter of somebody else's: nothing is known about its base
-    found = base_identity(located.base, revision=located.commit)
-    word = "sha256" if "sha256" in known else "hub_id"
-    if known[word] != found.get(word):
+    keys = [key for key in _IDENTITY_WORDS if key in known]
+    if not keys:
+        # Another program made the adapter, and nothing is known about its base.
+        return located
+    key = keys[0]
+    identity = base_identity(located.base, revision=located.commit)
+    if known[key] != identity.get(key):
         raise UserError(
-            f"{located.base}: not the weights this adapter was trained on (another "
-            f"{'SHA-256' if word == 'sha256' else 'Hub id'}); name the right base with --base MODEL."
+            f"{located.base}: not the weights this adapter was trained on (another {_IDENTITY_WORDS[key]}); name the "
+            "right base with --base MODEL."
         )
     return located
 
 
-def _find_base(located: Located) -> None:
+def _locate_moved_base(base: str | Path) -> Located:
+    """Find a base where the user says that it is now.
+
+    Raises:
+        UserError: It is not found, or is an adapter.
+    """
+    located = locate(base)
+    if located.adapter:
+        raise UserError(f"--base {base}: an adapter; the base is a stand-alone model.")
+    return located
+
+
+def _refuse_missing_base(located: Located) -> None:
     """Refuse an adapter whose base is not where its config says.
 
     Raises:
-        UserError: The folder is gone, is of another machine, or is itself an adapter; or the Hub does not have it.
+        UserError: The folder is gone, belongs to another machine, or is an adapter; or the Hub does not have the base.
     """
     base = printable(located.base)[:200]
     remedy = "say where it is with --base MODEL"
     if is_folder(located.base):
         if (Path(located.base) / ADAPTER_CONFIG).is_file():
-            raise UserError(f"{located.adapter}: its base {base} is an adapter itself; merge that one, and {remedy}.")
+            raise UserError(f"{located.adapter}: its base {base} is an adapter itself; merge that one, then {remedy}.")
         return
     if not looks_like_hub_id(located.base):
         raise UserError(f"{base}: the adapter's base has moved, it is not here. {located.adapter} needs it; {remedy}.")
     try:
         download(located.base, "config.json", located.commit)
     except UserError as error:
-        raise UserError(f"{located.adapter}: the adapter's base {base} is not found; {remedy}. ({error})") from None
+        raise UserError(f"{located.adapter}: its base {base} is not found; {remedy}. ({error})") from None
