@@ -13,7 +13,7 @@ from whisper_peft.files import UnusableFileError, printable, read_json_file, sho
 from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
-    Kind,
+    FieldKind,
     check_fields,
     either,
     list_of,
@@ -22,7 +22,7 @@ from whisper_peft.model.fields import (
     one_of,
     optional,
     refuse_field,
-    text,
+    short_text,
     whole,
 )
 from whisper_peft.model.weights import weight_shapes
@@ -36,13 +36,13 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_RANK = 8192  # as `lora.rank` of a recipe
 MATCHING_S = 2.0  # for all regular expressions of an adapter, on all names of modules
 
-_PATTERN = text(2000)
-_PATTERNS = optional(either(_PATTERN, list_of(text(300), 10_000)))
-_NAMES = optional(list_of(text(300), 10_000))
-ADAPTER_FIELDS: dict[str, Kind] = {
-    "base_model_name_or_path": optional(text(4096)),
-    "revision": optional(text(300)),
-    "task_type": optional(text(100)),
+_PATTERN = short_text(2000)
+_PATTERNS = optional(either(_PATTERN, list_of(short_text(300), 10_000)))
+_NAMES = optional(list_of(short_text(300), 10_000))
+ADAPTER_FIELDS: dict[str, FieldKind] = {
+    "base_model_name_or_path": optional(short_text(4096)),
+    "revision": optional(short_text(300)),
+    "task_type": optional(short_text(100)),
     "inference_mode": optional(FLAG),
     "r": whole(1, MAX_RANK),
     "lora_alpha": number(0.0, 1e6),
@@ -51,7 +51,7 @@ ADAPTER_FIELDS: dict[str, Kind] = {
     "fan_in_fan_out": FLAG,
     "use_rslora": FLAG,
     "use_dora": FLAG,
-    "init_lora_weights": optional(either(FLAG, text(100))),
+    "init_lora_weights": optional(either(FLAG, short_text(100))),
     "target_modules": _PATTERNS,
     "exclude_modules": _PATTERNS,
     "target_parameters": _NAMES,

@@ -22,14 +22,14 @@ from whisper_peft.model.fields import (
     FLAG,
     OBJECT,
     TOKEN,
-    Kind,
+    FieldKind,
     check_fields,
     either,
     list_of,
     number,
     optional,
     refuse_field,
-    text,
+    short_text,
     whole,
 )
 from whisper_peft.model.from_pretrained import load_or_explain
@@ -46,7 +46,7 @@ GENERATION_CONFIG = "generation_config.json"
 # The largest published Whisper has a width of 1,280 and 32 + 32 layers. These limits leave room for more, and none for
 # what no machine can hold.
 _DROPOUT = number(0.0, 1.0)
-CONFIG_FIELDS: dict[str, Kind] = {
+CONFIG_FIELDS: dict[str, FieldKind] = {
     "vocab_size": whole(8, 1_000_000),
     "num_mel_bins": whole(1, 1024),
     "d_model": whole(2, 16_384),
@@ -58,7 +58,7 @@ CONFIG_FIELDS: dict[str, Kind] = {
     "decoder_ffn_dim": whole(1, 131_072),
     "max_source_positions": whole(2, 100_000),
     "max_target_positions": whole(8, 100_000),
-    "activation_function": text(100),
+    "activation_function": short_text(100),
     "dropout": _DROPOUT,
     "attention_dropout": _DROPOUT,
     "activation_dropout": _DROPOUT,
@@ -85,10 +85,10 @@ CONFIG_FIELDS: dict[str, Kind] = {
     "decoder_start_token_id": optional(TOKEN),
     "suppress_tokens": optional(list_of(either(TOKEN, whole(-1, -1)))),
     "begin_suppress_tokens": optional(list_of(TOKEN)),
-    "architectures": optional(list_of(text(200), 100)),
-    "dtype": optional(text(100)),
-    "torch_dtype": optional(text(100)),
-    "transformers_version": optional(text(100)),
+    "architectures": optional(list_of(short_text(200), 100)),
+    "dtype": optional(short_text(100)),
+    "torch_dtype": optional(short_text(100)),
+    "transformers_version": optional(short_text(100)),
     "quantization_config": optional(OBJECT),
 }
 # Other names that transformers takes for these fields. Where both are there, the field's own name counts.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from whisper_peft.errors import Notice
 from whisper_peft.files import printable, read_json_file
-from whisper_peft.model.fields import FLAG, OBJECT, Kind, check_fields, number, one_of, optional, whole
+from whisper_peft.model.fields import FLAG, OBJECT, FieldKind, check_fields, number, one_of, optional, whole
 from whisper_peft.model.vocabulary import Find
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
-EXTRACTOR_FIELDS: dict[str, Kind] = {
+EXTRACTOR_FIELDS: dict[str, FieldKind] = {
     "feature_size": whole(1, 1024),
     "sampling_rate": whole(16_000, 16_000),
     "hop_length": whole(1, 16_384),

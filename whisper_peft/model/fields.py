@@ -1,4 +1,7 @@
-"""The fields of a checkpoint's JSON files: what each may hold, before transformers or peft sees it."""
+"""The kinds of values that fields of a checkpoint's JSON files may hold, checked before transformers or peft see them.
+
+A table of fields reads like a declaration: `{"d_model": whole(2, 16_384), "use_cache": FLAG}`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from whisper_peft.files import UnusableFileError, short_repr
 
-MAX_TOKEN_ID = 1_000_000  # no Whisper vocabulary comes near it
+# Larger than the id of any token: the largest vocabulary of a Whisper has 51,866.
+MAX_TOKEN_ID = 1_000_000
+# Words that a message lists at most.
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a field may hold.
+class FieldKind:
+    """A kind of values that a field may hold.
 
     Args:
         wanted: The kind in words, for the message.
@@ -25,79 +32,116 @@ class Kind:
     accepts: Callable[[object], bool]
 
 
-def whole(least: int, most: int) -> Kind:
-    """Accept a whole number within limits; true and false are none."""
-    return Kind(
+def whole(least: int, most: int) -> FieldKind:
+    """Accept a whole number from `least` to `most`; true and false are no numbers.
+
+    Example:
+        >>> kind = whole(1, 256)
+        >>> kind.wanted
+        'a whole number from 1 to 256'
+        >>> [kind.accepts(value) for value in (32, 0, 32.0, True)]
+        [True, False, False, False]
+    """
+    return FieldKind(
         f"a whole number from {least:,} to {most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
     )
 
 
-def number(least: float, most: float) -> Kind:
-    """Accept a finite number within limits."""
+def number(least: float, most: float) -> FieldKind:
+    """Accept a finite number from `least` to `most`.
+
+    Example:
+        >>> kind = number(0.0, 1.0)
+        >>> [kind.accepts(value) for value in (0.1, 1, "0.1", float("nan"))]
+        [True, True, False, False]
+    """
 
     def accepts(value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         return least <= value <= most and math.isfinite(value)
 
-    return Kind(f"a number from {least:g} to {most:g}", accepts)
+    return FieldKind(f"a number from {least:g} to {most:g}", accepts)
 
 
-def one_of(words: Iterable[str]) -> Kind:
-    """Accept one of some words."""
+def one_of(words: Iterable[str]) -> FieldKind:
+    """Accept one of some words.
+
+    Example:
+        >>> one_of(("right", "left")).accepts("middle")
+        False
+    """
     known = tuple(words)
-    shown = ", ".join(known[:8])
-    return Kind(f"one of {shown}", lambda value: isinstance(value, str) and value in known)
+    listed = ", ".join(known[:_MOST_LISTED])
+    return FieldKind(f"one of {listed}", lambda value: isinstance(value, str) and value in known)
 
 
-def text(most_characters: int = 1000) -> Kind:
-    """Accept a text that is not absurdly long."""
-    return Kind(
+def short_text(most_characters: int = 1000) -> FieldKind:
+    """Accept a text of at most some characters."""
+    return FieldKind(
         f"a text of at most {most_characters:,} characters",
         lambda value: isinstance(value, str) and len(value) <= most_characters,
     )
 
 
-def list_of(kind: Kind, most: int = MAX_TOKEN_ID) -> Kind:
-    """Accept a list whose items are all of one kind."""
-    return Kind(
+def list_of(kind: FieldKind, most: int = MAX_TOKEN_ID) -> FieldKind:
+    """Accept a list of at most some items, all of one kind.
+
+    Example:
+        >>> kind = list_of(whole(0, 9), most=3)
+        >>> [kind.accepts(value) for value in ([], [1, 2], [1, -2], [1, 2, 3, 4])]
+        [True, True, False, False]
+    """
+    return FieldKind(
         f"a list, each item {kind.wanted}",
         lambda value: isinstance(value, (list, tuple)) and len(value) <= most and all(map(kind.accepts, value)),
     )
 
 
-def map_of(kind: Kind) -> Kind:
-    """Accept an object whose values are all of one kind."""
-    return Kind(
+def map_of(kind: FieldKind) -> FieldKind:
+    """Accept an object whose values are all of one kind.
+
+    Example:
+        >>> map_of(whole(0, 9)).accepts({"a": 1, "b": 2})
+        True
+    """
+    return FieldKind(
         f"an object, each value {kind.wanted}",
         lambda value: isinstance(value, dict) and all(map(kind.accepts, value.values())),
     )
 
 
-def either(*kinds: Kind) -> Kind:
-    """Accept a value of any of some kinds."""
-    return Kind(" or ".join(kind.wanted for kind in kinds), lambda value: any(kind.accepts(value) for kind in kinds))
+def either(*kinds: FieldKind) -> FieldKind:
+    """Accept a value of any of some kinds.
+
+    Example:
+        >>> either(whole(0, 9), list_of(whole(0, 9))).wanted
+        'a whole number from 0 to 9 or a list, each item a whole number from 0 to 9'
+    """
+    return FieldKind(
+        " or ".join(kind.wanted for kind in kinds), lambda value: any(kind.accepts(value) for kind in kinds)
+    )
 
 
-def exactly(value: object, wanted: str) -> Kind:
-    """Accept one value."""
-    return Kind(wanted, lambda found: found is value)
-
-
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NULL = exactly(None, "null")
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+FLAG = FieldKind("true or false", lambda value: isinstance(value, bool))
+NULL = FieldKind("null", lambda value: value is None)
+OBJECT = FieldKind("an object", lambda value: isinstance(value, dict))
 TOKEN = whole(0, MAX_TOKEN_ID)
 
 
-def optional(kind: Kind) -> Kind:
-    """Accept null, too."""
+def optional(kind: FieldKind) -> FieldKind:
+    """Accept null as well as a kind.
+
+    Example:
+        >>> optional(FLAG).wanted
+        'true or false or null'
+    """
     return either(kind, NULL)
 
 
-def check_fields(place: str | Path, page: Mapping[str, object], kinds: Mapping[str, Kind]) -> None:
-    """Hold the fields of a page against their kinds; fields that are not there are fine.
+def check_fields(place: str | Path, page: Mapping[str, object], kinds: Mapping[str, FieldKind]) -> None:
+    """Check the fields of a page against their kinds; a field may be missing.
 
     Args:
         place: The file, for the message.
@@ -106,14 +150,27 @@ def check_fields(place: str | Path, page: Mapping[str, object], kinds: Mapping[s
 
     Raises:
         UnusableFileError: A field holds something else. The message names it.
+
+    Example:
+        >>> check_fields("config.json", {"d_model": 384}, {"d_model": whole(2, 16_384), "use_cache": FLAG})
+        >>> check_fields("config.json", {"d_model": "wide"}, {"d_model": whole(2, 16_384)})
+        Traceback (most recent call last):
+            ...
+        whisper_peft.files.UnusableFileError: config.json: d_model is 'wide'; expected a whole number from 2 to 16,384.
     """
     for name, kind in kinds.items():
         if name in page and not kind.accepts(page[name]):
             refuse_field(place, name, page[name], f"expected {kind.wanted}")
 
 
-def refuse_field(place: str | Path, name: str, value: object, why: str) -> None:
+def refuse_field(place: str | Path, name: str, value: object, why: str) -> NoReturn:
     """Refuse the value of a field.
+
+    Args:
+        place: The file.
+        name: The field.
+        value: What it holds.
+        why: What is wrong with it, or what was expected.
 
     Raises:
         UnusableFileError: Always.

@@ -15,7 +15,7 @@ from whisper_peft.files import UnusableFileError, printable
 from whisper_peft.model.fields import (
     FLAG,
     TOKEN,
-    Kind,
+    FieldKind,
     check_fields,
     either,
     list_of,
@@ -24,7 +24,7 @@ from whisper_peft.model.fields import (
     one_of,
     optional,
     refuse_field,
-    text,
+    short_text,
     whole,
 )
 from whisper_peft.model.vocabulary import has_language_tokens, language_tokens
@@ -56,10 +56,10 @@ _COUNT = optional(whole(0, 1_000_000))
 _ID = optional(TOKEN)
 _TIMES = optional(either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 100)))
 _PAIR = list_of(whole(0, 100_000), 2)
-_WORD = optional(text(100))
+_WORD = optional(short_text(100))
 # Not among them: the thresholds of the fallback to other temperatures, which transformers' generation from encoded
 # sound does not survive. They are left out with a remark.
-GENERATION_FIELDS: dict[str, Kind] = {
+GENERATION_FIELDS: dict[str, FieldKind] = {
     "alignment_heads": optional(list_of(_PAIR, 10_000)),
     "begin_suppress_tokens": optional(list_of(TOKEN)),
     "bos_token_id": _ID,
@@ -70,7 +70,7 @@ GENERATION_FIELDS: dict[str, Kind] = {
     "eos_token_id": optional(either(TOKEN, list_of(TOKEN, 1000))),
     "is_multilingual": optional(FLAG),
     "lang_to_id": optional(map_of(TOKEN)),
-    "language": optional(either(text(100), list_of(text(100), 1000))),
+    "language": optional(either(short_text(100), list_of(short_text(100), 1000))),
     "length_penalty": _TIMES,
     "max_initial_timestamp_index": _COUNT,
     "max_length": _COUNT,

@@ -22,7 +22,7 @@ from whisper_peft.model.fields import (
     FLAG,
     MAX_TOKEN_ID,
     TOKEN,
-    Kind,
+    FieldKind,
     check_fields,
     either,
     list_of,
@@ -31,7 +31,7 @@ from whisper_peft.model.fields import (
     one_of,
     optional,
     refuse_field,
-    text,
+    short_text,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 NORMALIZER = "normalizer.json"
 
-_TOKEN_TEXT = text(1000)
+_TOKEN_TEXT = short_text(1000)
 
 
 def _is_added_token(value: object) -> bool:
@@ -57,7 +57,7 @@ def _is_added_token(value: object) -> bool:
     return all(isinstance(flag, bool) for flag in flags)
 
 
-ADDED_TOKEN = Kind("a token with its content and its flags", _is_added_token)
+ADDED_TOKEN = FieldKind("a token with its content and its flags", _is_added_token)
 _NAMED_TOKEN = optional(either(_TOKEN_TEXT, ADDED_TOKEN))
 _TOKENS = list_of(either(_TOKEN_TEXT, ADDED_TOKEN))
 _SPECIAL_TOKENS = {
@@ -68,7 +68,7 @@ _SPECIAL_TOKENS = {
     "additional_special_tokens": optional(_TOKENS),
     "extra_special_tokens": optional(either(_TOKENS, map_of(either(_TOKEN_TEXT, ADDED_TOKEN)))),
 }
-TOKENIZER_FIELDS: dict[str, Kind] = {
+TOKENIZER_FIELDS: dict[str, FieldKind] = {
     **_SPECIAL_TOKENS,
     "added_tokens_decoder": map_of(ADDED_TOKEN),
     "add_prefix_space": FLAG,
@@ -77,14 +77,14 @@ TOKENIZER_FIELDS: dict[str, Kind] = {
     "clean_up_tokenization_spaces": optional(FLAG),
     "split_special_tokens": FLAG,
     "errors": one_of(("replace", "strict", "ignore")),
-    "language": optional(text(100)),
+    "language": optional(short_text(100)),
     "task": optional(one_of(("transcribe", "translate"))),
     "predict_timestamps": FLAG,
     "model_max_length": optional(number(1, 1e31)),  # 1e30 is transformers' word for no limit
     "padding_side": one_of(("right", "left")),
     "truncation_side": one_of(("right", "left")),
-    "processor_class": optional(text(100)),
-    "tokenizer_class": optional(text(100)),
+    "processor_class": optional(short_text(100)),
+    "tokenizer_class": optional(short_text(100)),
     "return_attention_mask": optional(FLAG),
 }
 
@@ -102,11 +102,11 @@ def _is_merges(value: object) -> bool:
     return not set(map(len, pairs)) - {2} and not {type(half) for pair in pairs for half in pair} - {str}
 
 
-IDS = Kind(f"an object of tokens with ids up to {MAX_TOKEN_ID:,}", _is_ids)
-_MODEL_FIELDS: dict[str, Kind] = {
+IDS = FieldKind(f"an object of tokens with ids up to {MAX_TOKEN_ID:,}", _is_ids)
+_MODEL_FIELDS: dict[str, FieldKind] = {
     "type": one_of(("BPE",)),
     "vocab": IDS,
-    "merges": Kind("a list of pairs", _is_merges),
+    "merges": FieldKind("a list of pairs", _is_merges),
 }
 
 
@@ -231,7 +231,7 @@ def _read_ids(path: Path) -> dict[str, int]:
 
 def _read_spellings(path: Path) -> dict[str, str]:
     page = read_json_file(path)
-    check_fields(path, {"its content": page}, {"its content": map_of(text())})
+    check_fields(path, {"its content": page}, {"its content": map_of(short_text())})
     return page
 
 
