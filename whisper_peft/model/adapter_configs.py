@@ -1,4 +1,4 @@
-"""The config of an adapter: checked before peft sees it, and its regular expressions matched under a time limit."""
+"""The config of an adapter, checked before peft sees it; its regular expressions are matched under a time limit."""
 
 from __future__ import annotations
 
@@ -31,12 +31,17 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import nn
 
+# The names that peft gives to the two files of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MAX_RANK = 8192  # as `lora.rank` of a recipe
-MATCHING_S = 2.0  # for all regular expressions of an adapter, on all names of modules
+# The largest rank, as `lora.rank` of a recipe has it.
+MAX_RANK = 8192
+# Seconds for matching all regular expressions of an adapter with all names of modules.
+MATCHING_S = 2.0
+# Characters of a regular expression, or of a name of a module.
+_MAX_PATTERN = 2000
 
-_PATTERN = short_text(2000)
+_PATTERN = short_text(_MAX_PATTERN)
 _PATTERNS = optional(either(_PATTERN, list_of(short_text(300), 10_000)))
 _NAMES = optional(list_of(short_text(300), 10_000))
 ADAPTER_FIELDS: dict[str, FieldKind] = {
@@ -63,13 +68,15 @@ ADAPTER_FIELDS: dict[str, FieldKind] = {
     "trainable_token_indices": optional(either(list_of(whole(0, 1_000_000)), map_of(list_of(whole(0, 1_000_000))))),
     "auto_mapping": optional(OBJECT),
 }
-# peft imports the module that the first names, and copies layers as often as the second says.
+# Fields that no adapter for Whisper has. peft imports the module that the first one names, and copies layers as often as
+# the second one says.
 NEVER_USED = ("megatron_config", "layer_replication")
 # A name of a module, or a part of one.
 _PLAIN = re.compile(r"[\w.-]+")
-# A regular expression that Python's own engine is through with at once: no repeated group, no look-around, no
-# back-reference, and no more than two repetitions without end. Ours is one: see `lora.make_target_pattern`.
+# A tame regular expression is one that Python's own engine matches in no time: it has no repeated group, no look-around,
+# no back-reference, and at most two repetitions without end. Ours is tame: see `lora.make_target_pattern`.
 _TAME = re.compile(r"(?:[\w.^$|()?\[\]-]|\\[.dw]|[*+](?![*+]))*")
+# Repetitions without end in a tame expression.
 MAX_REPEATS = 2
 
 
@@ -80,11 +87,11 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         folder: The adapter's folder.
 
     Returns:
-        Its content, every field that we know of the right kind.
+        Its content, in which every field that we know is of the right kind.
 
     Raises:
-        UnusableFileError: It cannot be read, is of another kind of adapter than LoRA, or a field holds what it cannot.
-            The message names the field.
+        UnusableFileError: It cannot be read, belongs to another kind of adapter than LoRA, or a field holds a value
+            that it cannot have. The message names the field.
     """
     path = Path(folder) / ADAPTER_CONFIG
     page = read_json_file(path)
@@ -96,7 +103,8 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         if page.get(name):
             refuse_field(path, name, page[name], "no adapter for Whisper has it; expected null")
     for name in ("modules_to_save", "target_parameters"):
-        for module in page.get(name) or ():  # peft makes a regular expression of each
+        for module in page.get(name) or ():
+            # peft makes a regular expression of each.
             if not _PLAIN.fullmatch(module):
                 refuse_field(path, name, module, "expected names of modules")
     _check_rank(path, page)
@@ -105,25 +113,26 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
 
 def _check_rank(path: Path, page: Mapping[str, Any]) -> None:
     """Refuse a rank that the adapter's weights do not have, before anything of that size is allocated."""
-    ranks = _stored_ranks(path)
+    ranks = _read_stored_ranks(path)
     rank = page.get("r", 8)
     if ranks and not page.get("rank_pattern") and rank > max(ranks.values()):
         refuse_field(path, "r", rank, f"the adapter's weights have rank {max(ranks.values())}")
 
 
-def _stored_ranks(path: Path) -> dict[str, int]:
-    """Return the modules that an adapter has weights for, each with its rank."""
-    shapes = weight_shapes([path.parent / ADAPTER_WEIGHTS])
-    return {
-        name.partition(".lora_A.")[0].removeprefix("base_model.model."): shape[0]
-        for name, shape in shapes.items()
-        if ".lora_A." in name and len(shape) > 1
-    }
+def _read_stored_ranks(path: Path) -> dict[str, int]:
+    """Read the rank of each module that an adapter has weights for, by the module's name."""
+    ranks = {}
+    for name, shape in weight_shapes([path.parent / ADAPTER_WEIGHTS]).items():
+        module, separator, _ = name.partition(".lora_A.")
+        if separator and len(shape) > 1:
+            # The factor A is (rank, n_inputs).
+            ranks[module.removeprefix("base_model.model.")] = shape[0]
+    return ranks
 
 
 def _check_rank_pattern(path: Path, patterns: Mapping[str, int]) -> None:
     """Refuse a rank for single modules that their weights do not have."""
-    ranks = _stored_ranks(path)
+    ranks = _read_stored_ranks(path)
     for pattern, rank in patterns.items():
         stored = [ranks[module] for module in ranks if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module)]
         if stored and rank > max(stored):
@@ -131,10 +140,10 @@ def _check_rank_pattern(path: Path, patterns: Mapping[str, int]) -> None:
 
 
 def load_peft_config(adapter: Path, model: nn.Module) -> LoraConfig:
-    """Make peft's config of a saved adapter for the model that it goes onto.
+    """Make peft's config of a saved adapter, for the model that it goes onto.
 
-    Where the adapter names modules by a regular expression that could take for ever, it is matched here under a time
-    limit, and peft is given the names that it matches.
+    An adapter may name modules by a regular expression, and one could be written that takes for ever. Unless it is
+    tame, it is matched here under a time limit, and peft is given the names that it matches.
 
     Args:
         adapter: The adapter's folder.
@@ -154,13 +163,15 @@ def load_peft_config(adapter: Path, model: nn.Module) -> LoraConfig:
     for name in ("target_modules", "exclude_modules"):
         value = fields.get(name)
         if isinstance(value, str) and value != "all-linear" and not is_tame(value):
-            fields[name] = _matching(path, name, value, "{}", modules, deadline)
+            fields[name] = _match_modules(path, name, value, "{}", modules, deadline)
     patterns = fields.get("layers_pattern") or ()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    for pattern in patterns:
         if not _PLAIN.fullmatch(pattern):
             refuse_field(path, "layers_pattern", pattern, "expected names of modules")
     for name in ("rank_pattern", "alpha_pattern"):
-        fields[name] = _by_name(path, name, fields.get(name) or {}, modules, deadline)
+        fields[name] = _replace_patterns(path, name, fields.get(name) or {}, modules, deadline)
     _check_rank_pattern(path, fields["rank_pattern"])
     try:
         return LoraConfig(**fields)
@@ -170,11 +181,18 @@ def load_peft_config(adapter: Path, model: nn.Module) -> LoraConfig:
 
 
 def is_tame(pattern: str) -> bool:
-    """Tell whether Python's regular expressions are through with a pattern at once, whatever the name.
+    r"""Tell whether Python's own engine matches a regular expression in no time, whatever the name.
+
+    Args:
+        pattern: The regular expression.
 
     Example:
-        >>> is_tame(r".*decoder.*(q_proj|v_proj)$"), is_tame(r"(a+)+$")
-        (True, False)
+        >>> is_tame(r".*decoder.*(q_proj|v_proj)$")
+        True
+        >>> is_tame(r"(a+)+$")
+        False
+        >>> is_tame(r"(?=model).*")
+        False
     """
     repeats = len(re.findall(r"[*+]", pattern))
     if not _TAME.fullmatch(pattern) or repeats > MAX_REPEATS or re.search(r"\)[*+]|\(\?", pattern):
@@ -186,35 +204,56 @@ def is_tame(pattern: str) -> bool:
     return True
 
 
-def _by_name(
+def _replace_patterns(
     path: Path, name: str, patterns: Mapping[str, Any], modules: Iterable[str], deadline: float
 ) -> dict[str, Any]:
-    """Return what a pattern for each of some modules says, with names of modules in place of wild patterns."""
-    named: dict[str, Any] = {}
+    """Return a field that has a value for each pattern, with names of modules in place of patterns that are not tame.
+
+    Args:
+        path: The file, for messages.
+        name: The field.
+        patterns: The value for each pattern.
+        modules: The names of the model's modules.
+        deadline: When matching has to end, as `time.monotonic` counts.
+    """
+    by_module: dict[str, Any] = {}
     for pattern, value in patterns.items():
-        if len(pattern) > 2000:
+        if len(pattern) > _MAX_PATTERN:
             refuse_field(path, name, pattern, "no name of a module is so long")
         if is_tame(pattern):
-            named[pattern] = value
+            by_module[pattern] = value
         else:
-            matches = _matching(path, name, pattern, r"(?:.*\.)?(?:{})", modules, deadline)
-            named.update(dict.fromkeys(matches, value))
-    return named
+            matches = _match_modules(path, name, pattern, r"(?:.*\.)?(?:{})", modules, deadline)
+            by_module.update(dict.fromkeys(matches, value))
+    return by_module
 
 
-def _matching(path: Path, name: str, pattern: str, around: str, modules: Iterable[str], deadline: float) -> list[str]:
+def _match_modules(
+    path: Path, name: str, pattern: str, around: str, modules: Iterable[str], deadline: float
+) -> list[str]:
     """Return the modules whose names a regular expression matches.
 
-    Raises:
-        UnusableFileError: It is none, takes too long, or matches nothing.
-    """
-    import regex  # a dependency of transformers; unlike Python's own engine it takes a time limit
+    Args:
+        path: The file, for messages.
+        name: The field.
+        pattern: The regular expression.
+        around: What peft puts around it, with {} in its place.
+        modules: The names of the model's modules.
+        deadline: When matching has to end, as `time.monotonic` counts.
 
+    Raises:
+        UnusableFileError: The pattern is no regular expression, takes too long, or matches nothing.
+    """
+    # Unlike Python's own engine, this one takes a time limit.
+    import regex
+
+    matches = []
     try:
         compiled = regex.compile(around.replace("{}", pattern))
-        matches = [
-            module for module in modules if compiled.fullmatch(module, timeout=max(0.001, deadline - time.monotonic()))
-        ]
+        for module in modules:
+            left_s = max(0.001, deadline - time.monotonic())
+            if compiled.fullmatch(module, timeout=left_s):
+                matches.append(module)
     except TimeoutError:
         refuse_field(path, name, pattern, "this regular expression takes too long; name the modules in a list")
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:

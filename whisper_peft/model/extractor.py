@@ -1,9 +1,10 @@
-"""The feature extractor of a checkpoint, from settings that have been looked at first."""
+"""The feature extractor of a checkpoint, made from settings that were checked first."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from whisper_peft.errors import Notice
 from whisper_peft.files import printable, read_json_file
@@ -13,8 +14,12 @@ from whisper_peft.model.vocabulary import Find
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
 
+# The file with the settings. transformers 5 writes them into the second one.
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+# Whisper's log-mels have 100 frames a second, and its window has 30 s.
+_FRAMES_PER_S = 100
+_DEFAULT_WINDOW_FRAMES = 3000
 EXTRACTOR_FIELDS: dict[str, FieldKind] = {
     "feature_size": whole(1, 1024),
     "sampling_rate": whole(16_000, 16_000),
@@ -35,36 +40,48 @@ def load_feature_extractor(
 
     Args:
         find: Finds the files of the checkpoint.
-        n_mels: Mel bins of the model, for a checkpoint without settings of an extractor.
-        window_frames: Frames of the model's window, likewise.
-        source: The name of the checkpoint, for the remark that it was made from these two.
+        n_mels: Mel bins of the model. With them, an extractor is made for a checkpoint without settings of one.
+        window_frames: Frames of the model's window, for the same purpose.
+        source: The name of the checkpoint, for the notice that the extractor was made so.
 
     Returns:
-        The extractor; None where there are no settings of one, and `n_mels` is not given.
+        The extractor; None if the checkpoint has no settings of one and `n_mels` is not given.
 
     Raises:
         UserError: The settings cannot be used. The message names the file and the field.
     """
     from transformers import WhisperFeatureExtractor
 
-    path = find(PROCESSOR)
-    page = None
-    if path is not None:  # transformers 5 keeps them in there
-        whole_page = read_json_file(path)
-        page = whole_page.get("feature_extractor", whole_page.get("audio_processor"))
-        check_fields(path, {"feature_extractor": page}, {"feature_extractor": optional(OBJECT)})
-    if page is None:
-        path = find(PREPROCESSOR)
-        page = None if path is None else read_json_file(path)
+    place, page = _read_settings(find)
     if page is None and n_mels is None:
         return None
     if page is None:
-        seconds = max(1, (window_frames or 3000) // 100)
+        seconds = max(1, (window_frames or _DEFAULT_WINDOW_FRAMES) // _FRAMES_PER_S)
         page = {"feature_size": n_mels, "chunk_length": seconds}
         warnings.warn(
             f"{printable(source)}: no {PREPROCESSOR} in it; made from config.json ({n_mels} mel bins, {seconds} s).",
-            Notice, stacklevel=2,
-        )  # fmt: skip
+            Notice,
+            stacklevel=2,
+        )
     settings = {name: value for name, value in page.items() if name in EXTRACTOR_FIELDS}
-    check_fields(path or PREPROCESSOR, settings, EXTRACTOR_FIELDS)
+    check_fields(place, settings, EXTRACTOR_FIELDS)
     return WhisperFeatureExtractor(**settings)
+
+
+def _read_settings(find: Find) -> tuple[str | Path, dict[str, Any] | None]:
+    """Read the settings of an extractor from the file that has them.
+
+    Returns:
+        The file, and its settings; None in place of the settings if there are none.
+    """
+    path = find(PROCESSOR)
+    if path is not None:
+        processor = read_json_file(path)
+        page = processor.get("feature_extractor", processor.get("audio_processor"))
+        check_fields(path, {"feature_extractor": page}, {"feature_extractor": optional(OBJECT)})
+        if page is not None:
+            return path, page
+    path = find(PREPROCESSOR)
+    if path is None:
+        return PREPROCESSOR, None
+    return path, read_json_file(path)

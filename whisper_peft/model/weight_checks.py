@@ -19,13 +19,13 @@ from whisper_peft.model.lora import (
     warn_of_no_change,
 )
 from whisper_peft.model.weights import (
-    adapter_name,
     fit_base,
     read_header,
     refuse_not_finite,
     refuse_own_head,
     refuse_zeros,
     tensors_of,
+    write_adapter_name,
 )
 
 
@@ -67,7 +67,7 @@ def _check_adapter(adapter: Path, base: str, revision: str | None) -> None:
     if folder is not None:
         adapted = add_adapter_layers(empty_whisper(load_config(folder)), adapter, trainable=False)
         fit_to_adapter(adapted, adapter)
-    strangers = [name for name in read_header([file]).shapes if adapter_name(name) != name]
+    strangers = [name for name in read_header([file]).shapes if write_adapter_name(name) != name]
     if strangers:
         raise UserError(
             f"{adapter}: {len(strangers)} tensors are not named as peft names them ({printable(strangers[0])[:100]}); "

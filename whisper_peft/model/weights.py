@@ -1,4 +1,4 @@
-"""Count the tensors of safetensors files against a model, before anything is loaded.
+"""Match the tensors of safetensors files with those of a model, before anything is loaded.
 
 Libraries load what fits, leave the rest of a model as it was, and warn. Here every tensor is accounted for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +19,23 @@ from whisper_peft.model.foreign import foreign_file, foreign_tensors
 if TYPE_CHECKING:
     import torch
 
-MOST_NAMED = 3  # tensors that a message names
+# Tensors that a message names at most.
+MOST_NAMED = 3
+# The types of weights, as safetensors calls them.
 FLOATS = ("F64", "F32", "F16", "BF16")
-# What torch.compile, FSDP, gradient checkpointing and DataParallel put into the names of what they wrap.
+# Words that torch.compile, FSDP, gradient checkpointing and DataParallel put into the names of what they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 HALVES = ("encoder", "decoder")
+# The cause and the remedy where most tensors hold no number.
 EMPTIED = (
     "The tensors are empty, as each process of DeepSpeed ZeRO-3 or FSDP saves them; gather the weights of all "
     "processes into one model first (DeepSpeed: zero_to_fp32.py)"
 )
-HEAD = "proj_out.weight"
-EMBEDDING = "model.decoder.embed_tokens.weight"
-# A model's own state, unlike what peft saves, has the adapter's name in the names: lora_A.default.weight.
+# In Whisper these two names mean one weight.
+HEAD_WEIGHT = "proj_out.weight"
+EMBEDDING_WEIGHT = "model.decoder.embed_tokens.weight"
+# The adapter's name within the name of a tensor, as in lora_A.default.weight. It stands in a model's own state, and not
+# in what peft saves.
 _ADAPTER_NAME = re.compile(
     r"(?<=\.lora_[AB])\.\w+(?=\.weight$)|(?<=\.lora_magnitude_vector)\.\w+(?=\.weight$)|\.default\b"
 )
@@ -39,16 +44,45 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Header:
-    """What safetensors files say of their tensors: shapes and types by name, and which file holds each."""
+class TensorHeader:
+    """The tensors of safetensors files, without their numbers.
+
+    Args:
+        shapes: The shape of each tensor, by its name.
+        types: The type of each tensor, as safetensors calls it.
+        file_of: The file that holds each tensor.
+    """
 
     shapes: dict[str, Shape]
     types: dict[str, str]
     file_of: dict[str, Path]
 
 
-def read_header(files: Sequence[Path]) -> Header:
-    """Read names, shapes and types of the tensors in safetensors files; no tensor is read.
+@dataclass(frozen=True)
+class Misfit:
+    """How the tensors of files differ from those of a model.
+
+    Args:
+        shapes: The shape of each tensor in the files, by its name.
+        accepted: The shape of each tensor that the model takes, by its name.
+        n_required: How many tensors the model needs.
+        n_fit: How many of them are there, with the right shape.
+        missing: Names of needed tensors that are not there.
+        left_over: Names of tensors that the model does not take.
+        reshaped: Names of tensors that have another shape in the model.
+    """
+
+    shapes: Mapping[str, Shape]
+    accepted: Mapping[str, Shape]
+    n_required: int
+    n_fit: int
+    missing: list[str]
+    left_over: list[str]
+    reshaped: list[str]
+
+
+def read_header(files: Sequence[Path]) -> TensorHeader:
+    """Read names, shapes and types of the tensors in safetensors files, but none of their numbers.
 
     Args:
         files: One file, or all shards of a model.
@@ -56,26 +90,15 @@ def read_header(files: Sequence[Path]) -> Header:
     Raises:
         UnusableFileError: A file is something else, is cut off or is damaged, or two files hold one tensor.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    header = Header({}, {}, {})
+    header = TensorHeader({}, {}, {})
     for file in files:
-        found = foreign_file(file)
-        if found:
-            raise UnusableFileError(file, found)
+        description = foreign_file(file)
+        if description:
+            raise UnusableFileError(file, description)
         try:
-            with safe_open(str(file), framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
-                    if name in header.file_of:
-                        raise UnusableFileError(
-                            file,
-                            f"{printable(name)[:100]} is in {header.file_of[name].name}, too, so these shards are not "
-                            "of one saving; copy or download the model again",
-                        )
-                    piece = tensors.get_slice(name)
-                    header.shapes[name] = tuple(piece.get_shape())
-                    header.types[name] = piece.get_dtype()
-                    header.file_of[name] = file
+            _read_file_header(file, header)
         except (SafetensorError, OSError, ValueError, OverflowError) as error:
             raise UnusableFileError(
                 file, f"cut off, damaged or no safetensors file ({_one_line(error)}); copy or download it again"
@@ -83,11 +106,33 @@ def read_header(files: Sequence[Path]) -> Header:
     return header
 
 
+def _read_file_header(file: Path, header: TensorHeader) -> None:
+    """Add the tensors of one file to a header.
+
+    Raises:
+        UnusableFileError: Another file holds a tensor of the same name.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
+            if name in header.file_of:
+                raise UnusableFileError(
+                    file,
+                    f"{printable(name)[:100]} is in {header.file_of[name].name}, too, so these shards were not saved "
+                    "together; copy or download the model again",
+                )
+            tensor = tensors.get_slice(name)
+            header.shapes[name] = tuple(tensor.get_shape())
+            header.types[name] = tensor.get_dtype()
+            header.file_of[name] = file
+
+
 def weight_shapes(files: Iterable[Path]) -> dict[str, Shape]:
-    """Read the shapes of all tensors in safetensors files, where there is something to compare a config with.
+    """Read the shapes of all tensors in safetensors files, to compare a config with them.
 
     Returns:
-        The shape of each tensor, by its name. It is empty where a file is missing or damaged: loading says so.
+        The shape of each tensor, by its name. It is empty if a file is missing or damaged: loading will say so.
     """
     try:
         return read_header(list(files)).shapes
@@ -95,12 +140,12 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, Shape]:
         return {}
 
 
-def fit_base(header: Header, expected: Mapping[str, Shape], *, place: str) -> dict[str, str]:
-    """Hold the tensors of a base against the model that its config describes.
+def fit_base(header: TensorHeader, expected: Mapping[str, Shape], *, place: str) -> dict[str, str]:
+    """Match the tensors of a base with the model that its config describes.
 
     Args:
-        header: Of the files.
-        expected: Shapes by name, as the model has them.
+        header: The tensors of the files.
+        expected: The shape of each tensor of the model, by its name.
         place: The folder or Hub id, for messages.
 
     Returns:
@@ -109,23 +154,26 @@ def fit_base(header: Header, expected: Mapping[str, Shape], *, place: str) -> di
     Raises:
         UserError: A tensor is missing, left over, of another shape or not of floating-point numbers.
     """
-    fixed = {HEAD, "model.encoder.embed_positions.weight"}  # tied to the token embedding; sinusoids
+    # These may be missing: the head's weight is the token embedding's, and the positions are sinusoids.
+    fixed = {HEAD_WEIGHT, "model.encoder.embed_positions.weight"}
     required = {name: shape for name, shape in expected.items() if name not in fixed}
     optional = {name: expected[name] for name in fixed if name in expected}
-    names = _fit(header, required, optional, place=place, rename=_base_name, cause=_base_cause)
+    names = _match_names(
+        header, required, optional, place=place, rename=_write_base_name, guess_cause=_guess_base_cause
+    )
     _refuse_types(header, place=place)
     return names
 
 
 def fit_adapter(
-    header: Header, expected: Mapping[str, Shape], optional: Mapping[str, Shape], *, place: str
+    header: TensorHeader, expected: Mapping[str, Shape], optional: Mapping[str, Shape], *, place: str
 ) -> dict[str, str]:
-    """Hold the tensors of an adapter against those that its config and its base call for.
+    """Match the tensors of an adapter with those that its config and its base call for.
 
     Args:
-        header: Of the adapter's file.
-        expected: Shapes by name, as peft saves them.
-        optional: Further names that peft would load, as embeddings saved with an adapter.
+        header: The tensors of the adapter's file.
+        expected: The shape of each tensor, by the name under which peft saves it.
+        optional: Further tensors that peft would load, as embeddings that were saved with an adapter.
         place: The adapter's folder, for messages.
 
     Returns:
@@ -134,48 +182,75 @@ def fit_adapter(
     Raises:
         UserError: A tensor is missing, left over, of another shape or not of floating-point numbers.
     """
-    names = _fit(header, expected, optional, place=place, rename=adapter_name, cause=_adapter_cause)
+    names = _match_names(
+        header, expected, optional, place=place, rename=write_adapter_name, guess_cause=_guess_adapter_cause
+    )
     _refuse_types(header, place=place)
     return names
 
 
-def _refuse_types(header: Header, *, place: str) -> None:
+def _refuse_types(header: TensorHeader, *, place: str) -> None:
     """Refuse tensors of whole numbers, of truth values, or of floats in 8 bits.
 
+    Converted to floats, they would be other weights than those that were trained.
+
     Raises:
-        UserError: There is one. Converted to floats it would be other weights than those that were trained.
+        UserError: There is such a tensor.
     """
     others = [name for name in header.types if header.types[name] not in FLOATS]
     if others:
         kind = header.types[others[0]]
         raise UserError(
-            f"{place}: {_named(others)} is of type {kind}, and weights are F32, F16 or BF16; take the full weights."
+            f"{place}: {_list_names(others)} is of type {kind}, and weights are F32, F16 or BF16; take the full "
+            "weights."
         )
 
 
-def _fit(header, required, optional, *, place, rename, cause) -> dict[str, str]:
-    """Find the model's name for each tensor, by the names as they are or by names without a wrapper's words."""
+def _match_names(
+    header: TensorHeader,
+    required: Mapping[str, Shape],
+    optional: Mapping[str, Shape],
+    *,
+    place: str,
+    rename: Callable[[str], str],
+    guess_cause: Callable[[Misfit], str],
+) -> dict[str, str]:
+    """Find the model's name for each tensor, as it is or without a wrapper's words.
+
+    Args:
+        header: The tensors of the files.
+        required: The shapes of the tensors that have to be there.
+        optional: The shapes of those that may be there.
+        place: The folder or Hub id, for messages.
+        rename: Takes a wrapper's words out of a name.
+        guess_cause: Names the likely cause of what does not fit, and the remedy.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another shape.
+    """
     accepted = {**required, **optional}
     names = {name: name for name in header.shapes}
-    if not _all_fit(names, header.shapes, required, accepted):
-        other_names = {name: rename(name) for name in header.shapes}
-        if _all_fit(other_names, header.shapes, required, accepted):
-            _say_renamed(other_names, place)
-            return other_names
-        raise UserError(_misfit(header, required, accepted, place=place, cause=cause))
-    return names
+    if _do_all_fit(names, header.shapes, required, accepted):
+        return names
+    new_names = {name: rename(name) for name in header.shapes}
+    if _do_all_fit(new_names, header.shapes, required, accepted):
+        _warn_of_new_names(new_names, place)
+        return new_names
+    misfit = _find_misfit(header.shapes, required, accepted)
+    raise UserError(f"{place}: {_describe_misfit(misfit)}. {guess_cause(misfit)}.")
 
 
-def _all_fit(
+def _do_all_fit(
     names: Mapping[str, str], shapes: Mapping[str, Shape], required: Mapping[str, Shape], accepted: Mapping[str, Shape]
 ) -> bool:
+    """Tell whether the model's names are all there once, with the model's shapes."""
     new_names = set(names.values())
     if len(new_names) < len(names) or not set(required) <= new_names:
         return False
     return all(accepted.get(new) == shapes[name] for name, new in names.items())
 
 
-def _base_name(name: str) -> str:
+def _write_base_name(name: str) -> str:
     """Write a tensor's name as WhisperForConditionalGeneration has it."""
     words = [word for word in name.split(".") if word not in WRAPPERS]
     for place, word in enumerate(words):
@@ -186,15 +261,26 @@ def _base_name(name: str) -> str:
     return name
 
 
-def adapter_name(name: str) -> str:
-    """Write a tensor's name as peft saves it: without wrappers, the adapter's name and with peft's prefix."""
-    words = _ADAPTER_NAME.sub("", _base_name(name)).split(".")
+def write_adapter_name(name: str) -> str:
+    """Write a tensor's name as peft saves it: with peft's prefix, without wrappers and the adapter's name.
+
+    Args:
+        name: The name in a file.
+
+    Example:
+        >>> write_adapter_name("model.decoder.layers.0.fc1.lora_A.default.weight")
+        'base_model.model.model.decoder.layers.0.fc1.lora_A.weight'
+    """
+    words = _ADAPTER_NAME.sub("", _write_base_name(name)).split(".")
     return ".".join(["base_model", "model", *words])
 
 
-def _say_renamed(names: Mapping[str, str], place: str) -> None:
-    """Say which words were taken out of the names, unless it is the `model.` of a bare WhisperModel."""
-    dropped = []
+def _warn_of_new_names(names: Mapping[str, str], place: str) -> None:
+    """Say which words were taken out of the names.
+
+    Nothing is said where only `model.` was added, as for a bare WhisperModel.
+    """
+    dropped: list[str] = []
     for name, new_name in names.items():
         kept = new_name.split(".")
         for word in name.split("."):
@@ -212,94 +298,114 @@ def _say_renamed(names: Mapping[str, str], place: str) -> None:
         )
 
 
-def _misfit(header: Header, required, accepted, *, place: str, cause) -> str:
-    """Count what does not fit, and name the likely cause."""
-    shapes = header.shapes
-    missing = [name for name in required if name not in shapes]
-    left_over = [name for name in shapes if name not in accepted]
-    reshaped = [name for name in shapes if name in accepted and accepted[name] != shapes[name]]
-    n_fit = sum(shapes.get(name) == shape for name, shape in required.items())
+def _find_misfit(shapes: Mapping[str, Shape], required: Mapping[str, Shape], accepted: Mapping[str, Shape]) -> Misfit:
+    """Compare the tensors of files, under the names that they have there, with those of the model."""
+    return Misfit(
+        shapes=shapes,
+        accepted=accepted,
+        n_required=len(required),
+        n_fit=sum(shapes.get(name) == shape for name, shape in required.items()),
+        missing=[name for name in required if name not in shapes],
+        left_over=[name for name in shapes if name not in accepted],
+        reshaped=[name for name in shapes if name in accepted and accepted[name] != shapes[name]],
+    )
+
+
+def _describe_misfit(misfit: Misfit) -> str:
+    """Say how many tensors fit, and which do not."""
     parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({_named(missing)})")
-    if left_over:
-        parts.append(f"{len(left_over)} left over ({_named(left_over)})")
-    if reshaped:
-        first = reshaped[0]
+    if misfit.missing:
+        parts.append(f"{len(misfit.missing)} missing ({_list_names(misfit.missing)})")
+    if misfit.left_over:
+        parts.append(f"{len(misfit.left_over)} left over ({_list_names(misfit.left_over)})")
+    if misfit.reshaped:
+        first = misfit.reshaped[0]
         parts.append(
-            f"{len(reshaped)} of another shape ({printable(first)} is {_shown(shapes[first])}, the model has "
-            f"{_shown(accepted[first])})"
+            f"{len(misfit.reshaped)} of another shape ({printable(first)} is {_write_shape(misfit.shapes[first])}, the "
+            f"model has {_write_shape(misfit.accepted[first])})"
         )
-    likely = cause(header, missing, left_over, reshaped, accepted)
-    return f"{place}: {n_fit} of {len(required)} tensors fit: {'; '.join(parts)}. {likely}."
+    return f"{misfit.n_fit} of {misfit.n_required} tensors fit: {'; '.join(parts)}"
 
 
-def _base_cause(header, missing, left_over, reshaped, accepted) -> str:
-    if _is_emptied(header.shapes):
+def _guess_base_cause(misfit: Misfit) -> str:
+    """Return the likely cause why a base does not fit, and the remedy."""
+    if _is_emptied(misfit.shapes):
         return EMPTIED
-    foreign = foreign_tensors(left_over)
+    foreign = foreign_tensors(misfit.left_over)
     if foreign:
         return f"Likely {foreign}"
-    if reshaped and not missing and not left_over:
+    if misfit.reshaped and not misfit.missing and not misfit.left_over:
         return "Likely config.json belongs to a Whisper of another size; copy the one of these weights"
-    if missing and not left_over and not reshaped:
+    if misfit.missing and not misfit.left_over and not misfit.reshaped:
         return "Likely a part of the weights was not saved or not copied; copy the model again"
-    if left_over and not missing:
+    if misfit.left_over and not misfit.missing:
         return "Likely it has layers of its own, or config.json names fewer layers; only a plain Whisper can be used"
     return "Likely the weights belong to another model than config.json, or were saved under other names"
 
 
-def _adapter_cause(header, missing, left_over, reshaped, accepted) -> str:
-    if not header.shapes:
+def _guess_adapter_cause(misfit: Misfit) -> str:
+    """Return the likely cause why an adapter does not fit, and the remedy."""
+    if not misfit.shapes:
         return "The file holds no tensors"
-    if _is_emptied(header.shapes):
+    if _is_emptied(misfit.shapes):
         return EMPTIED
-    for name in reshaped:
-        if _is_rank_changed(name, header.shapes[name], accepted[name]):
+    for name in misfit.reshaped:
+        if _is_rank_changed(name, misfit.shapes[name], misfit.accepted[name]):
             return "Likely the rank (r) in adapter_config.json is not that of the weights; copy the adapter again"
-    known = [name for name in left_over if "lora_" in name]
-    if reshaped or any(name.startswith("base_model.model.model.") for name in known):
+    has_lora_of_whisper = any(
+        "lora_" in name and name.startswith("base_model.model.model.") for name in misfit.left_over
+    )
+    if misfit.reshaped or has_lora_of_whisper:
         return (
             "Likely the adapter was trained on a Whisper of another size, or adapter_config.json is another "
             "adapter's; name the right base with --base MODEL"
         )
-    if missing and not left_over:
+    if misfit.missing and not misfit.left_over:
         return "Likely a part of the adapter was not saved or not copied; copy it again"
     return "Likely the adapter belongs to another kind of model, or was saved by another program"
 
 
 def _is_emptied(shapes: Mapping[str, Shape]) -> bool:
-    """Whether most tensors are without a single number."""
+    """Tell whether most tensors hold not a single number."""
     n_empty = sum(0 in shape for shape in shapes.values())
     return 2 * n_empty > len(shapes)
 
 
-def _is_rank_changed(name: str, found: Shape, wanted: Shape) -> bool:
-    """Whether the two shapes of a factor differ in the rank only: the rows of A (rank, n_in), the columns of B."""
-    if len(found) != 2 or len(wanted) != 2:
+def _is_rank_changed(name: str, stored: Shape, expected: Shape) -> bool:
+    """Tell whether two shapes of a factor differ in the rank only.
+
+    Args:
+        name: The tensor's name, which tells A (rank, n_inputs) from B (n_outputs, rank).
+        stored: The shape in the file.
+        expected: The shape in the model.
+    """
+    if len(stored) != 2 or len(expected) != 2:
         return False
     if ".lora_A." in name:
-        return found[0] != wanted[0] and found[1] == wanted[1]
-    return ".lora_B." in name and found[1] != wanted[1] and found[0] == wanted[0]
+        return stored[0] != expected[0] and stored[1] == expected[1]
+    return ".lora_B." in name and stored[1] != expected[1] and stored[0] == expected[0]
 
 
-def _named(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
+    """Return the first names, for a message."""
     shown = [printable(name)[:100] for name in names[:MOST_NAMED]]
     if len(names) > MOST_NAMED:
         shown.append("…")
     return ", ".join(shown)
 
 
-def _shown(shape: Shape) -> str:
+def _write_shape(shape: Shape) -> str:
+    """Return a shape in words, as 384 × 1536."""
     return " × ".join(map(str, shape)) or "a single number"
 
 
 def _one_line(error: BaseException) -> str:
+    """Return the message of an error on one line."""
     return printable(" ".join(str(error).split()))[:120]
 
 
 def tensors_of(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of safetensors files one at a time."""
+    """Yield the tensors of safetensors files, each with its name, one at a time."""
     from safetensors import safe_open
 
     for file in files:
@@ -309,32 +415,39 @@ def tensors_of(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def refuse_own_head(files: Sequence[Path], names: Mapping[str, str], *, place: str) -> None:
-    """Refuse an output layer that is not the token embedding: Whisper has one weight for both, and drops the other.
+    """Refuse an output layer that differs from the token embedding.
+
+    Whisper has one weight for both, so transformers would drop one of the two.
 
     Args:
         files: The safetensors files.
-        names: The model's name of each tensor in them.
+        names: The model's name for each tensor in them.
         place: The folder or Hub id, for the message.
 
     Raises:
         UserError: The files hold both, and they differ.
     """
-    if HEAD not in names.values():
+    if HEAD_WEIGHT not in names.values():
         return
-    head, embedding = (
-        next(tensor for name, tensor in tensors_of(files) if names[name] == wanted) for wanted in (HEAD, EMBEDDING)
-    )
+    head = _read_tensor(files, names, HEAD_WEIGHT)
+    embedding = _read_tensor(files, names, EMBEDDING_WEIGHT)
     if not head.equal(embedding):
         raise UserError(
-            f"{place}: {HEAD} differs from {EMBEDDING}; in Whisper they are one weight, and one of them would be lost."
+            f"{place}: {HEAD_WEIGHT} differs from {EMBEDDING_WEIGHT}; in Whisper they are one weight, and one of them "
+            "would be lost."
         )
+
+
+def _read_tensor(files: Sequence[Path], names: Mapping[str, str], wanted: str) -> torch.Tensor:
+    """Read the tensor that has a name in the model."""
+    return next(tensor for name, tensor in tensors_of(files) if names[name] == wanted)
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, remedy: str) -> None:
     """Refuse weights that are not finite numbers.
 
     Args:
-        tensors: Names and weights. Integers, as of a quantised layer, are passed over.
+        tensors: Names and weights. Integers, which a quantised layer has, are passed over.
         place: The folder or Hub id, for the message.
         remedy: What to do, as the end of the message.
 
@@ -345,17 +458,17 @@ def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str
     if broken:
         raise UserError(
             f"{place}: weights that are not finite numbers (NaN or infinity) in {len(broken)} tensors "
-            f"({_named(broken)}); {remedy}."
+            f"({_list_names(broken)}); {remedy}."
         )
 
 
 def refuse_zeros(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, remedy: str) -> None:
-    """Refuse a model whose token embedding holds only zeros; say so of other weights.
+    """Refuse a model whose token embedding holds only zeros, and warn of other weights that do.
 
-    With such an embedding all tokens are alike. It is what a download leaves that reserved its space and broke off.
+    With such an embedding all tokens are alike. A download leaves it that reserved its space and broke off.
 
     Args:
-        tensors: Names and weights of a whole Whisper. Vectors are passed over: a bias may be zero.
+        tensors: Names and weights of a whole Whisper. Vectors are passed over, because a bias may be zero.
         place: The folder or Hub id, for the message.
         remedy: What to do, as the end of the message.
 
@@ -363,17 +476,21 @@ def refuse_zeros(tensors: Iterable[tuple[str, torch.Tensor]], *, place: str, rem
         UserError: The token embedding holds only zeros.
     """
     zeros = [name for name, weight in tensors if weight.ndim > 1 and not weight.any()]
-    if EMBEDDING in zeros:
-        raise UserError(f"{place}: {len(zeros)} tensors hold only zeros ({_named(zeros)}); {remedy}.")
+    if EMBEDDING_WEIGHT in zeros:
+        raise UserError(f"{place}: {len(zeros)} tensors hold only zeros ({_list_names(zeros)}); {remedy}.")
     if zeros:
-        warnings.warn(f"{place}: {len(zeros)} tensors hold only zeros ({_named(zeros)}).", Notice, stacklevel=2)
+        warnings.warn(f"{place}: {len(zeros)} tensors hold only zeros ({_list_names(zeros)}).", Notice, stacklevel=2)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are finite. A NaN or an infinity never leaves a sum, and one sum is quick."""
+    """Tell whether all numbers are finite.
+
+    A sum with NaN or an infinity in it is not finite, and one sum is quicker than a look at each number.
+    """
     import torch
 
     tensor = tensor.detach()
     if tensor.sum(dtype=torch.float32).isfinite():
         return True
-    return bool(tensor.isfinite().all())  # a finite sum may be too large for float32
+    # The sum of finite numbers may be too large for float32.
+    return bool(tensor.isfinite().all())
