@@ -68,13 +68,13 @@ ADAPTER_FIELDS: dict[str, FieldKind] = {
     "trainable_token_indices": optional(either(list_of(whole(0, 1_000_000)), map_of(list_of(whole(0, 1_000_000))))),
     "auto_mapping": optional(OBJECT),
 }
-# Fields that no adapter for Whisper has. peft imports the module that the first one names, and copies layers as often as
-# the second one says.
+# Fields that no adapter for Whisper has. peft imports the module that the first one names, and copies layers as often
+# as the second one says.
 NEVER_USED = ("megatron_config", "layer_replication")
 # A name of a module, or a part of one.
 _PLAIN = re.compile(r"[\w.-]+")
-# A tame regular expression is one that Python's own engine matches in no time: it has no repeated group, no look-around,
-# no back-reference, and at most two repetitions without end. Ours is tame: see `lora.make_target_pattern`.
+# A tame regular expression is one that Python's own engine matches in no time: it has no repeated group, no
+# look-around, no back-reference, and at most two repetitions without end. Ours is tame: see `lora.make_target_pattern`.
 _TAME = re.compile(r"(?:[\w.^$|()?\[\]-]|\\[.dw]|[*+](?![*+]))*")
 # Repetitions without end in a tame expression.
 MAX_REPEATS = 2

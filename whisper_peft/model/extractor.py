@@ -52,7 +52,7 @@ def load_feature_extractor(
     """
     from transformers import WhisperFeatureExtractor
 
-    place, page = _read_settings(find)
+    place, page = _read_extractor_settings(find)
     if page is None and n_mels is None:
         return None
     if page is None:
@@ -68,7 +68,7 @@ def load_feature_extractor(
     return WhisperFeatureExtractor(**settings)
 
 
-def _read_settings(find: Find) -> tuple[str | Path, dict[str, Any] | None]:
+def _read_extractor_settings(find: Find) -> tuple[str | Path, dict[str, Any] | None]:
     """Read the settings of an extractor from the file that has them.
 
     Returns:

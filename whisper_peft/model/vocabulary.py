@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint, from files that have been looked at first.
+"""The tokenizer of a checkpoint, made from files that were checked first.
 
-transformers is given a folder of its own with what was read and checked: only the settings that we know, and no path
-to a file elsewhere, no template and no class that a checkpoint names.
+transformers is given a temporary folder with what was read and checked: only the settings that we know, and no path to
+a file elsewhere, no template and no class that a checkpoint names.
 """
 
 from __future__ import annotations
@@ -37,20 +37,31 @@ from whisper_peft.model.fields import (
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperTokenizer
 
-Find = Callable[[str], "Path | None"]  # from the name of a file to the file, if the checkpoint has it
+# Takes the name of a file, and returns the file if the checkpoint has it.
+Find = Callable[[str], "Path | None"]
 
+# The whole tokenizer, as the library written in Rust saves it.
 TOKENIZER = "tokenizer.json"
+# Its settings.
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# The older form: tokens with their ids, and which pairs are merged.
 VOCAB = "vocab.json"
 MERGES = "merges.txt"
+# Tokens beside the vocabulary, in the older form.
 ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+# British spellings and their American form, which Whisper's English normalizer uses.
 NORMALIZER = "normalizer.json"
 
+# An id with so many digits or more belongs to no vocabulary.
+_MAX_ID_DIGITS = 8
+_TASK_TOKENS = ("<|translate|>", "<|transcribe|>")
+_LANGUAGE_TOKEN = re.compile(r"<\|[a-z]{2,3}\|>")
 _TOKEN_TEXT = short_text(1000)
 
 
 def _is_added_token(value: object) -> bool:
+    """Tell whether a value is a token with its content and its flags."""
     if not isinstance(value, dict) or not _TOKEN_TEXT.accepts(value.get("content")):
         return False
     flags = [value.get(name, False) for name in ("lstrip", "rstrip", "normalized", "single_word", "special")]
@@ -80,7 +91,8 @@ TOKENIZER_FIELDS: dict[str, FieldKind] = {
     "language": optional(short_text(100)),
     "task": optional(one_of(("transcribe", "translate"))),
     "predict_timestamps": FLAG,
-    "model_max_length": optional(number(1, 1e31)),  # 1e30 is transformers' word for no limit
+    # transformers writes 1e30 for no limit.
+    "model_max_length": optional(number(1, 1e31)),
     "padding_side": one_of(("right", "left")),
     "truncation_side": one_of(("right", "left")),
     "processor_class": optional(short_text(100)),
@@ -90,16 +102,23 @@ TOKENIZER_FIELDS: dict[str, FieldKind] = {
 
 
 def _is_ids(value: object) -> bool:
+    """Tell whether a value is an object of tokens with their ids.
+
+    There are 50,000 of them, so all types are looked at together, and not value by value.
+    """
     if not isinstance(value, dict) or set(map(type, value.values())) - {int}:
         return False
     return not value or (min(value.values()) >= 0 and max(value.values()) <= MAX_TOKEN_ID)
 
 
 def _is_merges(value: object) -> bool:
+    """Tell whether a value is a list of merges, each a text or a pair of texts."""
     if not isinstance(value, list) or set(map(type, value)) - {str, list}:
         return False
     pairs = [pair for pair in value if isinstance(pair, list)]
-    return not set(map(len, pairs)) - {2} and not {type(half) for pair in pairs for half in pair} - {str}
+    if set(map(len, pairs)) - {2}:
+        return False
+    return not {type(half) for pair in pairs for half in pair} - {str}
 
 
 IDS = FieldKind(f"an object of tokens with ids up to {MAX_TOKEN_ID:,}", _is_ids)
@@ -121,13 +140,8 @@ def load_tokenizer(find: Find, source: str) -> WhisperTokenizer:
         UserError: There is no tokenizer, it is not Whisper's, or one of its files cannot be used.
     """
     pages, has_merges = _read_tokenizer_files(find)
-    if TOKENIZER not in pages and not (VOCAB in pages and has_merges):
-        half = ", only half of one" if VOCAB in pages or has_merges else ""
-        raise UserError(
-            f"{source}: no tokenizer in it{half} ({TOKENIZER}, or {VOCAB} and {MERGES}); copy these files from the "
-            "base model."
-        )
-    _refuse_foreign_vocabulary(source, _vocabulary_of(pages))
+    _refuse_missing_files(source, pages, has_merges=has_merges)
+    _refuse_foreign_vocabulary(source, _collect_vocabulary(pages))
     with tempfile.TemporaryDirectory(prefix="whisper-peft-") as temporary:
         folder = Path(temporary)
         for name in (TOKENIZER, VOCAB, ADDED_TOKENS, NORMALIZER, MERGES):
@@ -152,23 +166,37 @@ def load_tokenizer(find: Find, source: str) -> WhisperTokenizer:
     return tokenizer
 
 
-def _tokenizer_class() -> type:
-    """Return the tokenizer written in Rust, which has another name in transformers 4."""
+def _refuse_missing_files(source: str, pages: Mapping[str, Any], *, has_merges: bool) -> None:
+    """Refuse a checkpoint without a tokenizer, or with only half of the older form."""
+    has_vocabulary = VOCAB in pages
+    if TOKENIZER in pages or (has_vocabulary and has_merges):
+        return
+    half = ", only half of one" if has_vocabulary or has_merges else ""
+    raise UserError(
+        f"{source}: no tokenizer in it{half} ({TOKENIZER}, or {VOCAB} and {MERGES}); copy these files from the base "
+        "model."
+    )
+
+
+def _tokenizer_class() -> type[WhisperTokenizer]:
+    """Return the class of the tokenizer written in Rust, which has another name in transformers 4."""
     import transformers
 
     major_version = int(transformers.__version__.partition(".")[0])
-    return transformers.WhisperTokenizer if major_version >= 5 else transformers.WhisperTokenizerFast
+    if major_version >= 5:
+        return transformers.WhisperTokenizer
+    return transformers.WhisperTokenizerFast
 
 
 def _read_tokenizer_files(find: Find) -> tuple[dict[str, Any], bool]:
     """Read and check all files of a tokenizer.
 
     Returns:
-        Name to content of the JSON files that are there, and whether there is a merges.txt.
+        The content of each JSON file that is there, by its name; and whether there is a merges.txt.
     """
     pages: dict[str, Any] = {}
     readers = {
-        TOKENIZER_CONFIG: _read_settings,
+        TOKENIZER_CONFIG: _read_tokenizer_settings,
         TOKENIZER: _read_whole_tokenizer,
         VOCAB: _read_ids,
         ADDED_TOKENS: _read_ids,
@@ -185,26 +213,33 @@ def _read_tokenizer_files(find: Find) -> tuple[dict[str, Any], bool]:
     return pages, path is not None
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_tokenizer_settings(path: Path) -> dict[str, Any]:
+    """Read the settings that we know from tokenizer_config.json.
+
+    Raises:
+        UnusableFileError: A field holds a value that it cannot have.
+    """
     page = read_json_file(path)
     settings = {name: value for name, value in page.items() if name in TOKENIZER_FIELDS}
     check_fields(path, settings, TOKENIZER_FIELDS)
     _drop_empty_unknown(settings)
     decoder = settings.get("added_tokens_decoder", {})
-    for number_text in decoder:
-        if not (number_text.isascii() and number_text.isdecimal() and len(number_text) < 8):
-            refuse_field(path, "added_tokens_decoder", number_text, "expected ids of tokens")
+    for id_text in decoder:
+        if not (id_text.isascii() and id_text.isdecimal() and len(id_text) < _MAX_ID_DIGITS):
+            refuse_field(path, "added_tokens_decoder", id_text, "expected ids of tokens")
     language = settings.get("language")
     if language and language.lower() not in {*LANGUAGES, *LANGUAGES.values(), *LANGUAGE_ALIASES}:
         refuse_field(path, "language", language, "not one that Whisper knows; expected null, or as hindi")
+    # transformers 5 writes a list under this name, and transformers 4 expects an object. Both read the older name.
     extra = settings.get("extra_special_tokens")
-    if isinstance(extra, list):  # transformers 5's word, which 4 takes for a mapping; both read the older one
+    if isinstance(extra, list):
         del settings["extra_special_tokens"]
         settings.setdefault("additional_special_tokens", extra)
     return settings
 
 
 def _read_special_tokens(path: Path) -> dict[str, Any]:
+    """Read the tokens that we know from special_tokens_map.json."""
     page = read_json_file(path)
     tokens = {name: value for name, value in page.items() if name in _SPECIAL_TOKENS}
     check_fields(path, tokens, _SPECIAL_TOKENS)
@@ -224,18 +259,25 @@ def _drop_empty_unknown(tokens: dict[str, Any]) -> None:
 
 
 def _read_ids(path: Path) -> dict[str, int]:
+    """Read tokens with their ids."""
     page = read_json_file(path)
     check_fields(path, {"its content": page}, {"its content": IDS})
     return page
 
 
 def _read_spellings(path: Path) -> dict[str, str]:
+    """Read spellings with their normal form."""
     page = read_json_file(path)
     check_fields(path, {"its content": page}, {"its content": map_of(short_text())})
     return page
 
 
 def _read_whole_tokenizer(path: Path) -> dict[str, Any]:
+    """Read tokenizer.json.
+
+    Raises:
+        UnusableFileError: A part is missing, or is none that a tokenizer of Whisper has.
+    """
     page = read_json_file(path)
     model = page.get("model")
     if not isinstance(model, dict):
@@ -257,39 +299,41 @@ def _read_whole_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _has_pattern(part: object) -> bool:
-    """Tell whether a part of a tokenizer holds a regular expression, which could take for ever on a text."""
+    """Tell whether a part of a tokenizer holds a regular expression, which could take for ever on some text."""
     if isinstance(part, dict):
         return "Regex" in part or any(map(_has_pattern, part.values()))
     return isinstance(part, list) and any(map(_has_pattern, part))
 
 
 def read_vocabulary(find: Find) -> dict[str, int]:
-    """Read which token has which id, without building a tokenizer.
+    """Read the id of each token, without building a tokenizer.
 
     Args:
         find: Finds the files of the checkpoint.
 
     Returns:
-        Token to id. It is empty where there is no tokenizer.
+        The id of each token. It is empty if there is no tokenizer.
     """
     pages, _ = _read_tokenizer_files(find)
-    return _vocabulary_of(pages)
+    return _collect_vocabulary(pages)
 
 
-def _vocabulary_of(pages: Mapping[str, Any]) -> dict[str, int]:
-    settings, whole_tokenizer = pages.get(TOKENIZER_CONFIG, {}), pages.get(TOKENIZER)
-    vocabulary = {**pages.get(VOCAB, {}), **pages.get(ADDED_TOKENS, {})}
-    for number_text, token in settings.get("added_tokens_decoder", {}).items():
-        vocabulary[token["content"]] = int(number_text)
-    if whole_tokenizer is not None:
-        vocabulary.update(whole_tokenizer["model"]["vocab"])
-        vocabulary.update({token["content"]: token["id"] for token in whole_tokenizer["added_tokens"]})
+def _collect_vocabulary(pages: Mapping[str, Any]) -> dict[str, int]:
+    """Put the tokens of all files together. As in transformers, tokenizer.json has the last word."""
     if TOKENIZER not in pages and VOCAB not in pages:
         return {}
+    vocabulary = {**pages.get(VOCAB, {}), **pages.get(ADDED_TOKENS, {})}
+    settings = pages.get(TOKENIZER_CONFIG, {})
+    for id_text, token in settings.get("added_tokens_decoder", {}).items():
+        vocabulary[token["content"]] = int(id_text)
+    if TOKENIZER in pages:
+        vocabulary.update(pages[TOKENIZER]["model"]["vocab"])
+        vocabulary.update({token["content"]: token["id"] for token in pages[TOKENIZER]["added_tokens"]})
     return vocabulary
 
 
 def _refuse_foreign_vocabulary(source: str, vocabulary: Mapping[str, int]) -> None:
+    """Refuse a vocabulary without one of the special tokens that every Whisper has."""
     missing = [token for token in NEEDED_TOKENS if token not in vocabulary]
     if missing:
         raise UserError(
@@ -299,11 +343,11 @@ def _refuse_foreign_vocabulary(source: str, vocabulary: Mapping[str, int]) -> No
 
 
 def refuse_vocabulary(source: str, vocabulary: Mapping[str, int], config: WhisperConfig) -> None:
-    """Refuse a tokenizer that is another checkpoint's.
+    """Refuse a tokenizer that belongs to another checkpoint than the config.
 
     Args:
         source: The name of the checkpoint, for the message.
-        vocabulary: Token to id.
+        vocabulary: The id of each token.
         config: The config of the checkpoint.
 
     Raises:
@@ -325,17 +369,31 @@ def refuse_vocabulary(source: str, vocabulary: Mapping[str, int], config: Whispe
 
 
 def has_language_tokens(vocabulary: Mapping[str, int]) -> bool:
-    """Tell whether a vocabulary has tokens for several languages; English-only ones may have them, too."""
+    """Tell whether a vocabulary has tokens for several languages; that of an English-only model may have them, too.
+
+    Args:
+        vocabulary: The id of each token.
+    """
     return len(language_tokens(vocabulary)) > 1
 
 
 def language_tokens(vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Return the tokens that name a language, as `<|hi|>`, each with its id, in the order of their ids."""
+    """Return the tokens that name a language, as `<|hi|>`, each with its id, in the order of their ids.
+
+    In Whisper's vocabulary they stand between `<|startoftranscript|>` and the tokens for the tasks.
+
+    Args:
+        vocabulary: The id of each token.
+
+    Example:
+        >>> language_tokens({"<|startoftranscript|>": 10, "<|hi|>": 12, "<|en|>": 11, "<|transcribe|>": 13, "a": 0})
+        {'<|en|>': 11, '<|hi|>': 12}
+    """
     start = vocabulary.get("<|startoftranscript|>", -1)
-    end = min((vocabulary[token] for token in ("<|translate|>", "<|transcribe|>") if token in vocabulary), default=-1)
-    between = {
-        token: number
-        for token, number in vocabulary.items()
-        if start < number < end and re.fullmatch(r"<\|[a-z]{2,3}\|>", token)
+    end = min((vocabulary[token] for token in _TASK_TOKENS if token in vocabulary), default=-1)
+    languages = {
+        token: token_id
+        for token, token_id in vocabulary.items()
+        if start < token_id < end and _LANGUAGE_TOKEN.fullmatch(token)
     }
-    return dict(sorted(between.items(), key=lambda pair: pair[1]))
+    return dict(sorted(languages.items(), key=lambda language: language[1]))
