@@ -30,10 +30,10 @@ ROOMS = {
         "augmentation", "stitching", "dataset", "batching", "streams", "samplers", "collator",
     ),
     "model": (
-        "devices", "architecture", "attention", "head", "trained_weights", "activations",
-        "memory", "windows", "specaugment", "quantizing", "fields",
-        "foreign", "from_pretrained", "weights", "adapter_configs", "identity", "locating", "vocabulary", "extractor",
-        "generation_config", "configs", "loading", "lora", "weight_checks", "build",
+        "devices", "architecture", "attention", "head", "trained_weights", "activations", "memory", "windows",
+        "specaugment", "quantizing", "fields", "foreign", "from_pretrained", "weights", "tensor_matching",
+        "adapter_configs", "identity", "locating", "tokenizer_files", "vocabulary", "extractor", "generation_config",
+        "config_fields", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "evaluation": (
         "generation", "clip_transcripts", "loading", "languages", "pieces", "longform", "chunks", "word_times",

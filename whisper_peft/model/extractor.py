@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_peft.errors import Notice
 from whisper_peft.files import printable, read_json_file
 from whisper_peft.model.fields import FLAG, OBJECT, FieldKind, check_fields, number, one_of, optional, whole
-from whisper_peft.model.vocabulary import Find
+from whisper_peft.model.tokenizer_files import Find
 
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor

@@ -14,8 +14,8 @@ from whisper_peft.model.foreign import describe_quantization, refuse_foreign_fol
 from whisper_peft.model.from_pretrained import load_or_explain, without_bars
 from whisper_peft.model.identity import weight_files
 from whisper_peft.model.quantizing import prepare_quantized_layers, quantization_config
+from whisper_peft.model.tensor_matching import fit_base
 from whisper_peft.model.weights import (
-    fit_base,
     read_header,
     refuse_not_finite,
     refuse_own_head,

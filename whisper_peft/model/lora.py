@@ -17,8 +17,8 @@ from whisper_peft.model.adapter_configs import (
     read_adapter_config,
 )
 from whisper_peft.model.loading import DAMAGED, shapes_of
+from whisper_peft.model.tensor_matching import fit_adapter
 from whisper_peft.model.weights import (
-    fit_adapter,
     read_header,
     refuse_not_finite,
     tensors_of,

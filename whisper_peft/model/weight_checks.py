@@ -18,14 +18,13 @@ from whisper_peft.model.lora import (
     fit_to_adapter,
     warn_of_no_change,
 )
+from whisper_peft.model.tensor_matching import fit_base, write_adapter_name
 from whisper_peft.model.weights import (
-    fit_base,
     read_header,
     refuse_not_finite,
     refuse_own_head,
     refuse_zeros,
     tensors_of,
-    write_adapter_name,
 )
 
 

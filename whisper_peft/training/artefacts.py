@@ -15,7 +15,8 @@ from whisper_peft.model.identity import BASE_FACTS, weight_files
 from whisper_peft.model.loading import shapes_of
 from whisper_peft.model.locating import Located
 from whisper_peft.model.lora import fit_to_adapter
-from whisper_peft.model.weights import fit_base, read_header, refuse_not_finite, tensors_of
+from whisper_peft.model.tensor_matching import fit_base
+from whisper_peft.model.weights import read_header, refuse_not_finite, tensors_of
 from whisper_peft.training.splits import Speech
 
 
