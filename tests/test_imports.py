@@ -32,8 +32,8 @@ ROOMS = {
     "model": (
         "devices", "architecture", "attention", "head", "trained_weights", "activations", "memory", "windows",
         "specaugment", "quantizing", "fields", "foreign", "from_pretrained", "weights", "tensor_matching",
-        "adapter_configs", "identity", "locating", "tokenizer_files", "vocabulary", "extractor", "generation_config",
-        "config_fields", "configs", "loading", "lora", "weight_checks", "build",
+        "adapter_configs", "identity", "locating", "tokenizer_files", "vocabulary", "extractor", "generation_defaults",
+        "generation_config", "config_fields", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "evaluation": (
         "generation", "clip_transcripts", "loading", "languages", "pieces", "longform", "chunks", "word_times",

@@ -1,9 +1,7 @@
-"""The generation config: held against the model it comes with, and what an old one leaves out filled in."""
+"""The generation config: checked against its model, and completed where an old file leaves fields out."""
 
 from __future__ import annotations
 
-import base64
-import gzip
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,38 +25,19 @@ from whisper_peft.model.fields import (
     short_text,
     whole,
 )
-from whisper_peft.model.vocabulary import has_language_tokens, language_tokens
+from whisper_peft.model.generation_defaults import is_multilingual, make_decoding_fields
+from whisper_peft.model.vocabulary import language_tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig
 
-# Sizes of openai's vocabularies: English-only, up to large-v2, and from large-v3 on.
-ENGLISH_VOCABULARY = 51864
-MULTILINGUAL_VOCABULARIES = (51865, 51866)
-
-# Which heads of the decoder follow the sound, for word times: by width of the model and size of its vocabulary.
-# From openai/whisper (MIT licence), whisper/__init__.py: booleans (layer, head), zipped, in base 85. The width 1280
-# with 51,865 tokens is not here: large and large-v2 have it, and their heads differ.
-_ALIGNMENT_HEADS = {
-    (384, 4, 51864): b"ABzY8J1N>@0{>%R00Bk>$p{7v037`oCl~+#00",
-    (384, 4, 51865): b"ABzY8bu8Lr0{>%RKn9Fp%m@SkK7Kt=7ytkO",
-    (512, 6, 51864): b"ABzY8;40c<0{>%RzzG;p*o+Vo09|#PsxSZm00",
-    (512, 6, 51865): b"ABzY8KQ!870{>%RzyTQH3`Q^yNP!>##QT-<FaQ7m",
-    (768, 12, 51864): b"ABzY8>?_)10{>%RpeA61k&I|OI3I$65C{;;pbCHh0B{qLQ;+}v00",
-    (768, 12, 51865): b"ABzY8DmU6=0{>%Rpa?J`kvJ6qF(V^F86#Xh7JUGMK}P<N0000",
-    (1024, 24, 51864): b"ABzY8usPae0{>%R7<zz_OvQ{)4kMa0BMw6u5rT}kRKX;$NfYBv00*Hl@qhsU00",
-    (1024, 24, 51865): b"ABzY8B0Jh+0{>%R7}kK1fFL7w6%<-Pf*t^=N)Qr&0RR9",
-    (1280, 32, 51866): b"ABzY8gWO1E0{>%R7(9S+Kn!D~%ngiGaR?*L!iJG9p-nab0JQ=-{D1-g00",
-    (1280, 4, 51866): b"ABzY8j^C+e0{>%RARaKHP%t(lGR*)0g!tONPyhe`",
-}
 
 _COUNT = optional(whole(0, 1_000_000))
 _ID = optional(TOKEN)
-_TIMES = optional(either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 100)))
+_NUMBERS = optional(either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 100)))
 _PAIR = list_of(whole(0, 100_000), 2)
-_WORD = optional(short_text(100))
-# Not among them: the thresholds of the fallback to other temperatures, which transformers' generation from encoded
-# sound does not survive. They are left out with a remark.
+# The fields that we know. The thresholds of the fallback to other temperatures are not among them, because with them
+# transformers fails to generate from encoded sound. They are left out, and a notice says so.
 GENERATION_FIELDS: dict[str, FieldKind] = {
     "alignment_heads": optional(list_of(_PAIR, 10_000)),
     "begin_suppress_tokens": optional(list_of(TOKEN)),
@@ -71,7 +50,7 @@ GENERATION_FIELDS: dict[str, FieldKind] = {
     "is_multilingual": optional(FLAG),
     "lang_to_id": optional(map_of(TOKEN)),
     "language": optional(either(short_text(100), list_of(short_text(100), 1000))),
-    "length_penalty": _TIMES,
+    "length_penalty": _NUMBERS,
     "max_initial_timestamp_index": _COUNT,
     "max_length": _COUNT,
     "max_new_tokens": _COUNT,
@@ -88,24 +67,52 @@ GENERATION_FIELDS: dict[str, FieldKind] = {
     "suppress_tokens": optional(list_of(either(TOKEN, whole(-1, -1)))),
     "task": optional(one_of(("transcribe", "translate"))),
     "task_to_id": optional(map_of(TOKEN)),
-    "temperature": _TIMES,
+    "temperature": _NUMBERS,
     "top_k": _COUNT,
-    "top_p": _TIMES,
-    "transformers_version": _WORD,
+    "top_p": _NUMBERS,
+    "transformers_version": optional(short_text(100)),
     "use_cache": optional(FLAG),
 }
-# What files of 2022 and 2023 have, and what means nothing here; of all else that is left out, a remark is made.
+# Fields that files of 2022 and 2023 have, or that mean nothing here. A notice names every other field that is left out.
 _LEFT_OUT_SILENTLY = (
-    "_from_model_config", "forced_decoder_ids", "_commit_hash", "output_attentions", "output_hidden_states",
-    "output_scores", "return_dict_in_generate", "num_return_sequences", "num_beam_groups", "diversity_penalty",
-    "auto_map", "custom_generate", "assistant_confidence_threshold", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "remove_invalid_values", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "token_healing", "target_lookbehind",
-    "assistant_lookbehind", "is_assistant", "renormalize_logits", "guidance_scale", "low_memory", "name_or_path",
-)  # fmt: skip
-# Fields that transformers needs to name a language or to cut at times; of an older file it says "outdated".
+    "_from_model_config",
+    "forced_decoder_ids",
+    "_commit_hash",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "return_dict_in_generate",
+    "num_return_sequences",
+    "num_beam_groups",
+    "diversity_penalty",
+    "auto_map",
+    "custom_generate",
+    "assistant_confidence_threshold",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "remove_invalid_values",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "token_healing",
+    "target_lookbehind",
+    "assistant_lookbehind",
+    "is_assistant",
+    "renormalize_logits",
+    "guidance_scale",
+    "low_memory",
+    "name_or_path",
+)
+# Fields that transformers needs to name a language or to cut at times. It calls a file without them outdated.
 _NEEDED = ("decoder_start_token_id", "eos_token_id", "is_multilingual", "no_timestamps_token_id")
 _NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
+# In the order in which a file lists them.
+_TASKS = ("translate", "transcribe")
+# Ignored fields that a notice names.
+_MOST_LISTED = 5
+# The end of a message.
 _REMEDY = "delete the file and it is made anew from the tokenizer, or copy it from the base model"
 
 
@@ -118,37 +125,39 @@ def complete_generation_config(
     missing: bool,
     legacy: Mapping[str, Any],
 ) -> GenerationConfig | None:
-    """Make a whole generation config from a file that may be old, of another checkpoint, or not there.
+    """Make a whole generation config from a file that may be old, come from another checkpoint, or be missing.
+
+    A `Notice` says what was left out, replaced or filled in.
 
     Args:
         page: The content of the file.
-        config: The config of the model that it is for.
-        vocabulary: Token to id; empty where the checkpoint has no tokenizer, and then nothing is filled in.
+        config: The config of its model.
+        vocabulary: The id of each token. It is empty if the checkpoint has no tokenizer; then nothing is filled in.
         place: The file, for messages.
         missing: Whether there is no such file.
-        legacy: What a config.json of 2022 says of generation.
+        legacy: The fields about generation in a config.json of 2022.
 
     Returns:
-        The generation config; None where there is neither a file nor a tokenizer.
+        The generation config; None if there is neither a file nor a tokenizer.
 
     Raises:
-        UnusableFileError: A field holds what it cannot, or names a token or a layer that the model does not have.
+        UnusableFileError: A field holds a value that it cannot have, or names a token that the model does not have.
     """
     from transformers import GenerationConfig
 
     if missing and not vocabulary:
         return None
     remarks: list[str] = []
-    fields = _known_fields(place, page, remarks)
+    fields = _read_generation_fields(place, page, remarks)
     _refuse_unknown_tokens(place, fields, config)
     _drop_alignment_heads(fields, config, remarks)
     if vocabulary:
-        _replace_stale(fields, config, vocabulary, remarks)
-        _fill_in(fields, config, vocabulary, {} if not missing else legacy, remarks, missing=missing)
-    _check_words(place, fields, remarks)
+        _drop_stale(fields, vocabulary, remarks)
+        _fill_in(fields, config, vocabulary, legacy, remarks, missing=missing)
+    _check_language(place, fields, remarks)
     limit = config.max_target_positions
     if (fields.get("max_length") or 0) > limit:
-        remarks.append(f"max_length was {fields['max_length']:,}, and the model takes {limit} tokens")
+        remarks.append(f"max_length was {fields['max_length']:,}, but the model takes {limit} tokens")
         fields["max_length"] = limit
     if remarks:
         warnings.warn(f"{printable(place)}: {'; '.join(remarks)}.", Notice, stacklevel=3)
@@ -159,29 +168,40 @@ def complete_generation_config(
         raise UnusableFileError(place, f"transformers refuses it ({reason}); {_REMEDY}") from None
 
 
-def _known_fields(place: str | Path, page: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
-    """Return the fields that we know, each of the right kind; null is as good as nothing, and so is an empty map."""
+def _read_generation_fields(place: str | Path, page: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
+    """Return the fields that we know, each of the right kind.
+
+    A field that is null counts as missing, and so does an empty table of languages or tasks.
+
+    Args:
+        place: The file, for messages.
+        page: Its content.
+        remarks: A list to which the names of unknown fields are added.
+    """
     fields = {name: value for name, value in page.items() if name in GENERATION_FIELDS and value is not None}
     check_fields(place, fields, GENERATION_FIELDS)
-    if "repetition_penalty" in fields:  # transformers refuses a whole number
+    # transformers refuses a whole number.
+    if "repetition_penalty" in fields:
         fields["repetition_penalty"] = float(fields["repetition_penalty"])
     for name in _NEEDED_MULTILINGUAL:
         if fields.get(name) == {}:
             del fields[name]
     fields.pop("transformers_version", None)
-    ignored = [
-        name
-        for name, value in page.items()
-        if name not in GENERATION_FIELDS and name not in _LEFT_OUT_SILENTLY and value not in (None, False, [], {})
-    ]
+    ignored = []
+    for name, value in page.items():
+        is_known = name in GENERATION_FIELDS or name in _LEFT_OUT_SILENTLY
+        says_nothing = value in (None, False, [], {})
+        if not is_known and not says_nothing:
+            ignored.append(name)
     if ignored:
-        shown = ", ".join(printable(name)[:40] for name in ignored[:5])
-        remarks.append(f"ignored: {shown}{' and more' if len(ignored) > 5 else ''}")
+        listed = ", ".join(printable(name)[:40] for name in ignored[:_MOST_LISTED])
+        more = " and more" if len(ignored) > _MOST_LISTED else ""
+        remarks.append(f"ignored: {listed}{more}")
     return fields
 
 
 def _refuse_unknown_tokens(place: str | Path, fields: Mapping[str, Any], config: WhisperConfig) -> None:
-    """Refuse ids that are beyond the vocabulary: transformers would fail at the first clip."""
+    """Refuse ids that are beyond the vocabulary, because transformers would fail at the first clip."""
     for name, value in fields.items():
         if isinstance(value, dict):
             ids = list(value.values())
@@ -194,48 +214,50 @@ def _refuse_unknown_tokens(place: str | Path, fields: Mapping[str, Any], config:
 
 
 def _drop_alignment_heads(fields: dict[str, Any], config: WhisperConfig, remarks: list[str]) -> None:
-    """Leave out alignment heads of another model; only word times need them."""
-    heads = fields.get("alignment_heads")
-    if heads is None:
-        return
-    if not all(
-        len(pair) == 2 and pair[0] < config.decoder_layers and pair[1] < config.decoder_attention_heads
-        for pair in heads
-    ):
-        del fields["alignment_heads"]
-        remarks.append(
-            f"alignment_heads left out, for they name heads beyond the {config.decoder_layers} layers with "
-            f"{config.decoder_attention_heads} heads of this model"
-        )
+    """Leave out alignment heads that belong to another model; only word times need them."""
+    for pair in fields.get("alignment_heads") or ():
+        is_head = len(pair) == 2 and pair[0] < config.decoder_layers and pair[1] < config.decoder_attention_heads
+        if not is_head:
+            del fields["alignment_heads"]
+            remarks.append(
+                f"alignment_heads left out, because they name heads beyond the {config.decoder_layers} layers with "
+                f"{config.decoder_attention_heads} heads of this model"
+            )
+            return
 
 
-def _replace_stale(
-    fields: dict[str, Any], config: WhisperConfig, vocabulary: Mapping[str, int], remarks: list[str]
-) -> None:
-    """Put the tokenizer's ids in place of those that another checkpoint's file names."""
-    known = _known_ids(vocabulary)
-    stale = [name for name, value in known.items() if fields.get(name, value) != value]
-    eos = fields.get("eos_token_id")
-    if isinstance(eos, list) and known["eos_token_id"] in eos:
-        stale.remove("eos_token_id")
-    for name, tokens in (
-        ("lang_to_id", vocabulary),
-        ("task_to_id", {word: vocabulary.get(f"<|{word}|>") for word in ("transcribe", "translate")}),
-    ):
-        if any(tokens.get(token) != number for token, number in fields.get(name, {}).items()):
-            stale.append(name)
+def _drop_stale(fields: dict[str, Any], vocabulary: Mapping[str, int], remarks: list[str]) -> None:
+    """Leave out ids that do not agree with the tokenizer; they are filled in later."""
+    stale = _find_stale(fields, vocabulary)
     if not stale:
         return
     for name in stale:
         del fields[name]
-    if "decoder_start_token_id" in stale:  # then it is another checkpoint's, the rest of it, too
+    # If the start of a transcript differs, the file belongs to another checkpoint, and so does the rest of it.
+    if "decoder_start_token_id" in stale:
         for name in ("is_multilingual", "suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id"):
             fields.pop(name, None)
     remarks.append(f"{', '.join(stale)} did not agree with the tokenizer, and the tokenizer's ids are taken")
 
 
-def _known_ids(vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Return the ids that the tokenizer fixes."""
+def _find_stale(fields: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[str]:
+    """Return the names of the fields whose ids do not agree with the tokenizer."""
+    known = _read_known_ids(vocabulary)
+    stale = [name for name, token_id in known.items() if fields.get(name, token_id) != token_id]
+    # A model may have several tokens that end a text.
+    eos = fields.get("eos_token_id")
+    if isinstance(eos, list) and known["eos_token_id"] in eos:
+        stale.remove("eos_token_id")
+    task_ids = {task: vocabulary.get(f"<|{task}|>") for task in _TASKS}
+    if any(vocabulary.get(token) != token_id for token, token_id in fields.get("lang_to_id", {}).items()):
+        stale.append("lang_to_id")
+    if any(task_ids.get(task) != token_id for task, token_id in fields.get("task_to_id", {}).items()):
+        stale.append("task_to_id")
+    return stale
+
+
+def _read_known_ids(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Return the fields whose ids follow from the tokenizer."""
     named = {
         "decoder_start_token_id": "<|startoftranscript|>",
         "eos_token_id": "<|endoftext|>",
@@ -254,18 +276,23 @@ def _fill_in(
     *,
     missing: bool,
 ) -> None:
-    """Fill in what follows from the vocabulary and the tokenizer, and note what was."""
+    """Fill in the fields that follow from the vocabulary and the tokenizer, and note which were missing.
+
+    Args:
+        fields: The fields of the file, to which others are added.
+        config: The config of the model.
+        vocabulary: The id of each token.
+        legacy: The fields about generation in a config.json of 2022.
+        remarks: A list to which a remark on what was filled in is added.
+        missing: Whether there is no file.
+    """
     multilingual = fields.get("is_multilingual")
     if multilingual is None:
-        multilingual = _is_multilingual(config, vocabulary)
-    needed = {**_known_ids(vocabulary), "is_multilingual": multilingual}
+        multilingual = is_multilingual(config, vocabulary)
+    needed = _make_needed_fields(vocabulary, multilingual)
+    wanted = _NEEDED
     if multilingual:
-        languages = language_tokens(vocabulary)
-        needed["lang_to_id"] = languages
-        needed["task_to_id"] = {
-            word: vocabulary[f"<|{word}|>"] for word in ("translate", "transcribe") if f"<|{word}|>" in vocabulary
-        }
-    wanted = _NEEDED + (_NEEDED_MULTILINGUAL if multilingual else ())
+        wanted += _NEEDED_MULTILINGUAL
     absent = [name for name in wanted if name not in fields]
     fields.update({name: needed[name] for name in absent if name in needed})
     if missing:
@@ -279,72 +306,40 @@ def _fill_in(
         "max_length": config.max_target_positions,
         "return_timestamps": False,
     }
+    # A complete file may leave out the rest on purpose.
     if missing or absent:
-        usual["max_initial_timestamp_index"] = 50
         if "prev_sot_token_id" in needed:
             usual["prev_sot_token_id"] = needed["prev_sot_token_id"]
-        usual["suppress_tokens"] = legacy.get("suppress_tokens", _suppressed(config, vocabulary, multilingual))
-        space = [vocabulary["Ġ"]] if "Ġ" in vocabulary else []
-        usual["begin_suppress_tokens"] = legacy.get("begin_suppress_tokens", [*space, end])
-        heads = _alignment_heads(config)
-        if heads:
-            usual["alignment_heads"] = heads
+        usual.update(make_decoding_fields(config, vocabulary, multilingual))
+        if missing:
+            usual.update(legacy)
     for name, value in usual.items():
         fields.setdefault(name, value)
 
 
-def _is_multilingual(config: WhisperConfig, vocabulary: Mapping[str, int]) -> bool:
-    """Tell whether a checkpoint that does not say so has language tokens in its prompt.
-
-    openai's own sizes are known: the English-only vocabulary has language tokens, too, and never uses them.
-    """
-    if config.vocab_size == ENGLISH_VOCABULARY:
-        return False
-    return config.vocab_size in MULTILINGUAL_VOCABULARIES or has_language_tokens(vocabulary)
-
-
-def _suppressed(config: WhisperConfig, vocabulary: Mapping[str, int], multilingual: bool) -> list[int]:
-    """Return what is never written down: what stands for no speech in openai's vocabularies, and special tokens."""
-    from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS, NON_SPEECH_TOKENS_MULTI
-
-    ids: set[int] = set()
-    end = vocabulary["<|endoftext|>"]
-    if config.vocab_size == ENGLISH_VOCABULARY or config.vocab_size in MULTILINGUAL_VOCABULARIES:
-        symbols = NON_SPEECH_TOKENS_MULTI if multilingual else NON_SPEECH_TOKENS
-        ids.update(token for token in symbols if token < end)
-    for token in ("startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "nocaptions"):
-        if f"<|{token}|>" in vocabulary:
-            ids.add(vocabulary[f"<|{token}|>"])
-    return sorted(ids)
+def _make_needed_fields(vocabulary: Mapping[str, int], multilingual: bool) -> dict[str, Any]:
+    """Make the fields that transformers needs to name a language or to cut at times."""
+    needed: dict[str, Any] = {**_read_known_ids(vocabulary), "is_multilingual": multilingual}
+    if multilingual:
+        needed["lang_to_id"] = language_tokens(vocabulary)
+        needed["task_to_id"] = {task: vocabulary[f"<|{task}|>"] for task in _TASKS if f"<|{task}|>" in vocabulary}
+    return needed
 
 
-def _alignment_heads(config: WhisperConfig) -> list[list[int]] | None:
-    """Return the published heads for a shape; None where they are not known."""
-    import numpy as np
-
-    packed = _ALIGNMENT_HEADS.get((config.d_model, config.decoder_layers, config.vocab_size))
-    if packed is None:
-        return None
-    flat = np.frombuffer(gzip.decompress(base64.b85decode(packed)), dtype=bool)
-    if flat.size != config.decoder_layers * config.decoder_attention_heads:
-        return None
-    grid = flat.reshape(config.decoder_layers, config.decoder_attention_heads)  # (layer, head)
-    return [[int(layer), int(head)] for layer, head in zip(*grid.nonzero(), strict=True)]
-
-
-def _check_words(place: str | Path, fields: dict[str, Any], remarks: list[str]) -> None:
-    """Refuse a language that the model has no token for; an English-only checkpoint has none at all."""
-    language = fields.get("language")
+def _check_language(place: str | Path, fields: dict[str, Any], remarks: list[str]) -> None:
+    """Refuse a language that the model has no token for, and leave it out for an English-only checkpoint."""
     if not fields.get("is_multilingual", True):
         dropped = [name for name in ("language", "task") if fields.pop(name, None) not in (None, "en", "transcribe")]
         if dropped:
-            remarks.append(f"{' and '.join(dropped)} left out, for this is an English-only checkpoint")
+            remarks.append(f"{' and '.join(dropped)} left out, because this is an English-only checkpoint")
         return
+    language = fields.get("language")
     if language is None or "lang_to_id" not in fields:
         return
-    by_name = {english: code for code, english in LANGUAGES.items()}
-    for name in language if isinstance(language, list) else [language]:
+    code_of = {english: code for code, english in LANGUAGES.items()}
+    names = language if isinstance(language, list) else [language]
+    for name in names:
         word = name.strip("<|>").lower()
-        code = by_name.get(word) or LANGUAGE_ALIASES.get(word) or word
+        code = code_of.get(word) or LANGUAGE_ALIASES.get(word) or word
         if f"<|{code}|>" not in fields["lang_to_id"]:
             refuse_field(place, "language", name, f"the model has no token for it; {_REMEDY}")
