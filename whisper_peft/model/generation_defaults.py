@@ -1,4 +1,4 @@
-"""What the generation configs of openai's checkpoints say, for a checkpoint that does not say it itself."""
+"""The fields that openai's generation configs have, for a checkpoint whose own file lacks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a MODEL argument leads to: a base, an adapter on a base, or a run."""
+"""The way from a MODEL argument to a base, an adapter on a base, or a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IDENTITY_WORDS = {"sha256": "SHA-256", "hub_id": "Hub id"}
 
 @dataclass(frozen=True)
 class Located:
-    """What a MODEL argument leads to: a base, an adapter on a base, or either of them from a run.
+    """The model that a MODEL argument leads to: a base, an adapter on a base, or either of them from a run.
 
     Args:
         name: The argument as the user wrote it.
@@ -261,4 +261,4 @@ def _refuse_missing_base(located: Located) -> None:
     try:
         download(located.base, "config.json", located.commit)
     except UserError as error:
-        raise UserError(f"{located.adapter}: its base {base} is not found; {remedy}. ({error})") from None
+        raise UserError(f"{located.adapter}: the adapter's base {base} is not found; {remedy}. ({error})") from None

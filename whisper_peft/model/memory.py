@@ -132,9 +132,7 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[Point]:
     head_gradients = shape.embedding * FLOAT_BYTES if method.is_full else 0
     # The weight gradient of the head is made in the compute type before it is float32.
     head_gradients_made = shape.embedding * method.compute_bytes if method.is_full else 0
-    decoder_gradients: float = all_gradients
-    if method.freeze != "encoder":
-        decoder_gradients = all_gradients * _decoder_share(shape, method)
+    decoder_gradients = all_gradients * _decoder_share(shape, method)
     logits = load.targets * shape.vocab * method.compute_bytes
     # The loss makes about three copies of some rows at a time, in float32.
     loss_rows = 3 * LOSS_ROWS * shape.vocab * FLOAT_BYTES
@@ -174,6 +172,8 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[Point]:
 
 def _decoder_share(shape: Architecture, method: Method) -> float:
     """Return the share of the gradients that the decoder has."""
+    if method.freeze == "encoder":
+        return 1.0
     if method.is_full:
         return (shape.decoder_matrices + shape.embedding) / shape.parameters
     n_trained = count_trainable(shape, method)

@@ -78,7 +78,7 @@ def _check_adapter(adapter: Path, base: str, revision: str | None) -> None:
 
 
 def _find_local_folder(base: str, revision: str | None) -> str | None:
-    """Return the folder of a base on this machine: a model folder, or one in the Hub's cache. None: it is not here."""
+    """Return the folder of a base, or its folder in the Hub's cache; None if this machine does not have it."""
     if is_folder(base):
         return base
     from huggingface_hub import try_to_load_from_cache
