@@ -290,7 +290,7 @@ def _fill_in(
     if multilingual is None:
         multilingual = is_multilingual(config, vocabulary)
     needed = _make_needed_fields(vocabulary, multilingual)
-    wanted = _NEEDED
+    wanted: tuple[str, ...] = _NEEDED
     if multilingual:
         wanted += _NEEDED_MULTILINGUAL
     absent = [name for name in wanted if name not in fields]

@@ -121,14 +121,14 @@ def download(source: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    def fetch(source: str, **options: object) -> str:
+    def fetch(source: str, *, filename: str, revision: str | None) -> str:
         try:
-            return hf_hub_download(source, **options)
+            return hf_hub_download(source, filename, revision=revision)
         except LocalEntryNotFoundError:
             # A subclass of the next one, which says that the Hub was not reached.
             raise
         except EntryNotFoundError:
-            if name in (WEIGHTS, WEIGHTS_INDEX):
+            if filename in (WEIGHTS, WEIGHTS_INDEX):
                 raise UserError(
                     f"{source}: no {WEIGHTS} on the Hub; weights are read from safetensors only. Take a model that "
                     "has them, or convert it on a machine where you trust it."

@@ -210,14 +210,15 @@ def with_base(located: Located, base: str | Path | None = None) -> Located:
     Raises:
         UserError: There is no such base, an adapter in place of it, or other weights.
     """
-    assert located.adapter is not None, "a stand-alone model has no base"
+    adapter = located.adapter
+    assert adapter is not None, "a stand-alone model has no base"
     if base is None:
         _refuse_missing_base(located)
     else:
         moved = _locate_moved_base(base)
-        commit = known_commit(located.adapter, moved.base)
+        commit = known_commit(adapter, moved.base)
         located = dataclasses.replace(located, base=moved.base, from_hub=moved.from_hub, commit=commit)
-    known = base_facts(located.adapter)
+    known = base_facts(adapter)
     keys = [key for key in _IDENTITY_WORDS if key in known]
     if not keys:
         # Another program made the adapter, and nothing is known about its base.

@@ -6,17 +6,16 @@ little from what the model knows. A *condensed* window saves nearly as much and 
 few positions that represent all the silence up to 30 s.
 
     log-mel frames   |0 . . . . . . . . . . . . 999|  + 8 frames of silence (EDGE_FRAMES), for the convolutions
-                       two convolutions, stride 2
-    hidden           |0 . . . . . . . . . . . . 499|500|501|  from 501 on, a position sees only silence
-                       + position embeddings
-    states           |0 . . . . . . . . . . . . 499|s| s| ... |s|     64 times hidden[501], at places spread evenly
-    weight in all     1 1 1 1 1 1 1 1 1 1 1 1 1  1  w  w  ...  w      over 500 ... 1499; w = 1000 / 64
-    attention
+                      two convolutions, stride 2
+    hidden           |0 . . . . . . . . . . . . 499|500|501|  501 is the first that sees nothing but silence
+                      + position embeddings
+    states           |0 . . . . . . . . . . . . 499| s  s  s  ...  s|  s: hidden[501], 64 times, with the embeddings of
+    weight            1 1 1 1 1 1 1 1 1 1 1 1 1  1   w  w  w  ...  w   places spread evenly over 500 to 1499
 
-The picture shows a window of 10 s. Silence has the same hidden vector at every position; only the position embedding
-differs, and that changes slowly. So a few positions can speak for all. Each counts in every attention as the w
-positions that it stands for: log(w) is added to its scores. Where the silence has no more positions than would
-represent it, all of them are there, and w is 1.
+The picture shows a window of 10 s, with w = 1000 / 64. Silence has the same hidden vector at every position; only the
+position embedding differs, and that changes slowly. So a few positions can speak for all. Each counts in every
+attention as the w positions that it stands for: log(w) is added to its scores. Where the silence has no more positions
+than would represent it, all of them are there, and w is 1.
 
 Only the encoder and the cross-attention of the decoder get another class. The model around them stays transformers'
 own, so what is saved is a plain WhisperForConditionalGeneration or a plain peft adapter.
@@ -28,7 +27,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TypeVar
 
 import torch
 from torch.nn.functional import dropout, gelu
@@ -45,8 +43,6 @@ EDGE_FRAMES = 8
 LAYER_OPTIONS = {
     name: None for name in ("layer_head_mask",) if name in inspect.signature(WhisperEncoderLayer.forward).parameters
 }
-
-Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def window_encoder(model) -> None:
@@ -195,12 +191,12 @@ class WindowedCrossAttention(WhisperAttention):
         )
 
 
-def _change_class(module: torch.nn.Module, subclass: type[Module]) -> Module:
+def _change_class(module: torch.nn.Module, subclass: type) -> torch.nn.Module:
     """Return a module of a subclass that shares everything with the given one.
 
     Weights, buffers and settings are the same objects: nothing is copied, and no weight is drawn anew, as a constructor
     would do. The given module keeps its class.
     """
-    changed = subclass.__new__(subclass)
+    changed = object.__new__(subclass)
     changed.__dict__.update(module.__dict__)
     return changed
