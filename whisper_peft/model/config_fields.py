@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import WhisperConfig
 
 _DROPOUT = number(0.0, 1.0)
-
 # The fields of a config.json that we know. The largest published Whisper has a width of 1,280 and 32 + 32 layers: these
 # limits leave room for larger ones, and none for what no machine can hold.
 CONFIG_FIELDS: dict[str, FieldKind] = {
@@ -76,17 +75,14 @@ CONFIG_FIELDS: dict[str, FieldKind] = {
     "transformers_version": optional(short_text(100)),
     "quantization_config": optional(OBJECT),
 }
-
 # Other names under which transformers takes some of the fields. Where both are there, the field's own name counts.
 ALIASES = {
     "hidden_size": "d_model",
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",
 }
-
 # Types that weights can have, without "torch." before them.
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
-
 # The end of a tensor's name, one of its dimensions, and the field that states its size. An embedding, a convolution or
 # a norm is never stored in 4 or 8 bits.
 _STATED_SIZES = (
@@ -99,10 +95,8 @@ _STATED_SIZES = (
     ("encoder.layers.0.fc1.bias", 0, "encoder_ffn_dim"),
     ("decoder.layers.0.fc1.bias", 0, "decoder_ffn_dim"),
 )
-
 # Fields that hold a token id or a list of them.
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "begin_suppress_tokens")
-
 # transformers' default token ids belong to the English-only Whisper, and are beyond a vocabulary of this size.
 _LARGEST_VOCABULARY_WITHOUT_DEFAULTS = 50257
 

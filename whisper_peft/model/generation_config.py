@@ -329,7 +329,10 @@ def _make_needed_fields(vocabulary: Mapping[str, int], multilingual: bool) -> di
 def _check_language(place: str | Path, fields: dict[str, Any], remarks: list[str]) -> None:
     """Refuse a language that the model has no token for, and leave it out for an English-only checkpoint."""
     if not fields.get("is_multilingual", True):
-        dropped = [name for name in ("language", "task") if fields.pop(name, None) not in (None, "en", "transcribe")]
+        # Such a model writes down English and has no tokens to say so.
+        dropped = [name for name in ("language", "task") if fields.get(name) not in (None, "en", "transcribe")]
+        fields.pop("language", None)
+        fields.pop("task", None)
         if dropped:
             remarks.append(f"{' and '.join(dropped)} left out, because this is an English-only checkpoint")
         return

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 ENGLISH_VOCABULARY = 51864
 # The same of its multilingual vocabularies: up to large-v2, and from large-v3 on.
 MULTILINGUAL_VOCABULARIES = (51865, 51866)
-
 # The heads of the decoder that follow the sound, which word times need: by width of the model, number of decoder layers
 # and size of the vocabulary. From openai/whisper (MIT licence), whisper/__init__.py: booleans (layer, head), zipped, in
 # base 85. The width 1,280 with 51,865 tokens is not here: large and large-v2 have it, and their heads differ.
@@ -32,7 +31,6 @@ _ALIGNMENT_HEADS = {
     (1280, 32, 51866): b"ABzY8gWO1E0{>%R7(9S+Kn!D~%ngiGaR?*L!iJG9p-nab0JQ=-{D1-g00",
     (1280, 4, 51866): b"ABzY8j^C+e0{>%RARaKHP%t(lGR*)0g!tONPyhe`",
 }
-
 # How the vocabulary writes a token that is a space alone.
 _SPACE = "Ġ"
 

@@ -17,18 +17,15 @@ from whisper_peft.model.weights import HEAD_WEIGHT, Shape, TensorHeader, list_na
 
 # The types of weights, as safetensors calls them.
 FLOATS = ("F64", "F32", "F16", "BF16")
-
 # Words that torch.compile, FSDP, gradient checkpointing and DataParallel put into the names of what they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-
+# The words with which the names of Whisper's own modules begin.
 HALVES = ("encoder", "decoder")
-
 # The cause and the remedy where most tensors hold no number.
 EMPTIED = (
     "The tensors are empty, as each process of DeepSpeed ZeRO-3 or FSDP saves them; gather the weights of all "
     "processes into one model first (DeepSpeed: zero_to_fp32.py)"
 )
-
 # The adapter's name within the name of a tensor, as in lora_A.default.weight. It stands in a model's own state, and not
 # in what peft saves.
 _ADAPTER_NAME = re.compile(

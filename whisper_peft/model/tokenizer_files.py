@@ -26,29 +26,21 @@ from whisper_peft.model.fields import (
 
 # Takes the name of a file, and returns the file if the checkpoint has it.
 Find = Callable[[str], "Path | None"]
-
 # The whole tokenizer, as the library written in Rust saves it.
 TOKENIZER = "tokenizer.json"
-
 # Its settings.
 TOKENIZER_CONFIG = "tokenizer_config.json"
-
-# The older form: tokens with their ids, and which pairs are merged.
+# The older form: the tokens with their ids, and the pairs that are merged.
 VOCAB = "vocab.json"
-
 MERGES = "merges.txt"
-
 # Tokens beside the vocabulary, in the older form.
 ADDED_TOKENS = "added_tokens.json"
-
+# The tokens that begin, end, pad and so on.
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-
 # British spellings and their American form, which Whisper's English normalizer uses.
 NORMALIZER = "normalizer.json"
-
 # An id with so many digits or more belongs to no vocabulary.
 _MAX_ID_DIGITS = 8
-
 _TOKEN_TEXT = short_text(1000)
 
 
@@ -61,11 +53,8 @@ def _is_added_token(value: object) -> bool:
 
 
 ADDED_TOKEN = FieldKind("a token with its content and its flags", _is_added_token)
-
 _NAMED_TOKEN = optional(either(_TOKEN_TEXT, ADDED_TOKEN))
-
 _TOKENS = list_of(either(_TOKEN_TEXT, ADDED_TOKEN))
-
 _SPECIAL_TOKENS = {
     "bos_token": _NAMED_TOKEN,
     "eos_token": _NAMED_TOKEN,
@@ -74,7 +63,6 @@ _SPECIAL_TOKENS = {
     "additional_special_tokens": optional(_TOKENS),
     "extra_special_tokens": optional(either(_TOKENS, map_of(either(_TOKEN_TEXT, ADDED_TOKEN)))),
 }
-
 TOKENIZER_FIELDS: dict[str, FieldKind] = {
     **_SPECIAL_TOKENS,
     "added_tokens_decoder": map_of(ADDED_TOKEN),
@@ -118,7 +106,6 @@ def _is_merges(value: object) -> bool:
 
 
 IDS = FieldKind(f"an object of tokens with ids up to {MAX_TOKEN_ID:,}", _is_ids)
-
 _MODEL_FIELDS: dict[str, FieldKind] = {
     "type": one_of(("BPE",)),
     "vocab": IDS,

@@ -9,11 +9,9 @@ from whisper_peft.model.architecture import Architecture
 
 # Bytes of a number in float32.
 FLOAT_BYTES = 4
-
 # A layer of bitsandbytes in 4 bits has a scale for each block of so many weights. The scales themselves are in 8 bits,
 # with one float32 for each 256 of them.
 _WEIGHTS_PER_SCALE = 64
-
 # An 8-bit optimizer has a scale for each block of so many numbers, as have the scales of 4-bit weights.
 _NUMBERS_PER_SCALE = 256
 
