@@ -126,6 +126,8 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[Point]:
     kept = count_kept(shape, method, load)
     kept_casts = kept_cast_bytes(shape, method)
     encoder_kept = kept.inputs + kept.stem + kept.encoder
+    in_encoder_layer = in_layer_bytes(shape, method, load.encoder_rows)
+    in_decoder_layer = in_layer_bytes(shape, method, load.decoder_rows)
     all_gradients = count_trainable(shape, method) * FLOAT_BYTES
     # Gradients add up over the micro-batches of a step, so those of an earlier one exist all the time.
     earlier_gradients = all_gradients if load.micro_batches > 1 else 0
@@ -151,15 +153,12 @@ def step_points(shape: Architecture, method: Method, load: Load) -> list[Point]:
         ),
         Point(
             "backward of the last decoder layer",
-            activations=kept.total + kept_casts + kept.decoder_again + in_layer_bytes(shape, method, load.decoder_rows),
+            activations=kept.total + kept_casts + kept.decoder_again + in_decoder_layer,
             gradients=max(earlier_gradients, head_gradients),
         ),
         Point(
             "backward of the last encoder layer",
-            activations=encoder_kept
-            + kept_casts
-            + kept.encoder_again
-            + in_layer_bytes(shape, method, load.encoder_rows),
+            activations=encoder_kept + kept_casts + kept.encoder_again + in_encoder_layer,
             gradients=max(earlier_gradients, decoder_gradients),
         ),
         Point(
