@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from whisper_peft import UserError, load_preparation, load_source, runs, train
 from whisper_peft.cli.commands import cli
-from whisper_peft.data.batching import blocks, like_lengths, steps
+from whisper_peft.data.batching import blocks, group_by_length, steps
 from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.rows import Row, fingerprint, split_fingerprint
 from whisper_peft.training import defaults, facts
@@ -159,7 +159,7 @@ def test_row_11_unusable_clips_take_no_place_in_a_step(tiny_model, speech, tmp_p
 @given(st.lists(st.one_of(st.none(), st.floats(0.1, 30.0)), min_size=1, max_size=40), st.integers(1, 9))
 def test_a_step_is_never_empty_and_every_clip_comes_once(seconds, batch_size):
     picks = [(one, Pick(number)) for number, one in enumerate(seconds)]
-    batches = like_lengths(picks, batch_size, (0,))
+    batches = group_by_length(picks, batch_size, (0,))
     usable = {number for number, one in enumerate(seconds) if one is not None}
     if not usable:
         assert batches == []

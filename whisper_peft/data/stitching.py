@@ -16,7 +16,7 @@ from whisper_peft.data.rows import Row
 GAP_S = (0.2, 1.0)  # shortest and longest silence between two joined clips
 TOKENS_OF_A_PREFIX = 6  # start, language, task, no timestamps, end, and one to spare
 TOKENS_OF_A_TIME = 3  # that a clip's text adds: its two times and a space
-MOST_CLIPS = 24  # in one window; clips of a second each would fill 30 s with more
+MOST_JOINED = 24  # in one window; clips of a second each would fill 30 s with more
 
 FRAME_S = 0.02  # the unit of the level detector, and of Whisper's times
 QUIET_PERCENTILE = 10  # a clip's noise floor is the level that a tenth of its frames stay under
@@ -25,7 +25,7 @@ MOST_RANGE_DB = 60.0  # telephones send digital silence, which is far below any 
 LEAST_RANGE_DB = 12.0  # a clip with less between floor and speech has no silence that a level can tell
 ABOVE_FLOOR = 0.35  # speech is what rises over the floor by this share of the range
 LEAST_FRAMES = 3  # of speech in a row: a click is no speech
-MARGIN_S = 0.06  # kept before and after, for weak first and last sounds
+SPEECH_MARGIN_S = 0.06  # kept before and after, for weak first and last sounds
 
 
 def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
@@ -55,8 +55,8 @@ def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
     places = np.flatnonzero(in_a_row)
     if not len(places):
         return 0.0, length_s
-    start_s = places[0] * FRAME_S - MARGIN_S
-    end_s = (places[-1] + LEAST_FRAMES) * FRAME_S + MARGIN_S
+    start_s = places[0] * FRAME_S - SPEECH_MARGIN_S
+    end_s = (places[-1] + LEAST_FRAMES) * FRAME_S + SPEECH_MARGIN_S
     return max(0.0, float(start_s)), min(length_s, float(end_s))
 
 
@@ -102,7 +102,7 @@ def noise_like(wave: np.ndarray, n_samples: int, rng: np.random.Generator) -> np
     return (shaped * (wanted_rms / found_rms)).astype(np.float32)
 
 
-def voices_of(rows: Sequence[Row], parts: Sequence[tuple[int, float]] = ()) -> np.ndarray:
+def number_voices(rows: Sequence[Row], parts: Sequence[tuple[int, float]] = ()) -> np.ndarray:
     """Number the voices of rows, int64 (n_rows,): rows of one number may be joined.
 
     They are of one speaker and one language, and where no speaker is named, of one source. A row without speech has a
@@ -124,7 +124,7 @@ def voices_of(rows: Sequence[Row], parts: Sequence[tuple[int, float]] = ()) -> n
 
 
 def gather(
-    order: np.ndarray, voices: np.ndarray, share: float, rng: np.random.Generator, *, most_clips: int = MOST_CLIPS
+    order: np.ndarray, voices: np.ndarray, share: float, rng: np.random.Generator, *, most_clips: int = MOST_JOINED
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose a share of an epoch's clips for stitching, and put those that belong together beside each other.
 
@@ -177,7 +177,7 @@ def fill_windows(
     *,
     window_s: float,
     max_tokens: int,
-    most_clips: int = MOST_CLIPS,
+    most_clips: int = MOST_JOINED,
 ) -> list[slice]:
     """Cut a group of clips into windows that they fill, one after the other.
 
