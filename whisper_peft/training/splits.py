@@ -10,7 +10,7 @@ from functools import partial
 
 from whisper_peft.data.augmentation import Augmentation
 from whisper_peft.data.batching import clips_per_epoch
-from whisper_peft.data.dataset import Augment, SpeechDataset
+from whisper_peft.data.dataset import AugmentFunction, SpeechDataset
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, fill_in_language, hold_out
 from whisper_peft.data.sources import load_source, load_sources
@@ -169,7 +169,9 @@ def _streamed(
     return Rows(first, eval_rows, test_rows, held_out=False, stream=stream, read=named)
 
 
-def make_speech(rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: Augment | None = None) -> Speech:
+def make_speech(
+    rows: Rows, recipe: Recipe, preparation: Preparation, *, augment: AugmentFunction | None = None
+) -> Speech:
     """The three splits as datasets; only training clips are augmented, given what was said before, or timed.
 
     Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from whisper_peft import runs
 from whisper_peft.data.batching import clips_per_epoch
-from whisper_peft.data.dataset import Augment
+from whisper_peft.data.dataset import AugmentFunction
 from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.architecture import Architecture
@@ -71,7 +71,7 @@ def train(
     changes: dict[str, object] | None = None,
     dry_run: bool = False,
     force: bool = False,
-    augment: Augment | None = None,
+    augment: AugmentFunction | None = None,
     loss: Callable | None = None,
     callbacks: Sequence = (),
     on_checkpoint: Sequence[Callable[[Path], None]] = (),
