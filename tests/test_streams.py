@@ -15,7 +15,7 @@ from whisper_peft import UserError, publish, runs, train
 from whisper_peft.data.batching import clips_per_epoch, steps
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
-from whisper_peft.data.streams import ListedRows, Mixed, RowStream, first_rows, open_stream
+from whisper_peft.data.streams import ListedRows, RowStream, StreamSource, first_rows, open_stream
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_going_on_draws_what_would_have_come(parquet, blocks):
     """At any state, also behind the end of an epoch, with a source of listed rows beside."""
 
     def fresh() -> RowStream:
-        listed = Mixed([ListedRows([Row(f"{n}.wav", f"l{n}") for n in range(5)], 7)], 2.0, "listed")
+        listed = StreamSource([ListedRows([Row(f"{n}.wav", f"l{n}") for n in range(5)], 7)], 2.0, "listed")
         return RowStream([open_stream(str(parquet), load_source), listed], seed=3)
 
     stream = fresh()
@@ -77,14 +77,15 @@ def test_a_fingerprint_is_of_sources_weights_and_revisions(parquet, tmp_path):
 
 
 def test_weights_of_a_stream():
-    sources = [Mixed([ListedRows([Row(f"{n}.wav", name)] * 3, 0)], weight, name) for n, (name, weight) in enumerate(
-        [("a", 3.0), ("b", 1.0)])]  # fmt: skip
+    sources = []
+    for name, weight in (("a", 3.0), ("b", 1.0)):
+        sources.append(StreamSource([ListedRows([Row(f"{name}.wav", name)] * 3, 0)], weight, name))
     counts = Counter(texts(RowStream(sources, seed=0).draw(4000)))
     assert 2850 < counts["a"] < 3150
 
 
 def test_a_source_without_rows_says_so():
-    stream = RowStream([Mixed([ListedRows([], 0)], 1.0, "nothing")], seed=0)
+    stream = RowStream([StreamSource([ListedRows([], 0)], 1.0, "nothing")], seed=0)
     with pytest.raises(UserError, match="nothing: no rows"):
         stream.draw(1)
 

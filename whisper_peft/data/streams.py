@@ -1,4 +1,10 @@
-"""Sources read as a stream, never stored: mixed by weight, shuffled in a buffer, and gone on with after a kill."""
+"""Sources that are read as a stream and never stored: mixed by weight, drawn in blocks, and resumed exactly.
+
+Why not the shuffle buffer of `datasets`? Its own documentation says that the rows in the buffer are lost on resume, and
+the buffer is filled with new ones: a resumed run would never see the lost rows, and would not equal a run that was not
+interrupted. Here a block of rows plays the part of the buffer. A checkpoint stores where every source stood before the
+block was drawn, so a resumed run draws exactly that block again.
+"""
 
 from __future__ import annotations
 
@@ -22,192 +28,251 @@ from whisper_peft.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-SHARDS = 8  # of a source that are read side by side: neighbours in a file are often one speaker's
+# Largest number of pieces of a source that are read side by side. Neighbours in a file are often clips of one speaker,
+# so a single piece would fill whole blocks with one voice.
+MAX_SHARDS = 8
 
 
-class Part(Protocol):
-    """Rows in an order of their own, that can be gone on with."""
+class StreamPart(Protocol):
+    """A part of a source whose rows come one after the other, in an order of its own, and can be resumed."""
 
     def restart(self, epoch: int) -> None:
-        """From the first row again."""
+        """Begin at the first row of an epoch."""
 
     def draw(self) -> Row | None:
-        """The next row; None at the end."""
+        """Return the next row; None at the end of the epoch."""
 
     def state(self) -> Any:
-        """Where it is, as JSON."""
+        """Return the place that is reached, as JSON."""
 
     def go_on(self, state: Any) -> None:
-        """Go where it was."""
+        """Go to the place that `state` returned, also in another process."""
 
 
 class ListedRows:
-    """Rows that are all known, as a part of a stream.
+    """Rows that are all known beforehand, as a part of a stream. Each epoch has another order.
 
     Args:
-        rows: of files.
-        seed: of their order in each epoch.
+        rows: The rows.
+        seed: Seed of the orders.
+
+    Example:
+        >>> listed = ListedRows([Row(f"{text}.wav", text) for text in ("one", "two", "three")], seed=0)
+        >>> listed.draw().text
+        'three'
+        >>> saved = listed.state()
+        >>> listed.draw().text, listed.draw().text, listed.draw()
+        ('one', 'two', None)
+        >>> listed.go_on(saved)
+        >>> listed.draw().text
+        'one'
     """
 
     def __init__(self, rows: Sequence[Row], seed: int):
-        self.rows, self.seed = rows, seed
+        self.rows = rows
+        self.seed = seed
         self.restart(0)
 
     def restart(self, epoch: int) -> None:
-        """In another order."""
-        self.epoch, self.at = epoch, 0
+        """Begin at the first row of an epoch."""
+        self.epoch = epoch
+        self.place = 0
         self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
 
     def draw(self) -> Row | None:
-        """The next row; None at the end."""
-        if self.at == len(self.order):
+        """Return the next row; None at the end of the epoch."""
+        if self.place == len(self.order):
             return None
-        self.at += 1
-        return self.rows[self.order[self.at - 1]]
+        self.place += 1
+        return self.rows[self.order[self.place - 1]]
 
     def state(self) -> Any:
-        """Epoch and place."""
-        return [self.epoch, self.at]
+        """Return the epoch and the place in its order."""
+        return [self.epoch, self.place]
 
     def go_on(self, state: Any) -> None:
-        """Go where it was."""
-        self.restart(state[0])
-        self.at = state[1]
+        """Go to the place that `state` returned."""
+        epoch, place = state
+        self.restart(epoch)
+        self.place = place
 
 
 class Shard:
-    """A part of a table that is read as a stream, in the table's own order.
+    """A part of a table that is read as a stream, in the table's own order in every epoch.
 
     Args:
-        table: opened with streaming.
-        reader: of its columns.
+        table: The part, opened with streaming.
+        reader: What the table's columns mean.
     """
 
     def __init__(self, table: datasets.IterableDataset, reader: RowReader):
-        self.table, self.reader = table, reader
+        self.table = table
+        self.reader = reader
+        self.examples: Iterator[dict[str, Any]] | None = None
         self.restart(0)
 
     def restart(self, epoch: int) -> None:
-        """From its first row."""
+        """Begin at the first row."""
         self.go_on([None, 0])
 
     def draw(self) -> Row | None:
-        """The next row; None at the end."""
+        """Return the next row; None at the end of the table."""
         if self.examples is None:
-            self.table.load_state_dict(self.begun)
+            self.table.load_state_dict(self.begin)
             self.examples = iter(self.table)
-        example = self._next()
-        while example is not None and not self.reader.is_wanted(example):
-            self.number += 1
-            example = self._next()
-        if example is None:
-            return None
-        self.number += 1
-        sound = read_sound_cell(example[self.reader.audio_column], self.reader.source)
-        return self.reader.build_row(example, sound, self.number - 1)
+        while True:
+            example = self._read_next(self.examples)
+            if example is None:
+                return None
+            number = self.n_read
+            self.n_read += 1
+            if self.reader.is_wanted(example):
+                sound = read_sound_cell(example[self.reader.audio_column], self.reader.source)
+                return self.reader.build_row(example, sound, number)
 
-    def _next(self) -> dict[str, Any] | None:
+    def _read_next(self, examples: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+        # datasets raises errors of its own, and passes on those of every file system and network below it.
         try:
-            return next(self.examples, None)
-        except Exception as error:  # datasets' own, and those of every file system and network below it
+            return next(examples, None)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.reader.place}: the stream broke off ({' '.join(str(error).split())[:200]}); a run goes on from "
-                "its last checkpoint with --resume."
+                f"{self.reader.place}: the stream broke off ({reason}); a run goes on from its last checkpoint with "
+                "--resume."
             ) from error
 
     def state(self) -> Any:
-        """The table's own, and how many rows were drawn."""
-        return [self.begun if self.examples is None else self.table.state_dict(), self.number]
+        """Return the state of the table itself, and the number of rows that were read."""
+        if self.examples is None:
+            return [self.begin, self.n_read]
+        return [self.table.state_dict(), self.n_read]
 
     def go_on(self, state: Any) -> None:
-        """Go where it was."""
-        self.begun, self.number = state
-        self.examples: Iterator[dict] | None = None
+        """Go to the place that `state` returned. The table is opened there when the next row is drawn."""
+        begin, n_read = state
+        self.begin = begin
+        self.n_read = n_read
+        self.examples = None
 
 
 @dataclass
-class Mixed:
-    """The parts of one source; those that are at their end wait until all are."""
+class StreamSource:
+    """One source of a stream, in parts that are read in turn.
 
-    parts: list[Part]
+    An exhausted part waits until all parts are. Then a new epoch of the source begins.
+
+    Attributes:
+        parts: The parts.
+        weight: How often the source is drawn, relative to the weights of the other sources.
+        name: Name of the source, for messages and fingerprints.
+        revision: Text that changes when the rows change.
+        old_revision: The same text as earlier versions made it, where it differed; else None.
+        change: Function that is applied to every row that is drawn.
+        epoch: Epoch of the source.
+        ended: Numbers of the parts that are exhausted in this epoch.
+    """
+
+    parts: Sequence[StreamPart]
     weight: float
     name: str
-    revision: str = ""  # changes with its rows
-    old_revision: str | None = None  # the same, as earlier versions had it, where that was another
-    change: Callable[[Row], Row] = lambda row: row  # of every row that is drawn
+    revision: str = ""
+    old_revision: str | None = None
+    change: Callable[[Row], Row] = lambda row: row
     epoch: int = 0
     ended: list[int] = field(default_factory=list)
 
-    def draw(self, chance: np.random.Generator) -> tuple[Row, int]:
-        """A row of one of the parts, and the epoch that it belongs to."""
-        empty = 0
+    def draw(self, rng: np.random.Generator) -> tuple[Row, int]:
+        """Draw a row from one of the parts, and return it with the epoch that it belongs to.
+
+        Raises:
+            UserError: No part has a row.
+        """
+        n_empty = 0
         while True:
-            left = [number for number in range(len(self.parts)) if number not in self.ended]
-            if not left:
-                self.epoch, self.ended = self.epoch + 1, []
-                for part in self.parts:
-                    part.restart(self.epoch)
+            remaining = [number for number in range(len(self.parts)) if number not in self.ended]
+            if not remaining:
+                self._begin_epoch()
                 continue
-            number = left[chance.integers(len(left))]
-            if (row := self.parts[number].draw()) is not None:
+            number = remaining[rng.integers(len(remaining))]
+            row = self.parts[number].draw()
+            if row is not None:
                 return self.change(row), self.epoch
             self.ended.append(number)
-            empty += 1
-            if empty > 2 * len(self.parts):
+            # A part may come empty twice: at the end of one epoch, and again in the next one if it has no row at all.
+            n_empty += 1
+            if n_empty > 2 * len(self.parts):
                 raise UserError(f"{self.name}: no rows in it.")
+
+    def _begin_epoch(self) -> None:
+        self.epoch += 1
+        self.ended = []
+        for part in self.parts:
+            part.restart(self.epoch)
 
 
 class RowStream:
-    """Endless rows of several sources, drawn by their weights, in blocks that are shuffled one at a time.
+    """Endless rows of several sources, drawn by their weights, one block at a time.
 
     Args:
-        sources: what is mixed.
-        seed: of the drawing.
+        sources: The sources that are mixed.
+        seed: Seed of the drawing.
     """
 
-    def __init__(self, sources: list[Mixed], *, seed: int):
-        self.sources, self.seed = sources, seed
+    def __init__(self, sources: list[StreamSource], *, seed: int):
+        self.sources = sources
+        self.seed = seed
+        # Number of blocks that were drawn. It seeds the next one.
         self.block = 0
 
     def draw(self, n_rows: int) -> list[tuple[Row, int]]:
-        """The next block: rows with the epoch of their source, which depend on the seed and the state alone."""
-        chance = np.random.default_rng((self.seed, self.block))
+        """Draw the next block, which depends on the seed and the state alone.
+
+        Args:
+            n_rows: Number of rows in the block.
+
+        Returns:
+            (row, epoch of its source) of each clip.
+        """
+        rng = np.random.default_rng((self.seed, self.block))
         weights = np.array([source.weight for source in self.sources])
-        chosen = chance.choice(len(self.sources), size=n_rows, p=weights / weights.sum())
+        chosen = rng.choice(len(self.sources), size=n_rows, p=weights / weights.sum())
         self.block += 1
-        return [self.sources[number].draw(chance) for number in chosen]
+        return [self.sources[number].draw(rng) for number in chosen]
 
     def fingerprint(self, *, with_places: bool = False) -> str:
-        """Compute the SHA-256 over what the sources are called, their weights and revisions; no row is read.
+        """Compute the SHA-256 over the names, weights and revisions of the sources, without reading a row.
 
         Args:
             with_places: Whether the folder that a source lies in counts, as in the runs of earlier versions.
         """
         named = []
-        for one in self.sources:
-            name, revision = one.name, one.revision
-            if with_places and one.old_revision is not None:
-                revision = one.old_revision
+        for source in self.sources:
+            name = source.name
+            revision = source.revision
+            if with_places and source.old_revision is not None:
+                revision = source.old_revision
             if os.path.isabs(name) and not with_places:
                 name = os.path.basename(name)
-            named.append((name, one.weight, revision))
+            named.append((name, source.weight, revision))
         return hashlib.sha256(json.dumps(named).encode("utf-8", "surrogatepass")).hexdigest()
 
     def state(self) -> dict:
-        """Where the stream is, as JSON: what `go_on` takes in another process."""
-        sources = [
-            {"epoch": one.epoch, "ended": list(one.ended), "parts": [part.state() for part in one.parts]}
-            for one in self.sources
-        ]
+        """Return where the stream is, as JSON that `go_on` takes in another process."""
+        sources = []
+        for source in self.sources:
+            parts = [part.state() for part in source.parts]
+            sources.append({"epoch": source.epoch, "ended": list(source.ended), "parts": parts})
+        # The way through text copies everything, so that reading on does not change a state that was returned.
         return json.loads(json.dumps({"block": self.block, "sources": sources}))
 
     def go_on(self, state: dict) -> None:
-        """Goes where a stream of the same sources was."""
+        """Go to the place where a stream of the same sources was when `state` returned it."""
         self.block = state["block"]
-        for one, saved in zip(self.sources, state["sources"], strict=True):
-            one.epoch, one.ended = saved["epoch"], list(saved["ended"])
-            for part, where in zip(one.parts, saved["parts"], strict=True):
-                part.go_on(where)
+        for source, saved in zip(self.sources, state["sources"], strict=True):
+            source.epoch = saved["epoch"]
+            source.ended = list(saved["ended"])
+            for part, place in zip(source.parts, saved["parts"], strict=True):
+                part.go_on(place)
 
 
 def open_stream(
@@ -221,36 +286,38 @@ def open_stream(
     prompt_column: str | None = None,
     times: str | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Mixed:
-    """Open a source as part of a stream: a Hub data set or Parquet as they come, anything else by its rows.
+) -> StreamSource:
+    """Open a source as part of a stream.
+
+    A Hub data set and Parquet files are read while they arrive. Of any other source all rows are listed first.
 
     Args:
-        source: as `load_source` takes it.
-        rows: reads a source that is not streamed.
-        weight: how often it is drawn, against the others'.
-        seed: of the order of what is not streamed.
-        audio_column: see `load_source`, like the next four.
-        text_column: likewise.
-        prompt_column: likewise.
-        times: likewise.
-        say: likewise.
+        source: Source, as `load_source` takes it.
+        rows: Function from a source that cannot be streamed to its rows.
+        weight: How often the source is drawn, relative to the weights of the other sources.
+        seed: Seed of the order of rows that are listed.
+        audio_column: Column that names or holds the sound; None takes one of the usual names.
+        text_column: Column of the transcript; None takes one of the usual names.
+        prompt_column: Column of what was said before each clip; None takes none.
+        times: "ignore" passes over the columns with start and end, and takes each file whole.
+        say: Function that is told, one line at a time, what was passed over.
 
     Raises:
         UserError: There is no such source, or it cannot be read.
     """
-    found = find_source(source)
-    if not all(isinstance(one, Columnar) for one in found):
+    columnar = _find_columnar(source)
+    if columnar is None:
         listed = rows(source)
-        revision, old_revision = fingerprint(listed), fingerprint(listed, with_places=True)
-        return Mixed([ListedRows(listed, seed)], weight, source, revision, old_revision)
-    [columns] = found
-    table = open_table(columns, streaming=True)
-    reader = RowReader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
-    if reader.remark:
-        say(reader.remark)
-    n_shards = min(SHARDS, table.num_shards)
-    parts = [Shard(table.shard(n_shards, number) if n_shards > 1 else table, reader) for number in range(n_shards)]
-    return Mixed(parts, weight, source, read_revision(columns))
+        revision = fingerprint(listed)
+        old_revision = fingerprint(listed, with_places=True)
+        return StreamSource([ListedRows(listed, seed)], weight, source, revision, old_revision)
+    table, reader = _open_streamed(columnar, ColumnOptions(audio_column, text_column, prompt_column, times), say)
+    n_shards = min(MAX_SHARDS, table.num_shards)
+    if n_shards > 1:
+        shards = [Shard(table.shard(n_shards, number), reader) for number in range(n_shards)]
+    else:
+        shards = [Shard(table, reader)]
+    return StreamSource(shards, weight, source, read_revision(columnar))
 
 
 def first_rows(
@@ -264,28 +331,50 @@ def first_rows(
     times: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Read the rows of a source to be scored on; of what can be streamed the first ones, their sound in memory.
+    """Read the rows of a source that a model is scored on.
+
+    Of a source that can be streamed these are the first rows, with their sound in memory; of any other, all rows.
 
     Args:
-        source: as `load_source` takes it.
-        rows: reads a source that is not streamed.
-        most: rows of one that is.
-        audio_column: see `load_source`, like the next four.
-        text_column: likewise.
-        prompt_column: likewise.
-        times: likewise.
-        say: likewise.
+        source: Source, as `load_source` takes it.
+        rows: Function from a source that cannot be streamed to its rows.
+        most: Largest number of rows of a source that can be streamed.
+        audio_column: Column that names or holds the sound; None takes one of the usual names.
+        text_column: Column of the transcript; None takes one of the usual names.
+        prompt_column: Column of what was said before each clip; None takes none.
+        times: "ignore" passes over the columns with start and end, and takes each file whole.
+        say: Function that is told, one line at a time, what was passed over.
+
+    Raises:
+        UserError: There is no such source, it cannot be read, or it has no rows.
     """
-    found = find_source(source)
-    if not all(isinstance(one, Columnar) for one in found):
+    columnar = _find_columnar(source)
+    if columnar is None:
         return rows(source)
-    [columns] = found
-    table = open_table(columns, streaming=True)
-    reader = RowReader(columns, table.features, ColumnOptions(audio_column, text_column, prompt_column, times))
-    if reader.remark:
-        say(reader.remark)
+    table, reader = _open_streamed(columnar, ColumnOptions(audio_column, text_column, prompt_column, times), say)
     shard = Shard(table, reader)
     read = list(itertools.islice(iter(shard.draw, None), most))
     if not read:
         raise UserError(f"{source}: no rows in it.")
     return read
+
+
+def _find_columnar(source: str) -> Columnar | None:
+    """Find the table that can be streamed; None where a source is files, a manifest or a recording."""
+    places = find_source(source)
+    columnar = [place for place in places if isinstance(place, Columnar)]
+    if len(columnar) < len(places):
+        return None
+    [table] = columnar
+    return table
+
+
+def _open_streamed(
+    columnar: Columnar, options: ColumnOptions, say: Callable[[str], None]
+) -> tuple[datasets.IterableDataset, RowReader]:
+    """Open a table with streaming, and find out what its columns mean."""
+    table = open_table(columnar, streaming=True)
+    reader = RowReader(columnar, table.features, options)
+    if reader.remark:
+        say(reader.remark)
+    return table, reader
