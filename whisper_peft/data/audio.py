@@ -32,8 +32,12 @@ class Sound:
     cancelled_s: float = 0.0  # seconds in which the channels cancel each other, so that one was turned over
 
 
+# Samples a second of all sound in this package, unless a caller asks for another rate. Every Whisper takes this one.
+SAMPLE_RATE_HZ = 16_000
+
+
 def load_audio(
-    audio: str | Path | bytes, *, start_s: float = 0.0, end_s: float | None = None, sample_rate_hz: int = 16_000
+    audio: str | Path | bytes, *, start_s: float = 0.0, end_s: float | None = None, sample_rate_hz: int = SAMPLE_RATE_HZ
 ) -> np.ndarray:
     """Decode a clip, or a piece of it, to mono at the given rate.
 
@@ -61,7 +65,7 @@ def read_sound(
     start_s: float = 0.0,
     end_s: float | None = None,
     longest_s: float | None = None,
-    sample_rate_hz: int = 16_000,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
 ) -> Sound:
     """Decode a clip as `load_audio` does, and tell what had to be done for it.
 

@@ -356,7 +356,7 @@ class Preparation:
         Returns:
             float32 (n_mels, n_samples // hop_samples), and the value of silence in it.
         """
-        # torch is imported here, so that reading tables and making steps needs none.
+        # Importing torch takes seconds. Commands that compute no log-mel must not wait for it.
         import torch
 
         padded = np.zeros(n_samples, dtype=np.float32)

@@ -13,19 +13,45 @@ import numpy as np
 
 from whisper_peft.data.rows import Row
 
-GAP_S = (0.2, 1.0)  # shortest and longest silence between two joined clips
-TOKENS_OF_A_PREFIX = 6  # start, language, task, no timestamps, end, and one to spare
-TOKENS_OF_A_TIME = 3  # that a clip's text adds: its two times and a space
-MOST_JOINED = 24  # in one window; clips of a second each would fill 30 s with more
+# Shortest and longest silence between two joined clips, in seconds.
+GAP_S = (0.2, 1.0)
 
-FRAME_S = 0.02  # the unit of the level detector, and of Whisper's times
-QUIET_PERCENTILE = 10  # a clip's noise floor is the level that a tenth of its frames stay under
+# Tokens around the text of a window: start, language, task, no timestamps, end, and one to spare.
+TOKENS_OF_A_PREFIX = 6
+
+# Tokens that a clip's text gets in a window: its two times and a space.
+TOKENS_OF_A_TIME = 3
+
+# Largest number of clips in one window. Clips of a second each would fill 30 s with more.
+MOST_JOINED = 24
+
+# Frame of the level detector, in seconds. It is also the unit of Whisper's times.
+FRAME_S = 0.02
+
+# A clip's noise floor is the level that a tenth of its frames stay under; its speech is as loud as the loudest
+# twentieth.
+QUIET_PERCENTILE = 10
 LOUD_PERCENTILE = 95
-MOST_RANGE_DB = 60.0  # telephones send digital silence, which is far below any sound that counts
-LEAST_RANGE_DB = 12.0  # a clip with less between floor and speech has no silence that a level can tell
-ABOVE_FLOOR = 0.35  # speech is what rises over the floor by this share of the range
-LEAST_FRAMES = 3  # of speech in a row: a click is no speech
-SPEECH_MARGIN_S = 0.06  # kept before and after, for weak first and last sounds
+
+# Largest range from noise floor to speech, in decibels. Telephones send digital silence, which is far below any sound
+# that counts.
+MOST_RANGE_DB = 60.0
+
+# Smallest range, in decibels. In a clip with less, the level cannot tell silence from speech.
+LEAST_RANGE_DB = 12.0
+
+# A frame is speech where it rises over the floor by this share of the range.
+ABOVE_FLOOR = 0.35
+
+# Frames of speech in a row, at least. A click has fewer.
+LEAST_FRAMES = 3
+
+# Seconds that are kept before and after the speech, for weak first and last sounds.
+SPEECH_MARGIN_S = 0.06
+
+# Samples of a frame from which noise is made: 20 ms at 16 kHz. At another rate only the resolution of the spectrum
+# changes.
+NOISE_FRAME_SAMPLES = 320
 
 
 def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
@@ -37,10 +63,10 @@ def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
 
     Args:
         wave: float32 (n_samples,).
-        sample_rate_hz: Its rate.
+        sample_rate_hz: Rate of the wave.
 
     Returns:
-        (start_s, end_s), in seconds from the start of the clip.
+        (start_s, end_s) of the speech, in seconds from the start of the clip.
     """
     length_s = len(wave) / sample_rate_hz
     levels = frame_levels_db(wave, sample_rate_hz)
@@ -61,7 +87,14 @@ def find_speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
 
 
 def frame_levels_db(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Measure the level of each whole 20 ms frame, float64 (n_frames,), in decibels below full scale."""
+    """Measure the level of each whole 20 ms frame, float64 (n_frames,), in decibels of full scale.
+
+    Example:
+        A second of full scale, as 50 frames of 0 dB.
+
+        >>> frame_levels_db(np.ones(16_000), 16_000).round(3).tolist() == [0.0] * 50
+        True
+    """
     n_samples = round(FRAME_S * sample_rate_hz)
     n_frames = len(wave) // n_samples
     frames = wave[: n_frames * n_samples].reshape(n_frames, n_samples).astype(np.float64)
@@ -76,47 +109,54 @@ def noise_like(wave: np.ndarray, n_samples: int, rng: np.random.Generator) -> np
     Args:
         wave: float32 (n_wave_samples,), the clip.
         n_samples: Length of the noise.
-        rng: Where the noise is drawn from.
+        rng: Generator that the noise is drawn from.
 
     Returns:
         float32 (n_samples,).
     """
-    frame = 320  # samples: 20 ms at 16 kHz; at another rate only the resolution of the spectrum changes
-    n_frames = len(wave) // frame
+    n_frames = len(wave) // NOISE_FRAME_SAMPLES
     if n_frames == 0 or n_samples == 0:
         return np.zeros(n_samples, dtype=np.float32)
-    frames = wave[: n_frames * frame].reshape(n_frames, frame).astype(np.float64)
+    frames = wave[: n_frames * NOISE_FRAME_SAMPLES].reshape(n_frames, NOISE_FRAME_SAMPLES).astype(np.float64)
     energies = np.square(frames).sum(axis=1)
     n_quiet = max(1, n_frames // 10)
     quiet = frames[np.argsort(energies, kind="stable")[:n_quiet]]
-    window = np.hanning(frame)
-    power = np.mean(np.abs(np.fft.rfft(quiet * window, axis=1)) ** 2, axis=0)  # (frame // 2 + 1,)
+    taper = np.hanning(NOISE_FRAME_SAMPLES)
+    # (NOISE_FRAME_SAMPLES // 2 + 1,), the average spectrum of the quiet frames.
+    power = np.mean(np.abs(np.fft.rfft(quiet * taper, axis=1)) ** 2, axis=0)
+    # White noise gets this spectrum, whatever its length, and then the level of the quiet frames.
     spectrum = np.fft.rfft(rng.standard_normal(n_samples))
     places_of_noise = np.linspace(0, 1, len(spectrum))
     places_of_power = np.linspace(0, 1, len(power))
     shaped = np.fft.irfft(spectrum * np.sqrt(np.interp(places_of_noise, places_of_power, power)), n_samples)
     wanted_rms = np.sqrt(np.square(quiet).mean())
-    found_rms = np.sqrt(np.square(shaped).mean())
-    if found_rms == 0:
+    shaped_rms = np.sqrt(np.square(shaped).mean())
+    if shaped_rms == 0:
         return np.zeros(n_samples, dtype=np.float32)
-    return (shaped * (wanted_rms / found_rms)).astype(np.float32)
+    return (shaped * (wanted_rms / shaped_rms)).astype(np.float32)
 
 
 def number_voices(rows: Sequence[Row], parts: Sequence[tuple[int, float]] = ()) -> np.ndarray:
-    """Number the voices of rows, int64 (n_rows,): rows of one number may be joined.
+    """Give each row the number of its voice, int64 (n_rows,). Rows with the same number may be joined.
 
-    They are of one speaker and one language, and where no speaker is named, of one source. A row without speech has a
-    number of its own, so that it is never joined.
+    A voice is one speaker in one language, and where no speaker is named, one source in one language. A row without
+    speech has a number of its own, so that it is never joined.
 
     Args:
         rows: The rows, source after source.
-        parts: (rows, weight) of the sources; without them, all rows are of one source.
+        parts: (number of rows, weight) of each source. Without them, all rows are of one source.
+
+    Example:
+        >>> asha = Row("1.wav", "one", speaker="Asha")
+        >>> ravi = Row("2.wav", "two", speaker="Ravi")
+        >>> number_voices([asha, ravi, asha]).tolist()
+        [0, 1, 0]
     """
     sources = np.repeat(np.arange(len(parts)), [n_rows for n_rows, _ in parts]).tolist() or [0] * len(rows)
     numbers: dict[tuple, int] = {}
     voices = np.empty(len(rows), dtype=np.int64)
     for place, (row, source) in enumerate(zip(rows, sources, strict=True)):
-        voice = (source, row.speaker, row.language)
+        voice: tuple = (source, row.speaker, row.language)
         if row.no_speech:
             voice = (source, row.speaker, row.language, place)
         voices[place] = numbers.setdefault(voice, len(numbers))
@@ -130,45 +170,81 @@ def gather(
 
     Args:
         order: int64 (n_clips,), row numbers in the order of the epoch.
-        voices: int64 (n_rows,), equal for rows that may be joined: one speaker's, else one source's.
+        voices: int64 (n_rows,), see `number_voices`.
         share: Share of the clips to choose.
-        rng: Draws the groups and the new order.
+        rng: Generator that the groups and the new order are drawn from.
         most_clips: Largest group.
 
     Returns:
-        The new order, int64 (n_clips,), and the group of each place in it, int64 (n_clips,): -1 for a clip that stays
-        alone; the clips of a group stand in a row. A chosen clip without a partner stays alone, so where many speakers
-        have one clip each fewer than `share` are joined.
+        The new order, int64 (n_clips,), and the group of each place in it, int64 (n_clips,). The clips of a group have
+        one number and stand in a row; -1 marks a clip that stays alone. A chosen clip without a partner stays alone, so
+        where many speakers have one clip each, fewer than `share` are joined.
+
+    Example:
+        Rows 0 to 3 are of one voice, rows 4 and 5 of another. All clips are joined, at most three together: row 3 is
+        the fourth of its voice and has no partner.
+
+        >>> voices = np.array([0, 0, 0, 0, 1, 1])
+        >>> order, groups = gather(np.arange(6), voices, 1.0, np.random.default_rng(0), most_clips=3)
+        >>> order.tolist()
+        [4, 5, 0, 1, 2, 3]
+        >>> groups.tolist()
+        [4, 4, 0, 0, 0, -1]
     """
     alone = np.full(len(order), -1, dtype=np.int64)
     if share <= 0 or len(order) < 2:
         return order, alone
-    by_voice = np.argsort(voices[order], kind="stable")  # keeps the epoch's order within a voice
-    sorted_voices = voices[order][by_voice]
+    # A stable sort keeps the epoch's order within a voice.
+    by_voice = np.argsort(voices[order], kind="stable")
+    groups_by_voice = _number_groups(voices[order][by_voice], most_clips)
+    is_chosen = _choose_clips(groups_by_voice, share * len(order), rng)
+    groups = np.empty(len(order), dtype=np.int64)
+    groups[by_voice] = np.where(is_chosen, groups_by_voice, -1)
+    # The clips of a group get one random key together, so that they stand in a row in the new order.
+    keys = rng.random(len(order))
+    keys_of_groups = rng.random(len(order))
+    keys = np.where(groups >= 0, keys_of_groups[groups], keys)
+    new_places = np.argsort(keys, kind="stable")
+    return order[new_places], groups[new_places]
+
+
+def _number_groups(sorted_voices: np.ndarray, most_clips: int) -> np.ndarray:
+    """Cut the clips of each voice into groups, and name each group after the place of its first clip.
+
+    Args:
+        sorted_voices: int64 (n_clips,), voices in rising order.
+        most_clips: Largest group.
+
+    Returns:
+        int64 (n_clips,), the group of each clip.
+
+    Example:
+        >>> _number_groups(np.array([7, 7, 7, 9, 9]), most_clips=2).tolist()
+        [0, 0, 2, 3, 3]
+    """
     first_of_voice = np.searchsorted(sorted_voices, sorted_voices)
-    place_in_voice = np.arange(len(order)) - first_of_voice
-    group = first_of_voice + place_in_voice // most_clips * most_clips  # named after the place of its first clip
-    names, sizes = np.unique(group, return_counts=True)
+    place_in_voice = np.arange(len(sorted_voices)) - first_of_voice
+    return first_of_voice + place_in_voice // most_clips * most_clips
+
+
+def _choose_clips(groups: np.ndarray, n_wanted: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw groups of two clips or more until enough clips are chosen, bool (n_clips,)."""
+    names, sizes = np.unique(groups, return_counts=True)
     candidates = rng.permutation(np.flatnonzero(sizes > 1))
     n_chosen = np.cumsum(sizes[candidates])
-    wanted = share * len(order)
+    n_whole = int(np.searchsorted(n_chosen, n_wanted, side="right"))
+    is_chosen = np.isin(groups, names[candidates[:n_whole]])
     # The group that crosses the wanted number is shortened to it, so that small sets get their share, too.
-    n_whole = int(np.searchsorted(n_chosen, wanted, side="right"))
-    chosen = set(names[candidates[:n_whole]].tolist())
-    is_chosen = np.isin(group, list(chosen))
     if n_whole < len(candidates):
-        n_so_far = n_chosen[n_whole - 1] if n_whole else 0
-        rest = round(float(wanted - n_so_far))
+        n_so_far = 0
+        if n_whole:
+            n_so_far = n_chosen[n_whole - 1]
+        rest = round(float(n_wanted - n_so_far))
+        # One clip alone is no group.
         if rest > 1:
-            places = np.flatnonzero(group == names[candidates[n_whole]])[:rest]
+            places = np.flatnonzero(groups == names[candidates[n_whole]])[:rest]
             is_chosen[places] = True
-    grouped = np.empty(len(order), dtype=np.int64)
-    grouped[by_voice] = np.where(is_chosen, group, -1)
-    keys = rng.random(len(order))
-    key_of_group = rng.random(len(order))
-    keys = np.where(grouped >= 0, key_of_group[grouped], keys)
-    new_places = np.argsort(keys, kind="stable")
-    return order[new_places], grouped[new_places]
+    return is_chosen
 
 
 def fill_windows(
@@ -184,7 +260,7 @@ def fill_windows(
     Args:
         seconds: Length of each clip, in the order of the group.
         tokens: Number of tokens of each clip's text, with its times.
-        window_s: Longest window, in seconds. Between two clips the longest gap is counted.
+        window_s: Longest window, in seconds. Each gap between two clips counts as the longest one.
         max_tokens: Largest number of tokens in a window.
         most_clips: Largest number of clips in a window.
 
@@ -192,6 +268,8 @@ def fill_windows(
         One slice over the clips for each window.
 
     Example:
+        Clips of 10 and 12 s and a gap of 1 s fill 23 s, so the clip of 9 s begins a second window.
+
         >>> fill_windows([10.0, 12.0, 9.0, 3.0], [20, 20, 20, 20], window_s=30.0, max_tokens=440)
         [slice(0, 2, None), slice(2, 4, None)]
     """
@@ -224,17 +302,25 @@ def join(
 ) -> tuple[np.ndarray, list[float]]:
     """Join clips into one window, with 0.2 to 1.0 s of their own noise floor between them.
 
-    Where the window would become too long, the gaps become shorter; where even the shortest gaps do not help, the last
+    Where the window would become too long, the gaps become shorter. Where even the shortest gaps do not help, the last
     clips are not joined.
 
     Args:
-        waves: float32 (n_samples,) each; the first one fits alone.
+        waves: float32 (n_samples,) each. The first one fits alone.
         max_samples: Longest window.
-        sample_rate_hz: Rate of all.
-        rng: Draws the gaps and the noise in them.
+        sample_rate_hz: Rate of all waves.
+        rng: Generator that the gaps and the noise in them are drawn from.
 
     Returns:
         The window, float32 (n_samples,), and the start of each clip that is in it, in seconds.
+
+    Example:
+        Three clips of a second in a window of at most 2.5 s: two of them fit, with a gap of 0.2 to 0.5 s.
+
+        >>> second = np.zeros(16_000, dtype=np.float32)
+        >>> window, starts_s = join([second] * 3, 40_000, 16_000, np.random.default_rng(0))
+        >>> len(starts_s), starts_s[0], 1.2 <= starts_s[1] <= 1.5
+        (2, 0.0, True)
     """
     if len(waves) == 1:
         return waves[0], [0.0]
@@ -242,7 +328,8 @@ def join(
     lengths = np.cumsum([len(wave) for wave in waves]) + shortest * np.arange(len(waves))
     n_clips = max(1, int(np.searchsorted(lengths, max_samples, side="right")))
     room = max_samples - int(lengths[n_clips - 1])
-    extra = rng.integers(0, longest - shortest + 1, size=n_clips - 1)  # beyond the shortest gap
+    # What each gap is longer than the shortest one.
+    extra = rng.integers(0, longest - shortest + 1, size=n_clips - 1)
     if extra.sum() > room:
         extra = (extra * (room / extra.sum())).astype(int)
     parts = []
