@@ -498,7 +498,6 @@ class SpeechDataset:
         parts = []
         now_s = 0.0
         for segment in row.segments:
-            assert segment.end_s is not None, "a row's segments are read with both times"
             start_s = min(max(now_s, segment.start_s * time_scale), seconds)
             now_s = min(max(start_s, segment.end_s * time_scale), seconds)
             parts.append((self.clean(segment.text), start_s, now_s))

@@ -307,9 +307,9 @@ class Preparation:
         n_times = self.window_frames // 2 + 1
         return Words(self.tokenizer, markers=range(self.eot, self.first_timestamp + n_times))
 
-    def _time_token(self, seconds: float | None) -> int:
+    def _time_token(self, seconds: float) -> int:
         """Return the id of the time token next to a time in the window."""
-        if seconds is None or not 0 <= seconds <= self.window_s:
+        if not 0 <= seconds <= self.window_s:
             raise ValueError(f"a segment time of {seconds} s; expected 0 to {self.window_s:g}")
         return self.first_timestamp + round(seconds / TIME_STEP_S)
 
