@@ -25,13 +25,13 @@ from whisper_peft.errors import UserError
 
 # The window of a step: who decides it, and who only carries it.
 # 1. `slack_policy` (below) decides the slack of each step, in seconds. Infinite slack means the model's whole window.
+#    In evaluation `use_window` does it, for all batches alike.
 # 2. The samplers write the slack into every Pick of the step, and SpeechDataset copies it into the Example. Both only
 #    carry it.
 # 3. SpeechCollator decides the window: the step's longest clip after augmentation plus the slack, at most the model's
-#    whole window. The cut into micro-batches comes later and changes nothing.
-# 4. With several processes, SpeechTrainer._common_window pads to the longest window among them.
-# `condense_silence` (model/windows.py) does not change the window: it adds the positions that stand for the silence up
-# to 30 s. `training/planning.py` computes the window a second time, from file headers, only to predict memory.
+#    whole window. With several processes, SpeechTrainer pads to the longest window among them. Only then it is cut.
+# `condense_silence` does not change the window: it adds the positions that stand for the silence up to 30 s.
+# `training/planning.py` computes the window a second time, from file headers, only to predict memory.
 
 # Default slack in seconds for each kind of window, where `features.slack_s` is not set.
 SLACK_S = {"full": math.inf, "condensed": 0.2, "tight": 0.5}
