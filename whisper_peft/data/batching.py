@@ -248,7 +248,7 @@ def _clips_of_part(n_rows: int, weight: float) -> int:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The clips of an epoch in the order in which they are trained.
+    """The clips of an epoch in seeded order, before they are grouped by length.
 
     Attributes:
         order: int64 (n_clips,), the row of each clip.
