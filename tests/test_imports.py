@@ -36,8 +36,8 @@ ROOMS = {
         "generation_config", "config_fields", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "evaluation": (
-        "generation", "clip_transcripts", "loading", "languages", "pieces", "longform", "chunks", "word_times",
-        "subtitle_cues", "transcript_files", "transcriber", "transcribing", "normalizers", "metrics",
+        "generation", "clip_transcripts", "loading", "languages", "pieces", "stretches", "longform", "chunks",
+        "word_times", "subtitle_cues", "transcript_files", "transcriber", "transcribing", "normalizers", "metrics",
         "recording_scores", "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (

@@ -11,14 +11,14 @@ import soundfile
 from conftest import make_wave
 
 from whisper_peft import UserError, load_audio, load_model, transcribe
-from whisper_peft.evaluation import longform
+from whisper_peft.evaluation import stretches
 from whisper_peft.evaluation.longform import transcribe_wave
 
 
 @pytest.fixture
 def once(monkeypatch):
     """A random model is never sure: it would make each window again and again."""
-    monkeypatch.setitem(longform.FALLBACK, "temperature", (0.0,))
+    monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def gap_at(begin: int, window: np.ndarray, whole: np.ndarray) -> float:
 @pytest.mark.parametrize("stretch_windows", [1, 4])
 def test_every_part_of_a_recording_is_heard(stretch_windows, tiny, once, monkeypatch):
     model, preparation = tiny
-    monkeypatch.setattr(longform, "STRETCH_WINDOWS", stretch_windows)
+    monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
     wave = make_wave(8.1)
     walked = Windows(model)
     shares: list[float] = []
@@ -80,7 +80,7 @@ def test_stretches_are_seamless(tiny, once, monkeypatch):
     wave = np.tile(make_wave(0.5), 18)  # of one loudness everywhere, so that all stretches have one floor
     found = []
     for stretch_windows in (1, 100):
-        monkeypatch.setattr(longform, "STRETCH_WINDOWS", stretch_windows)
+        monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
         found.append(transcribe_wave(model, preparation, wave, language="hi")["segments"])
     assert len(found[0]) > 3
     assert found[0] == found[1]
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_recording(tiny, once, monkeypatch):
         kept.append(len(alive))
 
     for stretch_windows, most in ((4, 1000), (1, 3)):
-        monkeypatch.setattr(longform, "STRETCH_WINDOWS", stretch_windows)
+        monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
         kept.clear()
         transcribe_wave(model, preparation, make_wave(4.0), language="hi", progress=count)
         assert len(kept) > 1 and (max(kept) > 10) == (stretch_windows > 1) and max(kept) <= most
@@ -109,7 +109,7 @@ def test_memory_does_not_grow_with_the_recording(tiny, once, monkeypatch):
 def test_a_fallback_gives_the_same_each_time(tiny, monkeypatch):
     import torch
 
-    monkeypatch.setitem(longform.FALLBACK, "temperature", (0.0, 1.0))
+    monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0, 1.0))
 
     model, preparation = tiny
     wave = make_wave(3.05)
@@ -156,7 +156,7 @@ def test_right_transcripts_are_not_taken_for_loops(shared):
         ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids[:440])
         return WhisperGenerationMixin._retrieve_compression_ratio(ids, 51865)
 
-    limit = longform.FALLBACK["compression_ratio_threshold"]
+    limit = stretches.FALLBACK["compression_ratio_threshold"]
     for name in ("malayalam/train", "hindi_tts/train"):
         texts = [row.text for row in load_source(str(shared / "data" / name))]
         assert max(ratio(" ".join(texts[at : at + 7])) for at in range(0, len(texts), 7)) < limit

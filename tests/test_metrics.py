@@ -16,7 +16,7 @@ import pytest
 
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import (
-    MEASURES,
+    ERROR_MEASURES,
     ErrorRate,
     bootstrap_interval,
     character_errors,
@@ -100,7 +100,8 @@ def test_score_is_flat_raw_and_normalised() -> None:
     assert figures["cer"] == pytest.approx(3 / 18)
     counts = ("substitutions", "deletions", "insertions", "hits", "reference_length")
     assert set(figures) == {
-        "clips", "normalizer", *MEASURES, *(f"{measure}_{count}" for measure in MEASURES for count in counts)
+        "clips", "normalizer", *ERROR_MEASURES,
+        *(f"{measure}_{count}" for measure in ERROR_MEASURES for count in counts),
     }  # fmt: skip
     json.dumps(figures)
 
@@ -234,5 +235,5 @@ def test_the_paired_interval_of_losses():
     low, high = paired_loss_interval(sums, noisy, tokens)
     assert low < (noisy.sum() - sums.sum()) / tokens.sum() < high and 0.01 < high - low < 0.2
     assert paired_loss_interval(sums, noisy, tokens) == (low, high)
-    with pytest.raises(UserError, match="give one of each a clip"):
+    with pytest.raises(UserError, match="give one of each for each clip"):
         paired_loss_interval(sums[:3], noisy[:3], tokens)

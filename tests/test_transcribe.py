@@ -17,18 +17,18 @@ from conftest import make_tiny_model, make_wave
 
 from whisper_peft import UserError, evaluate, load_audio, load_model, transcribe, transcribe_each
 from whisper_peft.data.audio_files import find_recordings
-from whisper_peft.evaluation import chunks, longform, transcriber, transcribing
+from whisper_peft.evaluation import chunks, longform, stretches, transcriber, transcribing
 from whisper_peft.evaluation.chunks import transcribe_in_chunks
 from whisper_peft.evaluation.generation import generate
 from whisper_peft.evaluation.longform import transcribe_short_wave, transcribe_waves
 from whisper_peft.evaluation.pieces import Decoding, prompt_ids
-from whisper_peft.evaluation.word_times import _path, add_word_times
+from whisper_peft.evaluation.word_times import _cheapest_path, add_word_times
 
 
 @pytest.fixture
 def once(monkeypatch):
     """A random model is never sure: it would make each window again and again."""
-    monkeypatch.setitem(longform.FALLBACK, "temperature", (0.0,))
+    monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def brief(monkeypatch, request):
     """A random model says as much as it may, so it may say little here; the real one is left alone."""
     if request.node.get_closest_marker("slow"):
         return
-    for module in (longform, transcriber, chunks):
+    for module in (longform, stretches, transcriber, chunks):
         monkeypatch.setattr(module, "tokens_left", lambda preparation, decoding: 12)
 
 
@@ -358,14 +358,14 @@ def test_recordings_side_by_side_are_as_each_alone(beams, tiny, once):
 def test_a_doubtful_stretch_is_made_again_alone(tiny, monkeypatch):
     """With fallback, too: each recording as if it had been heard alone."""
     model, preparation = tiny
-    monkeypatch.setitem(longform.FALLBACK, "temperature", (0.0, 1.0))
+    monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0, 1.0))
     waves = [make_wave(3.5, 1), make_wave(4.0, 2)]
     decoding = Decoding("hi")
     alone = [next(transcribe_waves(model, preparation, [(0, wave)], decoding))[1] for wave in waves]
     together = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
     assert [together[0], together[1]] == alone
     found = []
-    monkeypatch.setattr(longform, "_is_doubtful", lambda *arguments: found.append(1) and False)
+    monkeypatch.setattr(stretches, "_is_doubtful", lambda *arguments: found.append(1) and False)
     calm = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
     assert found and [calm[0], calm[1]] != alone  # a random model is doubtful
 
@@ -381,7 +381,7 @@ def test_an_hour_is_heard_in_order_and_in_flat_memory(tiny, once, monkeypatch):
         alive = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape == (vocabulary,)]
         kept.append(len(alive))
 
-    monkeypatch.setattr(longform, "STRETCH_WINDOWS", 1)
+    monkeypatch.setattr(stretches, "STRETCH_WINDOWS", 1)
     wave = np.tile(make_wave(3.0), 20)
     ((_, found),) = transcribe_waves(model, preparation, [("hour", wave)], Decoding("hi"), progress=count)
     starts = [segment["start"] for segment in found["segments"]]
@@ -420,7 +420,7 @@ def test_the_cheapest_path_through_a_map():
     cost = np.full((4, 12), 1.0)
     for row, (first, last) in enumerate(((0, 3), (3, 5), (5, 9), (9, 12))):
         cost[row, first:last] = -1.0
-    assert _path(cost).tolist() == [0, 3, 5, 9]
+    assert _cheapest_path(cost).tolist() == [0, 3, 5, 9]
 
 
 def test_word_times_need_alignment_heads(tmp_path, talks, tiny_model, call):

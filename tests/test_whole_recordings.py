@@ -15,7 +15,7 @@ from test_readme import run_line
 from whisper_peft import SpeechDataset, evaluate, load_model, load_source, runs, transcribe
 from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_uncut
-from whisper_peft.evaluation import longform, transcriber
+from whisper_peft.evaluation import stretches, transcriber
 from whisper_peft.evaluation.recording_scores import score_recording, uncovered_spans
 from whisper_peft.evaluation.whole_recordings import score_recordings
 
@@ -50,7 +50,7 @@ def answer(monkeypatch, *transcripts: list[tuple[str, float, float]], joint: str
 @pytest.fixture
 def once(monkeypatch):
     """A random model is never sure: it would make each window again and again."""
-    monkeypatch.setitem(longform.FALLBACK, "temperature", (0.0,))
+    monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
 def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_path):
@@ -186,7 +186,7 @@ def test_recordings_without_all_of_their_clips_are_not_scored(lora_run, monkeypa
     report = evaluate(lora_run, folder, max_clips=4, say=said.append)
     assert report.recordings["recordings"] == len(given) == 1
     assert [line for line in said if "--max-clips" in line] == [
-        "1 of 2 recordings are not scored as a whole, because --max-clips leaves out clips of theirs."
+        "1 of 2 recordings are not scored as a whole, because --max-clips leaves out some of their clips."
     ]
     assert "recordings" not in evaluate(lora_run, folder, max_clips=2).as_dict()
 

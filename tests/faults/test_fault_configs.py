@@ -730,11 +730,11 @@ def test_an_empty_language_is_refused(language, tiny_model, lora_run, speech, tm
 
 
 def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):
-    from whisper_peft.evaluation.scoring import labelled
+    from whisper_peft.evaluation.scoring import label_rows
 
     loaded, preparation, located = load_model(tiny_model)
     rows = load_source(str(mixed))
-    dataset = labelled(loaded, located, preparation, rows, language="auto", task=None)
+    dataset = label_rows(loaded, located, preparation, rows, language="auto", task=None)
     assert [dataset.language_of(number) for number in range(3)] == ["hi", "th", "hi"]
     assert dataset.language_of(3) is not None
 

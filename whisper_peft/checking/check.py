@@ -23,7 +23,7 @@ from whisper_peft.data.streams import first_rows
 from whisper_peft.data.subtitles import utf8_bytes
 from whisper_peft.data.text import clean_text, language_code
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.scoring import labelled
+from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model
 from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
@@ -107,7 +107,7 @@ def check(
         preparation.check_languages([clip for clip in spoken if clip[0] is not None], settings.model.task)
 
     def losses(rows: Sequence[Row]) -> np.ndarray:
-        speech = labelled(loaded, located, preparation, rows, language=language, task=settings.model.task)
+        speech = label_rows(loaded, located, preparation, rows, language=language, task=settings.model.task)
         speech.clean = clean
         with bar(f"{model} listens", len(rows), progress) as update:
             return neighbour_losses(loaded, speech, progress=update)

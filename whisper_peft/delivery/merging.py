@@ -17,7 +17,7 @@ from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_pro
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import encode, full_limit, generate
 from whisper_peft.evaluation.metrics import score
-from whisper_peft.evaluation.scoring import labelled
+from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.configs import load_config, load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
@@ -468,7 +468,7 @@ def _find_check_clips(
         language = "hindi" if language is None else language
     rows, named = source
     # Here the rows are given their languages, by what they say or by what the model hears.
-    dataset = labelled(model, located, preparation, rows, language=language, task=None)
+    dataset = label_rows(model, located, preparation, rows, language=language, task=None)
     most = CHECK_CLIPS
     if _name_of(dtype) == "float16" and model.device.type == "cpu":
         most = CHECK_CLIPS_HALF_CPU

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_peft import runs
-from whisper_peft.evaluation.metrics import MEASURES, bootstrap_interval
+from whisper_peft.evaluation.metrics import ERROR_MEASURES, bootstrap_interval
 from whisper_peft.model.identity import BASE_FACTS
 from whisper_peft.recipe import as_dict
 from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
@@ -96,4 +96,4 @@ def _final_intervals(run: Path) -> dict[str, tuple[float, float]]:
         return {}
     references = [transcript["reference"] for transcript in transcripts]
     predictions = [transcript["prediction"] for transcript in transcripts]
-    return {measure: bootstrap_interval(references, predictions, metric=measure) for measure in MEASURES}
+    return {measure: bootstrap_interval(references, predictions, metric=measure) for measure in ERROR_MEASURES}

@@ -1,7 +1,8 @@
-"""A long recording in chunks of one window that overlap: quicker, and without a way to go back.
+"""Transcribe a long recording in chunks that overlap: this is quicker, and a chunk is never decoded again.
 
-transformers' pipeline does the same (`chunk_length_s=30`): all chunks are independent, so many are decoded at once, and
-what two chunks say of their common part is matched and joined. Nothing is made again at a higher temperature.
+Each chunk is as long as the model's window. All chunks are independent, so many are decoded at once. The texts of two
+neighbours are then matched in the part that both hear, and joined. transformers' pipeline does the same
+(`chunk_length_s=30`). A chunk that looks like a loop or like guessing is not decoded again at a higher temperature.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from whisper_peft.evaluation.generation import encode, errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, finish_transcript, tokens_left
 from whisper_peft.model.build import whisper_of
 
-STRIDES_IN_WINDOW = 6  # a stride at either end of a chunk, where its words are trusted least: 5 s of 30 s
+# A chunk has a stride at either end, where its words are trusted least. It is this part of a window: 5 s of 30 s.
+STRIDES_IN_WINDOW = 6
 
 
 def transcribe_in_chunks(
@@ -31,11 +33,11 @@ def transcribe_in_chunks(
 
     Args:
         model: Whisper in eval mode, or an adapter on one, on its device.
-        preparation: Of its checkpoint.
-        wave: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
-        decoding: How it is decoded.
+        preparation: The preparation of its checkpoint.
+        wave: The recording: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
+        decoding: How the recording is decoded.
         at_once: Number of chunks that are decoded together.
-        progress: Told the share of the recording that is done.
+        progress: Called with the share of the recording that is done.
 
     Returns:
         ``text``, ``reached_limit`` and ``segments``.
@@ -63,14 +65,14 @@ def transcribe_in_chunks(
             time_precision=preparation.window_s / (preparation.window_frames // 2),
         )
     length_s = len(wave) / preparation.sample_rate_hz
-    segments = _timed(joined["chunks"], length_s)
-    return finish_transcript(segments, length_s, reached_limit=reached_limit)
+    timed_texts = _fill_in_times(joined["chunks"], length_s)
+    return finish_transcript(timed_texts, length_s, reached_limit=reached_limit)
 
 
 class _PlainTokenizer:
-    """The tokenizer as transformers' matching of chunks uses it, but for its `decode`.
+    """The parts of a tokenizer that transformers needs to match chunks, with a `decode` of our own.
 
-    transformers' own takes away all that looks like a timestamp, and so words that a speaker wrote.
+    The `decode` of transformers removes everything that looks like a timestamp, even where it is part of the text.
     """
 
     def __init__(self, preparation: Preparation):
@@ -81,7 +83,16 @@ class _PlainTokenizer:
 
 
 def _chunks(preparation: Preparation, n_samples: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield chunks: first sample, length, and how much of it lies in the stride before it and behind it."""
+    """Cut a recording into chunks.
+
+    Args:
+        preparation: The preparation of the checkpoint.
+        n_samples: Length of the recording.
+
+    Yields:
+        First sample, number of samples, and the number of those in the stride at the start and at the end. The first
+        chunk has no stride at its start, and the last one has none at its end.
+    """
     window = preparation.window_samples
     stride = window // STRIDES_IN_WINDOW
     for start in range(0, n_samples, window - 2 * stride):
@@ -89,7 +100,8 @@ def _chunks(preparation: Preparation, n_samples: int) -> Iterator[tuple[int, int
         left = stride if start else 0
         length = min(window, n_samples - start)
         if length > left:
-            yield start, length, left, 0 if is_last else stride
+            right = 0 if is_last else stride
+            yield start, length, left, right
         if is_last:
             return
 
@@ -97,6 +109,7 @@ def _chunks(preparation: Preparation, n_samples: int) -> Iterator[tuple[int, int
 def _decode(
     model, preparation: Preparation, waves: list[np.ndarray], decoding: Decoding, limit: int
 ) -> list[list[int]]:
+    """Return the tokens of each chunk, with times."""
     import torch
 
     whisper = whisper_of(model)
@@ -115,17 +128,22 @@ def _decode(
         )
 
 
-def _timed(chunks: list[dict], length_s: float) -> list[tuple[float, float, str]]:
-    """Give start, end and text of what was matched; a time that the model left out is that of its neighbour."""
-    timed = []
+def _fill_in_times(chunks: list[dict], length_s: float) -> list[tuple[float, float, str]]:
+    """Return start, end and text of each matched part. A time that the model left out is that of the neighbour.
+
+    Args:
+        chunks: Parts of the text as transformers joins them: `text`, and `timestamp` with start and end, or None.
+        length_s: Length of the recording, in seconds.
+    """
+    timed_texts = []
     previous_s = 0.0
     for number, chunk in enumerate(chunks):
         start_s, end_s = chunk["timestamp"]
         if start_s is None:
             start_s = previous_s
         if end_s is None:
-            following = [later["timestamp"][0] for later in chunks[number + 1 :] if later["timestamp"][0] is not None]
-            end_s = following[0] if following else length_s
-        timed.append((float(start_s), float(end_s), chunk["text"]))
+            later_starts_s = [later["timestamp"][0] for later in chunks[number + 1 :]]
+            end_s = next((later_s for later_s in later_starts_s if later_s is not None), length_s)
+        timed_texts.append((float(start_s), float(end_s), chunk["text"]))
         previous_s = float(end_s)
-    return timed
+    return timed_texts

@@ -245,7 +245,7 @@ def _transcribe_batch(
                 loops=loops,
                 prompt_ids=prompt_ids,
             )
-    ended_as_loops = [False] * len(rows) if loops is None else loops.found.tolist()
+    ended_as_loops = [False] * len(rows) if loops is None else loops.ended.tolist()
     return [
         Transcript(
             row=row,

@@ -12,7 +12,6 @@ from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, whisper_of
 from whisper_peft.model.devices import best_device
 from whisper_peft.model.head import states_at, token_losses
-from whisper_peft.recipe import rule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +58,8 @@ def use_window(model, kind: str) -> Iterator[float]:
     Raises:
         UserError: There is no such kind of window.
     """
-    kinds = rule_of("features.window").choices
-    if kind not in kinds:
-        raise UserError(f"--window {kind}: expected one of {', '.join(map(str, kinds))}.")
+    if kind not in SLACK_S:
+        raise UserError(f"--window {kind}: expected one of {', '.join(SLACK_S)}.")
     encoder = whisper_of(model).get_encoder()
     was_condensed = encoder.silence_positions > 0
     condense_silence(model, kind)
@@ -128,7 +126,7 @@ class Loops:
         eot: Id of the end-of-text token.
 
     Attributes:
-        found: bool (n_clips,): the transcripts that were ended.
+        ended: bool (n_clips,): the transcripts that were ended as loops.
     """
 
     longest_period = 32
@@ -140,15 +138,15 @@ class Loops:
         import torch
 
         self.eot = eot
-        self.found = torch.zeros(n_clips, dtype=torch.bool)
+        self.ended = torch.zeros(n_clips, dtype=torch.bool)
 
     def __call__(self, input_ids, scores, **kwargs) -> Tensor:
         """Return bool (batch,): which of the sequences int64 (batch, n_tokens) are ended."""
         if input_ids.shape[1] % self.every == 0:
             # A transcript that has ended is padded with its end token, which is no loop.
-            ended = input_ids[:, -1] == self.eot
-            self.found = self.found.to(input_ids.device) | (self._repeats(input_ids) & ~ended)
-        return self.found.to(input_ids.device)
+            is_complete = input_ids[:, -1] == self.eot
+            self.ended = self.ended.to(input_ids.device) | (self._repeats(input_ids) & ~is_complete)
+        return self.ended.to(input_ids.device)
 
     def _repeats(self, input_ids: Tensor) -> Tensor:
         import torch

@@ -1,4 +1,4 @@
-"""Which language is spoken: named, or as the model was trained for, or as the model itself hears it."""
+"""Decide the language of recordings: the one that the user names, that the model was trained for, or that it hears."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def resolve_language(model, preparation: Preparation, language: str | None) -> str | None:
-    """Decide the language to transcribe in: the one named, else the one in the model's generation config.
+    """Decide the language to transcribe in: the one that is named, or else the one in the model's generation config.
 
     Args:
         model: Whisper, or an adapter on one.
-        preparation: Of its checkpoint.
+        preparation: The preparation of its checkpoint.
         language: A name, a code, "auto" or None.
 
     Returns:
-        Whisper's code; "auto" where the model is to listen for it; None for an English-only checkpoint.
+        Whisper's code; "auto" if the model must listen for the language; None for an English-only checkpoint.
 
     Raises:
-        UserError: Nothing says which language it is, or an English-only checkpoint is given another one.
+        UserError: Neither the user nor the model names a language, or an English-only checkpoint is asked for another.
     """
     if language is not None and language.strip().lower() == AUTO_LANGUAGE:
         return AUTO_LANGUAGE if preparation.multilingual else None
@@ -39,25 +39,26 @@ def resolve_language(model, preparation: Preparation, language: str | None) -> s
         if language is not None:
             preparation.check_languages([(language_code(language), "--language")])
         return None
-    configured = getattr(whisper_of(model).generation_config, "language", None)
-    if language is None and not isinstance(configured, str):
+    if language is None:
+        language = getattr(whisper_of(model).generation_config, "language", None)
+    if not isinstance(language, str):
         raise UserError(
             "--language: the model does not say which language it was trained for; name it, or let the model listen "
             "for it with --language auto."
         )
-    return language_code((configured if language is None else language).strip("<|>"))
+    return language_code(language.strip("<|>"))
 
 
 def detect_language(model, preparation: Preparation, wave: np.ndarray) -> str:
-    """Let a model tell the language of a recording, from its first window.
+    """Let a model tell the language of a recording from its first window.
 
     Args:
         model: A multilingual Whisper, or an adapter on one.
-        preparation: Of its checkpoint.
-        wave: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
+        preparation: The preparation of its checkpoint.
+        wave: The recording: float32 (n_samples,), mono, at `preparation.sample_rate_hz`.
 
     Returns:
-        Whisper's code of the language whose token the model finds likeliest.
+        Whisper's code of the language whose token is the most probable one.
     """
     import torch
 
@@ -75,8 +76,11 @@ def listen_for_languages(model, preparation: Preparation, rows: Sequence[Row]) -
 
     Args:
         model: A multilingual Whisper in eval mode, or an adapter on one.
-        preparation: Of its checkpoint.
+        preparation: The preparation of its checkpoint.
         rows: The clips.
+
+    Returns:
+        The rows, each with a language.
     """
     model = to_device(model)
     named = []
@@ -88,6 +92,7 @@ def listen_for_languages(model, preparation: Preparation, rows: Sequence[Row]) -
             wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)
             code = detect_language(model, preparation, wave)
         except AudioError:
-            code = "en"  # as good as any: a clip that cannot be read is left out
+            # Any language will do: a clip that cannot be read is left out.
+            code = "en"
         named.append(dataclasses.replace(row, language=code))
     return named

@@ -1,8 +1,9 @@
-"""A model as `transcribe` and `evaluate` run it: on its device, in the precision that was asked for."""
+"""Load a model as `transcribe` and `evaluate` run it: on its device, in the precision that the user asks for."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from whisper_peft.data.features import Preparation
 from whisper_peft.model.build import load_model
@@ -12,18 +13,18 @@ from whisper_peft.model.locating import Located, locate
 
 def load_to_run(
     model: str | Path, *, base: str | None, quantize: str, precision: str
-) -> tuple[object, Preparation, Located, str]:
+) -> tuple[Any, Preparation, Located, str]:
     """Load any MODEL in a precision.
 
     Args:
         model: Hub id, model, adapter or run folder.
         base: The adapter's base, if it has moved.
-        quantize: The base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
-        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU. A quantised base
-            chooses for itself, and "auto" leaves the rest of it in fp32.
+        quantize: Load the base in "8bit", "4bit" or "none"; "as-trained": in the bits that the adapter was trained on.
+        precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU. The weights of a
+            quantised base keep their own type; with "auto", the rest of it is in fp32.
 
     Returns:
-        The model in eval mode on its device, its preparation, where it was found, and the precision it is in.
+        The model in eval mode on its device, its preparation, where it was found, and the precision that it runs in.
 
     Raises:
         UserError: There is no such precision, or the model cannot be loaded.
@@ -34,11 +35,13 @@ def load_to_run(
     dtype = dtype_of(chosen)
     loaded, preparation, located = load_model(model, dtype=dtype, base=base, quantize=quantize)
     if dtype is not None and not getattr(loaded, "is_quantized", False):
-        loaded = loaded.to(dtype)  # peft holds an adapter, and what it trained in full, in float32
+        # peft keeps an adapter, and the modules that were trained in full beside it, in float32.
+        loaded = loaded.to(dtype)
     return to_device(loaded), preparation, located, chosen
 
 
 def _is_quantised(model: str | Path, quantize: str) -> bool:
+    """Tell whether the base of a model is to be loaded in fewer bits."""
     if quantize == "as-trained":
         quantize = locate(model).quantize or "none"
     return quantize != "none"

@@ -1,10 +1,12 @@
-"""Word and character error rates with their counts, their intervals, and the same as an offline `evaluate` metric.
+"""Word and character error rates with counts and intervals, and the same as an offline `evaluate` metric.
 
-Rates are fractions (0.25 is 25 %), of counts summed over all clips, so long clips weigh more than short ones. They pass
-1.0 where a model inserts more than it gets right. A character is a code point of the NFC text, not a grapheme, and the
-single space between two words counts as one. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Myanmar,
-Tibetan) a "word" is whatever stands between two spaces, so the word error rate means little: read the normalised
-character error rate, in which the spaces beside letters of such a script do not count.
+Rates are fractions: 0.25 is 25 %. They come from counts that are summed over all clips, so a long clip weighs more than
+a short one. A rate passes 1.0 if a model inserts more than it gets right.
+
+A character is a code point of the NFC text, not a grapheme. The single space between two words counts as one character.
+In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Myanmar, Tibetan), a "word" is whatever stands between
+two spaces, so the word error rate means little there. Read the normalised character error rate instead: it does not
+count spaces beside letters of such a script.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ if TYPE_CHECKING:
     import evaluate
 
 Measure = Literal["wer", "cer", "wer_normalized", "cer_normalized"]
-MEASURES: tuple[Measure, ...] = ("wer", "cer", "wer_normalized", "cer_normalized")
-_COLUMNS = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}  # jiwer's words, in the order of the counts
+ERROR_MEASURES: tuple[Measure, ...] = ("wer", "cer", "wer_normalized", "cer_normalized")
+# Column of each of jiwer's words in the arrays of counts.
+COUNT_COLUMNS = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
 
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """An error rate and the counts it is made of, in words or in characters.
+    """An error rate and its counts, in words or in characters.
 
-    `rate` is (substitutions + deletions + insertions) / reference_length. Where all references are empty (clips without
-    speech) the divisor is 1, so the rate is the number of inserted words or characters, never infinite.
+    The rate is (substitutions + deletions + insertions) / reference_length. If all references are empty, as those of
+    clips without speech, the divisor is 1: the rate is then the number of inserted words or characters, and never
+    infinite.
     """
 
     rate: float
@@ -44,46 +48,57 @@ class ErrorRate:
     reference_length: int
 
     def as_dict(self) -> dict[str, float | int]:
-        """Returns the fields by name, ready for JSON."""
+        """Return the fields by name, ready for JSON."""
         return asdict(self)
 
 
 def word_errors(references: Sequence[str], predictions: Sequence[str]) -> ErrorRate:
-    """Counts word errors of the texts as written (NFC, white space collapsed), over all clips together.
+    """Count word errors of texts as they are written (NFC, white space collapsed), over all clips together.
 
     Raises:
-        UserError: If there is nothing to score, or not one prediction for each reference.
+        UserError: There is nothing to score, or not one prediction for each reference.
     """
     return _error_rate(_count_errors(references, predictions, "wer"))
 
 
 def character_errors(references: Sequence[str], predictions: Sequence[str]) -> ErrorRate:
-    """Counts character errors of the texts as written (NFC, white space collapsed), over all clips together.
+    """Count character errors of texts as they are written (NFC, white space collapsed), over all clips together.
 
     Raises:
-        UserError: If there is nothing to score, or not one prediction for each reference.
+        UserError: There is nothing to score, or not one prediction for each reference.
     """
     return _error_rate(_count_errors(references, predictions, "cer"))
 
 
 def score(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float | int | str]:
-    """Scores predictions as written and after the mark-preserving normaliser, side by side.
+    """Score predictions both as they are written and after the mark-preserving normaliser.
 
-    In the normalised CER of a text in a script without spaces between words, spaces do not count; those between words
-    of another script, as of English words within Chinese, do.
+    The normalised character error rate does not count the spaces of a script that has none between words. It does count
+    spaces between words of another script, such as English words within Chinese.
+
+    Args:
+        references: The right text of each clip.
+        predictions: The text that a model made of each clip.
 
     Returns:
-        A flat dict: `clips`, `normalizer` (its name and version), and for each of `wer`, `cer`, `wer_normalized` and
-        `cer_normalized` the rate under that name and, under `wer_substitutions` and so on, `_deletions`, `_insertions`,
-        `_hits` and `_reference_length`.
+        A flat dict: `clips`; `normalizer`, its name and version; and the rates `wer`, `cer`, `wer_normalized` and
+        `cer_normalized`. The counts of each rate follow under its name with `_substitutions`, `_deletions`,
+        `_insertions`, `_hits` and `_reference_length`.
 
     Raises:
-        UserError: If there is nothing to score, or not one prediction for each reference.
+        UserError: There is nothing to score, or not one prediction for each reference.
+
+    Example:
+        >>> figures = score(["Good morning, Asha."], ["good evening asha"])
+        >>> round(figures["wer"], 2), round(figures["wer_normalized"], 2), figures["wer_normalized_substitutions"]
+        (1.0, 0.33, 1)
     """
     figures: dict[str, float | int | str] = {"clips": len(references), "normalizer": MARK_PRESERVING}
-    for measure in MEASURES:
-        for name, value in _error_rate(_count_errors(references, predictions, measure)).as_dict().items():
-            figures[measure if name == "rate" else f"{measure}_{name}"] = value
+    for measure in ERROR_MEASURES:
+        counts = _error_rate(_count_errors(references, predictions, measure)).as_dict()
+        figures[measure] = counts.pop("rate")
+        for name, count in counts.items():
+            figures[f"{measure}_{name}"] = count
     return figures
 
 
@@ -96,13 +111,28 @@ def bootstrap_interval(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Returns the lower and upper end of the error rate's confidence interval, by a percentile bootstrap over clips.
+    """Compute the confidence interval of an error rate by a percentile bootstrap over clips.
 
-    It says how far the rate may move with another draw of such clips. Clips of one speaker are treated as independent,
-    so with few speakers the true interval is wider.
+    The interval shows how far the rate may move with another draw of such clips. It treats clips of one speaker as
+    independent, so the true interval is wider if there are few speakers.
+
+    Args:
+        references: The right text of each clip.
+        predictions: The text that a model made of each clip.
+        metric: The rate, for example "wer".
+        samples: Number of times that the clips are drawn anew.
+        seed: Seed of the draws.
+        confidence: Share of the resampled rates that lie within the interval.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
-        UserError: If there is nothing to score, or not one prediction for each reference.
+        UserError: There is nothing to score, or not one prediction for each reference.
+
+    Example:
+        >>> bootstrap_interval(["a b", "c d", "e f"], ["a b", "c x", "e f"], metric="wer", seed=0)
+        (0.0, 0.5)
     """
     rates = _resampled_rates([_count_errors(references, predictions, metric)], samples, seed)
     return _central_interval(rates[0], confidence)
@@ -118,13 +148,25 @@ def paired_interval(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Returns the confidence interval of the rate of b minus the rate of a, on the same resampled clips.
+    """Compute the confidence interval of the rate of model b minus the rate of model a, on the same resampled clips.
 
-    Below zero at both ends, b is better; with zero inside, these clips cannot tell. Since both models heard the same
-    clips, this is much narrower than comparing two separate intervals.
+    If both ends are below zero, b is better. If zero lies inside, these clips cannot tell which is better. Both models
+    heard the same clips, so this interval is much narrower than two separate ones suggest.
+
+    Args:
+        references: The right text of each clip.
+        predictions_a: The text that model a made of each clip.
+        predictions_b: The text that model b made of each clip.
+        metric: The rate, for example "wer".
+        samples: Number of times that the clips are drawn anew.
+        seed: Seed of the draws.
+        confidence: Share of the resampled differences that lie within the interval.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
-        UserError: If there is nothing to score, or not one prediction of each model for each reference.
+        UserError: There is nothing to score, or not one prediction of each model for each reference.
     """
     counts = [_count_errors(references, predictions, metric) for predictions in (predictions_a, predictions_b)]
     rates_a, rates_b = _resampled_rates(counts, samples, seed)
@@ -140,32 +182,43 @@ def paired_loss_interval(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Returns the confidence interval of the token loss of b minus that of a, in nats, on the same resampled clips.
+    """Compute the confidence interval of the token loss of model b minus that of model a, on the same resampled clips.
 
     Args:
-        loss_sums_a: each clip's token losses under model a, summed.
-        loss_sums_b: under model b.
-        tokens: each clip's number of tokens.
-        samples: of the bootstrap.
-        seed: of the draw.
-        confidence: of the interval.
+        loss_sums_a: For each clip, its token losses under model a, summed.
+        loss_sums_b: For each clip, its token losses under model b, summed.
+        tokens: Number of tokens of each clip.
+        samples: Number of times that the clips are drawn anew.
+        seed: Seed of the draws.
+        confidence: Share of the resampled differences that lie within the interval.
+
+    Returns:
+        Lower and upper end, in nats.
 
     Raises:
-        UserError: If there is nothing to compare, or not one value of each kind for each clip.
+        UserError: There is nothing to compare, or not one value of each kind for each clip.
     """
-    sums, lengths = np.array([loss_sums_a, loss_sums_b], dtype=np.float64), np.array(tokens)
-    if not len(lengths) or sums.shape != (2, len(lengths)):
-        raise UserError(f"comparing losses: {sums.shape[1:]} sums for {len(lengths)} clips; give one of each a clip.")
+    if not len(tokens) or len(loss_sums_a) != len(tokens) or len(loss_sums_b) != len(tokens):
+        raise UserError(
+            f"comparing losses: {len(loss_sums_a)} and {len(loss_sums_b)} loss sums, and {len(tokens)} numbers of "
+            "tokens; give one of each for each clip."
+        )
+    sums = np.array([loss_sums_a, loss_sums_b], dtype=np.float64)  # (2, clips)
+    lengths = np.array(tokens)  # (clips,)
     drawn = np.random.default_rng(seed).integers(0, len(lengths), (samples, len(lengths)))
     means = sums[:, drawn].sum(axis=2) / lengths[drawn].sum(axis=1)  # (2, samples)
     return _central_interval(means[1] - means[0], confidence)
 
 
 def speech_error_rate() -> evaluate.Metric:
-    """Returns `score` as a real `evaluate.Metric`, built here: no script is fetched, no network is needed.
+    """Build an `evaluate.Metric` that computes `score`. It fetches no script and needs no network.
 
-    `speech_error_rate().compute(references=[...], predictions=[...])` gives the dict of `score`; so do `add` and
-    `add_batch` followed by `compute()`.
+    Its `compute(references=[...], predictions=[...])` returns the dict of `score`. So does `compute()` after `add` or
+    `add_batch`.
+
+    Example:
+        >>> speech_error_rate().compute(references=["one two"], predictions=["one"])["wer"]
+        0.5
     """
     from tempfile import TemporaryDirectory
 
@@ -187,15 +240,48 @@ def speech_error_rate() -> evaluate.Metric:
         def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
             return score(references, predictions)
 
-    # In memory, the cache folder is made but never written to: so a read-only home does no harm, and nothing stays.
+    # With keep_in_memory, `evaluate` makes its cache folder but writes nothing into it. A temporary one leaves nothing
+    # behind, and works where the home folder is read-only.
     with TemporaryDirectory() as folder:
         return SpeechErrorRate(keep_in_memory=True, cache_dir=folder)
 
 
 def _count_errors(references: Sequence[str], predictions: Sequence[str], measure: Measure) -> np.ndarray:
-    """Returns int64 (clips, 4): substitutions, deletions, insertions and hits of each clip."""
+    """Count the errors of each clip.
+
+    Returns:
+        int64 (clips, 4): substitutions, deletions, insertions and hits, see `COUNT_COLUMNS`.
+    """
     import jiwer
 
+    _check_texts(references, predictions)
+    if measure not in ERROR_MEASURES:
+        raise UserError(f"scoring: no measure is called '{measure}'; choose one of {', '.join(ERROR_MEASURES)}.")
+    references, predictions = _prepare_texts(references, predictions, measure)
+    by_words = measure.startswith("wer")
+    counts = np.zeros((len(references), 4), dtype=np.int64)
+    spoken = []
+    for clip, (reference, prediction) in enumerate(zip(references, predictions, strict=True)):
+        if reference:
+            spoken.append(clip)
+        else:
+            # jiwer 3 refuses empty references. All that a model recognises there is inserted.
+            units = prediction.split() if by_words else prediction
+            counts[clip, COUNT_COLUMNS["insert"]] = len(units)
+    if not spoken:
+        return counts
+    align = jiwer.process_words if by_words else jiwer.process_characters
+    alignments = align([references[clip] for clip in spoken], [predictions[clip] for clip in spoken]).alignments
+    for clip, chunks in zip(spoken, alignments, strict=True):
+        for chunk in chunks:
+            # An insertion has no width in the reference, and a deletion has none in the prediction.
+            width = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            counts[clip, COUNT_COLUMNS[chunk.type]] += width
+    return counts
+
+
+def _check_texts(references: Sequence[str], predictions: Sequence[str]) -> None:
+    """Refuse anything but two lists of texts of the same length, at least one each."""
     if isinstance(references, str) or isinstance(predictions, str):
         raise UserError("scoring: got one string where a list is needed; put each clip's text into a list.")
     if len(references) != len(predictions):
@@ -210,43 +296,29 @@ def _count_errors(references: Sequence[str], predictions: Sequence[str], measure
                 )
     if len(references) == 0:
         raise UserError("scoring: there are no clips to score; check the split's name and left_out.jsonl.")
-    if measure not in MEASURES:
-        raise UserError(f"scoring: no measure is called '{measure}'; choose one of {', '.join(MEASURES)}.")
 
+
+def _prepare_texts(
+    references: Sequence[str], predictions: Sequence[str], measure: Measure
+) -> tuple[list[str], list[str]]:
+    """Return both texts of each clip in the form that a measure compares."""
     prepare = normalize if measure.endswith("_normalized") else as_written
-    references = [prepare(text) for text in references]
-    predictions = [prepare(text) for text in predictions]
-    if measure == "cer_normalized":
-        pairs = [_without_habits(*pair) for pair in zip(references, predictions, strict=True)]
-        references = [reference for reference, _ in pairs]
-        predictions = [prediction for _, prediction in pairs]
-    counts = np.zeros((len(references), 4), dtype=np.int64)
-    by_words = measure.startswith("wer")
-    spoken = []
-    for clip, (reference, prediction) in enumerate(zip(references, predictions, strict=True)):
-        if reference:
-            spoken.append(clip)
-        else:  # jiwer 3 refuses empty references; all that was recognised there is inserted
-            counts[clip, _COLUMNS["insert"]] = len(prediction.split()) if by_words else len(prediction)
-    if spoken:
-        align = jiwer.process_words if by_words else jiwer.process_characters
-        alignments = align([references[clip] for clip in spoken], [predictions[clip] for clip in spoken]).alignments
-        for clip, chunks in zip(spoken, alignments, strict=True):
-            for chunk in chunks:
-                # An insertion has no width in the reference, a deletion none in the prediction.
-                width = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-                counts[clip, _COLUMNS[chunk.type]] += width
-    return counts
-
-
-def _without_habits(reference: str, prediction: str) -> tuple[str, str]:
-    """Both texts without the spaces that do not count, as the script of the reference decides."""
-    if not is_spaceless(reference or prediction):
-        return reference, prediction
-    return without_word_spaces(reference), without_word_spaces(prediction)
+    prepared_references = []
+    prepared_predictions = []
+    for reference, prediction in zip(references, predictions, strict=True):
+        reference = prepare(reference)
+        prediction = prepare(prediction)
+        # Spaces are a typist's habit in such a script. The reference decides which script it is.
+        if measure == "cer_normalized" and is_spaceless(reference or prediction):
+            reference = without_word_spaces(reference)
+            prediction = without_word_spaces(prediction)
+        prepared_references.append(reference)
+        prepared_predictions.append(prediction)
+    return prepared_references, prepared_predictions
 
 
 def _error_rate(counts: np.ndarray) -> ErrorRate:
+    """Sum counts (clips, 4) over all clips."""
     substitutions, deletions, insertions, hits = (int(total) for total in counts.sum(axis=0))
     reference_length = substitutions + deletions + hits
     errors = substitutions + deletions + insertions
@@ -261,9 +333,19 @@ def _error_rate(counts: np.ndarray) -> ErrorRate:
 
 
 def _resampled_rates(counts: Sequence[np.ndarray], samples: int, seed: int) -> np.ndarray:
-    """Returns float64 (models, samples): each model's error rate on the same random draws of clips."""
+    """Compute the error rate of each model on the same random draws of clips.
+
+    Args:
+        counts: For each model, int64 (clips, 4).
+        samples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        float64 (models, samples).
+    """
     errors = np.stack([clips[:, :3].sum(axis=1) for clips in counts])  # (models, clips)
-    lengths = counts[0][:, [0, 1, 3]].sum(axis=1)  # (clips,), the same references for all models
+    # All models have the same references, so the counts of the first one give their lengths.
+    lengths = counts[0][:, [0, 1, 3]].sum(axis=1)  # (clips,)
     rng = np.random.default_rng(seed)
     rates = np.empty((len(counts), samples))
     for sample in range(samples):
@@ -273,6 +355,7 @@ def _resampled_rates(counts: Sequence[np.ndarray], samples: int, seed: int) -> n
 
 
 def _central_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the two values between which the share `confidence` of all values lies."""
     tail = (1 - confidence) / 2
     lower, upper = np.quantile(values, [tail, 1 - tail])
     return float(lower), float(upper)

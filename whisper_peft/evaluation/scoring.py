@@ -1,4 +1,4 @@
-"""evaluate(MODEL, SRC): transcribe, score, write down."""
+"""The command `evaluate`: transcribe a labelled source, score the transcripts, and write them down."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from whisper_peft import runs
 from whisper_peft.data.columns import ColumnOptions
@@ -26,6 +27,7 @@ from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
 from whisper_peft.evaluation.whole_recordings import (
+    ScoredRecordings,
     failure_records,
     piece_of,
     recording_figures,
@@ -37,51 +39,78 @@ from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
 
 
-def figures(dataset: SpeechDataset, found: Transcripts) -> dict:
-    """Error rates, token loss and counts of one pass over a data set.
+def figures(dataset: SpeechDataset, result: Transcripts) -> dict[str, Any]:
+    """Compute error rates, token loss and counts over the transcripts of a data set.
 
-    Rates are fractions: raw, and under the mark-preserving normaliser (`…_normalized`); `token_loss` is the mean over
-    all reference tokens, in nats.
+    Args:
+        dataset: The data set, which has the references.
+        result: Its transcripts.
+
+    Returns:
+        The rates and counts of `metrics.score`; ``token_loss``, the mean over all tokens of the references, in nats;
+        ``reached_limit``, the number of transcripts that the limit on tokens ended; and ``left_out``, the number of
+        clips that could not be used.
 
     Raises:
-        UserError: no clip could be read.
+        UserError: No clip could be used.
     """
-    if not found.transcripts:
-        reasons = "; ".join(f"{one.place}: {one.audio}: {one.reason}" for one in found.left_out[:3])
-        raise UserError(f"none of the {len(found.left_out)} clips to score can be used ({reasons}).")
-    references = [dataset.text(one.row) for one in found.transcripts]
-    tokens = sum(one.loss_tokens for one in found.transcripts)
+    if not result.transcripts:
+        reasons = "; ".join(f"{clip.place}: {clip.audio}: {clip.reason}" for clip in result.left_out[:3])
+        raise UserError(f"none of the {len(result.left_out)} clips to score can be used ({reasons}).")
+    references, predictions = _texts(dataset, result)
+    n_tokens = sum(transcript.loss_tokens for transcript in result.transcripts)
+    token_loss = None
+    if n_tokens:
+        token_loss = sum(transcript.loss_sum for transcript in result.transcripts) / n_tokens
     return {
-        **score(references, [one.text for one in found.transcripts]),
-        "token_loss": sum(one.loss_sum for one in found.transcripts) / tokens if tokens else None,
-        "reached_limit": sum(one.reached_limit for one in found.transcripts),
-        "left_out": len(found.left_out),
+        **score(references, predictions),
+        "token_loss": token_loss,
+        "reached_limit": sum(transcript.reached_limit for transcript in result.transcripts),
+        "left_out": len(result.left_out),
     }
 
 
-def records(dataset: SpeechDataset, found: Transcripts) -> list[dict]:
-    """One JSON-ready record a clip: audio, reference, prediction, both normalised, token loss."""
-    return [
-        {
-            "audio": dataset.rows[one.row].name,
-            **piece_of(dataset.rows[one.row]),
-            "reference": (reference := dataset.text(one.row)),
-            "prediction": one.text,
+def _texts(dataset: SpeechDataset, result: Transcripts) -> tuple[list[str], list[str]]:
+    """Return the reference and the prediction of each transcript."""
+    references = [dataset.text(transcript.row) for transcript in result.transcripts]
+    predictions = [transcript.text for transcript in result.transcripts]
+    return references, predictions
+
+
+def records(dataset: SpeechDataset, result: Transcripts) -> list[dict]:
+    """Return the line of transcripts.jsonl for each clip.
+
+    Args:
+        dataset: The data set, which has the references.
+        result: Its transcripts.
+    """
+    lines = []
+    for transcript in result.transcripts:
+        row = dataset.rows[transcript.row]
+        reference = dataset.text(transcript.row)
+        token_loss = None
+        if transcript.loss_tokens:
+            token_loss = transcript.loss_sum / transcript.loss_tokens
+        line = {
+            "audio": row.name,
+            **piece_of(row),
+            "reference": reference,
+            "prediction": transcript.text,
             "reference_normalized": normalize(reference),
-            "prediction_normalized": normalize(one.text),
-            "token_loss": one.loss_sum / one.loss_tokens if one.loss_tokens else None,
-            "reached_limit": one.reached_limit,
+            "prediction_normalized": normalize(transcript.text),
+            "token_loss": token_loss,
+            "reached_limit": transcript.reached_limit,
         }
-        for one in found.transcripts
-    ]
+        lines.append(line)
+    return lines
 
 
-def left_out_record(split: str, one: LeftOut) -> dict:
-    """A line of left_out.jsonl."""
-    return {"split": split, "row": one.row, "audio": one.audio, "place": one.place, "reason": one.reason}
+def left_out_record(split: str, clip: LeftOut) -> dict:
+    """Return the line of left_out.jsonl for a clip of a split."""
+    return {"split": split, "row": clip.row, "audio": clip.audio, "place": clip.place, "reason": clip.reason}
 
 
-def labelled(
+def label_rows(
     model,
     located: Located,
     preparation: Preparation,
@@ -92,43 +121,51 @@ def labelled(
     name: str = "the clips",
     say: Callable[[str], None] = lambda line: None,
 ) -> SpeechDataset:
-    """Rows with transcripts as a dataset, cleaned and prompted as in the run that the model comes from.
+    """Make a data set from rows with transcripts, cleaned and labelled as in the run that a model comes from.
 
     Args:
-        model: as `load_model` gives it, with `located` and `preparation`.
-        located: where the model was found.
-        preparation: of the checkpoint.
-        rows: to be scored.
-        language: for rows that name none; None: what the model was trained for; "auto": what the model hears.
-        task: None: the run's, or transcribe.
-        name: of the source, for messages.
-        say: told what rows in a language that Whisper does not know are taken for.
+        model: The model, as `load_model` returns it together with `located` and `preparation`.
+        located: The place where the model was found.
+        preparation: The preparation of its checkpoint.
+        rows: The rows to score.
+        language: Language of rows that name none. None takes the one that the model was trained for; "auto" takes what
+            the model hears.
+        task: "transcribe" or "translate"; None takes the run's, or "transcribe".
+        name: Name of the source, for messages.
+        say: Called with a line if rows name a language that Whisper does not know, and are taken for another one.
+
+    Returns:
+        The data set.
 
     Raises:
-        UserError: a row names a language that Whisper does not know, or one that the model does not know.
-        UserError: neither the rows, nor the model, nor `language` say which language it is.
+        UserError: A row names a language that Whisper or this model does not know.
+        UserError: Neither the rows, nor the model, nor `language` names the language.
     """
     trained = load_recipe(located.run / runs.RECIPE) if located.run else Recipe()
-    borrowed = trained.model.language_token
+    borrowed_token = trained.model.language_token
     spoken = trained.model.language if language is None else language
     code = None
     has_unknown = any(row.unknown_language for row in rows)
-    if has_unknown and spoken and spoken != AUTO_LANGUAGE and not borrowed:
+    if has_unknown and spoken and spoken != AUTO_LANGUAGE and not borrowed_token:
         code = language_code(spoken)
-    rows = settle_languages(rows, name, language=code, borrowed=bool(borrowed), say=say)
+    rows = settle_languages(rows, name, language=code, borrowed=bool(borrowed_token), say=say)
     if language is not None or any(row.language is None for row in rows):
         language = resolve_language(model, preparation, language)
     if language == AUTO_LANGUAGE:
         language = None
-        if trained.model.language_token is None:  # else that token is taken, whatever is spoken
+        # A run with a borrowed token always takes that token, so there is nothing to listen for.
+        if borrowed_token is None:
             rows = listen_for_languages(model, preparation, rows)
     dataset = SpeechDataset(
-        rows, preparation, language=language, task=task or trained.model.task,
-        language_token=trained.model.language_token,
+        rows,
+        preparation,
+        language=language,
+        task=task or trained.model.task,
+        language_token=borrowed_token,
         clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
-    )  # fmt: skip
-    spoken = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
-    preparation.check_languages(spoken, dataset.task)
+    )
+    languages_and_places = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
+    preparation.check_languages(languages_and_places, dataset.task)
     return dataset
 
 
@@ -155,57 +192,61 @@ def evaluate(
     recordings_progress: Callable[[float, float], object] = lambda seconds, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> EvaluationResult:
-    """Transcribes a labelled source and scores it; references are cleaned as in the run the model comes from.
+    """Transcribe a labelled source and score it. References are cleaned as in the run that the model comes from.
 
     A recording with segment times is scored twice: in clips of up to 30 s, and as a whole. The whole recording is
-    decoded with times, as `transcribe` does, so its scores show what clips cannot: speech that is passed over at the
-    edges of windows, wrong times, loops.
+    decoded with times, as `transcribe` does. Its scores show what those of clips cannot show: speech that is missed at
+    the edges of windows, wrong times, and loops.
 
     Args:
-        model: any MODEL: Hub id, model, adapter or run folder.
-        source: any SRC with transcripts.
-        language: a name or code for rows that name none; None: what the model was trained for; "auto": what the
-            model hears in each clip.
-        task: transcribe or translate; None: what the run was trained for, or transcribe.
-        output: a new folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
-        batch_size: clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
-        window: full (30 s, as every other program runs it), or condensed or tight, quicker, for a model trained so.
-        beams: 1 is greedy.
-        max_new_tokens: limit on generation of a clip; None: the model's own. Outputs that reach it are counted.
-        max_clips: only the first so many clips. Recordings that have clips behind these are not scored as a whole.
-        base: the adapter's base, if it has moved.
-        quantize: the base in "8bit", "4bit" or "none"; "as-trained": as the adapter knew it.
+        model: Any MODEL: Hub id, model, adapter or run folder.
+        source: Any SRC with transcripts.
+        language: Name or code of the language of rows that name none. None takes the one that the model was trained
+            for; "auto" takes what the model hears in each clip.
+        task: "transcribe" or "translate"; None takes what the run was trained for, or "transcribe".
+        output: New folder for report.json, transcripts.jsonl and left_out.jsonl; None writes nothing.
+        batch_size: Clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
+        window: "full" (30 s, as every other program runs the model). "condensed" and "tight" are quicker, and need a
+            model that was trained with them.
+        beams: Number of beams; 1 is greedy.
+        max_new_tokens: Limit on the generated tokens of a clip; None takes the model's own. Transcripts that reach it
+            are counted.
+        max_clips: Score only this many clips, the first ones. A recording with clips behind these is not scored as a
+            whole.
+        base: The adapter's base, if it has moved.
+        quantize: Load the base in "8bit", "4bit" or "none"; "as-trained": in the bits that the adapter was trained on.
         precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
-        audio_column: where the manifest's columns have other than the usual names.
-        text_column: likewise.
-        times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
-        cut: score recordings in clips only.
-        progress: told (clips of this batch, clips in all).
-        recordings_progress: told (seconds of whole recordings since it was last told, seconds of all of them).
-        say: told one line at a time what else there is to know.
+        audio_column: The table's column with audio files, if it has an unusual name.
+        text_column: The table's column with transcripts, if it has an unusual name.
+        times: "use" or "ignore" the columns with start and end; None asks if they do not fit the files.
+        cut: Score recordings in clips only.
+        progress: Called with the clips of a batch that is done, and the number of all clips.
+        recordings_progress: Called with the seconds of whole recordings that were done since its last call, and the
+            seconds of all of them.
+        say: Called with each line that the user should know.
 
     Returns:
         The figures. `recordings` is None without whole recordings, or with `cut`.
 
     Raises:
-        UserError: no such model or source, or no usable clip.
+        UserError: There is no such model or source, or no clip can be used.
     """
     if output is not None:
         runs.refuse_existing(Path(output), "name another --output")
     uncut = load_uncut(str(source), ColumnOptions(audio=audio_column, text=text_column, times=times))
-    clips = [cut_into_clips(row) for row in uncut]
-    rows = [clip for of_one in clips for clip in of_one][:max_clips]
-    whole = [] if cut else _whole_recordings(uncut, clips, len(rows), say)
+    clips_of_rows = [cut_into_clips(row) for row in uncut]
+    rows = [clip for clips in clips_of_rows for clip in clips][:max_clips]
+    recordings = [] if cut else _find_recordings(uncut, clips_of_rows, len(rows), say)
     if times is None:
         refuse_foreign_times(str(source), rows, read_lengths(rows))
     loaded, preparation, located, chosen_precision = load_to_run(
         model, base=base, quantize=quantize, precision=precision
     )
-    dataset = labelled(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
-    start = time.monotonic()
+    dataset = label_rows(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
+    began = time.monotonic()
     limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
     with use_window(loaded, window) as slack_s:
-        found = transcribe_rows(
+        clip_transcripts = transcribe_rows(
             loaded,
             dataset,
             range(len(rows)),
@@ -215,19 +256,18 @@ def evaluate(
             beams=beams,
             progress=lambda clips: progress(clips, len(rows)),
         )
-    clip_figures = figures(dataset, found)
+    clip_figures = figures(dataset, clip_transcripts)
     scored = None
-    if whole:
+    if recordings:
         scored = score_recordings(
             loaded,
             dataset,
-            _in_their_languages(whole, dataset, language),
+            _with_languages(recordings, dataset, language),
             batch_size=batch_size,
             beams=beams,
             progress=recordings_progress,
         )
-    predictions = [one.text for one in found.transcripts]
-    references = [dataset.text(one.row) for one in found.transcripts]
+    references, predictions = _texts(dataset, clip_transcripts)
     result = EvaluationResult(
         model=str(model),
         source=str(source),
@@ -239,59 +279,72 @@ def evaluate(
         beams=beams,
         window=window,
         precision=chosen_precision,
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(time.monotonic() - began, 1),
         recordings=None if scored is None else recording_figures(scored),
     )
-    transcripts = records(dataset, found)
-    left_out = [left_out_record("test", one) for one in found.left_out]
-    if scored is not None:
-        transcripts += recording_records(scored)
-        left_out += failure_records(scored)
     if output is not None:
-        with runs.new_folder(output, "name another --output") as folder:
-            runs.write_json(folder / "report.json", result.as_dict())
-            runs.rewrite_jsonl(folder / runs.TRANSCRIPTS, transcripts)
-            runs.rewrite_jsonl(folder / runs.LEFT_OUT, left_out)
+        _write_report(output, result, dataset, clip_transcripts, scored)
     return result
 
 
-def _whole_recordings(
-    uncut: Sequence[Row], clips: Sequence[list[Row]], n_clips: int, say: Callable[[str], None]
+def _write_report(
+    output: str | Path,
+    result: EvaluationResult,
+    dataset: SpeechDataset,
+    clip_transcripts: Transcripts,
+    scored: ScoredRecordings | None,
+) -> None:
+    """Write report.json, transcripts.jsonl and left_out.jsonl into a new folder."""
+    transcripts = records(dataset, clip_transcripts)
+    left_out = [left_out_record("test", clip) for clip in clip_transcripts.left_out]
+    if scored is not None:
+        transcripts += recording_records(scored)
+        left_out += failure_records(scored)
+    with runs.new_folder(output, "name another --output") as folder:
+        runs.write_json(folder / "report.json", result.as_dict())
+        runs.rewrite_jsonl(folder / runs.TRANSCRIPTS, transcripts)
+        runs.rewrite_jsonl(folder / runs.LEFT_OUT, left_out)
+
+
+def _find_recordings(
+    uncut: Sequence[Row], clips_of_rows: Sequence[list[Row]], n_clips: int, say: Callable[[str], None]
 ) -> list[tuple[Row, int]]:
-    """Find the recordings of which all clips are scored.
+    """Find the recordings that can be scored as a whole, because all of their clips are scored.
 
     Args:
         uncut: The rows of the source.
-        clips: What each of them is cut into.
+        clips_of_rows: The clips that each row is cut into.
         n_clips: Number of clips that are scored, the first ones.
-        say: Told how many recordings are not scored as a whole.
+        say: Called with a line if recordings are not scored as a whole.
 
     Returns:
         Each recording, and the number of its first clip.
     """
-    found = []
+    recordings = []
     n_passed_over = 0
     first = 0
-    for row, of_one in zip(uncut, clips, strict=True):
-        if row.is_recording and first + len(of_one) <= n_clips:
-            found.append((row, first))
+    for row, clips in zip(uncut, clips_of_rows, strict=True):
+        if row.is_recording and first + len(clips) <= n_clips:
+            recordings.append((row, first))
         elif row.is_recording:
             n_passed_over += 1
-        first += len(of_one)
+        first += len(clips)
     if n_passed_over:
         say(
-            f"{n_passed_over} of {n_passed_over + len(found)} recordings are not scored as a whole, because "
-            "--max-clips leaves out clips of theirs."
+            f"{n_passed_over} of {n_passed_over + len(recordings)} recordings are not scored as a whole, because "
+            "--max-clips leaves out some of their clips."
         )
-    return found
+    return recordings
 
 
-def _in_their_languages(whole: Sequence[tuple[Row, int]], dataset: SpeechDataset, language: str | None) -> list[Row]:
-    """Give each recording the language of its clips, but none where the model is to listen to the recording itself."""
-    listens = language is not None and language.strip().lower() == AUTO_LANGUAGE and not dataset.language_token
-    rows = []
-    for row, first_clip in whole:
-        if not listens:
-            row = dataclasses.replace(row, language=dataset.language_of(first_clip))
-        rows.append(row)
-    return rows
+def _with_languages(recordings: Sequence[tuple[Row, int]], dataset: SpeechDataset, language: str | None) -> list[Row]:
+    """Give each recording the language of its clips, or none if the model listens to the recording itself.
+
+    Args:
+        recordings: Recordings, each with the number of its first clip.
+        dataset: The clips.
+        language: The language that the user named, "auto" or None.
+    """
+    if language is not None and language.strip().lower() == AUTO_LANGUAGE and not dataset.language_token:
+        return [row for row, _ in recordings]
+    return [dataclasses.replace(row, language=dataset.language_of(first_clip)) for row, first_clip in recordings]
