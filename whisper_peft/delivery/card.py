@@ -127,10 +127,16 @@ class RateRow:
 
 
 def write_card(subject: Subject, words: CardWords) -> str:
-    """Write the card, with its metadata and with the mark that tells an untouched card from an edited one."""
+    """Write the card, with its metadata and with the mark that tells an untouched card from an edited one.
+
+    Args:
+        subject: The model that the card describes.
+        words: What only the user can say of it.
+    """
     from huggingface_hub import ModelCard
 
     title = words.model_name or subject.repo.rpartition("/")[2]
+    # huggingface_hub renders without escaping, so the template escapes each name itself.
     card = ModelCard.from_template(
         _card_data(subject, words, title), template_path=str(TEMPLATE), **_template_values(subject, words, title)
     )
@@ -170,7 +176,7 @@ def _mark_for(page: str) -> str:
 
 
 def _template_values(subject: Subject, words: CardWords, title: str) -> dict[str, Any]:
-    """Return what card.md.jinja names. The template escapes what it shows."""
+    """Return the values that card.md.jinja names. `text` is the function that escapes a name."""
     import yaml
 
     language = _iso_language(subject, words)

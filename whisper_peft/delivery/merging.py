@@ -181,20 +181,21 @@ def merge(
     output = Path(output)
     runs.refuse_existing(output, NEVER_OVER_ANYTHING)
     located = locate(model)
-    if located.adapter is None:
+    adapter = located.adapter
+    if adapter is None:
         raise UserError(f"{model}: no adapter to merge; it is a stand-alone model already.")
     located = with_base(located, base)
     merged_dtype = _stored_dtype(located) if dtype is None else _named_dtype(dtype)
     adapted, preparation, _ = load_model(model, base=base, quantize="none")
-    if changes_nothing(located.adapter):
+    if changes_nothing(adapter):
         raise UserError(
-            f"{located.adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
+            f"{adapter}: the adapter changes nothing, its update is zero; there is nothing to merge. Likely it "
             "was saved before its first step, or lora_alpha in its config is 0."
         )
     adapted = to_device(adapted)
     clips = _find_check_clips(located, preparation, check, language, adapted, merged_dtype, say)
     say(f"Checking on {clips.named}.")
-    known = known_provenance(located.adapter, located.run)
+    known = known_provenance(adapter, located.run)
     warning = warning_of(known)
     if warning:
         say(f"Warning: {warning}")
@@ -301,11 +302,11 @@ def hear_in_both_types(adapted: PreTrainedModel, clips: CheckClips, dtype: torch
 
     Args:
         adapted: The adapter on its base, in float32. Afterwards it is in the other type, adapter weights included.
-        clips: What it hears.
+        clips: The clips to hear.
         dtype: The merged model's type.
 
     Returns:
-        What it said in float32, and what it said in `dtype`.
+        Its logits and transcripts in float32, and in `dtype`.
     """
     in_float32 = hear_clips(adapted, clips)
     if _name_of(dtype) == "float32":
@@ -318,7 +319,7 @@ def hear_written(folder: Path, clips: CheckClips, dtype: torch.dtype) -> Heard:
 
     Args:
         folder: Where the model was written.
-        clips: What it hears.
+        clips: The clips to hear.
         dtype: Type that its weights must have.
     """
     reloaded = to_device(load_base(str(folder), dtype="auto")).eval()
@@ -332,7 +333,7 @@ def hear_clips(model: PreTrainedModel, clips: CheckClips, preparation: Preparati
 
     Args:
         model: A Whisper, or an adapter on one.
-        clips: What it hears.
+        clips: The clips to hear.
         preparation: The model's own tokens and features; None takes those of the clips.
     """
     import torch
@@ -344,6 +345,7 @@ def hear_clips(model: PreTrainedModel, clips: CheckClips, preparation: Preparati
     texts: list[str] = []
     for number in clips.numbers:
         example = dataset[number]
+        assert isinstance(example, Example), "the numbers are those of usable rows"
         batch = SpeechCollator(preparation)([example])
         with torch.no_grad():
             # Encoded once, for the logits and for the transcript. `generate` would pad the features with zeros.
@@ -373,13 +375,13 @@ def against_quantized(model: str | Path, base: str | None, clips: CheckClips, me
     Args:
         model: The run or the adapter folder.
         base: The base model, if it has moved since training.
-        clips: What both heard.
+        clips: The clips that both heard.
         merged: What the merged model said.
     """
     trained, _, located = load_model(model, base=base)
     quantized = hear_clips(trained, clips)
-    adapter_scores = score(clips.references, quantized.texts)
-    merged_scores = score(clips.references, merged.texts)
+    adapter_scores: dict[str, Any] = score(clips.references, quantized.texts)
+    merged_scores: dict[str, Any] = score(clips.references, merged.texts)
     return QuantizedGaps(
         base=located.quantize,
         logit_gap=logit_gap(quantized, merged),
@@ -458,7 +460,7 @@ def _find_check_clips(
     say: Callable[[str], None],
 ) -> CheckClips:
     """Choose usable clips to compare on: those that the user names, else the run's own, else the shipped ones."""
-    source = None
+    source: tuple[Sequence[Row], str] | None = None
     if check is not None:
         source = load_source(str(check)), f"{check} (--check)"
     elif located.run:
@@ -492,17 +494,16 @@ def _usable_rows(dataset: SpeechDataset, most: int) -> list[int]:
 def _load_clips_of_run(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
     """Load the first of a run's sources that is still in its place, and name its split; None if all are gone."""
     recipe = absolute(load_recipe(run / runs.RECIPE), run)
-    splits = {
-        "test": [recipe.data.test],
-        "eval": [recipe.data.eval],
-        "train": [part.source for part in recipe.data.sources],
-    }
-    columns = {**recipe.data.columns, "prompt_column": None}
-    for split, sources in splits.items():
-        for source in filter(None, sources):
-            try:
-                return load_source(source, **columns), f"the run's own {split} clips"
-            except UserError as error:
-                # It was moved or deleted since training. Another split does as well.
-                say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
+    sources = [("test", recipe.data.test), ("eval", recipe.data.eval)]
+    sources += [("train", part.source) for part in recipe.data.sources]
+    # The clips are heard without prompts.
+    columns: dict[str, Any] = {**recipe.data.columns, "prompt_column": None}
+    for split, source in sources:
+        if not source:
+            continue
+        try:
+            return load_source(source, **columns), f"the run's own {split} clips"
+        except UserError as error:
+            # It was moved or deleted since training. Another split does as well.
+            say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
     return None
