@@ -271,7 +271,8 @@ def _eval_results(subject: Subject, words: CardWords) -> list[EvalResult] | None
                 dataset_type=next(iter(words.dataset_tags), dataset),
                 dataset_name=dataset,
                 dataset_split=scored["split"],
-                dataset_args=words.dataset_args,
+                # Cards on the Hub have words here, as `Trainer.create_model_card` writes them.
+                dataset_args=words.dataset_args,  # type: ignore[arg-type]
                 metric_type=rate.lower(),
                 metric_value=round(100 * scored[key], 2),
                 metric_name=f"{rate} in %, {form}",
