@@ -1,4 +1,4 @@
-"""One test for each number of PITFALLS.md, and the numbers whose feature is not built yet."""
+"""One test for each number of docs/pitfalls.md, and the numbers whose feature is not built yet."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def test_every_number_is_held_or_to_come():
     held = {int(name[5:7]) for name in globals() if re.match(r"test_\d\d_", name)}
     assert held | NOT_BUILT_YET.keys() == set(range(1, 36))
     assert not held & NOT_BUILT_YET.keys()
+
+
+def test_the_page_has_the_same_numbers_as_the_tests():
+    page = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. \*\*", page, re.MULTILINE)]
+    assert numbers == list(range(1, 36))
+    entries = dict(zip(numbers, re.split(r"^\d+\. \*\*", page, flags=re.MULTILINE)[1:], strict=True))
+    assert {number for number, entry in entries.items() if "not built yet" in entry} == NOT_BUILT_YET.keys()
 
 
 @pytest.fixture(scope="module")
