@@ -58,3 +58,16 @@ def test_the_messages_on_the_page_are_in_the_code():
     assert len(messages) > 5
     for message in messages:
         assert re.search(re.escape(message).replace("30\\ s", r"\{[^{}]*\}\ s"), code), message
+
+
+def test_the_map_lists_every_module():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "whisper_peft"
+    sections = re.split(r"^### ", page.partition("## Every file")[2], flags=re.MULTILINE)[1:]
+    listed = set()
+    for section in sections:
+        room = re.match(r"`(\w+/)`", section)
+        prefix = room[1] if room else ""
+        listed |= {prefix + name for name in re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)}
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert listed == {name for name in modules if not name.endswith(("__init__.py", "__main__.py"))}
