@@ -15,11 +15,11 @@ from whisper_peft.errors import UserError
 from whisper_peft.recipe import SETTINGS, Recipe, as_dict, override, parse_settings
 from whisper_peft.recipe_files import (
     PACKAGE,
-    absolute,
     copy_recipe,
     find_recipe,
     load_recipe,
-    refuse_elsewhere,
+    make_paths_absolute,
+    refuse_sources_elsewhere,
     save_recipe,
     shipped_recipes,
 )
@@ -310,7 +310,7 @@ def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypa
         page = written(project, f"data: {{train: ['{name}']}}")
         with pytest.raises(UserError, match=rf"data.train: no {name} beside the recipe.*name it with --train"):
             train(page, output=tmp_path / "run")
-        refuse_elsewhere(load_recipe(page), page, {"data.train": ["other"]})
+        refuse_sources_elsewhere(load_recipe(page), page, {"data.train": ["other"]})
     page = written(project, "augment: {noise_folder: clips}")
     with pytest.raises(UserError, match=r"augment.noise_folder: no clips beside .* --set augment.noise_folder=clips"):
         train(page, output=tmp_path / "run")
@@ -328,8 +328,8 @@ def test_package_paths(project):
 
 
 def test_absolute_twice_is_absolute_once(project):
-    recipe = absolute(override(Recipe(), {"data.train": ["data/hi:train"], "model.name": "model"}), project)
-    assert absolute(recipe, Path("/")) == recipe
+    recipe = make_paths_absolute(override(Recipe(), {"data.train": ["data/hi:train"], "model.name": "model"}), project)
+    assert make_paths_absolute(recipe, Path("/")) == recipe
 
 
 # The shipped ones

@@ -79,7 +79,11 @@ def reference_page() -> str:
     sys.path.insert(0, str(ROOT))
     import whisper_peft
 
-    lines = ["# Every public name", "", "This page is generated from the docstrings. [The tour](python-api.md) explains them."]
+    lines = [
+        "# Every public name",
+        "",
+        "This page is generated from the docstrings. [The tour](python-api.md) explains them.",
+    ]
     for name in whisper_peft.__all__:
         lines += ["", f"::: whisper_peft.{whisper_peft._ROOM_OF[name]}.{name}"]
     return "\n".join(lines) + "\n"

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 
 from whisper_peft.errors import UserError
 
-# A page of settings or a config has some kilobytes; a tokenizer.json of Whisper has 4 MB.
+# Largest size of a text file. A page of settings has some kilobytes; a tokenizer.json of Whisper has 4 MB.
 MAX_TEXT_BYTES = 64 * 1024**2
+# Largest nesting of JSON and YAML.
 MAX_DEPTH = 100
 MAX_YAML_NODES = 100_000
 
@@ -52,20 +53,21 @@ def open_file(path: str | Path, *, allow_empty: bool = False) -> BinaryIO:
 
     Args:
         path: The file. Links are followed.
-        allow_empty: Whether a file of size 0 is opened. What the system makes up on reading has that size, too.
+        allow_empty: Whether to open a file of size 0. Files in /proc have that size, too.
 
     Returns:
         The open file, at its start.
 
     Raises:
-        UnusableFileError: It is missing, empty, a folder, a fifo, a socket or a device, or may not be read.
+        UnusableFileError: The file is missing or empty, is a folder, a fifo, a socket or a device, or may not be read.
     """
     try:
         state = os.stat(path)
         _refuse_irregular(path, state, allow_empty)
         # A fifo that took the file's place in between does not block, and is refused below.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:
+        # ValueError: there is a NUL in the name.
         raise UnusableFileError(path, reason_of(error)) from None
     file = os.fdopen(handle, "rb")
     try:
@@ -111,13 +113,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def foreign_content(head: bytes) -> str | None:
-    """Recognise what a failed download leaves in place of a file.
+    """Recognise the content that a failed download leaves in place of a file.
 
     Args:
-        head: The first bytes of the file, 512 or more where it has them.
+        head: The first bytes of the file: 512, or all of a shorter file.
 
     Returns:
-        What it is and what to do, or None.
+        What the content is and what the user can do, or None.
 
     Example:
         >>> foreign_content(b"version https://git-lfs.github.com/spec/v1\\noid sha256:12")
@@ -134,12 +136,13 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Read a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UnusableFileError: It cannot be opened, is larger than `max_bytes`, or is not UTF-8.
+        UnusableFileError: The file cannot be opened, is larger than `max_bytes`, or is not UTF-8.
     """
     with open_file(path, allow_empty=True) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(min(max_bytes, size) + 1)  # read() reserves what it is asked for
+            # read() reserves as much memory as it is asked for.
+            content = file.read(min(max_bytes, size) + 1)
         except OSError as error:
             raise UnusableFileError(path, reason_of(error)) from None
     if len(content) > max_bytes:
@@ -162,7 +165,7 @@ def read_json_file(path: str | Path, *, kind: type = dict, max_bytes: int = MAX_
         max_bytes: Size above which the file is refused.
 
     Raises:
-        UnusableFileError: It cannot be read, is not JSON, is nested too deeply, or its content is of another kind.
+        UnusableFileError: The file cannot be read, is not JSON, is nested too deeply, or its content has another type.
     """
     text = read_text(path, max_bytes=max_bytes)
     try:
@@ -170,7 +173,8 @@ def read_json_file(path: str | Path, *, kind: type = dict, max_bytes: int = MAX_
     except ValueError as error:
         raise UnusableFileError(path, f"not JSON ({error})") from None
     if not isinstance(content, kind):
-        wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+        names: dict[type, str] = {dict: "an object", list: "a list"}
+        wanted = names.get(kind, kind.__name__)
         raise UnusableFileError(path, f"its content is {_json_kind(content)}; expected {wanted}")
     return content
 
@@ -179,13 +183,14 @@ def parse_json(text: str) -> Any:
     """Parse JSON within limits.
 
     Raises:
-        ValueError: It is not JSON, is nested more than 100 levels deep, or holds a number that is no number.
+        ValueError: The text is not JSON, is nested more than 100 levels deep, or holds an impossible number.
     """
     try:
         content = json.loads(text)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
-    except ValueError as error:  # also an integer of thousands of digits
+    except ValueError as error:
+        # Python refuses an integer of thousands of digits with this error, too.
         raise ValueError(printable(str(error))) from None
     if _is_deeper(content, MAX_DEPTH):
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
@@ -193,6 +198,7 @@ def parse_json(text: str) -> Any:
 
 
 def _is_deeper(content: Any, max_depth: int) -> bool:
+    """Tell whether lists and objects are nested more than so many levels deep."""
     level = [content]
     for _ in range(max_depth):
         level = [child for item in level for child in _children(item)]
@@ -215,21 +221,22 @@ def _json_kind(content: Any) -> str:
 
 
 def parse_yaml(text: str, *, unique_keys: bool = False) -> Any:
-    """Parse a YAML page within limits; aliases count as often as they are used.
+    """Parse a YAML page within limits. An alias counts each time that it is used.
 
     Args:
         text: The page.
-        unique_keys: Whether a key that stands twice in one mapping is refused. YAML itself lets the last one win.
+        unique_keys: Whether to refuse a key that stands twice in one mapping. In YAML itself the last one wins.
 
     Raises:
-        YamlSyntaxError: It is not YAML, or a key stands twice.
-        ValueError: It is nested more than 100 levels deep, has more than 100,000 nodes, or holds a date or a number
-            that cannot be.
+        YamlSyntaxError: The page is not YAML, or a key stands twice.
+        ValueError: The page is nested more than 100 levels deep, has more than 100,000 nodes, or holds an impossible
+            date or number.
     """
     import yaml
 
     try:
-        return yaml.load(text, _limited_loader(unique_keys))  # a SafeLoader
+        # The loader is a SafeLoader: it makes plain values only.
+        return yaml.load(text, _limited_loader(unique_keys))
     except yaml.YAMLError as error:
         raise YamlSyntaxError(printable(" ".join(str(error).split()))) from None
     except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -239,16 +246,18 @@ def parse_yaml(text: str, *, unique_keys: bool = False) -> Any:
 
 
 def _limited_loader(unique_keys: bool) -> type:
+    """Make a class that loads YAML within our limits."""
     import yaml
 
     class LimitedLoader(yaml.SafeLoader):
-        """A SafeLoader that counts the nodes a reader of the page will meet."""
+        """A SafeLoader that counts the nodes that a reader of the page meets."""
 
         def __init__(self, stream: str):
             super().__init__(stream)
             self.depth = 0
             self.n_nodes = 0
-            self.sizes: dict[str, int] = {}  # nodes under each anchor
+            # Number of nodes under each anchor.
+            self.sizes: dict[str | None, int] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
@@ -293,11 +302,11 @@ def _limited_loader(unique_keys: bool) -> type:
 
 
 def printable(text: object, *, keep_line_breaks: bool = False) -> str:
-    """Escape everything that a terminal would obey instead of showing.
+    """Escape the characters that a terminal obeys instead of showing them.
 
     Args:
         text: A message, a name or a transcript. Bytes are decoded as UTF-8.
-        keep_line_breaks: Whether line breaks and tabs stay.
+        keep_line_breaks: Whether line breaks and tabs stay as they are.
 
     Returns:
         The text with control characters, line separators and halves of surrogate pairs as backslash escapes.
@@ -314,7 +323,7 @@ def printable(text: object, *, keep_line_breaks: bool = False) -> str:
 
 
 def short_repr(value: object) -> str:
-    """Show a value in a message: cut where it is long, deep or unprintable.
+    """Format a value for a message: shortened if it is long or deep, and escaped.
 
     Example:
         >>> short_repr("x" * 1000)
@@ -331,18 +340,19 @@ def _escape(match: re.Match[str]) -> str:
     code = ord(character)
     if character in _SHOWN_ESCAPES:
         return _SHOWN_ESCAPES[character]
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8 (PEP 383)
+    # A byte of a file name that is not UTF-8 (PEP 383).
+    if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def printable_json(text: str) -> str:
-    """Escape in JSON text what a terminal would obey and what cannot be encoded; it means the same."""
+    """Escape in JSON text the characters that a terminal obeys or that cannot be encoded. It means the same."""
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_folder(text: str) -> bool:
-    """Whether text that a stranger wrote names a folder here; what cannot be a path does not."""
+    """Tell whether a text is the path of a folder here. A text that cannot be a path is none."""
     try:
         return Path(text).is_dir()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Recipes as files: load, save, list, copy; where their paths lead."""
+"""Recipes as files: load, save, find, list and copy them, and make the paths in them absolute."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from whisper_peft.files import parse_yaml, read_text
 from whisper_peft.recipe import Recipe, Source, as_dict, from_dict, override
 
 PACKAGE = Path(__file__).parent
+# It begins paths to what ships with the package.
 PACKAGE_PREFIX = "package:"
-# Before a name that is meant on the Hub although a folder of that name is here.
+# It begins a name that is meant on the Hub, although a folder of that name is here.
 HUB_PREFIX = "hf:"
 MAX_RECIPE_BYTES = 1024**2
 
 
-def expanded(path: str | Path) -> Path:
-    """The path with ~ as the user's home; as it is, where there is no such user."""
+def expand_home(path: str | Path) -> Path:
+    """Replace ~ by the user's home. A path with a user that does not exist stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -27,65 +28,89 @@ def expanded(path: str | Path) -> Path:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Reads a recipe by path, or by the name of a shipped one.
+    """Read a recipe.
 
     Relative paths of sources and of the model are resolved against the recipe's folder, ``package:`` ones against
     the installed package.
 
+    Args:
+        name: Path of a recipe, of a run folder, or the name of a shipped recipe.
+
     Raises:
-        UserError: no such recipe, not YAML, or an unknown or impossible setting (named with the nearest known one).
+        UserError: There is no such recipe, it is not YAML, or it has an unknown or impossible setting.
     """
     path = find_recipe(name)
     try:
         page = parse_yaml(read_text(path, max_bytes=MAX_RECIPE_BYTES), unique_keys=True)
     except ValueError as error:
         raise UserError(f"{path}: not a YAML page ({error}).") from None
-    return absolute(from_dict({} if page is None else page, place=f"{path}: "), path.parent)
+    if page is None:
+        page = {}
+    return make_paths_absolute(from_dict(page, place=f"{path}: "), path.parent)
 
 
-def given(recipe: Recipe | str | Path | None, changes: typing.Mapping[str, object]) -> Recipe:
-    """A recipe as a user named it, with the changes of a command line, and paths made absolute.
-
-    Raises:
-        UserError: see `load_recipe`, `refuse_elsewhere` and `override`.
-    """
-    if recipe is not None and not isinstance(recipe, Recipe):
-        page, recipe = recipe, load_recipe(recipe)
-        refuse_elsewhere(recipe, page, changes)
-    return absolute(override(recipe or Recipe(), changes), Path.cwd())
-
-
-def refuse_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container[str]) -> None:
-    """Keeps a page's relative source from being found in the working directory, when it is not beside the page.
+def read_recipe(recipe: Recipe | str | Path | None, changes: typing.Mapping[str, object]) -> Recipe:
+    """Return the recipe that a user names, with changes, and with absolute paths.
 
     Args:
-        recipe: as `load_recipe` gave it.
-        name: of the page, as it was given to `load_recipe`.
-        changes: the keys that are not the page's.
+        recipe: A recipe, or what `load_recipe` takes; None for the defaults.
+        changes: New values by their keys. Relative paths in them are relative to the working directory.
 
     Raises:
-        UserError: there is such a source.
+        UserError: The recipe cannot be loaded, a change is impossible, or a source of the recipe is missing beside it.
     """
-    data, augment = recipe.data, recipe.augment
-    named = (
-        *(("data.train", "--train ", one.source) for one in data.sources),
+    if recipe is None:
+        recipe = Recipe()
+    elif not isinstance(recipe, Recipe):
+        name = recipe
+        recipe = load_recipe(name)
+        refuse_sources_elsewhere(recipe, name, changes)
+    return make_paths_absolute(override(recipe, changes), Path.cwd())
+
+
+def refuse_sources_elsewhere(recipe: Recipe, name: str | Path, changes: typing.Container[str]) -> None:
+    """Refuse a source that is missing beside the recipe while the working directory has one of that name.
+
+    Otherwise another data set could be read than the one that the recipe means.
+
+    Args:
+        recipe: A recipe from `load_recipe`.
+        name: Name or path of the recipe.
+        changes: Keys of settings that do not come from the recipe.
+
+    Raises:
+        UserError: There is such a source.
+    """
+    data = recipe.data
+    augment = recipe.augment
+    sources = [
+        *(("data.train", "--train ", source.source) for source in data.sources),
         ("data.eval", "--eval ", data.eval),
         ("data.test", "--test ", data.test),
         ("augment.noise_folder", "--set augment.noise_folder=", augment.noise_folder),
         ("augment.room_folder", "--set augment.room_folder=", augment.room_folder),
-    )
-    for key, option, source in named:
+    ]
+    for key, option, source in sources:
         if not source or Path(source).is_absolute() or key in changes:
             continue
-        if any(Path(place).exists() for place in (source, source.rpartition(":")[0]) if place):
+        # A source may name a split behind a colon.
+        places = [source, source.rpartition(":")[0]]
+        if any(Path(place).exists() for place in places if place):
             raise UserError(
-                f"{name}: {key}: no {source} beside the recipe, and that in the working directory is not meant; "
-                f"correct the recipe, or name it with {option}{source}."
+                f"{name}: {key}: no {source} beside the recipe. There is one in the working directory; to use that "
+                f"one, pass {option}{source}, or correct the recipe."
             )
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one."""
+    """Find the file of a recipe.
+
+    Args:
+        name: Path of a file or a run folder, or the name of a shipped recipe.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
     path = Path(name)
     if _exists(path / "recipe.yaml"):
         return (path / "recipe.yaml").resolve()
@@ -100,15 +125,22 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def shipped_recipes() -> list[Path]:
-    """The recipes that ship with the package, by name."""
-    installed = PACKAGE / "recipes"  # in a wheel
-    folder = installed if installed.is_dir() else PACKAGE.parent / "recipes"
+    """List the files of the recipes that ship with the package, by name."""
+    # In a wheel they lie inside the package, in a checkout beside it.
+    folder = PACKAGE / "recipes"
+    if not folder.is_dir():
+        folder = PACKAGE.parent / "recipes"
     return sorted(folder.glob("*.yaml"))
 
 
 def copy_recipe(name: str, destination: str | Path) -> Path:
-    """Copies a shipped recipe to a file of the user's own; never over an existing one."""
-    source, destination = find_recipe(name), Path(destination)
+    """Copy a recipe to a new file.
+
+    Raises:
+        UserError: The file exists already, or cannot be written.
+    """
+    source = find_recipe(name)
+    destination = Path(destination)
     if destination.exists():
         raise UserError(f"{destination}: exists already; choose another file name.")
     try:
@@ -119,44 +151,63 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Writes a recipe as a YAML page that `load_recipe` reads back equal."""
+    """Write a recipe as a YAML page that `load_recipe` reads back equal."""
     import yaml
 
-    Path(path).write_text(
-        yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=False),
-        encoding="utf-8",
-    )
+    page = yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long for any file
+    except OSError:
+        # The name is too long for any file.
         return False
 
 
-def absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """A copy whose sources, folders and model, where they are existing relative paths, are absolute."""
+def make_paths_absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a copy of a recipe in which relative paths that exist are absolute.
 
-    def fix(name: str | None) -> str | None:
-        if not name or name.startswith(HUB_PREFIX):
-            return name
-        if name.startswith(PACKAGE_PREFIX):
-            return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
-        head, colon, split = name.rpartition(":")
-        folder_of_config, colon_2, config = head.rpartition(":")
-        for path, tail in ((name, ""), (head, colon + split), (folder_of_config, colon_2 + config + colon + split)):
-            if path and _exists(folder / expanded(path)):
-                return str((folder / expanded(path)).resolve()) + tail
-        return name
-
-    train = tuple(
-        dataclasses.replace(one, source=fix(one.source)) if isinstance(one, Source) else fix(one)
-        for one in recipe.data.train
+    Args:
+        recipe: A recipe. Names that are no paths here, such as Hub ids, stay as they are.
+        folder: The folder that relative paths are relative to.
+    """
+    train: list[str | Source] = []
+    for source in recipe.data.train:
+        if isinstance(source, Source):
+            train.append(dataclasses.replace(source, source=_make_absolute(source.source, folder)))
+        else:
+            train.append(_make_absolute(source, folder))
+    data = dataclasses.replace(
+        recipe.data,
+        train=tuple(train),
+        eval=_make_optional_absolute(recipe.data.eval, folder),
+        test=_make_optional_absolute(recipe.data.test, folder),
     )
-    data = dataclasses.replace(recipe.data, train=train, eval=fix(recipe.data.eval), test=fix(recipe.data.test))
-    model = dataclasses.replace(recipe.model, name=fix(recipe.model.name))
+    model = dataclasses.replace(recipe.model, name=_make_absolute(recipe.model.name, folder))
     augment = dataclasses.replace(
-        recipe.augment, noise_folder=fix(recipe.augment.noise_folder), room_folder=fix(recipe.augment.room_folder)
+        recipe.augment,
+        noise_folder=_make_optional_absolute(recipe.augment.noise_folder, folder),
+        room_folder=_make_optional_absolute(recipe.augment.room_folder, folder),
     )
     return dataclasses.replace(recipe, data=data, model=model, augment=augment)
+
+
+def _make_optional_absolute(name: str | None, folder: Path) -> str | None:
+    return None if name is None else _make_absolute(name, folder)
+
+
+def _make_absolute(name: str, folder: Path) -> str:
+    """Make the path in a name absolute, if there is one: PATH, PATH:SPLIT or PATH:CONFIG:SPLIT."""
+    if not name or name.startswith(HUB_PREFIX):
+        return name
+    if name.startswith(PACKAGE_PREFIX):
+        return str(PACKAGE / name.removeprefix(PACKAGE_PREFIX))
+    parts = name.split(":")
+    for n_last in range(min(3, len(parts))):
+        path = ":".join(parts[: len(parts) - n_last])
+        rest = "".join(f":{part}" for part in parts[len(parts) - n_last :])
+        if path and _exists(folder / expand_home(path)):
+            return str((folder / expand_home(path)).resolve()) + rest
+    return name

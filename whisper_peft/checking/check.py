@@ -30,7 +30,7 @@ from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages.pieces import LONGEST_SOUND_S
 from whisper_peft.progress import bar
 from whisper_peft.recipe import Model, Recipe
-from whisper_peft.recipe_files import given, shipped_recipes
+from whisper_peft.recipe_files import read_recipe, shipped_recipes
 
 MOST_STREAMED = 500  # clips that are looked at of a source that a recipe streams
 
@@ -81,7 +81,7 @@ def check(
     named = [str(one) for one in ([sources] if isinstance(sources, (str, Path)) else sources)]
     if bool(named) == (recipe is not None):
         raise UserError("check: name sources, or a recipe, and not both.")
-    settings = given(recipe, {}) if recipe is not None else Recipe()
+    settings = read_recipe(recipe, {}) if recipe is not None else Recipe()
     language = language or settings.model.language
     code = language_code(language) if language else None
     loaded, preparation, located = _model(model, settings.model if recipe is not None else Model())

@@ -276,9 +276,9 @@ def _pushing(
     if repo is None:
         return contextlib.nullcontext()
     from whisper_peft.delivery.pushing import Push
-    from whisper_peft.recipe_files import given
+    from whisper_peft.recipe_files import read_recipe
 
-    return Push(repo, given(recipe, changes), private=private, base=base, say=out.say)
+    return Push(repo, read_recipe(recipe, changes), private=private, base=base, say=out.say)
 
 
 def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> str:

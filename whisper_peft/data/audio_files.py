@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft.data.recordings import SOUND_SUFFIXES
-from whisper_peft.recipe_files import expanded
+from whisper_peft.recipe_files import expand_home
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_recordings(names: Iterable[str | Path | NamedRecording]) -> list[NamedR
         if isinstance(name, NamedRecording):
             found.append(name)
             continue
-        path = str(expanded(name))
+        path = str(expand_home(name))
         if os.path.lexists(path) or not glob.has_magic(path):
             found += _at(path)
             continue

@@ -17,7 +17,7 @@ import numpy as np
 from whisper_peft.data.audio import SAMPLE_RATE_HZ, AudioError, duration_s, load_audio
 from whisper_peft.data.folders import SOUND_SUFFIXES
 from whisper_peft.errors import UserError
-from whisper_peft.recipe_files import expanded
+from whisper_peft.recipe_files import expand_home
 
 # The band of a telephone line, whose sound is sampled at 8 kHz.
 TELEPHONE_HZ = (300.0, 3400.0)
@@ -196,7 +196,7 @@ def _list_sounds(folder: str, setting: str) -> SoundFiles:
     Raises:
         UserError: There is no such folder, it has no sound files, or the header of one cannot be read.
     """
-    root = expanded(folder)
+    root = expand_home(folder)
     key = f"augment.{setting}"
     if not root.is_dir():
         raise UserError(f"{key}: no folder {folder}; name one with sound files.")

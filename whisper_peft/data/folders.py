@@ -20,7 +20,7 @@ from whisper_peft.data.recordings import (
 from whisper_peft.data.tables import SPONTANEOUS, TABLE_SUFFIXES, count_splits
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, open_file, printable, reason_of
-from whisper_peft.recipe_files import HUB_PREFIX, expanded
+from whisper_peft.recipe_files import HUB_PREFIX, expand_home
 
 KINDS_OF_SRC = (
     "A source is a folder with metadata.csv or metadata.jsonl (AudioFolder; FOLDER:split for one of its splits), "
@@ -189,8 +189,8 @@ def _path_and_splits(source: str) -> tuple[Path | None, str | None, list[str]]:
     pieces = source.split(":")
     for n_tail in range(0 if source.startswith(HUB_PREFIX) else 3):  # PATH, PATH:split, PATH:config:split
         name, tail = ":".join(pieces[: len(pieces) - n_tail]), pieces[len(pieces) - n_tail :]
-        if name and _exists(expanded(name)):
-            return expanded(name).absolute(), *_config_and_splits(source, name, tail)
+        if name and _exists(expand_home(name)):
+            return expand_home(name).absolute(), *_config_and_splits(source, name, tail)
     hub = re.fullmatch(r"(?:hf:)?([\w.-]+/[\w.-]+)((?::[^/:]+){0,2})", source)
     if hub:
         return None, *_config_and_splits(source, hub[1], hub[2].split(":")[1:])

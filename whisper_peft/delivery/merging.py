@@ -26,7 +26,7 @@ from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.model.lora import changes_nothing, load_adapter
 from whisper_peft.model.weights import refuse_not_finite
-from whisper_peft.recipe_files import PACKAGE, absolute, load_recipe
+from whisper_peft.recipe_files import PACKAGE, load_recipe, make_paths_absolute
 from whisper_peft.training.artefacts import save_processor
 
 if TYPE_CHECKING:
@@ -493,7 +493,7 @@ def _usable_rows(dataset: SpeechDataset, most: int) -> list[int]:
 
 def _load_clips_of_run(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
     """Load the first of a run's sources that is still in its place, and name its split; None if all are gone."""
-    recipe = absolute(load_recipe(run / runs.RECIPE), run)
+    recipe = make_paths_absolute(load_recipe(run / runs.RECIPE), run)
     sources = [("test", recipe.data.test), ("eval", recipe.data.eval)]
     sources += [("train", part.source) for part in recipe.data.sources]
     # The clips are heard without prompts.

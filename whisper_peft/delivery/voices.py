@@ -21,7 +21,7 @@ from whisper_peft.evaluation.longform import transcribe_wave
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located
-from whisper_peft.recipe_files import HUB_PREFIX, expanded
+from whisper_peft.recipe_files import HUB_PREFIX, expand_home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +167,7 @@ def _trained_from(located: Located) -> str | None:
 
 def _display_name(name: str) -> str:
     """Return the last name of a folder, or the whole of a Hub id."""
-    path = expanded(name)
+    path = expand_home(name)
     return path.resolve().name if path.exists() else name.removeprefix(HUB_PREFIX)
 
 

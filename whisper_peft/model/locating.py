@@ -16,7 +16,7 @@ from whisper_peft.files import UnusableFileError, is_folder, printable, reason_o
 from whisper_peft.model.adapter_configs import ADAPTER_CONFIG, read_adapter_config
 from whisper_peft.model.foreign import foreign_file, refuse_foreign_folder
 from whisper_peft.model.identity import base_facts, base_identity, download, known_commit
-from whisper_peft.recipe_files import HUB_PREFIX, expanded
+from whisper_peft.recipe_files import HUB_PREFIX, expand_home
 
 # Folders that a message names.
 _MOST_NAMED = 8
@@ -68,7 +68,7 @@ def locate(name: str | Path) -> Located:
         if _look_at(Path(hub_id)):
             raise UserError(f"{argument}: a local {hub_id} is in the way of the Hub's; run this from another folder.")
         return Located(argument, hub_id, from_hub=True)
-    path = expanded(argument)
+    path = expand_home(argument)
     kind = _look_at(path)
     if kind == "folder":
         return _locate_folder(argument, path)

@@ -26,7 +26,7 @@ from whisper_peft.model.lora import parse_targets
 from whisper_peft.model.memory import Memory, predict_memory
 from whisper_peft.model.trained_weights import Method, count_trainable
 from whisper_peft.recipe import Recipe, override
-from whisper_peft.recipe_files import HUB_PREFIX, given
+from whisper_peft.recipe_files import HUB_PREFIX, read_recipe
 from whisper_peft.training.defaults import adapters_own
 from whisper_peft.training.splits import Speech, load_rows
 
@@ -303,7 +303,7 @@ def plan(
         UserError: settings or a model that cannot be used.
     """
     run = Path(recipe) if isinstance(recipe, (str, Path)) and runs.is_run(Path(recipe)) else None
-    recipe = given(recipe, changes or {})
+    recipe = read_recipe(recipe, changes or {})
     device = imagined_device(gpu_memory) if gpu_memory else found_device()
     if recipe.train.precision == "auto" and not gpu_memory:
         recipe = override(recipe, {"train.precision": best_precision()})
@@ -365,7 +365,7 @@ def plan_matrix(
     Returns:
         `peaks`: size -> mode -> bytes; `smallest`: the same with one clip at a time; and what it was predicted for.
     """
-    recipe = given(recipe, changes or {})
+    recipe = read_recipe(recipe, changes or {})
     device = imagined_device(gpu_memory or "80GB")
     clips = _look_at(recipe, asked="data.train" in (changes or {}))
     found: dict[str, dict[str, dict[str, int]]] = {"peaks": {}, "smallest": {}}

@@ -11,7 +11,7 @@ from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
 from whisper_peft.recipe import Recipe, Source, as_dict, flatten, override
-from whisper_peft.recipe_files import absolute, load_recipe
+from whisper_peft.recipe_files import load_recipe, make_paths_absolute
 
 # Neither touches the steps that are made already.
 RESUMABLE = ("train.steps", "data.max_left_out", "train.workers")
@@ -58,7 +58,7 @@ def resumed_recipe(run: Path, changes: Mapping[str, object], say: Callable[[str]
                 f"{key}: cannot change when a run is resumed; only {', '.join(RESUMABLE)} can, and the places of what "
                 f"has moved ({', '.join(MOVABLE)})."
             )
-    changed = absolute(override(recipe, _of_moved_sources(recipe, changes)), Path.cwd())
+    changed = make_paths_absolute(override(recipe, _of_moved_sources(recipe, changes)), Path.cwd())
     steps = recipe.train.steps if began_with is None else began_with["train"]["steps"]
     if changed.train.steps < steps:
         raise UserError(f"train.steps: can only be raised on resume; the run has {steps}.")

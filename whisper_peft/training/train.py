@@ -23,7 +23,7 @@ from whisper_peft.model.devices import dtype_of, free_unused_memory, return_larg
 from whisper_peft.model.locating import Located, locate_start
 from whisper_peft.model.lora import make_target_pattern
 from whisper_peft.recipe import Recipe, as_dict
-from whisper_peft.recipe_files import given, save_recipe
+from whisper_peft.recipe_files import read_recipe, save_recipe
 from whisper_peft.training.defaults import adapters_own, refuse_workers, resolve
 from whisper_peft.training.facts import (
     check_unchanged,
@@ -117,7 +117,7 @@ def train(
         recipe = resumed_recipe(run, changes or {}, say)
         check_checkpoints(run)
     else:
-        recipe = given(recipe, changes or {})
+        recipe = read_recipe(recipe, changes or {})
         if output is None and not dry_run:
             raise UserError("--output: not set; name the run folder to write.")
         run = Path(output) if output is not None else Path("run")
