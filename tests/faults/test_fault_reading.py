@@ -135,7 +135,7 @@ def test_row_41_escape_codes_never_reach_the_terminal(run_cli, tmp_path):
 
 
 @settings(deadline=None, max_examples=200)
-@read_recipe(st.text())
+@given(st.text())
 def test_any_text_is_shown_without_what_a_terminal_obeys(text):
     shown = printable(text)
     assert shown.isprintable() or not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
@@ -145,7 +145,7 @@ def test_any_text_is_shown_without_what_a_terminal_obeys(text):
 
 
 @settings(deadline=None, max_examples=200)
-@read_recipe(
+@given(
     st.text(),
     st.recursive(
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
