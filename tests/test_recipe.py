@@ -308,7 +308,7 @@ def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypa
     monkeypatch.chdir(elsewhere)
     for name in ("clips", "clips:train"):
         page = written(project, f"data: {{train: ['{name}']}}")
-        with pytest.raises(UserError, match=rf"data.train: no {name} beside the recipe.*name it with --train"):
+        with pytest.raises(UserError, match=rf"data.train: no {name} beside the recipe.*pass --train"):
             train(page, output=tmp_path / "run")
         refuse_sources_elsewhere(load_recipe(page), page, {"data.train": ["other"]})
     page = written(project, "augment: {noise_folder: clips}")
