@@ -197,6 +197,6 @@ def _change_class(module: torch.nn.Module, subclass: type) -> torch.nn.Module:
     Weights, buffers and settings are the same objects: nothing is copied, and no weight is drawn anew, as a constructor
     would do. The given module keeps its class.
     """
-    changed = object.__new__(subclass)
+    changed: torch.nn.Module = object.__new__(subclass)
     changed.__dict__.update(module.__dict__)
     return changed
