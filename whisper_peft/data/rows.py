@@ -228,7 +228,8 @@ def _choose_groups(groups: Sequence[list[int]], wanted: int) -> list[int]:
             left.append(group)
     if 2 * len(chosen) < wanted and len(left) > 1:
         # This takes more than a tenth, but no part of a group may stay in training anyway.
-        chosen += min(left, key=len)
+        smallest = min(left, key=len)
+        chosen += smallest
     return chosen
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
+from typing import Literal
 
 from whisper_peft.data.languages import (
     ENGLISH_NAMES,
@@ -57,7 +58,7 @@ _SCRIPTS_WITHOUT_FIRST_SPACE = (
     "BOPOMOFO ",
     "THAI ",
 )
-_NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_NORMAL_FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 # These belong to the spelling of a word if they stand inside it: apostrophes, the Catalan middle dot, Hebrew geresh and
 # gershayim, the Tibetan tsheg.
 _SPELLS_WITHIN_WORDS = frozenset("'\u2018\u2019\uff07\u00b7\u05f3\u05f4\u0f0b")
