@@ -19,9 +19,6 @@ GAP_S = (0.2, 1.0)
 # Tokens around the text of a window: start, language, task, no timestamps, end, and one to spare.
 TOKENS_OF_A_PREFIX = 6
 
-# Tokens that a clip's text gets in a window: its two times and a space.
-TOKENS_OF_A_TIME = 3
-
 # Largest number of clips in one window. Clips of a second each would fill 30 s with more.
 MOST_JOINED = 24
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from whisper_peft.data.rows import Segment
+from whisper_peft.data.subtitles import WINDOW_S
 from whisper_peft.data.text import join_segments
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.metrics import score
 
 # Length of the windows in which empty output is counted, in seconds: Whisper's own.
-COUNTED_WINDOW_S = 30.0
+COUNTED_WINDOW_S = WINDOW_S
 # A window with less speech, in seconds, may stay without output.
 LEAST_SPEECH_S = 1.0
 # The same 2 to 80 characters, five times in a row.

@@ -13,7 +13,8 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.data.batching import SLACK_S, clips_at_once, clips_per_epoch, most_joined, steps_per_epoch
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME, fill_windows
+from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, fill_windows
+from whisper_peft.data.subtitles import TOKENS_OF_A_TIME
 from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import AT_ONCE

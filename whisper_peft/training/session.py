@@ -12,7 +12,8 @@ from whisper_peft import runs
 from whisper_peft.data.batching import Block, Stitching, slack_policy, steps_per_epoch
 from whisper_peft.data.dataset import Pick
 from whisper_peft.data.features import Preparation
-from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
+from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX
+from whisper_peft.data.subtitles import TOKENS_OF_A_TIME
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.clip_transcripts import Transcripts, training_limit, transcribe_rows
 from whisper_peft.evaluation.generation import full_limit, use_window
