@@ -42,7 +42,7 @@ class NoPromptColumnError(UserError):
 
 @dataclass(frozen=True)
 class ColumnOptions:
-    """What the user says about the columns of a table.
+    """The user's options about the columns of a table.
 
     Args:
         audio: The column that names or holds the sound. None: one of the usual names.
@@ -71,9 +71,9 @@ def build_row(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str,
     """
     audio = fields["audio"]
     if audio is None:
-        raise UserError("no name of a sound file.")
+        raise UserError("no name of a sound file; write the path of the file.")
     if isinstance(audio, (bool, int, float, list, dict)):
-        raise UserError(f"{short_repr(audio)} is no name of a sound file.")
+        raise UserError(f"{short_repr(audio)} is no name of a sound file; write the path of the file.")
     if isinstance(audio, str):
         audio = placed_sound(audio, audio_folder)
     no_speech = "no_speech" in fields and _read_flag(fields["no_speech"])
@@ -237,7 +237,7 @@ def _read_text(value: Any, otherwise: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return otherwise
     if isinstance(value, (bool, list, dict, bytes)):
-        raise UserError(f"the text is no string, but {short_repr(value)}.")
+        raise UserError(f"the text is no string, but {short_repr(value)}; write it as a string.")
     return str(value)
 
 
@@ -297,7 +297,7 @@ def _read_seconds(value: Any) -> float | None:
             seconds = math.nan
     # The comparison is false for "not a number".
     if not abs(seconds) <= MOST_S:
-        raise UserError(f"{short_repr(value)} is no time in seconds.")
+        raise UserError(f"{short_repr(value)} is no time in seconds; write a number such as 2.5.")
     return seconds
 
 

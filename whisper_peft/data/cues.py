@@ -107,9 +107,12 @@ def _split_at_times(path: Path, lines: list[str], is_vtt: bool) -> Iterator[tupl
         Start and end in seconds, and the lines of the text, which may be blank.
     """
     times: tuple[float, float] | None = None
+    # The lines since the last line of times.
     payload: list[str] = []
     n_cues = 0
+    # True within a block that holds no speech, such as a note. A blank line ends it.
     is_skipped = False
+    # True if an earlier cue had a number.
     is_numbered = False
     for number, line in enumerate(lines, start=1):
         if "\0" in line:

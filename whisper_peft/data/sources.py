@@ -166,7 +166,7 @@ def cut_into_clips(row: Row, n_tokens: Callable[[str], int] = utf8_bytes) -> lis
 
 @dataclass(frozen=True)
 class _Header:
-    """What the columns of a text table are for. Places count among the names of the columns."""
+    """The use of each column of a text table. A place is an index among the names of the columns."""
 
     names: tuple[str, ...]
     meanings: dict[str, list[int]]

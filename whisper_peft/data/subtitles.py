@@ -130,7 +130,7 @@ def _read_time(value: object, place: str) -> float:
     # number".
     if isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST_S <= value <= MOST_S:
         return float(value)
-    raise UserError(f"{place}: {short_repr(value)} is no time in seconds; a segment has start and end.")
+    raise UserError(f"{place}: {short_repr(value)} is no time in seconds; write start and end as numbers such as 2.5.")
 
 
 def _has_whole_characters(text: str) -> bool:

@@ -229,7 +229,8 @@ class RowReader:
         """
         for name, label in self.labels.items():
             values[name] = _read_label(values[name], label)
-        in_order = [audio if name == self.audio_column else values.get(name) for name in self.names]
+        by_name = {**values, self.audio_column: audio}
+        in_order = [by_name.get(name) for name in self.names]
         place = f"{self.place}:{number + 1}"
         try:
             fields = {
