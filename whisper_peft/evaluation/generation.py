@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.batching import SLACK_S, clips_at_once
 from whisper_peft.data.features import IGNORED, Preparation
@@ -195,7 +195,7 @@ def generate(
     """
     import torch
 
-    options = {}
+    options: dict[str, Any] = {}
     if preparation.multilingual:
         options |= {"language": language, "task": task}
     if prompt_ids:
