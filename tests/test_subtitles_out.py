@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from whisper_peft import UserError
 from whisper_peft.evaluation.subtitle_cues import LINE_COLUMNS, MAX_SHOWN_S, MIN_SHOWN_S, columns_of, make_cues
-from whisper_peft.evaluation.transcript_files import output_names, parse_formats, render
+from whisper_peft.evaluation.transcript_files import output_names, parse_formats, render_transcript
 
 ENGLISH = (
     "In a village not far from the sea there lived a woman, and her name was Muthai. She pressed the seeds into the "
@@ -168,14 +168,14 @@ def visible(text: str) -> str:
 @pytest.mark.parametrize("text", NASTY)
 def test_no_text_becomes_markup(text):
     transcript = {"text": text, "language": "en", "segments": [{"start": 0.0, "end": 3.0, "text": text}]}
-    vtt = render(transcript, "vtt")
+    vtt = render_transcript(transcript, "vtt")
     head, body = vtt.split("\n\n", 1)
     assert head == "WEBVTT" and body.count("-->") == 1
     cue = body.split("\n", 2)[2].strip()
     assert "<" not in cue and ">" not in cue
     shown = cue.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     assert visible(shown) == visible(text)
-    srt = render(transcript, "srt")
+    srt = render_transcript(transcript, "srt")
     lines = srt.split("\n", 2)
     assert lines[0] == "1" and lines[1] == "00:00:00,000 --> 00:00:03,000" and srt.count("-->") == 1
     assert not regex.search(r"<[A-Za-z/!?]|\{\\|\{[A-Za-z]:", lines[2])
@@ -184,8 +184,8 @@ def test_no_text_becomes_markup(text):
     assert "\\" not in text or "\\" in lines[2]
     if not text.startswith("00:"):  # pysubs2's own reader takes any line with two times for the head of a cue
         assert len(pysubs2.SSAFile.from_string(vtt, format_="vtt")) == 1
-    assert json.loads(render(transcript, "json"))["text"] == text
-    assert len(render(transcript, "tsv").splitlines()) == 2 or "\u2028" in text
+    assert json.loads(render_transcript(transcript, "json"))["text"] == text
+    assert len(render_transcript(transcript, "tsv").splitlines()) == 2 or "\u2028" in text
 
 
 def test_table_and_json_have_the_shape_of_openai_whisper():
@@ -195,20 +195,21 @@ def test_table_and_json_have_the_shape_of_openai_whisper():
         {"start": 61.0, "end": 62.004, "text": "End"},
     ]
     transcript = {"text": "Hi there End", "language": "en", "segments": segments}
-    assert render(transcript, "tsv") == "start\tend\ttext\n500\t1250\tHi there\n61000\t62004\tEnd\n"
-    page = json.loads(render(transcript, "json"))
+    assert render_transcript(transcript, "tsv") == "start\tend\ttext\n500\t1250\tHi there\n61000\t62004\tEnd\n"
+    page = json.loads(render_transcript(transcript, "json"))
     assert list(page) == ["text", "segments", "language"] and page["language"] == "en"
     keys = ["id", "start", "end", "text"]
     assert [list(segment) for segment in page["segments"]] == [[*keys, "words"], keys]
     assert page["segments"][1]["id"] == 1 and page["segments"][0]["words"] == words
-    assert render(transcript, "txt") == "Hi there End\n"
+    assert render_transcript(transcript, "txt") == "Hi there End\n"
 
 
 def test_the_table_is_that_of_openai_whisper(tmp_path):
     whisper_utils = pytest.importorskip("whisper.utils")
     segments = [{"start": 0.5, "end": 1.254, "text": " Hi there "}, {"start": 61.0, "end": 62.0, "text": "പാട്ട്"}]
     whisper_utils.get_writer("tsv", str(tmp_path))({"segments": segments}, "a.wav", {})
-    assert render({"segments": segments, "text": ""}, "tsv") == (tmp_path / "a.tsv").read_text(encoding="utf-8")
+    table = (tmp_path / "a.tsv").read_text(encoding="utf-8")
+    assert render_transcript({"segments": segments, "text": ""}, "tsv") == table
 
 
 def test_formats_are_named_in_many_ways():
@@ -273,9 +274,9 @@ def test_chromium_shows_what_was_said(chromium, tmp_path):
     for name, text in {**TEXTS, "nasty": " ".join(one for one in NASTY if one.isprintable())}.items():
         segments = [{"start": 0.4, "end": 6.0, "text": text[:90]}, {"start": 6.5, "end": 11.0, "text": text[90:180]}]
         transcript = {"text": text, "segments": segments}
-        (tmp_path / f"{name}.vtt").write_text(render(transcript, "vtt"), encoding="utf-8")
+        (tmp_path / f"{name}.vtt").write_text(render_transcript(transcript, "vtt"), encoding="utf-8")
         (tmp_path / f"{name}.html").write_text(PAGE.format(name=name), encoding="utf-8")
-        srt = regex.sub(r"(\d\d),(\d\d\d)", r"\1.\2", render(transcript, "srt"))
+        srt = regex.sub(r"(\d\d),(\d\d\d)", r"\1.\2", render_transcript(transcript, "srt"))
         (tmp_path / f"{name}-srt.vtt").write_text("WEBVTT\n\n" + srt, encoding="utf-8")
         (tmp_path / f"{name}-srt.html").write_text(PAGE.format(name=f"{name}-srt"), encoding="utf-8")
         cues = make_cues(segments)

@@ -159,7 +159,7 @@ class _Results:
     def _print(self, number: int) -> None:
         from tqdm import tqdm
 
-        from whisper_peft.evaluation.transcript_files import render
+        from whisper_peft.evaluation.transcript_files import render_transcript
 
         transcript = self.transcripts[number]
         if self.out.as_json or "text" not in transcript or "outputs" in transcript:
@@ -167,7 +167,7 @@ class _Results:
         if self.format == "txt":
             text = transcript_line(transcript, named=self.named)
         else:
-            text = render(transcript, self.format).rstrip("\n")
+            text = render_transcript(transcript, self.format).rstrip("\n")
         # The progress bar is taken away for this line, and comes back after it.
         with tqdm.external_write_mode(file=sys.stdout):
             click.echo(printable(text, keep_line_breaks=True))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from whisper_peft.data.features import Preparation
 from whisper_peft.evaluation.generation import encode, generate
 from whisper_peft.evaluation.pieces import Decoding, assemble, tokens_left
-from whisper_peft.evaluation.stretches import Key, Recording, decode_next_stretches
+from whisper_peft.evaluation.stretches import ActiveRecording, Key, decode_next_stretches
 from whisper_peft.model.build import whisper_of
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def transcribe_waves(
     """
     whisper = whisper_of(model)
     waiting = iter(waves)
-    active: list[Recording[Key]] = []
+    active: list[ActiveRecording[Key]] = []
     while True:
         for key, wave in itertools.islice(waiting, at_once - len(active)):
             n_frames = math.ceil(len(wave) / preparation.hop_samples)
-            active.append(Recording(key, wave, n_frames))
+            active.append(ActiveRecording(key, wave, n_frames))
         if not active:
             return
         decode_next_stretches(whisper, preparation, active, decoding, progress)

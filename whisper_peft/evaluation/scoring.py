@@ -57,7 +57,7 @@ def figures(dataset: SpeechDataset, result: Transcripts) -> dict[str, Any]:
     if not result.transcripts:
         reasons = "; ".join(f"{clip.place}: {clip.audio}: {clip.reason}" for clip in result.left_out[:3])
         raise UserError(f"none of the {len(result.left_out)} clips to score can be used ({reasons}).")
-    references, predictions = _texts(dataset, result)
+    references, predictions = _paired_texts(dataset, result)
     n_tokens = sum(transcript.loss_tokens for transcript in result.transcripts)
     token_loss = None
     if n_tokens:
@@ -70,7 +70,7 @@ def figures(dataset: SpeechDataset, result: Transcripts) -> dict[str, Any]:
     }
 
 
-def _texts(dataset: SpeechDataset, result: Transcripts) -> tuple[list[str], list[str]]:
+def _paired_texts(dataset: SpeechDataset, result: Transcripts) -> tuple[list[str], list[str]]:
     """Return the reference and the prediction of each transcript."""
     references = [dataset.text(transcript.row) for transcript in result.transcripts]
     predictions = [transcript.text for transcript in result.transcripts]
@@ -267,7 +267,7 @@ def evaluate(
             beams=beams,
             progress=recordings_progress,
         )
-    references, predictions = _texts(dataset, clip_transcripts)
+    references, predictions = _paired_texts(dataset, clip_transcripts)
     result = EvaluationResult(
         model=str(model),
         source=str(source),

@@ -47,7 +47,7 @@ Key = TypeVar("Key")
 
 
 @dataclass
-class Recording(Generic[Key]):
+class ActiveRecording(Generic[Key]):
     """A recording that is being transcribed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Recording(Generic[Key]):
 def decode_next_stretches(
     whisper,
     preparation: Preparation,
-    recordings: list[Recording[Key]],
+    recordings: list[ActiveRecording[Key]],
     decoding: Decoding,
     progress: Callable[[Key, float], object],
 ) -> None:
@@ -108,7 +108,7 @@ class _Stretch:
 def _decode_stretches(
     whisper,
     preparation: Preparation,
-    recordings: list[Recording[Key]],
+    recordings: list[ActiveRecording[Key]],
     decoding: Decoding,
     thresholds: dict[str, Any],
     progress: Callable[[Key, float], object],
@@ -175,12 +175,12 @@ def _decode_stretches(
         # Every stretch is given a window behind it, so the walk has reached one.
         assert next_frame is not None
         ends = (preparation.eot, whisper.generation_config.pad_token_id)
-        stretches.append(_Stretch([_piece_of(segment, start_s, ends) for segment in segments], next_frame))
+        stretches.append(_Stretch([_segment_to_piece(segment, start_s, ends) for segment in segments], next_frame))
     return stretches
 
 
 def _encode_stretches(
-    preparation: Preparation, recordings: list[Recording[Key]], lengths: list[int]
+    preparation: Preparation, recordings: list[ActiveRecording[Key]], lengths: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Compute the log-mels of stretches, each with one window behind it.
 
@@ -255,7 +255,7 @@ class _Walk:
         return torch.tensor(is_over, device=input_ids.device).repeat_interleave(n_beams)
 
 
-def _piece_of(segment: dict, start_s: float, ends: tuple[int, int]) -> Piece:
+def _segment_to_piece(segment: dict, start_s: float, ends: tuple[int, int]) -> Piece:
     """Turn a segment of transformers into a piece.
 
     Args:

@@ -53,7 +53,7 @@ def parse_formats(named: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in words or ALL in words)
 
 
-def render(transcript: dict, format: str) -> str:
+def render_transcript(transcript: dict, format: str) -> str:
     """Write a transcript in one of the formats.
 
     Args:
@@ -64,7 +64,8 @@ def render(transcript: dict, format: str) -> str:
         The whole content of the file. It ends in a line break.
 
     Example:
-        >>> print(render({"segments": [{"start": 0.5, "end": 2.0, "text": "Good morning."}]}, "srt").rstrip())
+        >>> segments = [{"start": 0.5, "end": 2.0, "text": "Good morning."}]
+        >>> print(render_transcript({"segments": segments}, "srt").rstrip())
         1
         00:00:00,500 --> 00:00:02,000
         Good morning.
@@ -105,14 +106,14 @@ def _subtitles(segments: Sequence[dict], format: str) -> str:
 
     page = pysubs2.SSAFile()
     for cue in make_cues(segments):
-        text = r"\N".join(_escape(line, format) for line in cue.lines)
+        text = r"\N".join(_escape_markup(line, format) for line in cue.lines)
         page.append(pysubs2.SSAEvent(start=round(1000 * cue.start_s), end=round(1000 * cue.end_s), text=text))
     # pysubs2 would drop text in braces as its own tags. Here it was spoken, and stays.
     written = page.to_string(format, keep_ssa_tags=True, apply_styles=False)
     return written.replace(_BACKSLASH, "\\")
 
 
-def _escape(line: str, format: str) -> str:
+def _escape_markup(line: str, format: str) -> str:
     """Write a line so that a player shows every character, and takes none for markup."""
     line = _CONTROL.sub("", line).replace("\\", _BACKSLASH)
     if format == "vtt":
@@ -212,6 +213,6 @@ def write_transcript(transcript: dict, paths: dict[str, Path]) -> None:
     for format, path in paths.items():
         if path.exists():
             continue
-        content = render(transcript, format)
+        content = render_transcript(transcript, format)
         with runs.new_file(path, REMEDY) as part:
             part.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -321,7 +321,8 @@ def _cheapest_path(cost: np.ndarray) -> np.ndarray:
         came_from[rows, columns] = best
         total[rows, columns] = cost[rows - 1, columns - 1] + choices[best, np.arange(len(rows))]
     entered = np.zeros(n_rows, dtype=np.int64)
-    row, column = n_rows, n_columns
+    row = n_rows
+    column = n_columns
     while row > 0 and column > 0:
         # The path runs backwards, so this is overwritten until the first column of the row.
         entered[row - 1] = column - 1
