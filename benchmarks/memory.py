@@ -85,10 +85,10 @@ def measure(case: dict, shared: Path) -> dict:
         result = whisper_peft.train(changes=changes, output=Path(work) / "run", force=True)
         peak = peak_memory_bytes()
         found = whisper_peft.plan(result.run, changes={"train.micro_batch_size": case["batch"]})
-        predicted = found["memory"]["peak"] - (found["memory"]["context"] if gpu else 0)
+        predicted = found.memory.peak - (found.memory.context if gpu else 0)
         return {
-            "measured": peak - before, "predicted": predicted, "parts": found["memory"],
-            "precision": found["precision"],
+            "measured": peak - before, "predicted": predicted, "parts": found.as_dict()["memory"],
+            "precision": found.precision,
         }  # fmt: skip
 
 

@@ -62,8 +62,8 @@ def many_kernels() -> dict:
 
     made = session.training_arguments
 
-    def arguments(*given):
-        found = made(*given)
+    def arguments(*given, **named):
+        found = made(*given, **named)
         found.optim = "adamw_torch"
         return found
 

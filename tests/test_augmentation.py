@@ -384,7 +384,7 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
     recipe = override(tiny_recipe(tiny_model, speech, **changes), {"data.train": [str(speech / "train"), str(long)]})
     result = train(recipe, output=tmp_path / "run", say=said.append)
     kept = result.facts["kept_unaugmented"]
-    assert 0 < kept <= 4 and f"Augmentation: {kept} clips stayed as they were" in "\n".join(said)
+    assert 0 < kept <= 4 and f"Augmentation was skipped for {kept} clips" in "\n".join(said)
     for config in (tmp_path / "run").rglob("config.json"):
         assert json.loads(config.read_text())["apply_spec_augment"] is False
     soundfile.write(Path(noise_folder) / "more.wav", make_wave(0.5), 16_000)
@@ -397,9 +397,7 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
 
 def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
     """A step that runs out of memory is made again with the same batch."""
-    from test_trainer import make_trainer
-
-    from whisper_peft.training.trainer import first_batches
+    from test_trainer import first_batches, make_trainer
 
     trainer = make_trainer(tmp_path, tiny_model, speech / "train")
     trainer.masks = MASKS
@@ -411,14 +409,15 @@ def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
 
 def test_plan_reckons_with_slower_clips(tiny_model, speech):
     from whisper_peft.model.architecture import PUBLISHED
-    from whisper_peft.training.planning import Clips, loads
+    from whisper_peft.training.fitting import Clips, loads_of_steps
 
     recipe = override(Recipe(), {"train.micro_batch_size": 1, "train.batch_size": 1})
     slower = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [0.8, 1.2]})
     faster = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [1.1, 1.2]})
     clips = Clips(((10.0, 50), (29.0, 100)), 2)
     plain, slow, fast = (
-        [load.positions for load in loads(one, PUBLISHED["small"], clips, "cpu")] for one in (recipe, slower, faster)
+        [load.positions for load in loads_of_steps(one, PUBLISHED["small"], clips, "cpu")]
+        for one in (recipe, slower, faster)
     )
     assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain  # 2.5 s of 50 positions each
 

@@ -18,7 +18,7 @@ from conftest import ROOT, tiny_recipe
 from spoken import make_spoken, write_manifest
 from test_checking import found
 
-from whisper_peft import UserError, check, load_audio, load_source, train
+from whisper_peft import UserError, check, load_audio, load_source, prepare, train
 from whisper_peft.checking.findings import KINDS
 from whisper_peft.cli import commands
 from whisper_peft.recipe_files import save_recipe
@@ -166,7 +166,7 @@ def test_train_says_what_it_sees_and_stops_where_texts_are_moved(tiny_model, tmp
     settings = {"data.eval": None, "data.test": None, "train.steps": 1, "evaluate.compare_clips": 0}
     settings["data.max_left_out"] = 1.0  # half of the clips are over the tiny model's 3 s
     said: list[str] = []
-    train(tiny_recipe(tiny_model, tmp_path, **settings, **{"data.train": [source]}), dry_run=True, say=said.append)
+    prepare(tiny_recipe(tiny_model, tmp_path, **settings, **{"data.train": [source]}), say=said.append)
     assert any("error: missing, 1 clip, as" in line and "gone.wav" in line for line in said)
     assert not any("note" in line.lower() and "duplicate" in line for line in said)
     recipe = tiny_recipe(tiny_model, tmp_path, **settings, **{"data.train": [moved]})
@@ -174,7 +174,7 @@ def test_train_says_what_it_sees_and_stops_where_texts_are_moved(tiny_model, tmp
         train(recipe, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     said.clear()
-    train(recipe, changes={"data.allow_shift": True}, dry_run=True, say=said.append)
+    prepare(recipe, changes={"data.allow_shift": True}, say=said.append)
     assert any("shifted-texts" in line for line in said)
 
 

@@ -7,13 +7,14 @@ import re
 import pytest
 from conftest import tiny_recipe
 
-from whisper_peft import UserError, load_recipe, override, plan, runs, train
+from whisper_peft import UserError, load_recipe, override, plan, prepare, runs, train
 from whisper_peft.model.architecture import PUBLISHED
 from whisper_peft.model.lora import describe_targets, make_target_pattern
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import shipped_recipes
 from whisper_peft.training import planning as room
-from whisper_peft.training.planning import GIB, Clips, Device, fitted, imagined_device, loads, shape_of
+from whisper_peft.training.fitting import GIB, Clips, Device, fit_to_memory, imagined_device, loads_of_steps
+from whisper_peft.training.planning import shape_of
 
 CARDS = {path.stem: path.stem.rpartition("-")[2] for path in shipped_recipes() if re.search(r"-\d+gb$", path.stem)}
 CARDS |= {"small-hindi-lora": "8gb", "small-hindi-8bit": "8gb"}
@@ -22,9 +23,9 @@ CARDS |= {"small-hindi-lora": "8gb", "small-hindi-8bit": "8gb"}
 @pytest.mark.parametrize("name", list(CARDS))
 def test_a_recipe_with_a_card_in_its_name_fits_it(name):
     found = plan(name, gpu_memory=CARDS[name])
-    assert found["fits"] and found["remedy"] is None
-    assert found["memory"]["peak"] <= 0.9 * found["device"]["free"]  # with room for what a prediction may be off by
-    assert found["memory"]["peak"] >= 0.5 * found["device"]["free"]  # and the card is used
+    assert found.fits and found.remedy is None
+    assert found.memory.peak <= 0.9 * found.device.free  # with room for what a prediction may be off by
+    assert found.memory.peak >= 0.5 * found.device.free  # and the card is used
 
 
 @pytest.mark.parametrize("words, size", [
@@ -56,36 +57,36 @@ def test_more_memory_takes_more_clips_at_once_and_never_too_many():
     before = 0
     for size in (2, 3, 4, 6, 8, 12, 16, 24, 40, 80):
         device = imagined_device(f"{size}GB")
-        _, memory, load = fitted(recipe, shape, device, clips, most_s=600.0)
-        assert load.clips >= before and (memory.peak <= 0.9 * device.free or load.clips == 1)
-        before = load.clips
+        fit = fit_to_memory(recipe, shape, device, clips, most_s=600.0)
+        assert fit.load.clips >= before and (fit.memory.peak <= 0.9 * device.free or fit.load.clips == 1)
+        before = fit.load.clips
     assert before == 20
-    kept, _, load = fitted(override(recipe, {"train.micro_batch_size": 5}), shape, device, clips, most_s=600.0)
-    assert kept.train.micro_batch_size == load.clips == 5  # what the user says is left alone
+    kept = fit_to_memory(override(recipe, {"train.micro_batch_size": 5}), shape, device, clips, most_s=600.0)
+    assert kept.micro_batch_s is None and kept.load.clips == 5  # what the user says is left alone
 
 
 def test_the_largest_step_of_the_data_counts():
     recipe = override(Recipe(), {"train.batch_size": 2, "train.micro_batch_s": 20.0, "features.window": "tight"})
     clips = Clips(((1.0, 5), (2.0, 9), (9.0, 50), (9.5, 60), (29.0, 300)), 5)
-    short, middle, long = loads(recipe, PUBLISHED["base"], clips, "cuda")[:3]
+    short, middle, long = loads_of_steps(recipe, PUBLISHED["base"], clips, "cuda")[:3]
     assert (short.clips, short.positions, short.tokens, short.targets) == (2, 125, 14, 24)
     assert (middle.clips, middle.positions, middle.tokens) == (2, 500, 65) and middle.micro_batches == 1
     assert (long.clips, long.positions, long.tokens) == (1, 1475, 305)
-    full = loads(override(recipe, {"features.window": "full"}), PUBLISHED["base"], clips, "cuda")
+    full = loads_of_steps(override(recipe, {"features.window": "full"}), PUBLISHED["base"], clips, "cuda")
     assert {load.positions for load in full} == {1500} and {load.clips for load in full} == {1}
-    condensed = loads(override(recipe, {"features.window": "condensed"}), PUBLISHED["base"], clips, "cuda")
+    condensed = loads_of_steps(override(recipe, {"features.window": "condensed"}), PUBLISHED["base"], clips, "cuda")
     assert condensed[0].positions == 110 + 64
 
 
 def test_a_plan_looks_at_the_data_and_knows_the_time_of_a_run(tiny_model, speech, lora_run):
     found = plan(tiny_recipe(tiny_model, speech))
-    assert found["clips"] == 12 and found["hours_per_epoch"] is None and found["device"]["kind"] == "cpu"
+    assert found.clips == 12 and found.hours_per_epoch is None and found.device.kind == "cpu"
     timed = plan(lora_run)
     facts = runs.read_json(lora_run / "run.json")
-    assert timed["hours_per_epoch"] == pytest.approx(3 * facts["train_seconds"] / facts["steps"] / 3600)
-    assert plan(tiny_recipe(tiny_model, speech), step_s=2.0)["hours_per_epoch"] == pytest.approx(3 * 2 / 3600)
+    assert timed.hours_per_epoch == pytest.approx(3 * facts["train_seconds"] / facts["steps"] / 3600)
+    assert plan(tiny_recipe(tiny_model, speech), step_s=2.0).hours_per_epoch == pytest.approx(3 * 2 / 3600)
     elsewhere = tiny_recipe(tiny_model, speech, **{"data.train": ["nowhere/at/all"]})
-    assert plan(elsewhere)["clips"] == 0  # and still an answer
+    assert plan(elsewhere).clips == 0  # and still an answer
     with pytest.raises(UserError, match="nowhere"):  # what is named on the command line must be there
         plan(tiny_recipe(tiny_model, speech), changes={"data.train": ["nowhere/at/all"]})
 
@@ -95,8 +96,8 @@ def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speec
     first = train(tiny_recipe(tiny_model, speech, **{**changes, "lora.rank": 3}), output=tmp_path / "first").run
     on = tiny_recipe(tiny_model, speech, **{"model.name": str(first / "adapter"), "lora.rank": 64})
     learnt = runs.read_json(first / "run.json")["trainable_parameters"]
-    assert plan(on)["trainable"] == learnt < plan(tiny_recipe(tiny_model, speech, **changes))["trainable"]
-    resolved = train(on, dry_run=True)
+    assert plan(on).trainable == learnt < plan(tiny_recipe(tiny_model, speech, **changes)).trainable
+    resolved = prepare(on).recipe
     assert (resolved.lora.rank, resolved.lora.targets) == (3, "attention+mlp+decoder")
 
 
@@ -114,12 +115,12 @@ def test_what_a_saved_adapter_adapts(named, words):
 
 def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_path, monkeypatch):
     changes = {"evaluate.compare_clips": 0, "train.batch_size": 8, "features.window": "full", "train.steps": 1}
-    whole = plan(tiny_recipe(tiny_model, speech, **changes, **{"train.micro_batch_size": 8}))["memory"]["peak"]
+    whole = plan(tiny_recipe(tiny_model, speech, **changes, **{"train.micro_batch_size": 8})).memory.peak
     said, small = [], Device("cpu", "a small machine", 10**9, round(whole / 0.9) - 1000)
     monkeypatch.setattr(room, "found_device", lambda: small)
     run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", say=said.append).run
     (line,) = [line for line in said if line.startswith("Memory:")]
-    at_once = int(re.search(r"(\d) of 8 clips at once", line)[1])
+    at_once = int(re.search(r"micro-batches of up to (\d) of the 8 clips", line)[1])
     assert 2 < at_once < 8 and said.index(line) < next(i for i, one in enumerate(said) if one.startswith("Training"))
     assert load_recipe(run).train.micro_batch_s == pytest.approx(3.0 * at_once, abs=3.0)
 
@@ -131,7 +132,7 @@ def test_train_refuses_what_clearly_does_not_fit_and_force_overrides(tiny_model,
         train(recipe, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert train(recipe, output=tmp_path / "run", force=True).facts["steps"] == 1
-    almost = Device("cpu", "almost enough", 10**9, int(plan(recipe)["memory"]["peak"] / 1.1))
+    almost = Device("cpu", "almost enough", 10**9, int(plan(recipe).memory.peak / 1.1))
     monkeypatch.setattr(room, "found_device", lambda: almost)
     assert train(recipe, output=tmp_path / "almost").facts["steps"] == 1  # a prediction may be off: it is tried
 
@@ -144,15 +145,15 @@ def test_the_remedy_is_the_nearest_setting_that_fits():
     }
     for (name, mode, card), words in cases.items():
         found = plan(changes={"model.name": f"openai/whisper-{name}", "train.mode": mode}, gpu_memory=card)
-        assert not found["fits"] and re.search(words, found["remedy"]), (name, found["remedy"])
+        assert not found.fits and re.search(words, found.remedy), (name, found.remedy)
     hopeless = plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="1GB")
-    assert not hopeless["fits"] and "smaller model" in hopeless["remedy"]
+    assert not hopeless.fits and "smaller model" in hopeless.remedy
     by_hand = plan(changes={"model.name": "openai/whisper-medium", "train.micro_batch_size": 8}, gpu_memory="8GB")
-    assert "train.micro_batch_size=auto" in by_hand["remedy"]
+    assert "train.micro_batch_size=auto" in by_hand.remedy
 
 
 def test_what_plan_predicts_is_what_fitting_was_given():
     """The parts add up, and the device's own share is among them."""
     found = plan(changes={"model.name": "openai/whisper-base"}, gpu_memory="4GB")
-    parts = dict(found["memory"])
+    parts = found.as_dict()["memory"]
     assert parts.pop("peak") == sum(parts.values()) and parts["context"] == 550_000_000

@@ -45,8 +45,8 @@ ROOMS = {
         "duplicates", "model_evidence", "checks", "fix", "neighbour_losses", "page", "check",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "arguments", "defaults", "splits", "artefacts", "facts", "planning", "resuming",
-        "first_look", "session", "train",
+        "loss", "callbacks", "trainer", "resolved", "arguments", "defaults", "splits", "artefacts", "facts", "fitting",
+        "planning", "resuming", "first_look", "prepare", "starting", "scorer", "session", "train",
     ),
     "delivery": (
         "provenance", "merging", "card", "repository", "publishing", "pushing", "demo_page", "voices", "demo",
@@ -171,6 +171,9 @@ def test_the_lazy_trainer_is_never_imported_at_a_top():
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
             for node in ast.walk(function)
         }
+        for block in ast.walk(tree):  # what only the type checker reads is not imported
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test):
+                inside |= {id(node) for node in ast.walk(block)}
         for node in ast.walk(tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in inside:
                 names = [name for _, name in imports_of(module, node, path)]
@@ -214,6 +217,18 @@ def test_importing_any_module_loads_nothing_heavy():
     loaded = in_fresh_process(f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n{LOADED}")
     assert "whisper_peft" in loaded
     assert not set(HEAVY) & set(loaded)
+
+
+def test_the_package_imports_where_the_module_resource_is_missing():
+    """Windows has none. On Linux psutil imports it, so psutil comes first here."""
+    names = [name for name in MODULES if name != "whisper_peft.__main__"]
+    code = (
+        "import importlib, sys, psutil\nsys.modules['resource'] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "from whisper_peft.training.facts import peak_memory_bytes\n"
+        "print(peak_memory_bytes())"
+    )
+    assert in_fresh_process(code) > 10**7
 
 
 def test_help_loads_nothing_heavy():

@@ -487,7 +487,7 @@ def test_30_merge_never_overwrites(lora_run, tmp_path):
 def test_31_evaluation_generates_and_keeps_no_logits(tiny_model, speech, tmp_path, monkeypatch):
     import gc
 
-    from whisper_peft.training import session as room
+    from whisper_peft.training import scorer as room
     from whisper_peft.training.trainer import SpeechTrainer
 
     def never(*arguments, **options):
@@ -541,7 +541,7 @@ def test_34_memory_is_told_before_the_run_and_no_death_in_it(tiny_model, speech,
     from whisper_peft.training.trainer import SpeechTrainer
 
     told = whisper_peft.plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="8GB")
-    assert told["memory"]["peak"] > 0 and told["clips_at_once"] >= 1 and (told["fits"] or told["remedy"])
+    assert told.memory.peak > 0 and told.clips_at_once >= 1 and (told.fits or told.remedy)
     events, real = [], SpeechTrainer.compute_loss
 
     def wrong(self, model, inputs, **options):

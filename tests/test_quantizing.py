@@ -11,7 +11,6 @@ from whisper_peft import SpeechCollator, SpeechDataset, UserError, evaluate, loa
 from whisper_peft.model.build import build_model, whisper_of
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate
-from whisper_peft.training.trainer import first_batches
 
 KINDS = ("8bit", "4bit")
 QUICK = {"train.learning_rate": 0.02, "evaluate.compare_clips": 2, "evaluate.max_clips": 2}
@@ -137,6 +136,8 @@ def test_an_adapter_goes_on_where_it_was_on_any_base(wide_model, speech, tmp_pat
 
 
 def test_every_mode_sees_the_same_batches(wide_model, speech, tmp_path):
+    from test_trainer import first_batches
+
     from whisper_peft.training import trainer as room
 
     seen = {}

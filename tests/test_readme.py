@@ -57,7 +57,7 @@ def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
         recipe, remarks = resolve(recipe, **facts)
         return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, workers=0)), remarks
 
-    monkeypatch.setattr("whisper_peft.training.train.resolve", resolve_without_workers)
+    monkeypatch.setattr("whisper_peft.training.prepare.resolve", resolve_without_workers)
     return tmp_path
 
 

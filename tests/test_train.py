@@ -12,7 +12,8 @@ import pytest
 import soundfile
 from conftest import QUICKSTART, WORDS, make_speech, make_tiny_model, make_wave, tiny_recipe
 
-from whisper_peft import Recipe, UserError, evaluate, load_recipe, override, runs, train
+from whisper_peft import Recipe, UserError, evaluate, load_recipe, override, prepare, runs, train
+from whisper_peft.recipe import as_dict, flatten
 from whisper_peft.training.defaults import resolve
 
 QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 2}
@@ -209,7 +210,7 @@ def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
     ):
         said = []
         recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
-        train(recipe, output=tmp_path / "run", dry_run=True, say=said.append)
+        prepare(recipe, output=tmp_path / "run", say=said.append)
         notes = [line for line in said if line.startswith("Note: ")]
         few = [line for line in notes if "4 eval clips choose the best checkpoint" in line]  # the splits are small here
         notes = [line for line in notes if line not in few]
@@ -217,7 +218,7 @@ def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
         assert len(notes) == 1 and remark in notes[0]
         assert not (tmp_path / "run").exists()
     said = []
-    train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run", dry_run=True, say=said.append)
+    prepare(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run", say=said.append)
     assert said and [line for line in said if line.startswith("Note")] == few
 
 
@@ -250,7 +251,7 @@ def test_a_language_whisper_does_not_know_borrows_a_token(tiny_model, speech, tm
     with pytest.raises(UserError, match=r"bhojpuri.*--language-token"):
         train(tiny_recipe(tiny_model, speech, **unknown), output=tmp_path / "run")
     advised = tiny_recipe(tiny_model, speech, **{**unknown, "model.language_token": "hindi"})
-    assert train(advised, dry_run=True).model.language_token == "hi"
+    assert prepare(advised).recipe.model.language_token == "hi"
     assert not (tmp_path / "run").exists()
     seen = []
 
@@ -368,7 +369,7 @@ def test_a_run_stopped_early_and_killed_while_scoring_does_not_train_on(tiny_mod
 def test_splits_that_share_clips_are_remarked_on(tiny_model, speech, tmp_path):
     said = []
     recipe = tiny_recipe(tiny_model, speech, **{"data.eval": str(speech / "test")})
-    train(recipe, dry_run=True, say=said.append)
+    prepare(recipe, say=said.append)
     assert any("data.test shares 4 of its 4 clips with data.eval" in line for line in said)
     assert not any("data.train" in line for line in said)
 
@@ -395,8 +396,10 @@ def test_several_processes_are_refused(tiny_model, speech, tmp_path, monkeypatch
 
 def test_an_adapter_that_is_gone_on_with_keeps_its_rank_and_says_so(lora_run, speech, tmp_path):
     said = []
-    recipe = train(tiny_recipe(lora_run, speech, **{"lora.rank": 64}), dry_run=True, say=said.append)
-    assert recipe.lora.rank == 4 and any("lora.rank: the adapter" in line and "has 4" in line for line in said)
+    prepared = prepare(tiny_recipe(lora_run, speech, **{"lora.rank": 64}), say=said.append)
+    note = "lora.rank: ignored; the adapter that you continue training has rank 4."
+    assert prepared.recipe.lora.rank == 4
+    assert note in prepared.remarks and f"Note: {note}" in said
 
 
 def test_the_hours_of_a_large_corpus_are_estimated_from_a_sample(tiny_model, speech, monkeypatch):
@@ -414,11 +417,16 @@ def test_the_hours_of_a_large_corpus_are_estimated_from_a_sample(tiny_model, spe
 
 def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = train(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}), dry_run=True)
+    prepared = prepare(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}))
+    assert prepared.run is None and not prepared.is_resumed and prepared.plan.clips == 12
+    recipe = prepared.recipe
     assert dataclasses.is_dataclass(recipe)
     assert recipe.train.learning_rate > 0 and recipe.train.warmup_steps is not None and recipe.train.steps == 4
     assert recipe.lora.alpha == 8 and recipe.train.precision in ("fp32", "bf16", "fp16")
+    assert list(flatten(as_dict(recipe))) == list(flatten(as_dict(Recipe())))  # the same page, in the same order
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="exists already"):
+        prepare(tiny_recipe(tiny_model, speech), output=tmp_path)
 
 
 def test_a_pickled_base_is_refused(tiny_model, speech, tmp_path):

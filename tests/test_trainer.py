@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import multiprocessing
 import os
@@ -17,10 +18,11 @@ from conftest import WORDS, make_wave, tiny_recipe
 
 from whisper_peft import Augmentation, SpeechDataset, build_model, load_preparation, load_source, locate, runs, train
 from whisper_peft.data.batching import slack_policy
+from whisper_peft.data.samplers import StepSampler
 from whisper_peft.training.arguments import training_arguments
 from whisper_peft.training.callbacks import GradientCheck
 from whisper_peft.training.defaults import resolve
-from whisper_peft.training.trainer import OneDeviceArguments, SpeechTrainer, first_batches
+from whisper_peft.training.trainer import OneDeviceArguments, SpeechTrainer
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +59,21 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
     lora = {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "dropout": recipe.lora.dropout}
     built = build_model(locate(model), recipe.train.mode, lora=lora)
     prepare(built)
-    trainer = SpeechTrainer(
-        built, training_arguments(recipe, folder), dataset=dataset, batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
-        slack_s=slack_policy(recipe.features.window),
-        evaluate_model=lambda: {"wer": 1.0}, callbacks=list(callbacks),
+    arguments = training_arguments(recipe, folder)
+    sampler = StepSampler(
+        dataset, recipe.train.batch_size, slack_s=slack_policy(recipe.features.window), seed=recipe.train.seed,
+        start=0, parts=(), rank=arguments.process_index, n_ranks=arguments.world_size,
     )  # fmt: skip
-    return trainer
+    return SpeechTrainer(
+        built, arguments, dataset=dataset, sampler=sampler, evaluate_model=lambda step, autocast: {"wer": 1.0},
+        micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
+        callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+def first_batches(trainer: SpeechTrainer, count: int) -> list[dict]:
+    """The first optimizer steps as the trainer will see them."""
+    return list(itertools.islice(iter(trainer.get_train_dataloader()), count))
 
 
 def resolved_with(recipe, workers: int):
@@ -352,7 +362,7 @@ def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
 ):
     from safetensors.torch import load_file
 
-    from whisper_peft.training import session as room
+    from whisper_peft.training import scorer as room
 
     plan = iter([0.9, 0.3, 0.5, 0.6, 0.4, 1.0])  # the last is of the test set, after training
     real = room.figures

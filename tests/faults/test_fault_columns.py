@@ -16,7 +16,7 @@ from conftest import make_speech, make_wave, tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_peft import Segment, SpeechDataset, check, evaluate, load_preparation, load_source, train
+from whisper_peft import Segment, SpeechDataset, check, evaluate, load_preparation, load_source, prepare
 from whisper_peft.data.doubtful_times import doubt_times
 from whisper_peft.data.languages import ISO_CODES, LANGUAGES, NATIVE_NAMES
 from whisper_peft.data.rows import Row
@@ -91,7 +91,7 @@ def refusal(call, *arguments, **options) -> str:
 def dry_run(model: Path, folder: Path, source: object, **changes) -> list[str]:
     said: list[str] = []
     settings = {"data.train": [str(source)], "data.eval": str(folder / "eval"), "data.test": None, **changes}
-    train(tiny_recipe(model, folder, **settings), dry_run=True, say=said.append)
+    prepare(tiny_recipe(model, folder, **settings), say=said.append)
     return said
 
 

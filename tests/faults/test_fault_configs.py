@@ -15,7 +15,7 @@ from conftest import QUICKSTART, make_wave
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whisper_peft import evaluate, load_model, load_preparation, load_source, merge, train, transcribe
+from whisper_peft import evaluate, load_model, load_preparation, load_source, merge, prepare, train, transcribe
 from whisper_peft.errors import Notice, UserError
 from whisper_peft.model.adapter_configs import is_tame, load_peft_config, read_adapter_config
 from whisper_peft.model.configs import load_config, load_generation_config, load_processor
@@ -655,10 +655,8 @@ def test_english_only_checkpoints_refuse_another_language_everywhere(english, sp
     flags = (
         lambda: transcribe(english, [clip], language="hindi"),
         lambda: evaluate(english, speech / "test", language="hi"),
-        lambda: train(tiny_recipe(english, speech), dry_run=True),
-        lambda: train(
-            tiny_recipe(english, speech, **{"model.language": None, "model.language_token": "hi"}), dry_run=True
-        ),
+        lambda: prepare(tiny_recipe(english, speech)),
+        lambda: prepare(tiny_recipe(english, speech, **{"model.language": None, "model.language_token": "hi"})),
         lambda: check(speech / "test", model=english, language="hindi", audio=False),
         lambda: demo(english, language="hindi", compare="none", port=0, wait=False),
     )
@@ -667,9 +665,7 @@ def test_english_only_checkpoints_refuse_another_language_everywhere(english, sp
     rows = (
         lambda: evaluate(english, mixed),
         lambda: check(mixed, model=english, audio=False),
-        lambda: train(
-            tiny_recipe(english, speech, **{"model.language": None, "data.train": [str(mixed)]}), dry_run=True
-        ),
+        lambda: prepare(tiny_recipe(english, speech, **{"model.language": None, "data.train": [str(mixed)]})),
     )
     for call in rows:
         message = refusal(call)
@@ -745,7 +741,7 @@ def test_training_refuses_auto_and_says_why(tiny_model, speech):
     from whisper_peft import check
 
     for call in (
-        lambda: train(tiny_recipe(tiny_model, speech, **{"model.language": "auto"}), dry_run=True),
+        lambda: prepare(tiny_recipe(tiny_model, speech, **{"model.language": "auto"})),
         lambda: check(speech / "test", language="auto", audio=False),
     ):
         assert "its language token is part of what is learnt" in refusal(call)

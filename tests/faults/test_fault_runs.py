@@ -13,7 +13,7 @@ from conftest import make_speech, make_wave, tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_peft import UserError, load_preparation, load_source, runs, train
+from whisper_peft import UserError, load_preparation, load_source, prepare, runs, train
 from whisper_peft.cli.commands import cli
 from whisper_peft.data.batching import blocks, group_by_length, steps
 from whisper_peft.data.dataset import Pick, SpeechDataset
@@ -78,9 +78,9 @@ def test_row_11_a_run_that_would_learn_nothing_stops_before_the_model(make, tiny
     monkeypatch.setattr(room, "build_model", refuse)
     source = make(tmp_path / "clips")
     recipe = tiny_recipe(tiny_model, speech, **{**QUICK, "data.train": [str(source)]})
-    for dry_run in (False, True):
+    for begin in (train, prepare):
         with pytest.raises(UserError, match=r"data\.train: .* can be used|data\.train: .* cannot be used") as stop:
-            train(recipe, output=tmp_path / "run", dry_run=dry_run)
+            begin(recipe, output=tmp_path / "run")
         assert "\n" not in str(stop.value) and "whisper-peft check" in str(stop.value)
     assert {path.name for path in tmp_path.iterdir()} == {"clips"}
 
@@ -114,7 +114,7 @@ def test_row_11_good_data_with_weights_is_not_refused(tiny_model, speech, tmp_pa
     """Twelve missing clips of a source that hardly comes are far less than a tenth of what is seen."""
     rare = mostly_missing(tmp_path / "clips")
     sources = [{"source": str(speech / "train"), "weight": 50.0}, {"source": str(rare), "weight": 0.1}]
-    train(tiny_recipe(tiny_model, speech, **{**QUICK, "data.train": sources}), dry_run=True)
+    prepare(tiny_recipe(tiny_model, speech, **{**QUICK, "data.train": sources}))
 
 
 def test_row_11_too_many_bad_clips_in_a_short_run_are_never_called_trained(tiny_model, speech, tmp_path):
@@ -255,12 +255,12 @@ def test_row_15_one_unit_of_memory_everywhere(tiny_model, speech, tmp_path, monk
     monkeypatch.setattr(planning, "found_device", lambda: device)
     recipe = tiny_recipe(tiny_model, speech)
     said = []
-    train(recipe, dry_run=True, say=said.append)
+    prepare(recipe, say=said.append)
     assert any("19.0 GB free (a machine)" in line for line in said)
     found = plan(recipe)
     assert plan_lines(found)[0] == "a machine: 20.0 GB, 19.0 GB free"
     said_peak = next(line for line in said if "GB predicted" in line).split(" GB predicted")[0].split()[-1]
-    assert said_peak == f"{found['memory']['peak'] / planning.GIB:.1f}"
+    assert said_peak == f"{found.memory.peak / planning.GIB:.1f}"
     assert planning.imagined_device("8GB").memory == 8 * planning.GIB
     assert "1e9" not in Path(planning.__file__).read_text(encoding="utf-8")
 
@@ -380,8 +380,9 @@ def test_point_10_a_run_that_began_from_an_adapter_goes_on_where_the_adapter_has
 
 def test_point_10_other_data_under_a_new_name_is_refused(small_run, tmp_path):
     other = make_speech(tmp_path / "other", 12, seed=77)
-    with pytest.raises(UserError, match=r"data\.train has changed since the run began"):
-        train(resume=small_run, changes={"train.steps": 3, "data.train": [str(other)]})
+    for begin in (train, prepare):
+        with pytest.raises(UserError, match=r"data\.train has changed since the run began"):
+            begin(resume=small_run, changes={"train.steps": 3, "data.train": [str(other)]})
     with pytest.raises(UserError, match=r"data\.train: the run has 1 training sources; name the new places of all"):
         train(resume=small_run, changes={"train.steps": 3, "data.train": [str(other), str(other)]})
     with pytest.raises(UserError, match=r"train\.learning_rate: cannot change"):
@@ -427,11 +428,11 @@ def test_row_37_more_workers_than_cores_are_refused_with_the_number(tiny_model, 
     cores = defaults.usable_cores()
     for workers in (cores + 1, 200, 4096):
         recipe = tiny_recipe(tiny_model, speech, **{**QUICK, "train.workers": workers})
-        for dry_run in (True, False):
+        for begin in (prepare, train):
             with pytest.raises(
                 UserError, match=rf"train\.workers: {workers:,} .* {cores} cores .*train\.workers={cores}"
             ):
-                train(recipe, output=tmp_path / "run", dry_run=dry_run)
+                begin(recipe, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     defaults.refuse_workers(cores)
     defaults.refuse_workers(None)

@@ -18,7 +18,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from whisper_peft import Notice, UserError, build_model, evaluate, load_base, load_model, locate, merge, publish, train
+from whisper_peft import (
+    Notice,
+    UserError,
+    build_model,
+    evaluate,
+    load_base,
+    load_model,
+    locate,
+    merge,
+    prepare,
+    publish,
+    train,
+)
 from whisper_peft.model.identity import BASE_FACTS, base_identity
 from whisper_peft.model.lora import load_adapter
 from whisper_peft.training.artefacts import count_weights, load_weights
@@ -556,7 +568,7 @@ MOVED = ["./whisper-merged", "C:\\Users\\me\\models\\x", "whisper-merged", "/gon
 def test_row_25_a_base_that_is_not_here_names_the_adapter_and_the_option(place, adapter, tiny_model, speech, tmp_path):
     folder = with_page(adapter, tmp_path / "adapter", "adapter_config.json", base_model_name_or_path=place)
     recipe = tiny_recipe(folder, speech, **{"train.steps": 1, "evaluate.compare_clips": 0})
-    for use in (lambda: load_model(folder), lambda: merge(folder, tmp_path / "m"), lambda: train(recipe, dry_run=True)):
+    for use in (lambda: load_model(folder), lambda: merge(folder, tmp_path / "m"), lambda: prepare(recipe)):
         with pytest.raises(UserError, match=r"the adapter's base.*--base MODEL") as raised:
             use()
         assert str(folder) in str(raised.value) and "\n" not in str(raised.value)

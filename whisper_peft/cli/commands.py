@@ -186,14 +186,15 @@ def plan(out: Printer, recipe: str | None, changes: dict[str, object], gpu_memor
     from whisper_peft.training import planning
 
     if matrix:
-        found = planning.plan_matrix(recipe, changes=changes, gpu_memory=gpu_memory)
-        out.result(found, matrix_lines(found))
+        peaks = planning.plan_matrix(recipe, changes=changes, gpu_memory=gpu_memory)
+        out.result(peaks, matrix_lines(peaks))
         return
-    found = planning.plan(recipe, changes=changes, gpu_memory=gpu_memory)
-    out.result(found, plan_lines(found))
-    if not found["fits"]:
-        peak, free = found["memory"]["peak"] / GIB, found["device"]["free"] / GIB
-        raise UserError(f"{found['model']}: {peak:.1f} GB do not fit into {free:.1f} GB; {found['remedy']}.")
+    memory_plan = planning.plan(recipe, changes=changes, gpu_memory=gpu_memory)
+    out.result(memory_plan.as_dict(), plan_lines(memory_plan))
+    if not memory_plan.fits:
+        peak = memory_plan.memory.peak / GIB
+        free = memory_plan.device.free / GIB
+        raise UserError(f"{memory_plan.model}: {peak:.1f} GB do not fit into {free:.1f} GB; {memory_plan.remedy}.")
 
 
 @cli.command()
@@ -240,10 +241,12 @@ def train(
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
         output = _free_run_name(recipe, changes.get("model.name"), changes.get("train.mode"))
-    from whisper_peft.recipe import as_dict
+    if dry_run:
+        _print_prepared(out, recipe, output=output, resume=resume, base=base, changes=changes, force=force)
+        return
     from whisper_peft.training.train import train as run_training
 
-    with _pushing(out, resume or recipe, changes, None if dry_run else push, private=private, base=base) as pushed:
+    with _pushing(out, resume or recipe, changes, push, private=private, base=base) as pushed:
         has_own_base = pushed is None or pushed.from_adapter
         result = run_training(
             recipe,
@@ -251,7 +254,6 @@ def train(
             resume=resume,
             base=base if has_own_base else None,
             changes=changes,
-            dry_run=dry_run,
             force=force,
             say=out.say,
             on_checkpoint=[pushed] if pushed else [],
@@ -259,14 +261,29 @@ def train(
         )
         published = pushed.finish(result.run) if pushed else None
     published_page = published.as_dict() if published else None
-    if dry_run:
-        import yaml
-
-        page = as_dict(result)
-        out.result(page, [yaml.safe_dump(page, sort_keys=False, allow_unicode=True).rstrip()])
-        return
     lines = train_lines(result) + (publish_lines(published, dry_run=False) if published else [])
     out.result({"run": str(result.run), **result.facts, **({"published": published_page} if pushed else {})}, lines)
+
+
+def _print_prepared(
+    out: Printer,
+    recipe: str | None,
+    *,
+    output: str | None,
+    resume: str | None,
+    base: str | None,
+    changes: dict[str, object],
+    force: bool,
+) -> None:
+    """Prepare a run, train nothing, and print its recipe with a value for every setting."""
+    import yaml
+
+    from whisper_peft.recipe import as_dict
+    from whisper_peft.training.prepare import prepare
+
+    prepared = prepare(recipe, output=output, resume=resume, base=base, changes=changes, force=force, say=out.say)
+    page = as_dict(prepared.recipe)
+    out.result(page, [yaml.safe_dump(page, sort_keys=False, allow_unicode=True).rstrip()])
 
 
 def _pushing(

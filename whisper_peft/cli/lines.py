@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from whisper_peft.model.devices import GIB
 if TYPE_CHECKING:
     from whisper_peft.delivery.merging import MergeReport
     from whisper_peft.delivery.publishing import PublishReport
+    from whisper_peft.training.planning import MemoryPlan
 
 
 def transcript_line(transcript: dict, *, named: bool) -> str:
@@ -141,25 +143,29 @@ def counted(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 
-def plan_lines(found: dict) -> list[str]:
-    """The table of a plan."""
-    device, memory = found["device"], found["memory"]
-    kind = found["mode"] + (f", {found['quantize']} base" if found["quantize"] else "")
+def plan_lines(plan: MemoryPlan) -> list[str]:
+    """Write a plan as a table of the memory, with what follows from it."""
+    kind = plan.mode
+    if plan.quantize:
+        kind += f", {plan.quantize} base"
+    checkpointing = ", gradient checkpointing" if plan.gradient_checkpointing else ""
     lines = [
-        f"{device['name']}: {device['memory'] / GIB:.1f} GB, {device['free'] / GIB:.1f} GB free",
-        f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.1f} M trained "
-        f"({kind}, {found['precision']}, {found['window']} windows"
-        + (", gradient checkpointing)" if found["gradient_checkpointing"] else ")"),
+        f"{plan.device.name}: {plan.device.memory / GIB:.1f} GB, {plan.device.free / GIB:.1f} GB free",
+        f"{plan.model}: {plan.parameters / 1e6:,.1f} M parameters, {plan.trainable / 1e6:,.1f} M trained "
+        f"({kind}, {plan.precision}, {plan.window} windows{checkpointing})",
         f"  {'at the highest point':22}{'GB':>8}",
     ]
-    lines += [f"  {name:22}{size / GIB:>8.2f}" for name, size in memory.items() if size and name != "peak"]
-    lines.append(f"  {'in all':22}{memory['peak'] / GIB:>8.2f}  {'fits' if found['fits'] else 'does not fit'}")
-    lines.append(
-        f"{found['clips_at_once']} of a step's {found['batch_size']} clips at once where they are longest"
-        + ("." if found["clips"] else "; no clips to look at: 15 s with 15 tokens a second assumed.")
-    )
-    if found["hours_per_epoch"]:
-        lines.append(f"An epoch of {found['clips']} clips takes {found['hours_per_epoch']:.2f} hours, as timed.")
+    for name, size in dataclasses.asdict(plan.memory).items():
+        if size:
+            lines.append(f"  {name:22}{size / GIB:>8.2f}")
+    lines.append(f"  {'in all':22}{plan.memory.peak / GIB:>8.2f}  {'fits' if plan.fits else 'does not fit'}")
+    micro_batches = f"Micro-batches of up to {plan.clips_at_once} of the {plan.batch_size} clips of a step"
+    if plan.clips:
+        lines.append(f"{micro_batches}.")
+    else:
+        lines.append(f"{micro_batches}; no clips to look at: 15 s with 15 tokens a second assumed.")
+    if plan.hours_per_epoch:
+        lines.append(f"An epoch of {plan.clips} clips takes {plan.hours_per_epoch:.2f} hours, as timed.")
     return lines
 
 

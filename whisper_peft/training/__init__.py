@@ -1,1 +1,1 @@
-"""Training: loss, trainer, train."""
+"""Training: prepare a run, make its steps, score it, and leave the result in its folder."""

@@ -21,7 +21,7 @@ from whisper_peft.training.splits import Speech
 
 
 def set_generation_language(model, speech: Speech) -> None:
-    """Tells generation which language and task the model was trained for, where it is one."""
+    """Store language and task in the generation config; the language only if all training rows share one."""
     dataset = speech.train
     if not dataset.preparation.multilingual:
         return
@@ -32,40 +32,52 @@ def set_generation_language(model, speech: Speech) -> None:
 
 
 def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
-    """Writes an adapter or a model that loads alone: weights, processor, generation config, and which base."""
+    """Write an adapter or a model that loads alone: weights, processor and generation config.
+
+    Args:
+        folder: An empty folder.
+        model: Whisper, or an adapter on one.
+        located: The base.
+        base: What run.json says of the base; written beside an adapter.
+    """
     whisper = whisper_of(model)
-    whisper.config.use_cache = True  # the Trainer switches it off
+    # The Trainer switches the cache off for training; whoever loads the model wants it.
+    whisper.config.use_cache = True
     with without_bars():
         model.save_pretrained(str(folder))
     save_processor(load_processor(located.base, revision=located.commit), folder)
     whisper.generation_config.save_pretrained(str(folder))
     if model is not whisper:
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+        # peft writes an empty card.
+        (folder / "README.md").unlink(missing_ok=True)
         runs.write_json(folder / BASE_FACTS, base)
 
 
 def save_processor(processor, folder: Path) -> None:
-    """Writes the processor in the layouts of transformers 4 and 5, so that either loads it."""
+    """Write the processor in the layouts of transformers 4 and 5, so that either loads it."""
     processor.save_pretrained(str(folder))
-    processor.feature_extractor.save_pretrained(str(folder))  # preprocessor_config.json
+    # transformers 4 reads preprocessor_config.json and the tokenizer's own files.
+    processor.feature_extractor.save_pretrained(str(folder))
     processor.tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     settings = runs.read_json(path)
-    if isinstance(settings.get("extra_special_tokens"), list):  # transformers 5's word; 4 takes it for a mapping
+    if isinstance(settings.get("extra_special_tokens"), list):
+        # transformers 5 writes a list under this name, where transformers 4 expects a mapping.
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
         runs.write_json(path, settings)
 
 
 def load_weights(model, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into the model they came from.
+    """Put a checkpoint's weights into the model that they came from.
 
     Raises:
         UserError: See `count_weights`.
     """
     count_weights(model, checkpoint)
-    state = dict(tensors_of(_weights_of(model, checkpoint)))
+    state = dict(tensors_of(_weight_files_of(model, checkpoint)))
     if whisper_of(model) is model:
-        model.load_state_dict(state, strict=False)  # proj_out is tied to the token embedding, and not stored
+        # Not strict: proj_out is tied to the token embedding, and not stored.
+        model.load_state_dict(state, strict=False)
     else:
         from peft import set_peft_model_state_dict
 
@@ -82,22 +94,31 @@ def count_weights(model, checkpoint: Path) -> None:
     Raises:
         UserError: A tensor is missing, left over, of another name or shape, or not of finite numbers.
     """
-    files = _weights_of(model, checkpoint)
+    files = _weight_files_of(model, checkpoint)
     if whisper_of(model) is model:
         names = fit_base(read_header(files), shapes_of(model), place=str(checkpoint))
     else:
         names = fit_to_adapter(model, checkpoint)
-    if any(name != new_name for name, new_name in names.items()):  # the Trainer would load none of these
+    # The Trainer loads tensors by their names, so it would pass over a renamed one without a word.
+    if any(name != new_name for name, new_name in names.items()):
         raise UserError(f"{checkpoint}: the names of its tensors were changed; go on from an earlier checkpoint.")
     refuse_not_finite(tensors_of(files), place=str(checkpoint), remedy="go on from an earlier checkpoint")
 
 
-def _weights_of(model, checkpoint: Path) -> list[Path]:
+def _weight_files_of(model, checkpoint: Path) -> list[Path]:
+    """Return the files with the weights of a checkpoint: of a whole model, or of an adapter."""
     return weight_files(checkpoint) if whisper_of(model) is model else [checkpoint / ADAPTER_WEIGHTS]
 
 
 def replace_artefact(path: Path, model, located: Located, base: dict) -> None:
-    """Writes the artefact whole; a resumed run with more steps puts its new one in the old one's place."""
+    """Write the artefact of a run whole. A resumed run with more steps replaces its old one.
+
+    Args:
+        path: The folder of the artefact in the run folder.
+        model: Whisper, or an adapter on one.
+        located: The base.
+        base: What run.json says of the base.
+    """
     old = path.with_name(f".{path.name}.old")
     if path.exists():
         path.rename(old)

@@ -11,107 +11,160 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
 
 from whisper_peft import runs
+from whisper_peft.data.dataset import LeftOut
 from whisper_peft.errors import Interrupted
+
+# Unusable clips that can stop a run while it goes on.
+FEWEST_TO_STOP = 10
+# Unusable clips that can be too many when a run is over; one bad file never costs a run.
+FEWEST_AT_THE_END = 2
+# Clips that must have been met before a run is judged by how many of them were unusable.
+CLIPS_TO_JUDGE = 200
 
 
 class GradientCheck(TrainerCallback):
-    """After the first step that the gradient scaler did not skip: everything that should learn has a gradient.
+    """Checks once that everything that should learn has a gradient.
 
-    Encoder adapters that get none (gradient checkpointing in re-entrant mode) leave a loss that still falls.
+    It looks after the first step that the gradient scaler did not skip. Encoder adapters get no gradient with gradient
+    checkpointing in re-entrant mode, and the loss still falls: nobody would notice.
     """
 
-    done = False
+    is_done = False
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        """Checks once."""
-        if self.done:
+        """Look at the gradients before the optimizer takes them.
+
+        Raises:
+            AssertionError: A trainable tensor has no gradient, or one that is zero or not finite: a bug of ours.
+        """
+        if self.is_done:
             return
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if all(p.grad is None for _, p in trainable):
-            return  # a step without clips
-        broken = [name for name, p in trainable if p.grad is not None and not p.grad.isfinite().all()]
-        if broken and args.fp16:
-            return  # the scaler skips this step; look at the next
-        adapted = any("lora_B" in name for name, _ in trainable)
-        missing = [name for name, p in trainable if p.grad is None]
-        zero = [
-            name for name, p in trainable
-            if p.grad is not None and (not adapted or "lora_B" in name) and not p.grad.any()
-        ]  # fmt: skip
-        for names, what in ((missing, "no gradient"), (broken, "a non-finite gradient"), (zero, "a zero gradient")):
+        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        gradients = {name: weight.grad for name, weight in trainable.items() if weight.grad is not None}
+        if not gradients:
+            # All clips of this step were left out.
+            return
+        not_finite = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        if not_finite and args.fp16:
+            # The gradient scaler skips this step, so the next one is looked at.
+            return
+        # The matrices A of a fresh adapter have no gradient yet, because its matrices B are zero.
+        is_adapter = any("lora_B" in name for name in trainable)
+        zero = []
+        for name, gradient in gradients.items():
+            must_learn = not is_adapter or "lora_B" in name
+            if must_learn and not gradient.any():
+                zero.append(name)
+        faults = {
+            "no gradient": [name for name in trainable if name not in gradients],
+            "a non-finite gradient": not_finite,
+            "a zero gradient": zero,
+        }
+        for fault, names in faults.items():
             if names:
-                raise AssertionError(f"after the first step {len(names)} trainable tensors have {what}: {names[:3]}")
-        self.done = True
+                raise AssertionError(f"after the first step {len(names)} trainable tensors have {fault}: {names[:3]}")
+        self.is_done = True
 
 
 class RunFiles(TrainerCallback):
-    """Writes metrics.jsonl, marks checkpoints complete, removes old ones, and calls the user's `on_checkpoint`."""
+    """Writes metrics.jsonl, completes checkpoints, removes old ones, and calls the user's `on_checkpoint`.
+
+    Args:
+        run: The run folder.
+        keep: Number of the newest checkpoints that stay.
+        on_checkpoint: Functions that are called with the folder of each complete checkpoint.
+        steps_per_epoch: Number of steps in an epoch; 0 for a stream.
+        is_cut_short: Tells whether training stops only to be resumed.
+        add_to: Writes into a checkpoint what the Trainer does not.
+    """
 
     def __init__(
-        self, run: Path, keep: int, on_checkpoint: list[Callable[[Path], None]], steps_per_epoch: int, *,
-        cut_short: Callable[[], bool] = lambda: False, add_to: Callable[[Path], None] = lambda checkpoint: None,
-    ):  # fmt: skip
-        self.run, self.keep, self.on_checkpoint, self.steps_per_epoch = run, keep, on_checkpoint, steps_per_epoch
-        self.cut_short = cut_short  # whether training stops only to be gone on with
-        self.add_to = add_to  # writes what else belongs to a checkpoint
+        self,
+        run: Path,
+        keep: int,
+        on_checkpoint: list[Callable[[Path], None]],
+        steps_per_epoch: int,
+        *,
+        is_cut_short: Callable[[], bool] = lambda: False,
+        add_to: Callable[[Path], None] = lambda checkpoint: None,
+    ):
+        self.run = run
+        self.keep = keep
+        self.on_checkpoint = on_checkpoint
+        self.steps_per_epoch = steps_per_epoch
+        self.is_cut_short = is_cut_short
+        self.add_to = add_to
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """One line of metrics.jsonl."""
-        if state.is_world_process_zero and logs:
-            record = {"step": state.global_step, "time": time.time(), **logs}
-            # The Trainer's own is of max_steps; of a stream nobody knows it.
-            record["epoch"] = round(state.global_step / self.steps_per_epoch, 4) if self.steps_per_epoch else None
-            runs.append_jsonl(self.run / runs.METRICS, record)
+        """Append a line to metrics.jsonl."""
+        if not state.is_world_process_zero or not logs:
+            return
+        record = {"step": state.global_step, "time": time.time(), **logs}
+        # The epoch that the Trainer logs is a share of max_steps. For a stream nobody knows the epoch.
+        record["epoch"] = None
+        if self.steps_per_epoch:
+            record["epoch"] = round(state.global_step / self.steps_per_epoch, 4)
+        runs.append_jsonl(self.run / runs.METRICS, record)
 
     def on_save(self, args, state, control, **kwargs):
-        """Everything of the checkpoint is on disk now."""
+        """Complete the checkpoint that the Trainer has just written."""
         if not state.is_world_process_zero:
             return
         folder = self.run / runs.CHECKPOINTS
         checkpoint = folder / f"checkpoint-{state.global_step}"
-        last = state.global_step >= state.max_steps or (control.should_training_stop and not self.cut_short())
         self.add_to(checkpoint)
-        last_of = state.max_steps if last else None
-        runs.mark_complete(checkpoint, step=state.global_step, last_of=last_of, files=runs.checksums(checkpoint))
-        best = folder / f"checkpoint-{state.best_global_step}" if state.best_global_step else None
+        is_last = state.global_step >= state.max_steps
+        if control.should_training_stop and not self.is_cut_short():
+            is_last = True
+        runs.mark_complete(
+            checkpoint,
+            step=state.global_step,
+            last_of=state.max_steps if is_last else None,
+            files=runs.checksums(checkpoint),
+        )
+        best = None
+        if state.best_global_step:
+            best = folder / f"checkpoint-{state.best_global_step}"
         runs.remove_old_checkpoints(self.run, self.keep, best)
         for function in self.on_checkpoint:
             function(checkpoint)
 
 
 class ScheduleGoesOn(TrainerCallback):
-    """The first learning rate after a resume is the schedule's, not the checkpoint's: steps may have been raised."""
+    """Sets the first learning rate after a resume to the schedule's: the number of steps may have been raised."""
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
-        """Every schedule of ours is a factor of the step; without raised steps this changes nothing."""
+        """Compute the rate of this step anew. If the steps were not raised, this changes nothing."""
+        # Every schedule of ours is a factor that depends on the step.
         rates = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
-        for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = base * factor(lr_scheduler.last_epoch)
-        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what get_last_lr reports
+        for group, (base_rate, factor) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = base_rate * factor(lr_scheduler.last_epoch)
+        # The Trainer logs what get_last_lr returns, and torch has no public way to set it.
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 class LastStep(TrainerCallback):
-    """Evaluates and saves after the last step, wherever it falls; stands behind the callbacks that may stop a run.
+    """Asks for an evaluation and a checkpoint after the last step, wherever it falls.
 
-    Who stops with a checkpoint of his own (a signal, too many unusable clips) is left alone.
+    It must come after the callbacks that can stop training. If they already asked for a checkpoint, it does nothing.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Asks for both."""
-        if state.global_step >= state.max_steps or (control.should_training_stop and not control.should_save):
-            control.should_evaluate = control.should_save = True
+        """Ask for both if this step is the last."""
+        was_stopped = control.should_training_stop and not control.should_save
+        if state.global_step >= state.max_steps or was_stopped:
+            control.should_evaluate = True
+            control.should_save = True
 
-    on_log = on_step_end  # a callback may stop on a loss it does not like: evaluation and checkpoint still follow
-
-
-LEAST_TO_STOP = 10  # unusable clips that stop a run before its end
-FEW = 2  # unusable clips that can be too many at all: one bad file never costs a run
+    # A user's callback may stop the run when it reads the loss: then, too, both follow.
+    on_log = on_step_end
 
 
 class LeftOutRule(TrainerCallback):
@@ -123,94 +176,112 @@ class LeftOutRule(TrainerCallback):
 
     Args:
         run: The run folder.
-        n_rows: Training clips of an epoch, or of a run on a stream.
-        batch_size: Clips in an optimizer step.
-        start: Steps that were made before.
-        max_share: `data.max_left_out`.
-        to_record: (split, clip) -> a line of left_out.jsonl.
-        saved: What `state` gave at the checkpoint that the run goes on from; {} where it kept none.
+        n_rows: Number of training clips in an epoch, or in a run on a stream.
+        batch_size: Number of clips in an optimizer step.
+        start: Number of steps that were made before.
+        max_share: The setting `data.max_left_out`.
+        to_record: Makes a line of left_out.jsonl: (split, clip) -> dict.
+        saved: What `state` returned at the checkpoint that the run goes on from; empty where it kept none.
     """
 
     def __init__(
-        self, run: Path, *, n_rows: int, batch_size: int, start: int, max_share: float, to_record: Callable,
+        self,
+        run: Path,
+        *,
+        n_rows: int,
+        batch_size: int,
+        start: int,
+        max_share: float,
+        to_record: Callable[[str, LeftOut], dict],
         saved: dict[str, int],
-    ):  # fmt: skip
-        self.path, self.n_rows, self.max_share, self.to_record = run / runs.LEFT_OUT, n_rows, max_share, to_record
+    ):
+        self.path = run / runs.LEFT_OUT
+        self.n_rows = n_rows
+        self.max_share = max_share
+        self.to_record = to_record
         self.step = start
-        self.known = {
-            (one["split"], one["row"]): one["reason"] for one in runs.read_jsonl(self.path)
-        }  # a resumed run meets some again
+        # A resumed run meets some clips again that it has already named: (split, row) -> reason.
+        self.known: dict[tuple[str, int], str] = {}
+        for record in runs.read_jsonl(self.path):
+            self.known[record["split"], record["row"]] = record["reason"]
         self.seen = saved.get("seen", min(n_rows, start * batch_size))
-        self.used = saved.get("used", start)  # an older checkpoint does not say: at least a clip a step
+        # The checkpoint of an older version does not say; each of its steps had at least one clip.
+        self.used = saved.get("used", start)
         self.stopped: str | None = None
 
     @property
     def reasons(self) -> list[str]:
-        """Why training clips were left out, so far."""
+        """The reasons of the training clips that were left out so far."""
         return [reason for (split, _), reason in self.known.items() if split == "train"]
 
     def rows(self, split: str) -> set[int]:
-        """Which rows of a split were left out, so far."""
+        """Return the rows of a split that were left out so far."""
         return {row for known, row in self.known if known == split}
 
     def state(self) -> dict[str, int]:
         """Return what a checkpoint keeps: how many clips were met, and how many of them were used."""
         return {"seen": self.seen, "used": self.used}
 
-    def add(self, split: str, left_out: list, *, step: int) -> None:
-        """Writes down the clips that are not known yet, and the steps made when they were met."""
-        fresh = [one for one in left_out if (split, one.row) not in self.known]
-        runs.append_jsonl(self.path, *({**self.to_record(split, one), "step": step} for one in fresh))
-        self.known.update({(split, one.row): one.reason for one in fresh})
+    def add(self, split: str, left_out: list[LeftOut], step: int) -> None:
+        """Write down the clips that are not known yet, with the number of steps made when they were met."""
+        fresh = [clip for clip in left_out if (split, clip.row) not in self.known]
+        runs.append_jsonl(self.path, *({**self.to_record(split, clip), "step": step} for clip in fresh))
+        for clip in fresh:
+            self.known[split, clip.row] = clip.reason
 
     def on_batch(self, batch: dict) -> None:
-        """Looks at a step before it is trained on."""
-        self.add("train", batch["left_out"], step=self.step + 1)
+        """Count the clips of a step before it is trained on."""
+        self.add("train", batch["left_out"], self.step + 1)
         self.seen = min(self.n_rows, self.seen + batch["n_clips"] + len(batch["left_out"]))
         self.used += batch["n_clips"]
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Stops after a checkpoint."""
+        """Stop the run, with a checkpoint, if too many clips were left out."""
         self.step = state.global_step
         self.stopped = self.verdict(is_over=state.global_step >= state.max_steps)
         if self.stopped:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
+            control.should_training_stop = True
 
     def verdict(self, *, is_over: bool) -> str | None:
         """Say why the run may not go on, or may not be called trained.
 
         Args:
-            is_over: Whether all steps are made.
+            is_over: True if all steps are made.
 
         Returns:
-            What is wrong; None where enough clips could be used.
+            The fault; None if enough clips could be used.
         """
         n_out = len(self.reasons)
-        if not n_out or not (is_over or self.seen >= min(200, self.n_rows)):
+        can_judge = is_over or self.seen >= min(CLIPS_TO_JUDGE, self.n_rows)
+        if not n_out or not can_judge:
             return None
-        is_too_many = n_out > self.max_share * self.seen and n_out >= (FEW if is_over else LEAST_TO_STOP)
-        is_empty = is_over and not self.used
-        if not is_too_many and not is_empty:
+        fewest = FEWEST_AT_THE_END if is_over else FEWEST_TO_STOP
+        has_too_many = n_out > self.max_share * self.seen and n_out >= fewest
+        has_learnt_nothing = is_over and not self.used
+        if not has_too_many and not has_learnt_nothing:
             return None
-        most = max(set(self.reasons), key=self.reasons.count)
+        most_frequent = max(set(self.reasons), key=self.reasons.count)
         n_seen = max(self.seen, n_out)
         return (
-            f"{n_out} of the first {n_seen} training clips cannot be used (for example: {most}); all are named in "
-            f"{self.path}"
+            f"{n_out} of the first {n_seen} training clips cannot be used (for example: {most_frequent}); all are "
+            f"named in {self.path}"
         )
 
 
 class Signals(TrainerCallback):
-    """Ctrl-C and SIGTERM: a checkpoint after the step in progress, then the end; a second one ends at once."""
+    """Turns Ctrl-C and SIGTERM into a checkpoint after the step in progress; a second one ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.training, self.process = False, os.getpid()
+        self.is_training = False
+        self.process = os.getpid()
 
     @contextlib.contextmanager
-    def caught(self):
-        """Handles both signals inside the block; elsewhere they do what they did."""
+    def caught(self) -> Iterator[None]:
+        """Handle both signals inside the block; after it, they do again what they did."""
         if threading.current_thread() is not threading.main_thread():
+            # Python sets handlers only in the main thread.
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -222,50 +293,63 @@ class Signals(TrainerCallback):
 
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self.process:
-            return  # a process that reads audio, before it leaves signals to the main one
-        if not self.training or self.received:
+            # A worker that reads audio, in the moment before it leaves signals to the main process.
+            return
+        if not self.is_training or self.received:
             raise Interrupted(number, "interrupted; nothing since the last checkpoint is kept.")
         self.received = number
         print("Stopping after this step, with a checkpoint; once more stops at once.", file=sys.stderr, flush=True)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """From now on there is a step to finish."""
-        self.training = True
+        """Note that from now on there is a step to finish."""
+        self.is_training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Asks for a checkpoint and the end."""
+        """Ask for a checkpoint and the end, if a signal came."""
         if self.received:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
+            control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        """No step any more."""
-        self.training = False
+        """Note that there is no step any more."""
+        self.is_training = False
 
 
 class Progress(TrainerCallback):
-    """A bar over the steps, with the loss, clips per second and the time left."""
+    """A bar over the steps, with the loss, clips per second and the time left.
+
+    Args:
+        batch_size: Number of clips in an optimizer step.
+    """
 
     def __init__(self, batch_size: int):
-        self.batch_size, self.bar, self.loss = batch_size, None, None
+        self.batch_size = batch_size
+        self.bar: Any = None
+        self.loss: float | None = None
+        self.first = 0
+        self.began = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Opens the bar."""
+        """Open the bar."""
         from tqdm import tqdm
 
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
-        self.first, self.began = state.global_step, time.monotonic()
+        self.first = state.global_step
+        self.began = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Remembers the loss."""
+        """Remember the loss."""
         self.loss = (logs or {}).get("loss", self.loss)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Moves on."""
-        rate = (state.global_step - self.first) * self.batch_size / (time.monotonic() - self.began)
-        shown = {"clips/s": f"{rate:.2f}"} | ({"loss": f"{self.loss:.3f}"} if self.loss is not None else {})
+        """Move the bar on."""
+        clips = (state.global_step - self.first) * self.batch_size
+        shown = {"clips/s": f"{clips / (time.monotonic() - self.began):.2f}"}
+        if self.loss is not None:
+            shown["loss"] = f"{self.loss:.3f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Closes the bar."""
+        """Close the bar."""
         self.bar.close()
