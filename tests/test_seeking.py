@@ -13,7 +13,7 @@ from test_audio import by_pyav, by_soundfile, speech_like
 from whisper_peft.data import audio, seeking
 from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.decoding import decode_pyav
-from whisper_peft.data.xing import header_of_the_rest, is_counted_alike
+from whisper_peft.data.xing import count_down_header, is_counted_alike
 
 SECONDS = 20.0
 OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")  # of one channel; 312 samples are dropped
@@ -260,14 +260,14 @@ def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
     from whisper_peft.data import decoding
 
     n_decoded = []
-    frames = decoding._frames
+    frames = decoding._decode_frames
 
     def counted(*arguments):
         for n_packets, frame in frames(*arguments):
             n_decoded.append(frame.samples)
             yield n_packets, frame
 
-    monkeypatch.setattr(decoding, "_frames", counted)
+    monkeypatch.setattr(decoding, "_decode_frames", counted)
     for name in (*MP3, *PACKETS):
         data, rate_hz = encoded[name]
         n_decoded.clear()
@@ -276,16 +276,16 @@ def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
         assert 1.9 < sum(n_decoded) / rate_hz < most_s, name
 
 
-def test_the_header_of_the_rest_of_an_mp3_states_what_is_left(encoded):
+def test_the_count_down_header_of_an_mp3_states_what_is_left(encoded):
     data = encoded["mp3"][0]
     name = max(data.find(b"Xing"), data.find(b"Info"))
     frame = data[name - 36 : name + 200]
     n_frames = int.from_bytes(data[name + 8 : name + 12], "big")
-    rest = header_of_the_rest(frame, 100, 5000)
+    rest = count_down_header(frame, 100, 5000)
     at = name - (name - 36)
     assert int.from_bytes(rest[at + 8 : at + 12], "big") == n_frames - 100
     assert len(rest) == len(frame) and rest[at + 16 :] == frame[at + 16 :]
-    assert header_of_the_rest(b"", 100, 5000) == b""
+    assert count_down_header(b"", 100, 5000) == b""
     assert is_counted_alike(frame, frame, n_frames, n_frames)
     assert not is_counted_alike(frame, frame, n_frames - 9, n_frames)
     assert not is_counted_alike(b"\xff\xfb\x90\x64" + b"\0" * 32 + b"VBRI", b"", n_frames, 0)

@@ -1,1 +1,1 @@
-"""Speech in, batches out: sources, audio, text, features and what a step is made of."""
+"""Speech in, batches out: sources, sound, text, features, and the clips of each step."""

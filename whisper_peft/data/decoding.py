@@ -1,7 +1,8 @@
-"""The two decoders: libsndfile for what it can read, FFmpeg's libraries for the rest; both within limits."""
+"""The two decoders, both within limits: libsndfile for what it can read, and FFmpeg's libraries for the rest."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,39 +12,29 @@ import numpy as np
 
 from whisper_peft.data.frames import is_part_of_a_frame
 from whisper_peft.data.mixing import Levels, Mixer
-from whisper_peft.data.structure import Marks, Structure, identity_of
+from whisper_peft.data.structure import Marks, Structure, identify_file
 from whisper_peft.files import printable
 
 if TYPE_CHECKING:
     import av
     import soundfile
 
-_BLOCK_SAMPLES = 1 << 18  # decoded at a time, all channels together: a header's claim never sizes an array
-_UNKNOWN_FRAMES = 1 << 48  # libsndfile gives 2**63 - 1 frames for a flac without a length
-_LOWEST_RATE_HZ = 1_000  # below, a header is broken, and resampling would blow a small file up without bound
-_HIGHEST_RATE_HZ = 10_000_000  # above, nothing is left of a broken header's second
-# Where libav's duration is read from a header, not estimated from a bit rate.
-_STATED_BY_HEADER = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8", "tak")
+# Samples that are decoded at a time, all channels together. So a header's claim never sizes an array.
+_BLOCK_SAMPLES = 1 << 18
+# libsndfile states 2**63 - 1 samples for a flac without a length.
+_UNKNOWN_SAMPLES = 1 << 48
+# Below this rate, a header is broken, and resampling would blow a small file up without bound.
+_LOWEST_RATE_HZ = 1_000
+# Above this rate, a header is broken: the samples of a file would make up no second.
+_HIGHEST_RATE_HZ = 10_000_000
 # Silence compresses without bound: a few kilobytes of flac can hold hours. Opus at 6 kbit/s has 64 samples a byte.
 _MOST_SAMPLES = 20_000_000
 _MOST_SAMPLES_A_BYTE = 64
 MOST_PACKETS = 4_000_000
-_MOST_IDLE_PACKETS = 10_000  # in a row, without any sound in them
-# FFmpeg 7 looks for frames in the first megabyte, and takes many seconds where each word could begin one.
-_AC3_SYNC_WORD = b"\x0b\x77"
-_AC3_PROBED_BYTES = "100000"  # a frame has 4 kB at most
-_CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
-_MOST_KNOWN_LEVELS = 1_000
-# What FFmpeg's libraries may read a file as. Play lists and session descriptions are not among them: they name other
-# files and addresses, which would be opened. Nor are pictures and subtitles.
-_DEMUXERS = (
-    "aa,aac,ac3,ac4,act,adx,aea,aiff,aix,amr,amrnb,amrwb,ape,apm,aptx,asf,asf_o,ast,au,avi,avr,bonk,brstm,bfstm,caf,"
-    "codec2,dsf,dss,dts,dtshd,dv,eac3,epaf,flac,flv,fsb,g722,g723_1,g726,g726le,g729,gsm,gxf,hca,iamf,iff,ilbc,ircam,"
-    "iss,ivf,kvag,laf,lc3,loas,matroska,mlp,mmf,mov,mp3,mpc,mpc8,mpeg,mpegts,msf,mtaf,mxf,nistsphere,nsv,nut,ogg,oma,"
-    "osq,paf,pva,pvf,qcp,qoa,rm,rso,sbc,sds,shn,siff,sln,sol,sox,spdif,swf,tak,truehd,tta,vag,voc,vqf,w64,wav,wavarc,"
-    "wsd,wtv,wv,wve,xa,xvag,xwma"
-)
-# What decoders raise on damaged files, besides av.FFmpegError.
+# So many packets in a row may hold no sound.
+_MOST_IDLE_PACKETS = 10_000
+# Exceptions that decoders raise on damaged files, besides av.FFmpegError. soundfile raises TypeError for a file whose
+# name ends in .raw, because it would need the format.
 DECODER_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -54,7 +45,6 @@ DECODER_ERRORS = (
     TypeError,
     ValueError,
 )
-_LEVELS: dict[tuple[int, ...], Levels] = {}  # file -> levels of its float samples
 
 
 class AudioError(Exception):
@@ -63,29 +53,46 @@ class AudioError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """What a decoder gave, up to where it failed, if it did."""
+    """The samples that a decoder gave, and how far it came if it failed."""
 
-    wave: np.ndarray  # float32 (n_samples,), from start_s on, on the file's own scale
+    # float32 (n_samples,), from the start of the piece on, on the file's own scale.
+    wave: np.ndarray
     rate_hz: int
-    read_s: float  # how far into the file decoding came
-    stated_s: float | None = None  # of the whole file, by its header
+    # How far into the file decoding came, in seconds.
+    read_s: float
+    # Length of the whole file by its header, in seconds.
+    stated_s: float | None = None
+    # Why decoding stopped before the end.
     failure: str | None = None
-    full_scale: float | None = 1.0  # None: single samples are far over it
-    peak: float = 0.0  # of float samples
+    # The value of full scale in float samples; None if single samples are far over it.
+    full_scale: float | None = 1.0
+    # The largest absolute value of float samples.
+    peak: float = 0.0
+    # Seconds in which the channels cancelled each other.
     cancelled_s: float = 0.0
-    cut_off: bool = False  # the last frame is not all there
+    # Whether the file ends within its last frame.
+    cut_off: bool = False
 
     @property
     def wave_s(self) -> float:
-        """Seconds of the wave."""
+        """Length of the wave in seconds."""
         return len(self.wave) / self.rate_hz
 
 
-_NOTHING = np.zeros(0, np.float32)
+_NO_SAMPLES = np.zeros(0, np.float32)
 
 
 def decode(file: BinaryIO, structure: Structure, start_s: float, end_s: float | None) -> Clip:
-    """Decode by soundfile, else by PyAV; of two failures, the one that came further tells more."""
+    """Decode with libsndfile, and with FFmpeg's libraries if that fails.
+
+    If both fail, the clip of the decoder that came further is returned, because its failure tells more.
+
+    Args:
+        file: The file, open for reading.
+        structure: The facts that the file states about itself.
+        start_s: Start of the piece, in seconds.
+        end_s: End of the piece, in seconds; None for the end of the file.
+    """
     clips = []
     if structure.for_soundfile:
         clips.append(decode_soundfile(file, start_s, end_s))
@@ -96,58 +103,97 @@ def decode(file: BinaryIO, structure: Structure, start_s: float, end_s: float | 
 
 
 def decode_soundfile(file: BinaryIO, start_s: float, end_s: float | None) -> Clip:
-    """Decode with libsndfile: wav, flac, ogg, opus, mp3 and other classics."""
+    """Decode with libsndfile: wav, flac, ogg, opus, mp3 and other classics.
+
+    Args:
+        file: The file, open for reading.
+        start_s: Start of the piece, in seconds.
+        end_s: End of the piece, in seconds; None for the end of the file.
+    """
     import soundfile
 
     mixer: Mixer | None = None
     levels = Levels()
     full_scale: float | None = 1.0
-    stated_s, failure = None, None
-    n_bytes = _size_of(file)
+    stated_s = None
+    failure = None
+    n_bytes = _measure_file(file)
     try:
-        with soundfile.SoundFile(_Steady(file)) as sound:
-            if sound.frames >= _UNKNOWN_FRAMES:  # libsndfile loses the last block of a flac without a length
-                return Clip(_NOTHING, 1, 0.0, failure="a flac that states no length")
-            mixer = Mixer(_checked_rate(sound.samplerate))
+        with soundfile.SoundFile(_FileForLibsndfile(file)) as sound:
+            if sound.frames >= _UNKNOWN_SAMPLES:
+                # libsndfile would lose the last block of such a file.
+                return Clip(_NO_SAMPLES, 1, 0.0, failure="a flac that states no length")
+            mixer = Mixer(_check_rate(sound.samplerate))
             stated_s = sound.frames / mixer.rate_hz
             is_float = sound.subtype in ("FLOAT", "DOUBLE")
             start = round(start_s * mixer.rate_hz)
-            end = sound.frames if end_s is None else min(sound.frames, round(end_s * mixer.rate_hz))
-            left = max(0, end - start)
-            is_piece = left < sound.frames
-            if left:
-                sound.seek(start)
-            while left:
-                asked = min(left, max(1, _BLOCK_SAMPLES // sound.channels))
-                block = sound.read(asked, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+            end = sound.frames
+            if end_s is not None:
+                end = min(end, round(end_s * mixer.rate_hz))
+            is_piece = max(0, end - start) < sound.frames
+            for block in _read_blocks(sound, start, end):
                 mixer.add(block)
                 if is_float and not is_piece:
                     levels.add(block)
                 _refuse_endless(n_bytes, mixer.n_samples, mixer.rate_hz)
-                left -= len(block)
-                if len(block) < asked:
-                    break
             if is_float:
-                levels = _levels_of_file(file, sound) if is_piece else levels
+                if is_piece:
+                    levels = _measure_levels(file, sound)
                 full_scale = levels.full_scale
-    except DECODER_ERRORS as error:  # TypeError: a name in .raw without its format
-        failure = _unreadable(error)
+    except DECODER_ERRORS as error:
+        failure = _describe_failure(error)
     if mixer is None:
-        return Clip(_NOTHING, 1, 0.0, failure=failure)
-    read_s = start_s + mixer.n_samples / mixer.rate_hz if mixer.n_samples else 0.0
-    wave, cancelled_s = mixer.wave()
-    return Clip(wave, mixer.rate_hz, read_s, stated_s, failure, full_scale, levels.peak, cancelled_s)
+        return Clip(_NO_SAMPLES, 1, 0.0, failure=failure)
+    read_s = 0.0
+    if mixer.n_samples:
+        read_s = start_s + mixer.n_samples / mixer.rate_hz
+    wave, cancelled_s = mixer.take_wave()
+    return Clip(
+        wave,
+        mixer.rate_hz,
+        read_s,
+        stated_s=stated_s,
+        failure=failure,
+        full_scale=full_scale,
+        peak=levels.peak,
+        cancelled_s=cancelled_s,
+    )
 
 
-class _Steady:
+def _read_blocks(sound: soundfile.SoundFile, start: int, end: int) -> Iterator[np.ndarray]:
+    """Yield the samples of a piece, float32 (n_samples, n_channels) at a time.
+
+    Args:
+        sound: The file, open in libsndfile.
+        start: Number of the first sample.
+        end: Number of the sample behind the last one.
+    """
+    n_left = max(0, end - start)
+    if n_left:
+        sound.seek(start)
+    while n_left:
+        n_asked = min(n_left, max(1, _BLOCK_SAMPLES // sound.channels))
+        block = sound.read(n_asked, dtype="float32", always_2d=True)
+        yield block
+        n_left -= len(block)
+        if len(block) < n_asked:
+            break
+
+
+class _FileForLibsndfile:
     """A file as libsndfile may use it: a place before its beginning, or far behind its end, is not gone to.
 
-    libsndfile calls this from C, where an exception would not be raised but printed.
+    libsndfile calls the file from C, where an exception would not be raised but printed.
+
+    Args:
+        file: The file, open for reading.
     """
 
     def __init__(self, file: BinaryIO):
+        # BinaryIO promises no `readinto`, but files and contents in memory have it.
+        assert isinstance(file, io.BufferedIOBase)
         self._file = file
-        # The file's own methods: they are called a hundred times for each clip.
+        # The file's own methods are taken, because libsndfile calls them a hundred times for each clip.
         self.read = file.read
         self.readinto = file.readinto
         self.tell = file.tell
@@ -159,113 +205,173 @@ class _Steady:
             return self._file.tell()
 
 
-def _levels_of_file(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
-    """Take the levels of float samples from the whole file, so that its pieces are all divided by the same."""
-    key = identity_of(file)
-    if key in _LEVELS:
-        return _LEVELS[key]
+# The levels of the float samples of whole files, by the key of the file.
+_KNOWN_LEVELS: dict[tuple[int, ...], Levels] = {}
+_MOST_KNOWN_LEVELS = 1_000
+
+
+def _measure_levels(file: BinaryIO, sound: soundfile.SoundFile) -> Levels:
+    """Measure the levels of float samples in the whole file, so that its pieces are all divided by the same number."""
+    key = identify_file(file)
+    if key in _KNOWN_LEVELS:
+        return _KNOWN_LEVELS[key]
     levels = Levels()
     sound.seek(0)
     for block in sound.blocks(max(1, _BLOCK_SAMPLES // sound.channels), dtype="float32", always_2d=True):
         levels.add(block)
-    if len(_LEVELS) >= _MOST_KNOWN_LEVELS:
-        _LEVELS.clear()
-    _LEVELS[key] = levels
+    if len(_KNOWN_LEVELS) >= _MOST_KNOWN_LEVELS:
+        _KNOWN_LEVELS.clear()
+    _KNOWN_LEVELS[key] = levels
     return levels
+
+
+# Codecs whose packets are frames that state their own size.
+_CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")
 
 
 def decode_pyav(file: BinaryIO, start_s: float, end_s: float | None, marks: Marks | None = None, mark: int = 0) -> Clip:
     """Decode with FFmpeg's libraries: webm, m4a, mp4 and the rest.
 
     Args:
-        file: Open for reading.
+        file: The file, open for reading.
         start_s: Start of the piece, in seconds.
         end_s: End of the piece, in seconds; None for the end of the file.
         marks: Time stamps at which decoding can begin; None to decode from the start of the file.
         mark: Number of the mark at which decoding begins.
 
     Returns:
-        What was decoded. It has a failure, too, where the packet of the mark is not found.
+        The decoded samples. The clip has a failure if no packet has the time stamp of the mark.
     """
     import av
 
-    mixer: Mixer | None = None
-    levels = Levels()
-    stated_s, failure, n_read, cut_off = None, None, 0, False
-    n_bytes = _size_of(file)
+    piece = _Piece(start_s, end_s, marks, mark, _measure_file(file))
+    stated_s = None
+    failure = None
+    cut_off = False
     try:
         with open_container(file) as container:
             if not container.streams.audio:
-                return Clip(_NOTHING, 1, 0.0, failure="no sound in it")
-            stated_s = _stated_by_container(container)
+                return Clip(_NO_SAMPLES, 1, 0.0, failure="no sound in it")
+            stated_s = _read_stated_s(container)
             if container.streams.audio[0].codec_context is None:
-                return Clip(_NOTHING, 1, 0.0, failure="in a coding that cannot be decoded")
+                return Clip(_NO_SAMPLES, 1, 0.0, failure="its codec cannot be decoded")
             codec = container.streams.audio[0].codec_context.name
-            is_float = codec.startswith("pcm_f") or codec == "wavpack"  # the others have a scale of their own
+            # The float samples of other codecs have a scale of their own.
+            piece.is_float = codec.startswith("pcm_f") or codec == "wavpack"
             last_packet: list[bytes] = []
             first_stamp = None if marks is None else marks.places[mark]
-            for n_packets, frame in _frames(container, last_packet, first_stamp):
-                if mixer is None:
-                    mixer = Mixer(_checked_rate(frame.sample_rate))
-                    piece_start = round(start_s * mixer.rate_hz)
-                    piece_end = None if end_s is None else round(end_s * mixer.rate_hz)
-                    if marks is not None:
-                        if frame.sample_rate != marks.rate_hz or frame.samples > marks.packet_samples:
-                            raise ValueError("packets that hold less, or more, than those at the beginning of the file")
-                        # A decoder may drop its first samples wherever it begins, so the end of the frame is counted.
-                        packets_end = marks.samples_before(mark) + n_packets * marks.packet_samples
-                        n_read = packets_end - marks.n_dropped - frame.samples
-                elif frame.sample_rate != mixer.rate_hz:
-                    failure = f"the sampling rate changes from {mixer.rate_hz} to {frame.sample_rate} Hz in the file"
+            for n_packets, frame in _decode_frames(container, last_packet, first_stamp):
+                if not piece.add(n_packets, frame):
                     break
-                n_samples = frame.samples
-                begin, n_read = n_read, n_read + n_samples
-                _refuse_endless(n_bytes, n_read, mixer.rate_hz)
-                first = max(0, piece_start - begin)
-                last = n_samples if piece_end is None else min(n_samples, piece_end - begin)
-                if first < last or is_float:
-                    block = _channels(frame)
-                    if is_float:
-                        levels.add(block)
-                    if first < last:
-                        mixer.add(block[first:last])
-                if last < n_samples and not is_float:  # the scale of float samples is the whole file's
-                    break
+            failure = piece.failure
             cut_off = codec in _CODECS_OF_FRAMES and any(map(is_part_of_a_frame, last_packet))
     except (av.FFmpegError, *DECODER_ERRORS) as error:
-        failure = _unreadable(error)
-    if mixer is None:
-        return Clip(_NOTHING, 1, 0.0, stated_s, failure)
-    wave, cancelled_s = mixer.wave()
+        failure = _describe_failure(error)
+    if piece.mixer is None:
+        return Clip(_NO_SAMPLES, 1, 0.0, stated_s, failure)
+    wave, cancelled_s = piece.mixer.take_wave()
     return Clip(
         wave,
-        mixer.rate_hz,
-        n_read / mixer.rate_hz,
-        stated_s,
-        failure,
-        levels.full_scale,
-        levels.peak,
-        cancelled_s,
-        cut_off,
+        piece.mixer.rate_hz,
+        piece.n_read / piece.mixer.rate_hz,
+        stated_s=stated_s,
+        failure=failure,
+        full_scale=piece.levels.full_scale,
+        peak=piece.levels.peak,
+        cancelled_s=cancelled_s,
+        cut_off=cut_off,
     )
 
 
-def _frames(
+class _Piece:
+    """The samples of a piece, cut out of the frames that are decoded around it.
+
+    Args:
+        start_s: Start of the piece, in seconds.
+        end_s: End of the piece, in seconds; None for the end of the file.
+        marks: Places at which decoding can begin; None if it begins at the start of the file.
+        mark: Number of the mark at which decoding begins.
+        n_bytes: Size of the file.
+    """
+
+    def __init__(self, start_s: float, end_s: float | None, marks: Marks | None, mark: int, n_bytes: int):
+        # None until the first frame states the sampling rate.
+        self.mixer: Mixer | None = None
+        self.levels = Levels()
+        # Whether the samples are floats that may be on another scale; then the whole file is read for it.
+        self.is_float = False
+        # Number of the sample of the file behind the last one that was decoded.
+        self.n_read = 0
+        self.failure: str | None = None
+        self._start_s = start_s
+        self._end_s = end_s
+        self._marks = marks
+        self._mark = mark
+        self._n_bytes = n_bytes
+
+    def add(self, n_packets: int, frame: av.AudioFrame) -> bool:
+        """Take the next frame.
+
+        Args:
+            n_packets: Number of packets that were decoded so far.
+            frame: A frame of the last of these packets.
+
+        Returns:
+            Whether the next frame is needed, too.
+
+        Raises:
+            AudioError: The file unpacks to far more sound than speech would.
+            ValueError: The packets are not like those at the beginning of the file, or the sampling rate is broken.
+        """
+        if self.mixer is None:
+            self.mixer = Mixer(_check_rate(frame.sample_rate))
+            if self._marks is not None:
+                self.n_read = self._count_samples_before(self._marks, n_packets, frame)
+        elif frame.sample_rate != self.mixer.rate_hz:
+            self.failure = f"the sampling rate changes from {self.mixer.rate_hz} to {frame.sample_rate} Hz in the file"
+            return False
+        frame_start = self.n_read
+        self.n_read += frame.samples
+        _refuse_endless(self._n_bytes, self.n_read, self.mixer.rate_hz)
+        # The samples of the frame that belong to the piece.
+        first = max(0, round(self._start_s * self.mixer.rate_hz) - frame_start)
+        last = frame.samples
+        if self._end_s is not None:
+            last = min(last, round(self._end_s * self.mixer.rate_hz) - frame_start)
+        if first < last or self.is_float:
+            block = _read_samples(frame)
+            if self.is_float:
+                self.levels.add(block)
+            if first < last:
+                self.mixer.add(block[first:last])
+        # The scale of float samples is that of the whole file.
+        return last >= frame.samples or self.is_float
+
+    def _count_samples_before(self, marks: Marks, n_packets: int, frame: av.AudioFrame) -> int:
+        """Count the samples of the file before the first frame that is decoded from a mark on."""
+        if frame.sample_rate != marks.rate_hz or frame.samples > marks.packet_samples:
+            raise ValueError("packets that hold less, or more, than those at the beginning of the file")
+        # A decoder may drop its first samples wherever it begins, so the count goes by the end of the frame.
+        packets_end = marks.samples_before(self._mark) + n_packets * marks.packet_samples
+        return packets_end - marks.n_dropped - frame.samples
+
+
+def _decode_frames(
     container: av.container.InputContainer, last_packet: list[bytes], first_stamp: int | None
 ) -> Iterator[tuple[int, av.AudioFrame]]:
     """Yield the decoded frames of the first stream of sound.
 
     Args:
-        container: Open for reading.
-        last_packet: Takes the last packet of the file, once it was read to the end.
-        first_stamp: Time stamp of the packet to begin with; None for the first one of the file.
+        container: The file, open in FFmpeg's libraries.
+        last_packet: A list that takes the last packet of the file, once the file was read to its end.
+        first_stamp: Time stamp of the packet at which decoding begins; None for the first packet of the file.
 
     Yields:
-        How many packets were decoded so far, and a frame of the last one of them.
+        The number of packets that were decoded so far, and a frame of the last one of them.
 
     Raises:
         AudioError: Thousands of packets hold nothing.
-        ValueError: There is no packet of that time stamp.
+        ValueError: No packet has that time stamp.
     """
     stream = container.streams.audio[0]
     if first_stamp is not None:
@@ -277,12 +383,14 @@ def _frames(
         if first_stamp is not None and n_packets == 0 and packet.pts != first_stamp:
             if packet.pts is None or packet.pts > first_stamp:
                 raise ValueError(f"no packet with the time stamp {first_stamp}")
-            continue  # a container leads to a place before it, up to some seconds
+            # A container leads to a place up to some seconds before the time stamp.
+            continue
         n_packets += 1
         n_idle += 1
         if packet.size:
             last = packet
-        elif last is not None:  # the empty packet that ends the stream
+        elif last is not None:
+            # An empty packet ends the stream.
             last_packet.append(bytes(last))
         for frame in packet.decode():
             n_idle = 0
@@ -298,20 +406,22 @@ def _refuse_endless(n_bytes: int, n_samples: int, rate_hz: int) -> None:
         raise AudioError(f"over {seconds:.0f} s in {n_bytes:,} bytes: next to nothing but silence; cut it into clips")
 
 
-def _size_of(file: BinaryIO) -> int:
-    """Measure a file in bytes, and go back to its start."""
+def _measure_file(file: BinaryIO) -> int:
+    """Return the bytes of a file, and go back to its start."""
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     return n_bytes
 
 
-def _channels(frame: av.AudioFrame) -> np.ndarray:
-    """Give one decoded frame as float32 (n_samples, n_channels), integers with full scale 1."""
+def _read_samples(frame: av.AudioFrame) -> np.ndarray:
+    """Return the samples of a decoded frame as float32 (n_samples, n_channels), integers with full scale 1."""
     if frame.format.name == "fltp" and len(frame.planes) == 1:
-        # An hour of mp3 has 140,000 such frames, and to_ndarray takes half as long as decoding them.
+        # An hour of mp3 has 140,000 such frames, and to_ndarray takes half as long as decoding them. The samples are
+        # copied, so that the frame can be freed.
         samples = np.frombuffer(frame.planes[0], np.float32, frame.samples)
-        return samples.copy()[:, np.newaxis]  # a copy, so that the frame can be freed
-    array = frame.to_ndarray()  # planar: (n_channels, n_samples); packed: (1, n_samples * n_channels)
+        return samples.copy()[:, np.newaxis]
+    array = frame.to_ndarray()
+    # A planar frame comes as (n_channels, n_samples), a packed one as (1, n_samples * n_channels).
     array = array.T if frame.format.is_planar else array.reshape(frame.samples, -1)
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / 128
@@ -320,30 +430,56 @@ def _channels(frame: av.AudioFrame) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def _checked_rate(rate_hz: int) -> int:
+def _check_rate(rate_hz: int) -> int:
+    """Return a sampling rate; raise ValueError if a header that states it is broken."""
     if not _LOWEST_RATE_HZ <= rate_hz <= _HIGHEST_RATE_HZ:
         raise ValueError(f"a sampling rate of {rate_hz} Hz")
     return rate_hz
 
 
-def _unreadable(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
+    """Say in a few words why a decoder failed."""
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     reason = printable(" ".join(str(reason).split()).rstrip("."))
     return f"cannot be read as audio ({reason or type(error).__name__})"
 
 
-def _stated_by_container(container: av.container.InputContainer) -> float | None:
-    """Seconds that the header of an open container states; None where libav would only be guessing."""
-    if container.duration and container.format.name.split(",")[0] in _STATED_BY_HEADER:
-        return container.duration / 1_000_000  # av.time_base
+# Containers whose duration libav reads from a header. For others it estimates the duration from a bit rate.
+_FORMATS_THAT_STATE_DURATION = ("mov", "matroska", "flac", "wv", "tta", "ape", "mpc", "mpc8", "tak")
+
+
+def _read_stated_s(container: av.container.InputContainer) -> float | None:
+    """Return the seconds that the header of an open container states; None where libav would only be guessing."""
+    if container.duration and container.format.name.split(",")[0] in _FORMATS_THAT_STATE_DURATION:
+        # The unit is av.time_base: a microsecond.
+        return container.duration / 1_000_000
     return None
 
 
+# FFmpeg 7 looks for frames in the first megabyte, and takes many seconds where each word could begin a frame. A frame
+# has 4 kB at most, so 100 kB are enough.
+_AC3_SYNC_WORD = b"\x0b\x77"
+_AC3_PROBED_BYTES = "100000"
+# The formats that FFmpeg's libraries may take a file for. Play lists and session descriptions are not among them: they
+# name other files and addresses, which would be opened. Nor are pictures and subtitles.
+_DEMUXERS = (
+    "aa,aac,ac3,ac4,act,adx,aea,aiff,aix,amr,amrnb,amrwb,ape,apm,aptx,asf,asf_o,ast,au,avi,avr,bonk,brstm,bfstm,caf,"
+    "codec2,dsf,dss,dts,dtshd,dv,eac3,epaf,flac,flv,fsb,g722,g723_1,g726,g726le,g729,gsm,gxf,hca,iamf,iff,ilbc,ircam,"
+    "iss,ivf,kvag,laf,lc3,loas,matroska,mlp,mmf,mov,mp3,mpc,mpc8,mpeg,mpegts,msf,mtaf,mxf,nistsphere,nsv,nut,ogg,oma,"
+    "osq,paf,pva,pvf,qcp,qoa,rm,rso,sbc,sds,shn,siff,sln,sol,sox,spdif,swf,tak,truehd,tta,vag,voc,vqf,w64,wav,wavarc,"
+    "wsd,wtv,wv,wve,xa,xvag,xwma"
+)
+
+
 def open_container(file: BinaryIO) -> av.container.InputContainer:
-    """Open with PyAV; a tag that is not UTF-8 is no reason to refuse the sound (PyAV 19 thinks so, too)."""
+    """Open a file with FFmpeg's libraries, as sound and nothing else.
+
+    A tag that is not UTF-8 is no reason to refuse the sound. PyAV thinks so, too, from version 19 on.
+    """
     import av
 
-    tolerant = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    is_strict = int(av.__version__.split(".")[0]) < 19
+    tolerant = {"metadata_errors": "replace"} if is_strict else {}
     # A playlist (.m3u8) or session description (.sdp) in place of sound names addresses that libav would open.
     limits = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
     file.seek(0)
@@ -354,13 +490,17 @@ def open_container(file: BinaryIO) -> av.container.InputContainer:
 
 
 def read_header_s(file: BinaryIO) -> float | None:
-    """Read the seconds that a file states to libsndfile; None where it cannot read it, or no length is stated."""
+    """Read the seconds that a file states to libsndfile.
+
+    Returns:
+        None if libsndfile cannot read the file, or no length is stated.
+    """
     import soundfile
 
     file.seek(0)
     try:
-        with soundfile.SoundFile(_Steady(file)) as sound:
-            if 0 < sound.frames < _UNKNOWN_FRAMES and sound.samplerate > 0:
+        with soundfile.SoundFile(_FileForLibsndfile(file)) as sound:
+            if 0 < sound.frames < _UNKNOWN_SAMPLES and sound.samplerate > 0:
                 return sound.frames / sound.samplerate
     except DECODER_ERRORS:
         pass
@@ -368,7 +508,14 @@ def read_header_s(file: BinaryIO) -> float | None:
 
 
 def read_container_s(file: BinaryIO) -> float | None:
-    """Seconds by the container's header, else by its packets, not decoded; None if neither tells."""
+    """Read the seconds that a container's header states, or else add up its packets, which are not decoded.
+
+    Returns:
+        None if neither tells.
+
+    Raises:
+        AudioError: The file has millions of packets.
+    """
     import av
 
     file.seek(0)
@@ -376,11 +523,12 @@ def read_container_s(file: BinaryIO) -> float | None:
         with open_container(file) as container:
             if not container.streams.audio:
                 return None
-            stated_s = _stated_by_container(container)
+            stated_s = _read_stated_s(container)
             if stated_s is not None:
                 return stated_s
             stream = container.streams.audio[0]
-            total = 0  # in time bases
+            # In units of the stream's time base.
+            total = 0
             for number, packet in enumerate(container.demux(stream)):
                 if number >= MOST_PACKETS:
                     raise AudioError(f"damaged: more than {MOST_PACKETS:,} packets")

@@ -1,7 +1,7 @@
-"""Pieces of long recordings, decoded from near their start, with the samples that decoding from the beginning gives.
+"""Decode pieces of long recordings from near their start, with the samples that decoding from the beginning gives.
 
-What has to be known of a file for this is read once and remembered. Where it cannot be known, or a piece that was read
-in this way is not all there, decoding begins at the start of the file, which is slower and finds every fault.
+What has to be known of a file for this is read once and remembered. Where it cannot be known, or where a piece that was
+read in this way is not all there, decoding begins at the start of the file. That is slower and finds every fault.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import math
 from array import array
 from fractions import Fraction
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -24,36 +24,28 @@ from whisper_peft.data.decoding import (
     decode_pyav,
     open_container,
 )
-from whisper_peft.data.structure import Marks, Structure, falls_short, identity_of
+from whisper_peft.data.structure import Marks, Structure, falls_short, identify_file
 from whisper_peft.data.truncation import read_structure
-from whisper_peft.data.xing import header_of_the_rest
+from whisper_peft.data.xing import count_down_header
 
 if TYPE_CHECKING:
     import av
 
-# A recording of two hours takes 60 kB.
+# The facts about a recording of two hours take 60 kB of memory.
 _MOST_KNOWN_FILES = 500
-# Their decoders give the same samples wherever they begin, after a second at most. All of AC-3 has noise of the
-# decoder's own, and Vorbis has packets of two sizes.
-_CODECS = ("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus")
-# An AAC encoder may ask for noise, "this loud". The decoder makes it from a state that depends on all that came before,
-# so two decodings that begin at different places show it.
-_NOISY_CODECS = ("aac",)
-_MARKS_BETWEEN = 8  # between the two places, about a second each; the state changes with each noisy packet
-_MOST_NOISE = 5e-4  # of full scale: -66 dB
 _STRUCTURES: dict[tuple[int, ...], Structure] = {}
 _PACKET_MARKS: dict[tuple[int, ...], Marks | None] = {}
 
 
-def known_structure(file: BinaryIO) -> Structure:
+def read_structure_once(file: BinaryIO) -> Structure:
     """Read what a file states about itself, once for all its pieces."""
-    identity = identity_of(file)
-    structure = _STRUCTURES.get(identity)
+    key = identify_file(file)
+    structure = _STRUCTURES.get(key)
     if structure is None:
         structure = read_structure(file)
         if len(_STRUCTURES) >= _MOST_KNOWN_FILES:
             _STRUCTURES.clear()
-        _STRUCTURES[identity] = structure
+        _STRUCTURES[key] = structure
     return structure
 
 
@@ -61,8 +53,8 @@ def decode_piece(file: BinaryIO, structure: Structure, start_s: float, end_s: fl
     """Decode a piece of a recording from near its start if that is possible, else from the start of the file.
 
     Args:
-        file: Open for reading.
-        structure: What the file states about itself.
+        file: The file, open for reading.
+        structure: The facts that the file states about itself.
         start_s: Start of the piece, in seconds.
         end_s: End of the piece, in seconds; None for the end of the file.
     """
@@ -84,32 +76,37 @@ def decode_piece(file: BinaryIO, structure: Structure, start_s: float, end_s: fl
 def _decode_from_frame(file: BinaryIO, marks: Marks, start_s: float, end_s: float | None) -> Clip | None:
     """Decode an mp3 from a mark on, as an mp3 of its own in which the frames before the mark are left out.
 
-    FFmpeg decodes it even where libsndfile decodes the whole file: libsndfile walks all frames before a piece, and
-    in an mp3 of 16 kbit/s its samples were wrong after seeking.
+    FFmpeg decodes it even where libsndfile decodes the whole file: libsndfile walks all frames before a piece, and in
+    an mp3 of 16 kbit/s its samples were wrong after seeking.
+
+    Returns:
+        None if the piece is so close to the beginning that decoding begins there.
     """
     number = marks.number_before(start_s)
     if number is None:
         return None
     left_out_s = marks.samples_before(number) / marks.rate_hz
     rest_end_s = None if end_s is None else end_s - left_out_s
-    clip = decode_pyav(_Rest(file, marks, number), start_s - left_out_s, rest_end_s)
+    rest = io.BufferedReader(_RestOfMp3(file, marks, number))
+    clip = decode_pyav(rest, start_s - left_out_s, rest_end_s)
     return dataclasses.replace(clip, read_s=left_out_s + clip.read_s)
 
 
-class _Rest(io.RawIOBase):
+class _RestOfMp3(io.RawIOBase):
     """An mp3 without the frames before a mark: the frame with its Xing header, if it has one, and the frames behind.
 
     Args:
         file: The mp3, open for reading.
-        marks: Where its frames begin.
-        number: Of the mark.
+        marks: The places of its frames.
+        number: Number of the mark.
     """
 
     def __init__(self, file: BinaryIO, marks: Marks, number: int):
         super().__init__()
         place = marks.places[number]
-        self._head = header_of_the_rest(marks.head, number * marks.step, place - marks.places[0])
+        self._head = count_down_header(marks.xing_frame, number * marks.mark_packets, place - marks.places[0])
         self._file = file
+        # The place in the file that stands for the beginning of the rest.
         self._file_start = place - len(self._head)
         self._n_bytes = file.seek(0, io.SEEK_END) - self._file_start
         self._position = 0
@@ -130,7 +127,7 @@ class _Rest(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         content = self._head[self._position : self._position + len(buffer)]
         if not content:
             self._file.seek(self._file_start + self._position)
@@ -140,45 +137,74 @@ class _Rest(io.RawIOBase):
         return len(content)
 
 
+# A mark lies a second or more before the piece, and the first mark is the beginning of the file.
+_LEAST_START_S = 2
+# Where the decoder may make noise of its own, a piece is decoded a second time, from so many marks (seconds) further
+# back. The state that the noise comes from changes with each noisy packet, so two decodings of a noisy piece differ.
+_MARKS_FURTHER_BACK = 8
+# The two decodings may differ by so much of full scale: -66 dB.
+_MOST_NOISE = 5e-4
+
+
 def _decode_from_packet(file: BinaryIO, start_s: float, end_s: float | None) -> Clip | None:
-    """Decode an mp4, m4a, mkv or webm from the packet of a mark on."""
-    if start_s < 2:  # a mark lies a second before the piece, and the first one is the beginning
+    """Decode an mp4, m4a, mkv or webm from the packet of a mark on.
+
+    Returns:
+        None if decoding has to begin at the start of the file.
+    """
+    if start_s < _LEAST_START_S:
         return None
-    identity = identity_of(file)
-    if identity in _PACKET_MARKS:
-        marks = _PACKET_MARKS.get(identity)  # None, too, if another thread has just forgotten them all
-    else:
-        marks = _read_packet_marks(file)
-        if len(_PACKET_MARKS) >= _MOST_KNOWN_FILES:
-            _PACKET_MARKS.clear()
-        _PACKET_MARKS[identity] = marks
-    number = None if marks is None else marks.number_before(start_s)
+    key = identify_file(file)
+    marks = _read_packet_marks_once(file, key)
+    if marks is None:
+        return None
+    number = marks.number_before(start_s)
     if number is None:
         return None
     clip = decode_pyav(file, start_s, end_s, marks, number)
     if not marks.may_be_noisy:
         return clip
-    if number <= _MARKS_BETWEEN:
+    if number <= _MARKS_FURTHER_BACK:
         return None
-    from_further_back = decode_pyav(file, start_s, end_s, marks, number - _MARKS_BETWEEN)
+    from_further_back = decode_pyav(file, start_s, end_s, marks, number - _MARKS_FURTHER_BACK)
     if not _sound_the_same(clip, from_further_back):
-        _PACKET_MARKS[identity] = None  # all its pieces are decoded from the start
+        # From now on, all pieces of this file are decoded from its start.
+        _PACKET_MARKS[key] = None
         return None
     return clip
 
 
-def _sound_the_same(one: Clip, other: Clip) -> bool:
-    if one.wave.shape != other.wave.shape:
+def _read_packet_marks_once(file: BinaryIO, key: tuple[int, ...]) -> Marks | None:
+    """Read the time stamps of all packets, once for all pieces of a file; see `_read_packet_marks`."""
+    if key in _PACKET_MARKS:
+        # This is None, too, if another thread has just forgotten all files.
+        return _PACKET_MARKS.get(key)
+    marks = _read_packet_marks(file)
+    if len(_PACKET_MARKS) >= _MOST_KNOWN_FILES:
+        _PACKET_MARKS.clear()
+    _PACKET_MARKS[key] = marks
+    return marks
+
+
+def _sound_the_same(clip: Clip, other: Clip) -> bool:
+    if clip.wave.shape != other.wave.shape:
         return False
-    return bool(np.abs(one.wave - other.wave).max(initial=0.0) <= _MOST_NOISE)
+    return bool(np.abs(clip.wave - other.wave).max(initial=0.0) <= _MOST_NOISE)
+
+
+# The decoders of these codecs give the same samples wherever they begin, after a second at most. AC-3 is missing,
+# because its decoder makes noise of its own everywhere. Vorbis is missing, because it has packets of two sizes.
+_CODECS = ("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus")
+# An AAC encoder may ask for noise, "this loud". The decoder makes the noise from a state that depends on all that came
+# before, so two decodings that begin at different places show it.
+_NOISY_CODECS = ("aac",)
 
 
 def _read_packet_marks(file: BinaryIO) -> Marks | None:
     """Read the time stamps of all packets of an mp4, m4a, mkv or webm; only the first packets are decoded.
 
     Returns:
-        None where the number of a packet does not tell how many samples come before it, or where the decoder makes
-        noise that depends on all that came before.
+        None if the number of a packet does not tell how many samples come before it.
     """
     import av
 
@@ -187,16 +213,19 @@ def _read_packet_marks(file: BinaryIO) -> Marks | None:
     try:
         with open_container(file) as container:
             stream = container.streams.audio[0]
-            if stream.codec_context.name not in _CODECS:
+            codec = stream.codec_context.name
+            if codec not in _CODECS:
                 return None
-            counter = _PacketCounter(stream.codec_context.name in _NOISY_CODECS)
+            counter = _PacketCounter(may_be_noisy=codec in _NOISY_CODECS)
             for packet in container.demux(stream):
                 if packet.size and not counter.add(packet):
                     return None
                 if counter.n_packets > MOST_PACKETS:
                     return None
     except (av.FFmpegError, *DECODER_ERRORS):
-        pass  # what was read so far is right; a piece behind it is decoded from the start, which tells the fault
+        # The packets that were read so far are right. A piece behind them is decoded from the start, and that tells the
+        # fault.
+        pass
     return None if counter is None else counter.marks()
 
 
@@ -204,26 +233,35 @@ class _PacketCounter:
     """Counts the samples of a recording by its packets, as decoding from the start counts them.
 
     Time stamps only name the packets. In a browser's recording they jitter by some milliseconds, and jump where the
-    recording was paused, while decoding puts the samples of one packet behind those of the other.
+    recording was paused. Decoding does not follow them: it puts the samples of one packet behind those of the other.
+
+    Args:
+        may_be_noisy: Whether the decoder makes noise of its own where the encoder asks for it.
     """
 
     def __init__(self, may_be_noisy: bool) -> None:
         self.n_packets = 0
         self._may_be_noisy = may_be_noisy
-        self._stamps = array("q")  # of every step-th packet
+        # Time stamps of the packets at which the marks lie.
+        self._stamps = array("q")
         self._last_stamp = 0
-        self._packet_samples = 0  # known from the second decoded frame on; the first may be cut at its beginning
+        # Known from the second decoded frame on, because the first frame may be cut at its beginning.
+        self._packet_samples = 0
         # The same in the unit of time stamps, which may be a rounded millisecond.
         self._least_ticks = 0
         self._most_ticks = 0
         self._rate_hz = 0
-        self._step = 0
+        self._mark_packets = 0
         self._n_dropped = 0
         self._n_decoded = 0
         self._is_behind_end = False
 
     def add(self, packet: av.Packet) -> bool:
-        """Take the next packet into account; False if samples cannot be counted by packets."""
+        """Take the next packet into account.
+
+        Returns:
+            False if samples cannot be counted by packets.
+        """
         stamp = packet.pts
         if stamp is None or (self.n_packets and stamp <= self._last_stamp):
             return False
@@ -231,17 +269,19 @@ class _PacketCounter:
             return False
         if not self._packet_samples:
             self._decode_first(packet)
-            if self._n_dropped < 0 or (self._step and self.n_packets >= self._step):
+            if self._n_dropped < 0 or (self._mark_packets and self.n_packets >= self._mark_packets):
                 return False
         elif packet.is_discard or not self._least_ticks <= packet.duration <= self._most_ticks:
-            self._is_behind_end = True  # only the last packet may hold fewer samples
-        if self.n_packets == 0 or (self._step and self.n_packets % self._step == 0):
+            # Only the last packet may hold fewer samples.
+            self._is_behind_end = True
+        if self.n_packets == 0 or (self._mark_packets and self.n_packets % self._mark_packets == 0):
             self._stamps.append(stamp)
         self._last_stamp = stamp
         self.n_packets += 1
         return True
 
     def _decode_first(self, packet: av.Packet) -> None:
+        """Decode one of the first packets, until the number of samples in a packet is known."""
         for frame in packet.decode():
             if self._n_decoded:
                 self._packet_samples = frame.samples
@@ -249,20 +289,20 @@ class _PacketCounter:
                 ticks = Fraction(frame.samples, frame.sample_rate) / packet.time_base
                 self._least_ticks = math.ceil(ticks - 1)
                 self._most_ticks = math.floor(ticks + 1)
-                self._step = Marks.step_of(frame.samples, frame.sample_rate)
+                self._mark_packets = Marks.count_mark_packets(frame.samples, frame.sample_rate)
                 packets_end = (self.n_packets + 1) * frame.samples
                 self._n_dropped = packets_end - self._n_decoded - frame.samples
                 return
             self._n_decoded += frame.samples
 
     def marks(self) -> Marks | None:
-        """Give the marks of the packets so far; None if there are too few to seek."""
-        if not self._step:
+        """Return the marks of the packets so far; None if there are too few packets to seek."""
+        if not self._mark_packets:
             return None
         return Marks(
             self._packet_samples,
             self._rate_hz,
-            self._step,
+            self._mark_packets,
             self._stamps,
             n_dropped=self._n_dropped,
             may_be_noisy=self._may_be_noisy,
