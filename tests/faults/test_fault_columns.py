@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from whisper_peft import Segment, SpeechDataset, check, evaluate, load_preparation, load_source, prepare
 from whisper_peft.data.doubtful_times import doubt_times
-from whisper_peft.data.languages import ISO_CODES, LANGUAGES, NATIVE_NAMES
+from whisper_peft.data.languages import CODES_BY_ISO_639, LANGUAGES, NATIVE_NAMES
 from whisper_peft.data.rows import Row
 from whisper_peft.data.segments import find_fault
 from whisper_peft.data.text import language_code
@@ -468,7 +468,7 @@ def test_what_is_no_language_of_whisper_is_never_guessed(name):
 
 
 def test_every_name_leads_to_a_language_of_whisper():
-    for table in (ISO_CODES, NATIVE_NAMES):
+    for table in (CODES_BY_ISO_639, NATIVE_NAMES):
         assert set(table.values()) <= set(LANGUAGES)
         assert all(language_code(name) == code for name, code in table.items())
 

@@ -1,9 +1,19 @@
-"""What people and data sets call the languages that Whisper knows: codes, English names and their own names."""
+"""The names that people and data sets give the languages that Whisper knows: codes, English names and own names.
+
+Each table leads from a name to Whisper's code, except `LANGUAGES`, which leads from the code to Whisper's English name.
+`language_code` in text.py looks a name up in all of them.
+
+Example:
+    >>> CODES_BY_ISO_639["hin"], NATIVE_NAMES["हिन्दी"], LANGUAGES["hi"]
+    ('hi', 'hi', 'hindi')
+"""
 
 from __future__ import annotations
 
-# In the order of Whisper's language tokens; the last one, Cantonese, is known from large-v3 on.
+# These are tables, several entries a line: one entry a line would be 500 lines.
 # fmt: off
+
+# In the order of Whisper's language tokens. Whisper knows the last one, Cantonese, from large-v3 on.
 LANGUAGES: dict[str, str] = {
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean",
     "fr": "french", "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan",
@@ -24,17 +34,18 @@ LANGUAGES: dict[str, str] = {
     "jw": "javanese", "su": "sundanese", "yue": "cantonese",
 }
 
+# Other names that Whisper itself takes, then codes and names that data sets use and Whisper does not.
 LANGUAGE_ALIASES: dict[str, str] = {
     "burmese": "my", "valencian": "ca", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "pushto": "ps",
     "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es", "mandarin": "zh",
-    # Codes and names that data sets use and Whisper does not; Whisper's code for Javanese is not the one of ISO 639.
+    # Whisper's code for Javanese (jw) is not that of ISO 639.
     "cmn": "zh", "farsi": "fa", "fil": "tl", "filipino": "tl", "iw": "he", "jv": "jw", "nb": "no", "bokmal": "no",
     "ji": "yi", "mo": "ro", "dari": "fa",
 }
 
-# ISO 639-3, and ISO 639-2/B where it has another code. A macrolanguage comes with the member that is its standard
-# form (cmn of zho); other members, such as Egyptian Arabic, are other speech, and are not mapped.
-ISO_CODES: dict[str, str] = {
+# By their codes in ISO 639-3, and in ISO 639-2/B where it has another code. A macrolanguage (zho) is here together with
+# the member that is its standard form (cmn). Other members, such as Egyptian Arabic, are other speech and are missing.
+CODES_BY_ISO_639: dict[str, str] = {
     "eng": "en", "zho": "zh", "chi": "zh", "deu": "de", "ger": "de", "spa": "es", "rus": "ru", "kor": "ko",
     "fra": "fr", "fre": "fr", "jpn": "ja", "por": "pt", "tur": "tr", "pol": "pl", "cat": "ca", "nld": "nl",
     "dut": "nl", "ara": "ar", "arb": "ar", "swe": "sv", "ita": "it", "ind": "id", "hin": "hi", "fin": "fi",
@@ -55,7 +66,7 @@ ISO_CODES: dict[str, str] = {
     "jav": "jw", "sun": "su",
 }
 
-# English names that data sets use beside Whisper's.
+# English names that data sets use besides Whisper's.
 ENGLISH_NAMES: dict[str, str] = {
     "mandarin chinese": "zh", "chinese mandarin": "zh", "simplified chinese": "zh", "traditional chinese": "zh",
     "cantonese chinese": "yue", "chinese cantonese": "yue", "yue chinese": "yue", "zh yue": "yue",
@@ -68,7 +79,7 @@ ENGLISH_NAMES: dict[str, str] = {
     "bangla": "bn", "standard malay": "ms", "tajiki": "tg", "azeri": "az",
 }
 
-# The names that speakers give their languages. Where two spellings are usual, both are here.
+# The names that speakers give their languages. If two spellings are usual, both are here.
 NATIVE_NAMES: dict[str, str] = {
     "中文": "zh", "汉语": "zh", "漢語": "zh", "普通话": "zh", "普通話": "zh", "国语": "zh", "國語": "zh",
     "deutsch": "de",
@@ -93,43 +104,12 @@ NATIVE_NAMES: dict[str, str] = {
     "ʻōlelo hawaiʻi": "haw", "lingála": "ln", "harshen hausa": "ha", "башҡортса": "ba", "basa jawa": "jw",
     "basa sunda": "su", "粵語": "yue", "粤语": "yue", "廣東話": "yue", "广东话": "yue", "廣州話": "yue",
 }
+# Codes of languages that are not also codes of countries. Behind another language, such a code names a second language.
+TWO_LANGUAGES = frozenset({
+    "cs", "da", "el", "en", "eu", "fa", "ha", "he", "hi", "hy", "ja", "jw", "ka", "kk", "ko", "ln", "lo", "mi", "nn",
+    "oc", "sq", "su", "sw", "ta", "te", "uk", "ur", "yi", "yo", "zh",
+})
 # fmt: on
 
-# What stands in a language column where there is no value. "nan" is what pandas writes for a missing one.
+# These words stand in a language column where there is no value. "nan" is what pandas writes for a missing value.
 NOT_GIVEN = frozenset({"", "und", "unknown", "undefined", "undetermined", "none", "null", "nan", "n/a", "na", "-", "?"})
-
-# Codes of languages that are no codes of countries: behind another language they name a second language.
-TWO_LANGUAGES = frozenset(
-    {
-        "cs",
-        "da",
-        "el",
-        "en",
-        "eu",
-        "fa",
-        "ha",
-        "he",
-        "hi",
-        "hy",
-        "ja",
-        "jw",
-        "ka",
-        "kk",
-        "ko",
-        "ln",
-        "lo",
-        "mi",
-        "nn",
-        "oc",
-        "sq",
-        "su",
-        "sw",
-        "ta",
-        "te",
-        "uk",
-        "ur",
-        "yi",
-        "yo",
-        "zh",
-    }
-)

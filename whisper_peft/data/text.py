@@ -10,8 +10,8 @@ from functools import cache
 from typing import Literal
 
 from whisper_peft.data.languages import (
+    CODES_BY_ISO_639,
     ENGLISH_NAMES,
-    ISO_CODES,
     LANGUAGE_ALIASES,
     LANGUAGES,
     NATIVE_NAMES,
@@ -132,7 +132,7 @@ def names_no_language(value: str) -> bool:
 def _codes_by_name() -> dict[str, str]:
     """Return Whisper's codes by every plain name of their languages."""
     codes: dict[str, str] = {}
-    for table in (NATIVE_NAMES, ENGLISH_NAMES, ISO_CODES, LANGUAGE_ALIASES):
+    for table in (NATIVE_NAMES, ENGLISH_NAMES, CODES_BY_ISO_639, LANGUAGE_ALIASES):
         codes |= {_plain_name(name): code for name, code in table.items()}
     # Whisper's own names and codes come last: they win where two tables disagree.
     codes |= {english: code for code, english in LANGUAGES.items()}
