@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from whisper_peft.data.archives import unpacked
+from whisper_peft.data.archives import unpack
 from whisper_peft.data.sources import load_source
 from whisper_peft.errors import UserError
 
@@ -51,16 +51,16 @@ def test_nothing_leads_out(tmp_path, name):
     folder = tmp_path / "inside"
     folder.mkdir()
     with pytest.raises(UserError, match="leads out of the folder"):
-        unpacked(release(folder / "cv.tar.gz", **{name: b"x"}))
+        unpack(release(folder / "cv.tar.gz", **{name: b"x"}))
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["cv.tar.gz"]
 
 
 def test_links_are_passed_over(tmp_path):
     (tmp_path / "secret").write_text("secret")
-    folder = unpacked(release(tmp_path / "cv.tar.gz", **{"cv-25/te/clips/link.mp3": "../../../../secret"}))
+    folder = unpack(release(tmp_path / "cv.tar.gz", **{"cv-25/te/clips/link.mp3": "../../../../secret"}))
     assert len(list((folder / "cv-25/te/clips").iterdir())) == 3
     # and a file whose folder would be a link stays inside
-    folder = unpacked(pack(tmp_path / "b.tar.gz", {"d": str(tmp_path / "elsewhere"), "d/a.txt": b"a"}))
+    folder = unpack(pack(tmp_path / "b.tar.gz", {"d": str(tmp_path / "elsewhere"), "d/a.txt": b"a"}))
     assert (folder / "d/a.txt").read_bytes() == b"a" and not (tmp_path / "elsewhere").exists()
 
 
@@ -70,7 +70,7 @@ def test_broken_off_and_no_archive(tmp_path):
     for page in (whole[:-200], whole[:-8] + b"checksum", b"no archive"):
         path.write_bytes(page)
         with pytest.raises(UserError, match="no archive, or broken off") as refused:
-            unpacked(path)
+            unpack(path)
         assert "\n" not in str(refused.value)
     assert [file.name for file in tmp_path.iterdir()] == ["cv.tar.gz"]
 
@@ -79,24 +79,24 @@ def test_twice_the_same_name(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for _ in range(2):
             archive.addfile(tarfile.TarInfo("same"), io.BytesIO(b""))
-    with pytest.raises(UserError, match="same is twice in it"):
-        unpacked(tmp_path / "a.tar")
+    with pytest.raises(UserError, match="holds same twice"):
+        unpack(tmp_path / "a.tar")
 
 
 def test_a_folder_that_is_not_of_this_archive_is_kept(tmp_path):
     path = release(tmp_path / "cv.tar.gz")
     (tmp_path / "cv.unpacked").mkdir()
     with pytest.raises(UserError, match="not what was unpacked"):
-        unpacked(path)
+        unpack(path)
     (tmp_path / "cv.unpacked").rmdir()
-    unpacked(path)
+    unpack(path)
     release(path, more=b"newer")
     with pytest.raises(UserError, match="not what was unpacked"):
-        unpacked(path)
+        unpack(path)
 
 
 def test_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10}))
     with pytest.raises(UserError, match="no room on this disk"):
-        unpacked(release(tmp_path / "cv.tar.gz"))
+        unpack(release(tmp_path / "cv.tar.gz"))
     assert [file.name for file in tmp_path.iterdir()] == ["cv.tar.gz"]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import make_wave
 
-from whisper_peft.data.addresses import HubFile
+from whisper_peft.data.addresses import HubSound
 from whisper_peft.data.audio import load_audio
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.folders import Columnar
@@ -151,7 +151,7 @@ def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
         "zip://0.wav::hf://datasets/owner/name/c.zip",
     ):
         found = read_sound_cell({"bytes": None, "path": path}, "owner/name")
-        assert isinstance(found, HubFile) and found.read() == wav(0)
+        assert isinstance(found, HubSound) and found.read() == wav(0)
     assert opened == [
         "hf://datasets/owner/name@abc/clips/0.wav", "hf://datasets/owner/name/clips/0.wav",
         "zip://0.wav::hf://datasets/owner/name/c.zip",
@@ -160,7 +160,7 @@ def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
 
 def test_a_file_of_the_hub_that_cannot_be_fetched_costs_one_clip(tiny_model):
     address = "hf://datasets/owner/name/no.wav"
-    dataset = SpeechDataset([Row(HubFile(address), "एक", "hi")], load_preparation(str(tiny_model)))
+    dataset = SpeechDataset([Row(HubSound(address), "एक", "hi")], load_preparation(str(tiny_model)))
     assert "cannot be fetched" in dataset[0].reason and dataset[0].audio == address
     assert dataset.duration_s(0) == 0
 

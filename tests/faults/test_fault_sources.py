@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 
 from whisper_peft import evaluate
 from whisper_peft.data import archives
-from whisper_peft.data.addresses import HubFile, is_address, placed_sound
-from whisper_peft.data.archives import unpacked
+from whisper_peft.data.addresses import HubSound, is_address, locate_sound
+from whisper_peft.data.archives import unpack
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
 from whisper_peft.data.rows import Row
 from whisper_peft.data.sources import load_source
@@ -174,10 +174,10 @@ def test_row_40_playlists_in_place_of_sound_open_no_address(tmp_path, server):
 def test_row_40_a_hub_data_set_opens_its_own_files_and_no_others():
     own = ["1.wav", "./clips/1.wav", "hf://datasets/me/it/1.wav", "hf://datasets/me/it@main/1.wav",
            "zip://1.wav::hf://datasets/me/it/clips.zip"]  # fmt: skip
-    assert all(isinstance(placed_sound(name, "me/it"), HubFile) for name in own)
+    assert all(isinstance(locate_sound(name, "me/it"), HubSound) for name in own)
     others = ["hf://datasets/me/item/1.wav", "hf://datasets/me/it/../other/1.wav", "hf://me/it/1.wav", "../other/1.wav",
               "http://x::hf://datasets/me/it/1.wav", "zip://1.wav::http://x/hf://datasets/me/it/clips.zip"]  # fmt: skip
-    assert not any(isinstance(placed_sound(name, "me/it"), (HubFile, str)) for name in others)
+    assert not any(isinstance(locate_sound(name, "me/it"), (HubSound, str)) for name in others)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_plain_paths_are_no_addresses(name):
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=40))
 def test_any_name_in_a_local_table_is_a_path_or_unusable(name):
-    assert not isinstance(placed_sound(name, "/folder"), HubFile)
+    assert not isinstance(locate_sound(name, "/folder"), HubSound)
 
 
 def test_row_40_a_card_that_names_addresses_is_refused(tmp_path, server):
@@ -399,7 +399,7 @@ def test_row_31_a_flipped_byte_or_a_missing_end_is_one_line(tmp_path, suffix):
             page[place] ^= 1 << chance.randrange(8)
         path.write_bytes(page)
         try:
-            shutil.rmtree(unpacked(path))
+            shutil.rmtree(unpack(path))
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             n_refused += 1
@@ -414,9 +414,9 @@ def test_row_31_a_damaged_header_is_not_the_end(tmp_path):
     page = bytearray(path.read_bytes())
     page[page.index(b"te/clips/3.mp3")] ^= 1
     path.write_bytes(page)
-    assert "broken off" in refusal(unpacked, path)
+    assert "broken off" in refusal(unpack, path)
     path.write_bytes(path.read_bytes()[: page.index(b"te/clips/4.mp3")])  # cut between two files
-    assert "broken off" in refusal(unpacked, path)
+    assert "broken off" in refusal(unpack, path)
 
 
 def test_an_archive_that_is_a_pointer_or_a_page_is_named(tmp_path):
@@ -448,7 +448,7 @@ def bomb(name: str, size: int) -> bytes:
 def test_row_31_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, name, page):
     (tmp_path / name).write_bytes(page)
     began = time.monotonic()
-    message = refusal(unpacked, tmp_path / name)
+    message = refusal(unpack, tmp_path / name)
     assert "no room" in message or "do not trust this archive" in message or "broken off" in message
     assert time.monotonic() - began < 20
     assert [file.name for file in tmp_path.iterdir()] == [name]
@@ -458,14 +458,14 @@ def test_row_31_growth_files_and_depth_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_BYTES", 1 << 20)
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_FILES", 100)
     zeros = pack(tmp_path / "zeros.tar.gz", [(tarfile.TarInfo(f"{n}.mp3"), bytes(100_000)) for n in range(60)])
-    assert "do not trust this archive" in refusal(unpacked, zeros)
+    assert "do not trust this archive" in refusal(unpack, zeros)
     many = pack(tmp_path / "many.tar.xz", [(tarfile.TarInfo(f"{n}"), b"") for n in range(5000)])
-    assert "do not trust this archive" in refusal(unpacked, many)
+    assert "do not trust this archive" in refusal(unpack, many)
     deep = pack(tmp_path / "deep.tar", [(tarfile.TarInfo("a/" * 1500 + "b"), b"")])
-    assert "folders deep" in refusal(unpacked, deep)
+    assert "folders deep" in refusal(unpack, deep)
     behind = tmp_path / "behind.tar.gz"
     behind.write_bytes(gzip.compress(bytes(1024) + bytes(64 << 20)))
-    assert "broken off" in refusal(unpacked, behind)
+    assert "broken off" in refusal(unpack, behind)
     assert not list(tmp_path.glob("*.unpacked")) and not list(tmp_path.glob(".*"))
 
 
@@ -475,13 +475,13 @@ def test_row_31_a_header_that_fills_the_memory_is_refused(tmp_path):
     member.size = 1 << 40
     header = member.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(header + bytes(1 << 20)))
-    assert "broken off" in refusal(unpacked, tmp_path / "a.tar.gz")
+    assert "broken off" in refusal(unpack, tmp_path / "a.tar.gz")
     chain = tarfile.TarInfo("x")
     chain.type = tarfile.XHDTYPE
     chain.size = 10
     block = chain.tobuf(tarfile.GNU_FORMAT) + b"10 a=bcde\n".ljust(512, b"\0")
     (tmp_path / "b.tar").write_bytes(block * 5000)
-    assert "broken off" in refusal(unpacked, tmp_path / "b.tar")
+    assert "broken off" in refusal(unpack, tmp_path / "b.tar")
 
 
 @pytest.mark.parametrize("size", [-512, -1024, -(1 << 40)])
@@ -493,13 +493,13 @@ def test_row_31_a_file_of_negative_size_does_not_hang(tmp_path, size):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
-    assert "broken off" in refusal(unpacked, tmp_path / "a.tar")
+    assert "broken off" in refusal(unpack, tmp_path / "a.tar")
     pax = tarfile.TarInfo("b")
     pax.pax_headers = {"size": str(size)}
     with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(tarfile.TarInfo("c"), io.BytesIO())
         archive.addfile(pax, io.BytesIO())
-    refusal(unpacked, tmp_path / "b.tar")
+    refusal(unpack, tmp_path / "b.tar")
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_row_31_a_file_of_negative_size_does_not_hang(tmp_path, size):
 )  # fmt: skip
 def test_row_31_names_that_cannot_be_are_one_line(tmp_path, name, said):
     path = pack(tmp_path / "a.tar", [(tarfile.TarInfo(name), b"x")])
-    message = refusal(unpacked, path)
+    message = refusal(unpack, path)
     assert said.replace("\\\\", "\\") in message and "\x1b" not in message
     assert [file.name for file in tmp_path.rglob("*")] == ["a.tar"]
 
@@ -521,7 +521,7 @@ def test_row_29_names_in_an_archive_that_are_not_utf8_work(tmp_path):
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
         for one in (name, "te/a\x1b[2J\r.mp3"):
             archive.addfile(tarfile.TarInfo(one), io.BytesIO())
-    folder = unpacked(path)
+    folder = unpack(path)
     assert sorted(os.listdir(os.fsencode(folder / "te"))) == [b"a\x1b[2J\r.mp3", b"\xff\xfe.mp3"]
 
 
@@ -532,7 +532,7 @@ def test_links_and_devices_are_passed_over(tmp_path):
         member.type = kind
         member.linkname = "/etc/passwd"
         members.append((member, b""))
-    folder = unpacked(pack(tmp_path / "a.tar", [*members, (tarfile.TarInfo("x"), b"x")]))
+    folder = unpack(pack(tmp_path / "a.tar", [*members, (tarfile.TarInfo("x"), b"x")]))
     assert sorted(file.name for file in folder.iterdir()) == ["whisper_peft.json", "x"]
 
 

@@ -1,6 +1,7 @@
-"""Sound that a table names by a path or an address; only files here, and those of the Hub data set itself, are opened.
+"""Find the sound that a table names by a path or an address.
 
-A table is made by strangers. An address in it, as http://192.168.0.1/, would be requested from the user's machine.
+Only files on this machine, and those of the Hub data set that the user named, are opened. A table is made by strangers:
+an address in it, such as http://192.168.0.1/, would be requested from the user's machine.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ from whisper_peft.data.audio import AudioError
 from whisper_peft.data.rows import Packed
 from whisper_peft.files import printable
 
-# "http://...", "zip://x::http://..."; a drive of Windows has one letter. "\\server\share" is a request, too.
+# "http://..." or "zip://x::http://...". A drive of Windows has one letter. "\\server\share" is a request, too.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|\\\\|.*::[A-Za-z][A-Za-z0-9+.-]+://", re.DOTALL)
 _WINDOWS_SHARE = re.compile(r"[\\/]{2}")
-# Archives inside a Hub data set, which `datasets` names as zip://clips/1.wav::hf://datasets/owner/name@.../clips.zip.
+# Archives inside a Hub data set. `datasets` names a file in one as zip://clips/1.wav::hf://datasets/owner/name@.../x.zip
 _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd")
 _NEVER_OPENED = "an address, and addresses in a data set are never opened; download the file, and write its path"
+# So many characters of a reason are shown.
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnusableSound:
     """A sound that is known to be unusable before it is read."""
 
     name: str
     reason: str
 
     def read(self) -> bytes:
-        """Refuse it.
+        """Refuse to read the sound.
 
         Raises:
             AudioError: Always, with the reason.
@@ -39,29 +42,31 @@ class Unusable:
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A sound file of a Hub data set that the user named; fetched when it is read."""
+class HubSound:
+    """A sound file of the Hub data set that the user named; it is fetched when it is read."""
 
-    name: str  # an address that begins with hf:// or leads into an archive there
+    # An address that begins with hf:// or leads into an archive there.
+    name: str
 
     def read(self) -> bytes:
-        """Fetch it.
+        """Fetch the file.
 
         Raises:
-            AudioError: It cannot be had; one file is no reason to end a run.
+            AudioError: The file cannot be fetched. One file is no reason to end a run.
         """
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]  # fsspec ships no types
 
         try:
             with fsspec.open(self.name) as file:
                 return file.read()
-        except Exception as error:  # every file system has errors of its own
-            reason = " ".join(printable(error).split())[:200] or type(error).__name__
+        except Exception as error:
+            # Every file system has errors of its own.
+            reason = " ".join(printable(error).split())[:_LONGEST_REASON] or type(error).__name__
             raise AudioError(f"cannot be fetched ({reason})") from None
 
 
 def is_address(name: str) -> bool:
-    """Tell whether a name is an address of the network or of another file system, and not a path here.
+    """Tell whether a name is an address in the network or in another file system, and not a path on this machine.
 
     Example:
         >>> is_address("s3://bucket/1.wav"), is_address("C:/clips/1.wav")
@@ -70,32 +75,46 @@ def is_address(name: str) -> bool:
     return bool(_ADDRESS.match(name)) or (os.name == "nt" and bool(_WINDOWS_SHARE.match(name)))
 
 
-def placed_sound(name: str, source: str) -> str | Packed:
+def locate_sound(name: str, source: str) -> str | Packed:
     """Find where a sound lies that a table names.
 
     Args:
-        name: Path or address, as the table has it.
-        source: Folder that paths start from, which is absolute, or name of the Hub data set, as owner/name.
+        name: Path or address of the sound, as the table has it.
+        source: The absolute folder that paths start from, or the name of the Hub data set, as owner/name.
 
     Returns:
-        An absolute path; or what fetches a file of that Hub data set; or what says why the sound cannot be used.
+        An absolute path, or an object that fetches the file of that Hub data set, or an object that says why the sound
+        cannot be used.
+
+    Example:
+        >>> locate_sound("1.wav", "/data/clips")
+        '/data/clips/1.wav'
+        >>> locate_sound("clips/1.wav", "owner/name")
+        HubSound(name='hf://datasets/owner/name/clips/1.wav')
     """
-    is_of_hub = not os.path.isabs(source)
+    is_on_hub = not os.path.isabs(source)
     if not is_address(name):
-        if not is_of_hub or os.path.isabs(name):
+        if not is_on_hub or os.path.isabs(name):
             return os.path.join(source, name)
         name = f"hf://datasets/{source}/{name.removeprefix('./')}"
-    if is_of_hub and _is_inside(name, source):
-        return HubFile(name)
-    return Unusable(name, _NEVER_OPENED)
+    if is_on_hub and _is_inside(name, source):
+        return HubSound(name)
+    return UnusableSound(name, _NEVER_OPENED)
 
 
 def _is_inside(address: str, repository: str) -> bool:
-    """Tell whether an address is of a file in a Hub data set, or in an archive in it."""
+    """Tell whether an address leads to a file in a Hub data set, or in an archive in that data set.
+
+    Example:
+        >>> _is_inside("hf://datasets/owner/name/1.wav", "owner/name")
+        True
+        >>> _is_inside("hf://datasets/owner/name/../other/1.wav", "owner/name")
+        False
+    """
     *archives, place = address.split("::")
     home = f"hf://datasets/{repository}"
     return (
         place.startswith((f"{home}/", f"{home}@"))
         and ".." not in PurePosixPath(place).parts
-        and all(link.partition("://")[0] in _ARCHIVES for link in archives)
+        and all(archive.partition("://")[0] in _ARCHIVES for archive in archives)
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from whisper_peft.data.addresses import placed_sound
+from whisper_peft.data.addresses import locate_sound
 from whisper_peft.data.cues import MOST_S
 from whisper_peft.data.rows import Row
 from whisper_peft.data.segments import find_fault, read_cell
@@ -75,7 +75,7 @@ def build_row(fields: dict[str, Any], names: tuple[str, ...], audio_folder: str,
     if isinstance(audio, (bool, int, float, list, dict)):
         raise UserError(f"{short_repr(audio)} is no name of a sound file; write the path of the file.")
     if isinstance(audio, str):
-        audio = placed_sound(audio, audio_folder)
+        audio = locate_sound(audio, audio_folder)
     no_speech = "no_speech" in fields and _read_flag(fields["no_speech"])
     segments = read_cell(fields.get("segments"))
     if "text" not in fields and not no_speech and not segments:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from whisper_peft.data.addresses import Unusable, placed_sound
+from whisper_peft.data.addresses import UnusableSound, locate_sound
 from whisper_peft.data.column_types import holds_sound, opens_addresses, refuse_wrong_type
 from whisper_peft.data.columns import (
     ColumnOptions,
@@ -73,9 +73,9 @@ def read_sound_cell(value: Any, source: str) -> str | bytes | Packed:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value:
-        return Unusable("(no sound)", "no sound in this row")
+        return UnusableSound("(no sound)", "no sound in this row")
     if isinstance(value, str):
-        return placed_sound(value, source)
+        return locate_sound(value, source)
     return value
 
 
