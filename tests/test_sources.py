@@ -251,7 +251,7 @@ def test_missing_columns_name_those_that_are_there(tmp_path):
         ("m.jsonl", '{"audio": "1.wav", "text": "a"}\n{"audio": "2.wav", "text"\n', "m.jsonl:2: not JSON"),
         ("m.jsonl", '{"audio": "1.wav", "text": "a"}\n["2.wav", "b"]\n', "m.jsonl:2: not a JSON object"),
         ("m.jsonl", "[" * 100_000, "m.jsonl"),
-        ("m.json", '[{"start": 0, "end": 1, "text": "a"}]', "later version"),
+        ("m.json", '[{"start": 0, "end": 1, "text": "a"}]', "m.json: a JSON list"),
         ("m.jsonl", '{"audio": "1.wav"}\n', "m.jsonl:1: no column for the text"),
         ("m.jsonl", '{"text": "a"}\n', "m.jsonl:1: no column for the audio"),
         ("m.jsonl", '{"audio": null, "text": "a"}\n', "m.jsonl:1: no name of a sound file"),
