@@ -224,7 +224,7 @@ def test_channels_are_averaged(n_channels):
 
 
 def test_integer_samples_of_both_decoders_have_full_scale_one():
-    from whisper_peft.data.decoding import decode_pyav
+    from whisper_peft.data.ffmpeg_decoder import decode_pyav
 
     wave = speech_like(1.0, quiet_s=0.2)
     for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"):

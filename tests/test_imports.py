@@ -23,8 +23,9 @@ ROOMS = {
     "": ("errors", "files", "settings", "recipe", "recipe_files", "runs", "progress"),
     "pages": ("templates", "pieces"),
     "data": (
-        "structure", "xing", "frames", "truncation", "mixing", "decoding", "seeking", "audio", "languages", "text",
-        "rows", "spoken", "archives", "tables", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
+        "structure", "xing", "mpeg_audio", "frames", "truncation", "mixing", "decoded_clip", "soundfile_decoder",
+        "ffmpeg_decoder", "decoding", "seeking", "audio", "languages", "text", "rows", "spoken", "archives", "tables",
+        "split_names", "common_voice", "recordings", "folders", "audio_files", "cues", "rolling", "subtitles",
         "addresses", "segments", "columns", "column_types", "cards", "parquet", "hub",
         "typed_tables", "sources", "doubtful_times", "words", "features",
         "augmentation", "stitching", "dataset", "batching", "streams", "samplers", "collator",

@@ -12,7 +12,7 @@ from test_audio import by_pyav, by_soundfile, speech_like
 
 from whisper_peft.data import audio, seeking
 from whisper_peft.data.audio import AudioError, load_audio
-from whisper_peft.data.decoding import decode_pyav
+from whisper_peft.data.ffmpeg_decoder import decode_pyav
 from whisper_peft.data.xing import count_down_header, is_counted_alike
 
 SECONDS = 20.0
@@ -257,17 +257,17 @@ def test_a_file_is_looked_through_once_and_again_when_it_has_changed(tmp_path, e
 
 
 def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
-    from whisper_peft.data import decoding
+    from whisper_peft.data import ffmpeg_decoder
 
     n_decoded = []
-    frames = decoding._decode_frames
+    frames = ffmpeg_decoder._decode_frames
 
     def counted(*arguments):
         for n_packets, frame in frames(*arguments):
             n_decoded.append(frame.samples)
             yield n_packets, frame
 
-    monkeypatch.setattr(decoding, "_decode_frames", counted)
+    monkeypatch.setattr(ffmpeg_decoder, "_decode_frames", counted)
     for name in (*MP3, *PACKETS):
         data, rate_hz = encoded[name]
         n_decoded.clear()

@@ -1,8 +1,8 @@
 """Read any sound file as float32 mono 16 kHz, or its duration from the header; refuse a file that was cut.
 
-soundfile decodes what it can, PyAV the rest (decoding.py). Pieces of long files are decoded from near their start
-(seeking.py). The decoded samples are mixed to one channel with full scale 1 (mixing.py) and compared with what the
-file states about itself (truncation.py).
+libsndfile decodes what it can, FFmpeg's libraries the rest (decoding.py). Pieces of long files are decoded from near
+their start (seeking.py). The decoded samples are mixed to one channel with full scale 1 (mixing.py) and compared with
+what the file states about itself (truncation.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from whisper_peft.data.decoding import AudioError, Clip, decode, read_container_s, read_header_s
+from whisper_peft.data.decoded_clip import AudioError, Clip
+from whisper_peft.data.decoding import decode
+from whisper_peft.data.ffmpeg_decoder import read_container_s
 from whisper_peft.data.seeking import decode_piece, read_structure_once
+from whisper_peft.data.soundfile_decoder import read_header_s
 from whisper_peft.data.truncation import Structure, falls_short, read_structure
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 

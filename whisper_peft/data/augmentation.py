@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from whisper_peft.data.audio import SAMPLE_RATE_HZ, AudioError, duration_s, load_audio
-from whisper_peft.data.folders import SOUND_SUFFIXES
+from whisper_peft.data.recordings import SOUND_SUFFIXES
 from whisper_peft.errors import UserError
 from whisper_peft.recipe_files import expand_home
 

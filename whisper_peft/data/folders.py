@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_peft.data.archives import ARCHIVE_RECORD, is_archive, unpack
+from whisper_peft.data.common_voice import (
+    SCRIPTED_AUDIO,
+    find_release,
+    find_release_audio,
+    find_release_tables,
+    find_spontaneous_table,
+    list_subfolders,
+)
 from whisper_peft.data.recordings import (
     SOUND_SUFFIXES,
     SUBTITLE_SUFFIXES,
@@ -17,9 +25,10 @@ from whisper_peft.data.recordings import (
     find_captioned_recording,
     find_captioned_recordings,
 )
-from whisper_peft.data.tables import SPONTANEOUS, TABLE_SUFFIXES, count_splits
+from whisper_peft.data.split_names import choose_splits, find_split
+from whisper_peft.data.tables import TABLE_SUFFIXES, count_splits
 from whisper_peft.errors import UserError
-from whisper_peft.files import UnusableFileError, open_file, printable, reason_of
+from whisper_peft.files import UnusableFileError, reason_of
 from whisper_peft.recipe_files import HUB_PREFIX, expand_home
 
 KINDS_OF_SRC = (
@@ -149,8 +158,6 @@ def _descend(folder: Path) -> Path:
         folder = Path(entries[0])
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
-
 _PACKED_SUFFIXES = (".zip", ".gz", ".7z", ".rar")
 
 
@@ -166,7 +173,7 @@ def _find_in_file(path: Path, name: str, splits: list[str]) -> list[Table | Colu
     # A .json file beside a recording holds its segments; without a recording it is a table.
     captioned = find_captioned_recording(path) if suffix in SUBTITLE_SUFFIXES else None
     if suffix in TABLE_SUFFIXES and captioned is None:
-        return [_choose_table_splits(Table(path, audio_folder=_find_release_audio(path)), name, splits)]
+        return [_choose_table_splits(Table(path, audio_folder=find_release_audio(path)), name, splits)]
     if suffix == ".parquet":
         return [Columnar(str(path), splits=tuple(splits), is_file=True)]
     if splits:
@@ -191,8 +198,6 @@ def _find_in_file(path: Path, name: str, splits: list[str]) -> list[Table | Colu
     raise UserError(f"{path}: this file is no source.{advice} {KINDS_OF_SRC}.")
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
-
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
 # A message suggests so many manifests.
 _MOST_SUGGESTED = 3
@@ -212,19 +217,20 @@ def _find_in_folder(
     metadata = _find_metadata(folder)
     if metadata and (not splits or count_splits(metadata)):
         return [_choose_table_splits(Table(metadata), name, splits)]
-    release = None if metadata else _find_release(folder)
+    release = None if metadata else find_release(folder)
     if config is not None and (metadata or release):
         raise UserError(f"{folder}: has no configurations; leave ':{config}' out.")
     if release:
-        return _find_release_tables(release, splits)
-    spontaneous = None if metadata else _find_spontaneous_table(folder)
+        return [Table(path, audio_folder=release / SCRIPTED_AUDIO) for path in find_release_tables(release, splits)]
+    spontaneous = None if metadata else find_spontaneous_table(folder)
     if spontaneous:
-        return [_choose_table_splits(spontaneous, name, splits)]
+        table = Table(spontaneous, audio_folder=find_release_audio(spontaneous))
+        return [_choose_table_splits(table, name, splits)]
     split_tables = {}
-    for subfolder in _list_subfolders(folder):
-        table = _find_metadata(subfolder)
-        if table:
-            split_tables[subfolder.name] = table
+    for subfolder in list_subfolders(folder):
+        path = _find_metadata(subfolder)
+        if path:
+            split_tables[subfolder.name] = path
     if not metadata and not split_tables:
         return _find_without_metadata(folder, config, splits)
     return _find_audio_folder_splits(folder, metadata, split_tables, splits)
@@ -246,7 +252,7 @@ def _find_audio_folder_splits(
             names = _join(f"{folder}:{name}" for name in split_tables)
             raise UserError(f"{folder}: it has several splits; name one: {names}.")
         return [_choose_table_splits(Table(path), str(path), []) for path in split_tables.values()]
-    subfolder_names = [subfolder.name for subfolder in _list_subfolders(folder)]
+    subfolder_names = [subfolder.name for subfolder in list_subfolders(folder)]
     tables: list[Table | Columnar | Recording] = []
     for split in splits:
         with_table = find_split(split, split_tables)
@@ -288,216 +294,9 @@ def _find_without_metadata(folder: Path, config: str | None, splits: list[str]) 
     raise UserError(f"{folder}: no metadata.csv or metadata.jsonl in it, nor in its subfolders{hint} {KINDS_OF_SRC}.")
 
 
-def _list_subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir())
-
-
-# Splits ---------------------------------------------------------------------------------------------------------------
-
-# The usual names of splits; those in one group mean the same.
-_SPLIT_NAMES = (
-    ("train", "training"),
-    ("validation", "valid", "val", "dev"),
-    ("test", "testing", "eval", "evaluation"),
-)
-# A column "split" with more values, none of them train, dev or test, is about something else.
-_MOST_SPLITS = 50
-# So many characters of a split's name are shown in a message.
-_LONGEST_NAME = 60
-
-
-def find_split(wanted: str, names: Iterable[str]) -> str | None:
-    """Find a split by its own name, else by a synonym.
-
-    Args:
-        wanted: The split that the user names.
-        names: The splits that there are.
-
-    Returns:
-        The name that the split has there; None if it is not there.
-
-    Example:
-        >>> find_split("dev", ["train", "validation"])
-        'validation'
-    """
-    by_lower = {name.lower(): name for name in names}
-    for name in names_of_split(wanted):
-        if name in by_lower:
-            return by_lower[name]
-    return None
-
-
-def names_of_split(wanted: str) -> tuple[str, ...]:
-    """List the names that a split may have, in small letters: its own name first, then the synonyms.
-
-    Example:
-        >>> names_of_split("Train"), names_of_split("other")
-        (('train', 'train', 'training'), ('other',))
-    """
-    for group in _SPLIT_NAMES:
-        if wanted.lower() in group:
-            return (wanted.lower(), *group)
-    return (wanted.lower(),)
-
-
-def is_name_of_split(value: str) -> bool:
-    """Tell whether a value is a usual name of a split: train, dev, test and their synonyms."""
-    return len(names_of_split(value)) > 1
-
-
-def choose_splits(name: str, counts: dict[str, int], wanted: Sequence[str]) -> tuple[str, ...]:
-    """Choose among the values of a column "split".
-
-    Args:
-        name: The source, as the user wrote it without splits.
-        counts: Number of rows for each value; empty if there is no such column.
-        wanted: The splits that the user names. If there are none, the table may have only one split.
-
-    Returns:
-        The values whose rows are meant; empty for all rows.
-
-    Raises:
-        UserError: A split is not there, or no split is named and the table has several. A model must not learn from
-            test clips.
-
-    Example:
-        >>> choose_splits("m.csv", {"train": 5, "validation": 3}, ["dev"])
-        ('validation',)
-    """
-    if not wanted:
-        if len(counts) < 2 or not _are_splits(counts):
-            return ()
-        choices = _join(f"{name}:{split}" for split in _describe_splits(counts))
-        raise UserError(f"{name}: its column 'split' has several splits; name one, or join them with +: {choices}.")
-    if not counts:
-        raise UserError(
-            f"{name}: no column 'split' in it, and otherwise only folders have splits; leave ':{'+'.join(wanted)}' out."
-        )
-    chosen = []
-    for wanted_split in wanted:
-        split = find_split(wanted_split, counts)
-        if split is None:
-            splits = _join(_describe_splits(counts))
-            raise UserError(f"{name}: no split {wanted_split!r} in its column 'split'; it has {splits}.")
-        chosen.append(split)
-    return tuple(dict.fromkeys(chosen))
-
-
-def _describe_splits(counts: dict[str, int]) -> list[str]:
-    """Write the first splits with their numbers of rows.
-
-    Example:
-        >>> _describe_splits({"train": 5000, "test": 1})
-        ['train (5,000 rows)', 'test (1 row)']
-    """
-    described = []
-    for split, count in list(counts.items())[:_MOST_SPLITS]:
-        rows = "1 row" if count == 1 else f"{count:,} rows"
-        described.append(f"{printable(split)[:_LONGEST_NAME]} ({rows})")
-    return described
-
-
-def _are_splits(counts: dict[str, int]) -> bool:
-    """Tell whether the values of a column "split" look like splits, and not like numbers of pieces or the like."""
-    is_known = any(is_name_of_split(value) for value in counts)
-    return is_known or len(counts) <= _MOST_SPLITS
-
-
 def _choose_table_splits(table: Table, name: str, splits: list[str]) -> Table:
     """Return a table with the values of its column "split" that are meant; see `choose_splits`."""
     return dataclasses.replace(table, splits=choose_splits(name, count_splits(table.path), splits))
-
-
-# Common Voice ---------------------------------------------------------------------------------------------------------
-
-# The columns by which a Common Voice release of read sentences is known.
-_SCRIPTED = frozenset({"client_id", "path", "sentence"})
-# So many bytes of the first line of a table are read.
-_LONGEST_HEADER_BYTES = 1 << 16
-
-
-def _find_release_audio(path: Path) -> Path | None:
-    """Find the sound of a Common Voice table, scripted or spontaneous; None for other tables."""
-    if path.suffix.lower() != ".tsv":
-        return None
-    columns = _read_columns(path)
-    for release_columns, name in ((_SCRIPTED, "clips"), (SPONTANEOUS, "audios")):
-        if release_columns <= columns and (path.parent / name).is_dir():
-            return path.parent / name
-    return None
-
-
-def _find_release(folder: Path) -> Path | None:
-    """Find the language folder of an unpacked release: this folder, or the only such folder in it.
-
-    Returns:
-        None if there is none.
-    """
-    if _find_split_tables(folder):
-        return folder
-    languages = [subfolder for subfolder in _list_subfolders(folder) if _find_split_tables(subfolder)]
-    if len(languages) > 1:
-        names = _join(f"{language}:train" for language in languages)
-        raise UserError(f"{folder}: several languages in it; name one: {names}.")
-    return languages[0] if languages else None
-
-
-def _find_split_tables(folder: Path) -> dict[str, Path]:
-    """Find the split tables of a Common Voice language folder, by name; its other tables have other columns."""
-    return {path.stem: path for path in sorted(folder.glob("*.tsv")) if _read_columns(path) >= _SCRIPTED}
-
-
-def _read_columns(path: Path) -> set[str]:
-    """Read the names in the first line of a .tsv file; none if the file cannot be read."""
-    try:
-        with open_file(path) as file:
-            first_line = file.readline(_LONGEST_HEADER_BYTES)
-    except UnusableFileError:
-        return set()
-    return set(first_line.decode("utf-8-sig", "replace").rstrip("\r\n").split("\t"))
-
-
-def _find_release_tables(folder: Path, splits: list[str]) -> list[Table | Columnar | Recording]:
-    """Find the tables of the splits that the user names in a Common Voice language folder."""
-    split_tables = _find_split_tables(folder)
-    sizes = {name: _count_rows(path) for name, path in split_tables.items()}
-    described = _join(f"{name} ({size:,} rows)" for name, size in sizes.items())
-    if not splits:
-        raise UserError(f"{folder}: name a split of this release, as in {folder}:train; it has {described}.")
-    names = []
-    for split in splits:
-        name = find_split(split, split_tables)
-        if name is None:
-            raise UserError(f"{folder}: split {split!r} is not there; this release has {described}.")
-        if not sizes[name]:
-            raise UserError(f"{folder}: split {split!r} is empty; this release has {described}.")
-        names.append(name)
-    return [Table(split_tables[name], audio_folder=folder / "clips") for name in dict.fromkeys(names)]
-
-
-def _count_rows(path: Path) -> int:
-    """Count the lines of a table that are not empty, without its first line."""
-    with open(path, "rb") as file:
-        return max(0, sum(1 for line in file if line.strip()) - 1)
-
-
-def _find_spontaneous_table(folder: Path) -> Table | None:
-    """Find the table of an unpacked Spontaneous Speech release: in this folder, or in the only such folder in it.
-
-    Returns:
-        None if there is none.
-    """
-    paths = _list_spontaneous_tables(folder)
-    if not paths:
-        for subfolder in _list_subfolders(folder):
-            paths += _list_spontaneous_tables(subfolder)
-    if len(paths) > 1:
-        raise UserError(f"{folder}: several languages in it; name one of the tables: {_join(map(str, paths))}.")
-    return Table(paths[0], audio_folder=_find_release_audio(paths[0])) if paths else None
-
-
-def _list_spontaneous_tables(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.tsv")) if _read_columns(path) >= SPONTANEOUS]
 
 
 def _join(names: Iterable[str]) -> str:

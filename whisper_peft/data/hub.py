@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.cards import check_cards
-from whisper_peft.data.folders import Columnar, find_split
+from whisper_peft.data.folders import Columnar
+from whisper_peft.data.split_names import find_split
 from whisper_peft.data.tables import find_split_column
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, reason_of

@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from whisper_peft.data.decoding import (
-    DECODER_ERRORS,
-    MOST_PACKETS,
-    AudioError,
-    Clip,
-    decode,
-    decode_pyav,
-    open_container,
-)
+from whisper_peft.data.decoded_clip import DECODER_ERRORS, AudioError, Clip
+from whisper_peft.data.decoding import decode
+from whisper_peft.data.ffmpeg_decoder import MOST_PACKETS, decode_pyav, open_container
 from whisper_peft.data.structure import Marks, Structure, falls_short, identify_file
 from whisper_peft.data.truncation import read_structure
 from whisper_peft.data.xing import count_down_header

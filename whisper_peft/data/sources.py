@@ -17,8 +17,9 @@ from whisper_peft.data.columns import (
     find_meanings,
     pick_value,
 )
-from whisper_peft.data.folders import Columnar, Recording, Table, find_source, is_name_of_split
+from whisper_peft.data.folders import Columnar, Recording, Table, find_source
 from whisper_peft.data.rows import Row
+from whisper_peft.data.split_names import is_name_of_split
 from whisper_peft.data.spoken import refuse_slips
 from whisper_peft.data.subtitles import WINDOW_S, cut_recording, read_segments, utf8_bytes
 from whisper_peft.data.tables import find_split_column, find_unasked_split, read_table, split_of

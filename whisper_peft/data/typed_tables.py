@@ -25,10 +25,11 @@ from whisper_peft.data.columns import (
     find_meanings,
     pick_value,
 )
-from whisper_peft.data.folders import Columnar, choose_splits, find_split, names_of_split
+from whisper_peft.data.folders import Columnar
 from whisper_peft.data.hub import explain_errors, load_repository
 from whisper_peft.data.parquet import find_parquet_files, refuse_broken_file
 from whisper_peft.data.rows import Packed, Row
+from whisper_peft.data.split_names import choose_splits, find_split, list_split_names
 from whisper_peft.data.tables import find_split_column, split_of
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
@@ -153,7 +154,7 @@ class RowReader:
         if self.split_column is not None:
             self.split_label = getattr(features[self.split_column], "int2str", None)
         # The wanted splits, under each of their names.
-        self.wanted_splits = {name for split in columns.splits for name in names_of_split(split)}
+        self.wanted_splits = {name for split in columns.splits for name in list_split_names(split)}
         self.is_file = columns.is_file
         self.seen_split: str | None = None
 
@@ -205,7 +206,7 @@ class RowReader:
         if self.wanted_splits:
             # If the value is no usual name of a split, the files of a folder are split already, and the column says
             # something else.
-            is_other_thing = not self.is_file and len(names_of_split(split)) == 1
+            is_other_thing = not self.is_file and len(list_split_names(split)) == 1
             return is_other_thing or split.lower() in self.wanted_splits
         if self.seen_split is None:
             self.seen_split = split

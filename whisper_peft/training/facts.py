@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from whisper_peft import __version__
 from whisper_peft.data.dataset import SpeechDataset
-from whisper_peft.data.decoding import AudioError
+from whisper_peft.data.decoded_clip import AudioError
 from whisper_peft.data.rows import Row, fingerprint, split_fingerprint
 from whisper_peft.errors import UserError
 from whisper_peft.files import open_file, printable
