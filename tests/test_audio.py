@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from whisper_peft.data.audio import AudioError, duration_s, load_audio
-from whisper_peft.data.truncation import falls_short
+from whisper_peft.data.structure import falls_short
 
 RATE_HZ = 16_000
 SECONDS = 6.0

@@ -21,7 +21,7 @@ _WINDOWS_SHARE = re.compile(r"[\\/]{2}")
 # Archives inside a Hub data set. `datasets` names a file in one as zip://clips/1.wav::hf://datasets/owner/name@.../x.zip
 _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd")
 _NEVER_OPENED = "an address, and addresses in a data set are never opened; download the file, and write its path"
-# So many characters of a reason are shown.
+# A message shows this number of characters of a reason.
 _LONGEST_REASON = 200
 
 

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from whisper_peft.errors import UserError
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of, short_repr
@@ -19,10 +19,10 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", "
 UNPACKED = ".unpacked"
 # A file that is written last into the folder. It records which archive was unpacked there.
 ARCHIVE_RECORD = "whisper_peft.json"
-# So much of the disk stays free.
+# This much of the disk stays free.
 _HEADROOM_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 20
-# The content behind the end of an archive may have so many bytes. tar fills its last record up with some kilobytes.
+# The largest number of bytes behind the end of an archive. tar fills its last record up with some kilobytes.
 _MOST_BYTES_BEHIND_END = 1 << 24
 # Exceptions that the modules which unpack raise for damaged content. An OSError with a number is a fault of the disk.
 # tarfile reads headers that announce headers by calling itself, which ends in a RecursionError.
@@ -100,7 +100,7 @@ def _remove_suffix(name: str) -> str:
     return name
 
 
-def _refuse_other_folder(path: Path, folder: Path, archive: dict[str, str | int]) -> None:
+def _refuse_other_folder(path: Path, folder: Path, archive: dict[str, Any]) -> None:
     """Raise UserError if a folder was not unpacked from this archive, as it is now."""
     record = folder / ARCHIVE_RECORD
     if not record.is_file() or read_json(record) != archive:

@@ -22,7 +22,8 @@ from whisper_peft.data.decoding import decode
 from whisper_peft.data.ffmpeg_decoder import read_container_s
 from whisper_peft.data.seeking import decode_piece, read_structure_once
 from whisper_peft.data.soundfile_decoder import read_header_s
-from whisper_peft.data.truncation import Structure, falls_short, read_structure
+from whisper_peft.data.structure import Structure, falls_short
+from whisper_peft.data.truncation import read_structure
 from whisper_peft.files import UnusableFileError, foreign_content, open_file, reason_of
 
 
@@ -65,9 +66,10 @@ def load_audio(
     return read_sound(audio, start_s=start_s, end_s=end_s, sample_rate_hz=sample_rate_hz).wave
 
 
-# Decoding stops so many seconds behind the longest clip that the caller can use.
+# Decoding stops at this number of seconds behind the longest clip that the caller can use.
 _MORE_THAN_LONGEST_S = 1.0
-# A clip is too long if more than this is there. It is a little less than what is decoded, as files round their lengths.
+# A clip is too long if it goes on for more than this. The number is a little smaller than the one above, because files
+# round their lengths.
 _TOO_LONG_BY_S = 0.9
 
 

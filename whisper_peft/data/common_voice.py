@@ -15,7 +15,7 @@ SCRIPTED_AUDIO = "clips"
 _SPONTANEOUS_AUDIO = "audios"
 # The columns by which a Common Voice release of read sentences is known.
 _SCRIPTED = frozenset({"client_id", "path", "sentence"})
-# So many bytes of the first line of a table are read.
+# The largest number of bytes that are read of the first line of a table.
 _LONGEST_HEADER_BYTES = 1 << 16
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # A file with more packets is damaged, or was made to keep us busy.
 MOST_PACKETS = 4_000_000
-# So many packets in a row may hold no sound.
+# The largest number of packets in a row that hold no sound.
 _MOST_IDLE_PACKETS = 10_000
 # Codecs whose packets are frames that state their own size.
 _CODECS_OF_FRAMES = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "ac3_fixed", "eac3")

@@ -199,7 +199,7 @@ def _find_in_file(path: Path, name: str, splits: list[str]) -> list[Table | Colu
 
 
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
-# A message suggests so many manifests.
+# The largest number of manifests that a message suggests.
 _MOST_SUGGESTED = 3
 
 

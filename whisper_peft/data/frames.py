@@ -12,15 +12,16 @@ from typing import BinaryIO
 from whisper_peft.data.mpeg_audio import read_mpeg_audio, read_mpeg_header
 from whisper_peft.data.structure import ByteReader, Structure
 
-# So many frames of 20 ms are 22 hours of sound. A file of more is damaged, or was made to keep us busy.
+# The largest number of frames; with frames of 20 ms it is 22 hours of sound. A file with more frames is damaged, or was
+# made to keep us busy.
 _MOST_FRAMES = 4_000_000
-# So many bytes at the end of a transport stream are looked at.
+# Only this number of bytes at the end of a transport stream is read.
 _TS_TAIL_BYTES = 1 << 22
 # The sizes of packets of a transport stream, and where the byte "G" stands in each: plain, on Blu-ray discs, and with
 # bytes for error correction.
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 # More ID3 tags than this at the beginning of a file are not skipped.
-_MOST_TAGS = 100
+_MOST_ID3_TAGS = 100
 
 
 def read_frames(file: BinaryIO, reader: ByteReader) -> Structure:
@@ -52,7 +53,7 @@ def read_frames(file: BinaryIO, reader: ByteReader) -> Structure:
 def _skip_id3(reader: ByteReader) -> int:
     """Return the position behind the ID3 tags at the beginning; 0 if there are none."""
     position = 0
-    for _ in range(_MOST_TAGS):
+    for _ in range(_MOST_ID3_TAGS):
         header = reader.read(position, 10)
         if header[:3] != b"ID3" or len(header) < 10:
             break

@@ -19,10 +19,10 @@ _LOUDEST = 16.0
 _LEAST_SHARE_OVER = 0.01
 # Full scale of integers of 8, 16, 24, 32 and 64 bits.
 _FULL_SCALES = (2.0**7, 2.0**15, 2.0**23, 2.0**31, 2.0**63)
-# Resampling and filters bring samples over their full scale, up to so many times.
+# Resampling and filters bring samples of integers over their full scale, up to this multiple of it.
 _HIGHEST_OVER_OF_INTEGERS = 1.5
 
-# The channels are compared over stretches of so many seconds.
+# Length of a stretch over which the channels are compared, in seconds.
 _STRETCH_S = 0.25
 # Seconds of the fade from a stretch as it is to one whose channels are turned over.
 _FADE_S = 0.01
@@ -32,7 +32,7 @@ _CANCELLED_SHARE = 0.15
 _LEAST_POWER = 1e-8
 # The channels have to cancel each other in this share of the stretches with sound; music crosses the line now and then.
 _LEAST_CANCELLED = 0.1
-# So many stretches are mixed at a time.
+# Number of stretches that are mixed at a time.
 _STRETCHES_AT_ONCE = 16
 
 

@@ -24,14 +24,14 @@ _KBIT_S = {
 _MPEG_RATES_HZ = (44_100, 48_000, 32_000)
 # By the code of the version: how often the sampling rate is halved. 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5.
 _RATE_HALVINGS = {3: 0, 2: 1, 0: 2}
-# The first frame is looked for in so many bytes.
+# The first frame has to begin within this number of bytes.
 _FIRST_FRAME_WITHIN_BYTES = 1 << 16
-# What stands behind the last frame of an mp3: an ID3v1 tag or an APE tag.
+# An ID3v1 tag or an APE tag may stand behind the last frame of an mp3.
 _TAGS_AT_THE_END = (b"TAG", b"APE")
 
 
 class MpegFrame(NamedTuple):
-    """What the header of a frame of MPEG audio states."""
+    """The facts that the header of a frame of MPEG audio states."""
 
     n_bytes: int
     n_samples: int
@@ -44,7 +44,7 @@ class MpegFrame(NamedTuple):
 
 
 class _TooManyFalseFramesError(Exception):
-    """More places look like frames and are none than any file of sound has."""
+    """The file has more places that only look like frames than any file of sound has."""
 
 
 def read_mpeg_header(data: bytes, position: int) -> MpegFrame | None:

@@ -42,9 +42,9 @@ _KINDS_OF_CAPTIONS = frozenset({"asr", "auto", "cc", "default", "hi", "orig", "s
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,12}){0,4}")
 # yt-dlp names the parts of a download "talk.f140.m4a", but its captions "talk.en.vtt".
 _FORMAT_TAG = re.compile(r"\.f\d{1,4}(-\w{1,8})?$")
-# So many tags may stand between the name of a recording and the suffix.
+# The largest number of tags between the name of a recording and the suffix.
 _MOST_TAGS = 3
-# A message lists so many names.
+# The largest number of names that a message lists.
 _MOST_LISTED = 5
 
 

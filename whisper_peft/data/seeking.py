@@ -133,10 +133,11 @@ class _RestOfMp3(io.RawIOBase):
 
 # A mark lies a second or more before the piece, and the first mark is the beginning of the file.
 _LEAST_START_S = 2
-# Where the decoder may make noise of its own, a piece is decoded a second time, from so many marks (seconds) further
-# back. The state that the noise comes from changes with each noisy packet, so two decodings of a noisy piece differ.
+# Where the decoder may make noise of its own, a piece is decoded a second time, from this number of marks (about
+# seconds) further back. The state that the noise comes from changes with each noisy packet. So two decodings of a noisy
+# piece differ.
 _MARKS_FURTHER_BACK = 8
-# The two decodings may differ by so much of full scale: -66 dB.
+# The largest difference between the two decodings; full scale is 1, so this is -66 dB.
 _MOST_NOISE = 5e-4
 
 

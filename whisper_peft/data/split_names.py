@@ -15,7 +15,7 @@ _SPLIT_NAMES = (
 )
 # A column "split" with more values, none of them train, dev or test, is about something else.
 _MOST_SPLITS = 50
-# So many characters of a split's name are shown in a message.
+# A message shows this number of characters of a split's name.
 _LONGEST_NAME = 60
 
 

@@ -8,7 +8,7 @@ from array import array
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# `ByteReader` reads at least so many bytes at a time.
+# The smallest number of bytes that `ByteReader` reads at a time.
 _BUFFER_BYTES = 1 << 13
 
 

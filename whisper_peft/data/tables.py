@@ -211,7 +211,7 @@ def _read_csv(shown: str, lines: Iterator[str]) -> Iterator[_TableRow]:
         ) from None
 
 
-# A field may have so many lines.
+# The largest number of lines in one field.
 _MOST_LINES = 1000
 
 

@@ -18,8 +18,6 @@ from typing import BinaryIO
 from whisper_peft.data.frames import read_frames
 from whisper_peft.data.structure import ByteReader, Structure, falls_short
 
-__all__ = ["Structure", "falls_short", "read_structure"]
-
 # Recorders write a few dozen chunks.
 _MOST_CHUNKS = 10_000
 # A day of sound in fragments of a second has 200,000 boxes.
@@ -79,7 +77,7 @@ def read_structure(file: BinaryIO) -> Structure:
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """How a family of files is cut into chunks; each chunk has a name, a size and so many bytes."""
+    """How a family of files is cut into chunks. Each chunk has a name, a size, and content of that size."""
 
     # Position of the first chunk, in bytes.
     first: int
@@ -89,7 +87,7 @@ class _Chunks:
     sample_chunks: tuple[bytes, ...]
     # A size from here on stands for an unknown one.
     unknown_from: int
-    # Chunks begin at a multiple of so many bytes.
+    # Chunks begin at multiples of this number of bytes.
     alignment: int = 2
     # Whether the stated size counts the chunk's header.
     size_includes_header: bool = False
