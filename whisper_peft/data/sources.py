@@ -22,7 +22,7 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.split_names import is_name_of_split
 from whisper_peft.data.spoken import refuse_slips
 from whisper_peft.data.subtitles import WINDOW_S, cut_recording, read_segments, utf8_bytes
-from whisper_peft.data.tables import find_split_column, find_unasked_split, read_table, split_of
+from whisper_peft.data.tables import find_split_column, find_unasked_split, read_split, read_table
 from whisper_peft.data.typed_tables import read_typed_rows
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
@@ -189,9 +189,9 @@ class _Header:
             ignored_prompt=find_ignored_prompt(names, options),
         )
 
-    def split_of(self, values: Sequence[Any]) -> str:
+    def read_split(self, values: Sequence[Any]) -> str:
         """Return the split that a row is in."""
-        return split_of(None if self.split is None else values[self.split])
+        return read_split(None if self.split is None else values[self.split])
 
     def unasked_split_of(self, values: Sequence[Any]) -> str | None:
         """Return the name of a split that stands in a column which is not obeyed; None if there is no such name."""
@@ -216,7 +216,7 @@ def _read_table_rows(table: Table, options: ColumnOptions, say: Callable[[str], 
             if header is None or names != header.names:
                 header = _Header.of(names, options)
                 has_prompt = has_prompt or "prompt" in header.meanings
-            if table.splits and header.split_of(values) not in table.splits:
+            if table.splits and header.read_split(values) not in table.splits:
                 continue
             ignored = header.ignored_prompt
             if ignored is not None and values[ignored] and not is_ignored_prompt_said:

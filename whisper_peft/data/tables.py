@@ -111,11 +111,11 @@ def find_unasked_split(names: tuple[str, ...]) -> int | None:
     return None
 
 
-def split_of(value: Any) -> str:
+def read_split(value: Any) -> str:
     """Return the split that a cell names.
 
     Example:
-        >>> split_of(" train "), split_of("")
+        >>> read_split(" train "), read_split("")
         ('train', 'unassigned')
     """
     if value is None:
@@ -139,7 +139,7 @@ def count_splits(path: Path) -> dict[str, int]:
         column = find_split_column(names)
         if column is not None:
             has_column = True
-            counts[split_of(values[column])] += 1
+            counts[read_split(values[column])] += 1
         elif has_header:
             return {}
         else:

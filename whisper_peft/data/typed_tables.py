@@ -30,7 +30,7 @@ from whisper_peft.data.hub import explain_errors, load_repository
 from whisper_peft.data.parquet import find_parquet_files, refuse_broken_file
 from whisper_peft.data.rows import Packed, Row
 from whisper_peft.data.split_names import choose_splits, find_split, list_split_names
-from whisper_peft.data.tables import find_split_column, split_of
+from whisper_peft.data.tables import find_split_column, read_split
 from whisper_peft.errors import UserError
 from whisper_peft.files import printable
 
@@ -189,7 +189,7 @@ class RowReader:
         """Return the split that a cell of the split column names."""
         if self.split_label is not None:
             value = _read_label(value, self.split_label)
-        return split_of(value)
+        return read_split(value)
 
     def is_wanted(self, values: dict[str, Any]) -> bool:
         """Tell whether a row of a stream is in a split that is wanted.
