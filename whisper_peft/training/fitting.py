@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from whisper_peft.data.batching import SLACK_S, clips_at_once, most_joined
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import Row
-from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME, fill_windows
+from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, fill_windows
+from whisper_peft.data.subtitles import TOKENS_OF_A_TIME
 from whisper_peft.data.text import clean_text
 from whisper_peft.data.words import Words
 from whisper_peft.errors import UserError

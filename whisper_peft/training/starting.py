@@ -11,7 +11,8 @@ from whisper_peft import runs
 from whisper_peft.data.batching import Block, Stitching, slack_policy
 from whisper_peft.data.dataset import Pick, SpeechDataset
 from whisper_peft.data.samplers import StepSampler, StreamSampler
-from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX, TOKENS_OF_A_TIME
+from whisper_peft.data.stitching import TOKENS_OF_A_PREFIX
+from whisper_peft.data.subtitles import TOKENS_OF_A_TIME
 from whisper_peft.training.prepare import Prepared
 
 if TYPE_CHECKING:
