@@ -70,12 +70,12 @@ def measure(source: str, audio: bool) -> dict:
     before, load, start, used = memory_bytes("VmRSS"), os.getloadavg()[0], time.monotonic(), time.process_time()
     report = whisper_peft.check(source, audio=audio)
     seconds, used = time.monotonic() - start, time.process_time() - used
-    hours = sum(one["hours"] for one in report["sources"])
+    hours = sum(source.hours for source in report.sources)
     return {
-        "clips": sum(one["clips"] for one in report["sources"]), "hours": hours, "audio": audio, "seconds": seconds,
+        "clips": sum(source.clips for source in report.sources), "hours": hours, "audio": audio, "seconds": seconds,
         "cpu_seconds": used, "times_real_time": 3600 * hours / seconds, "load": load,
         "peak_bytes": memory_bytes("VmHWM") - before,
-        "findings": {one["kind"]: one["count"] for one in report["findings"]},
+        "findings": {finding.kind: finding.count for finding in report.findings},
     }  # fmt: skip
 
 

@@ -108,9 +108,8 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     report = check(str(source), fix=out, prompt_column="prompt")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert report["fixed"] | {"changes": "", "manifests": [str(out)]} == report["fixed"] | {
-        "changes": "", "kept": len(lines), "manifests": [str(out)]
-    }  # fmt: skip
+    assert (report.fixed.kept, report.fixed.manifests) == (len(lines), [str(out)])
+    assert report.as_dict()["fixed"]["left_out"] == report.fixed.left_out
     texts = {Path(line["audio"]).name: line["text"] for line in lines}
     assert len(texts) == len(lines)  # once each
     assert not {"clip001.wav", "gone.wav"} & texts.keys()
@@ -124,7 +123,7 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     assert all(Path(line["audio"]).is_absolute() and line["language"] == "hi" and line["speaker_id"] for line in lines)
     assert lines[0]["prompt"] == "पहले"
     again = check(str(out))
-    assert not found(again, "error"), again["findings"]
+    assert not found(again, "error"), again.findings
     changes = [json.loads(line) for line in (tmp_path / "clean.changes.jsonl").read_text("utf-8").splitlines()]
     assert {one["row"] for one in changes if "left_out" in one} == set(range(61)) - {
         row for row, one in enumerate(rows[:60]) if one["audio"] in texts
@@ -150,7 +149,7 @@ def test_sound_inside_parquet_is_written_out(tmp_path):
         check(str(tmp_path / "clips.parquet"), language="hi", fix=tmp_path / "clean.jsonl")
     assert not list(tmp_path.glob("clean*"))
     report = check(str(tmp_path / "clips.parquet"), language="hi", fix=tmp_path / "clean")
-    again = load_source(report["fixed"]["manifests"][0])
+    again = load_source(report.fixed.manifests[0])
     assert [row.text for row in again] == [row["text"] for row in rows]
     assert [Path(row.audio).read_bytes() for row in again] == sounds
 
@@ -189,8 +188,8 @@ def test_every_shared_folder_can_be_checked(shared, tmp_path, call):
         (f"{data / 'hindi_tts'}:test", "hi", 90),
     ):  # fmt: skip
         report = check(source, language=language)
-        assert report["errors"] == 0, (source, report["findings"])
-        assert clips in (None, report["sources"][0]["clips"]) and report["checked"]["audio"] > 5
+        assert report.errors == 0, (source, report.findings)
+        assert clips in (None, report.sources[0].clips) and report.checked.audio > 5
     story = data / "longform" / "en_0110_a-tiny-seed-the-story-of-wangari-maathai.mp3"
     code, _, err = call(story)
     assert code == 1 and "no segment times beside it" in err
@@ -200,8 +199,8 @@ def test_the_malayalam_splits_have_few_false_alarms(shared):
     """Errors: none. Warnings: clips that are mostly silence, and the sentences that the splits do share."""
     data = shared / "data" / "malayalam"
     report = check([f"{data}:{split}" for split in ("train", "validation", "test")])
-    assert report["errors"] == 0
-    counts = {one["kind"]: one["count"] for one in report["findings"] if one["severity"] == "warning"}
+    assert report.errors == 0
+    counts = {finding.kind: finding.count for finding in report.findings if finding.severity == "warning"}
     assert counts.pop("shared-text") < 110 and counts.pop("too-little-text") <= 5 and not counts
 
 
@@ -333,13 +332,13 @@ def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared,
     lines[4]["text"] = load_source(str(shared / "data" / "hindi_tts" / "test"))[80].text
     manifest = write_manifest(tmp_path / "moved.jsonl", lines)
     report = check(str(manifest), model=shared / "models" / "whisper-base", audio=False)
-    [moved] = [one for one in report["findings"] if one["kind"] == "shifted-texts"]
-    sure = {clip["row"] for clip in moved["clips"] if not clip["detail"].startswith("perhaps")}
-    assert sure == set(range(12, 32)) and len(moved["clips"]) <= 26
-    right = {clip["row"]: clip.get("suggestion") for clip in moved["clips"]}
+    [moved] = [finding for finding in report.findings if finding.kind == "shifted-texts"]
+    sure = {clip.row for clip in moved.clips if not clip.detail.startswith("perhaps")}
+    assert sure == set(range(12, 32)) and len(moved.clips) <= 26
+    right = {clip.row: clip.suggestion for clip in moved.clips}
     assert all(right[row] == rows[row].text for row in range(13, 32))
     assert any(
-        clip["row"] == 4 for one in report["findings"] if one["kind"] == "unlikely-text" for clip in one["clips"]
+        clip.row == 4 for finding in report.findings if finding.kind == "unlikely-text" for clip in finding.clips
     )
 
 

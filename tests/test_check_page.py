@@ -12,54 +12,60 @@ from test_pages import HOSTILE, assert_self_contained, sound_of
 from whisper_peft import UserError
 from whisper_peft.checking import page as check_page
 from whisper_peft.checking.page import write_check_page
+from whisper_peft.checking.report import CheckReport, Coverage, ReportedClip, ReportedFinding, ReportedSource
 from whisper_peft.pages import pieces as pages
 
 ARABIC = "مرحبا بالعالم، كيف حالك؟"
 
 
-def clip(row: int, *, source: str = "speech/train", name: str = "", text: str = "पानी लाओ", **more) -> dict:
+def clip(row: int, *, source: str = "speech/train", name: str = "", text: str = "पानी लाओ", **more) -> ReportedClip:
     name = name or f"clip_{row}.wav"
-    return {
-        "name": name,
-        "source": source,
-        "row": row,
-        "detail": f"detail {row}",
-        "text": text,
-        "duration_s": 1.5,
-        **more,
-    }
+    known = {"place": "", "detail": f"detail {row}", "duration_s": 1.5, **more}
+    return ReportedClip(name=name, source=source, row=row, text=text, **known)
 
 
-def finding(kind: str, severity: str, clips: list[dict], count: int | None = None) -> dict:
+def finding(
+    kind: str, severity: str, clips: list[ReportedClip], count: int | None = None, words: str | None = None
+) -> ReportedFinding:
     count = len(clips) if count is None else count
-    why, remedy = f"why {kind} matters", f"how {kind} is mended; tell"
-    return {"kind": kind, "severity": severity, "count": count, "why": why, "remedy": remedy, "clips": clips}
+    why = words or f"why {kind} matters"
+    remedy = words or f"how {kind} is mended; tell"
+    return ReportedFinding(kind=kind, severity=severity, count=count, why=why, remedy=remedy, clips=clips)
 
 
-def source(name: str = "speech/train", **changes) -> dict:
-    return {
-        "name": name, "clips": 683, "hours": 0.69, "speakers": 49, "durations_s": [1.0, 2.0, 3.0, 3.5],
-        "tokens_per_second": [10.0, 12.0, None, 14.0], "characters": {"प": 3, "ा": 2, " ": 9, "\u200d": 1, "\0": 1},
-        "scripts": {"Devanagari": 0.99, "Latin": 0.01}, "languages": {"hi": 680, "not named": 3}, **changes,
+def source(name: str = "speech/train", **changes) -> ReportedSource:
+    facts = {
+        "name": name, "split": "train", "clips": 683, "hours": 0.69, "speakers": 49,
+        "durations_s": [1.0, 2.0, 3.0, 3.5], "tokens_per_second": [10.0, 12.0, None, 14.0],
+        "characters": {"प": 3, "ा": 2, " ": 9, "\u200d": 1, "\0": 1}, "scripts": {"Devanagari": 0.99, "Latin": 0.01},
+        "languages": {"hi": 680, "not named": 3}, "correlation_at_shift": {"0": 0.9},
     }  # fmt: skip
+    return ReportedSource(**{**facts, **changes})
 
 
-def report(findings: list[dict], sources: list[dict] | None = None, model: str | None = None) -> dict:
-    return {
-        "sources": sources or [source()], "findings": findings, "errors": 1, "warnings": 22,
-        "checked": {"headers": 683, "audio": 680, "model": model}, "seconds": 4.2,
-    }  # fmt: skip
+def report(
+    findings: list[ReportedFinding], sources: list[ReportedSource] | None = None, model: str | None = None
+) -> CheckReport:
+    return CheckReport(
+        sources=sources or [source()],
+        findings=findings,
+        errors=1,
+        warnings=22,
+        notes=0,
+        checked=Coverage(headers=683, audio=680, model=model, tokens="counted"),
+        seconds=4.2,
+    )
 
 
-def nothing(clip: dict) -> None:
+def nothing(clip: ReportedClip) -> None:
     return None
 
 
-def short(clip: dict) -> np.ndarray:
-    return make_wave(0.2, seed=clip["row"])
+def short(clip: ReportedClip) -> np.ndarray:
+    return make_wave(0.2, seed=clip.row)
 
 
-def written(tmp_path, content: dict, audio=nothing) -> str:
+def written(tmp_path, content: CheckReport, audio=nothing) -> str:
     path = tmp_path / "page.html"
     write_check_page(content, path, audio)
     assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
@@ -85,9 +91,9 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
     ]
     parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]  # the contents
     for one in findings:  # and each in full
-        parts += [one["severity"], f"Why {one['kind']} matters.", f"How {one['kind']} is mended; tell."]
-        for about in one["clips"]:
-            parts += [about["name"], f"row {about['row']}", about["detail"], about["text"]]
+        parts += [one.severity, f"Why {one.kind} matters.", f"How {one.kind} is mended; tell."]
+        for about in one.clips:
+            parts += [about.name, f"row {about.row}", about.detail, about.text]
     parts += ["The data", "683 clips · 0.69 hours · 49 speakers", "Clip length", "Tokens per second", "1 not known"]
     parts += ["Scripts", "Devanagari", "99.0%", "Languages", "Hindi (hi)", "680 clips", "not named", "Characters"]
     at = 0
@@ -129,7 +135,7 @@ def test_names_texts_and_details_are_text(tmp_path):
         clips = [
             clip(row, name=word, text=word, source=word, detail=word, suggestion=word) for row, word in enumerate(words)
         ]
-        findings = [{**finding("unreadable", "error", clips), "why": words[0], "remedy": words[0]}]
+        findings = [finding("unreadable", "error", clips, words=words[0])]
         sources = [
             source(word, scripts={word: 1.0}, languages={word: 1}, characters={"<": 1, '"': 2, "&": 1})
             for word in words
@@ -155,9 +161,9 @@ def test_the_worst_clips_of_each_finding_are_heard_and_none_twice(tmp_path):
     ]
     asked = []
 
-    def audio(one: dict) -> np.ndarray | None:
-        asked.append((one["source"], one["row"]))
-        return None if one["row"] < 60 else short(one)
+    def audio(one: ReportedClip) -> np.ndarray | None:
+        asked.append((one.source, one.row))
+        return None if one.row < 60 else short(one)
 
     page = assert_self_contained(written(tmp_path, report(findings), audio))
     heard = [one["aria-label"] for one in page.named("audio")]
@@ -215,7 +221,7 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path):
     findings = [finding("silence", "warning", [clip(1)])]
     path = tmp_path / "page.html"
 
-    def breaks(one: dict) -> np.ndarray:
+    def breaks(one: ReportedClip) -> np.ndarray:
         raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError):
@@ -237,9 +243,7 @@ def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
         finding("clipping", "note", [clip(3, text=ARABIC)]),
     ]
     waves = {1: make_wave(1.37), 2: make_wave(3.0), 3: make_wave(2.2)}
-    write_check_page(
-        report(findings, [source(), source("b" * 90)]), tmp_path / "page.html", lambda one: waves[one["row"]]
-    )
+    write_check_page(report(findings, [source(), source("b" * 90)]), tmp_path / "page.html", lambda one: waves[one.row])
 
     context = chromium.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
@@ -291,7 +295,7 @@ def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatc
     load = room.load_audio
     monkeypatch.setattr(room, "load_audio", load_audio)
     report = check(tmp_path / "clips.jsonl", html=tmp_path / "page.html")
-    assert report["findings"][0]["kind"] == "over-window"
+    assert report.findings[0].kind == "over-window"
     assert [len(wave) for wave in decoded] == [30 * 16_000]
     page = assert_self_contained((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "the first 30 of 40.0 s" in page.text and "Over window" in page.text

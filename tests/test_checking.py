@@ -13,7 +13,7 @@ import soundfile
 from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
-from whisper_peft import check, load_preparation, load_source
+from whisper_peft import CheckReport, check, load_preparation, load_source
 from whisper_peft.checking.checks import Limits, check_parts
 from whisper_peft.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
 from whisper_peft.checking.shifted_texts import correlations, find_mispairings, name_orders
@@ -23,11 +23,12 @@ from whisper_peft.checking.texts import look_at_texts, without_markup
 from whisper_peft.data.rows import Row
 
 
-def found(report: dict, *severities: str) -> dict[str, set[str]]:
+def found(report: CheckReport | dict, *severities: str) -> dict[str, set[str]]:
     """kind -> names of the files that it was found in."""
+    content = report.as_dict() if isinstance(report, CheckReport) else report
     return {
         one["kind"]: {Path(clip["name"]).name for clip in one["clips"]}
-        for one in report["findings"]
+        for one in content["findings"]
         if one["severity"] in (severities or SEVERITIES)
     }
 
@@ -35,15 +36,16 @@ def found(report: dict, *severities: str) -> dict[str, set[str]]:
 def test_a_clean_set_has_no_errors_and_no_warnings(tmp_path):
     rows = make_spoken(tmp_path, 60)
     report = check(write_manifest(tmp_path / "clean.jsonl", rows), language="hindi")
-    assert not found(report, "error", "warning"), report["findings"]
-    assert (report["errors"], report["warnings"]) == (0, 0)
-    [source] = report["sources"]
+    assert not found(report, "error", "warning"), report.findings
+    assert (report.errors, report.warnings) == (0, 0)
+    content = report.as_dict()
+    assert json.loads(json.dumps(content)) == content and "fixed" not in content
+    [source] = content["sources"]
     assert source["clips"] == len(source["durations_s"]) == len(source["tokens_per_second"]) == 60
     assert source["speakers"] == 10 and source["scripts"] == {"Devanagari": 1.0} and source["languages"] == {"hi": 60}
     assert source["hours"] == pytest.approx(sum(source["durations_s"]) / 3600, rel=1e-3)
     assert source["correlation_at_shift"]["0"] > 0.9
-    assert report["checked"] == {"headers": 60, "audio": 60, "model": None, "tokens": report["checked"]["tokens"]}
-    json.dumps(report)
+    assert content["checked"] == {"headers": 60, "audio": 60, "model": None, "tokens": report.checked.tokens}
 
 
 def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
@@ -128,11 +130,11 @@ def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
         assert files <= seen.get(kind, set()), (kind, files, seen.get(kind))
     expected = {kind: files for kind, files in planted.items() if KINDS[kind].severity != "note"}
     assert found(report, "error", "warning") == expected
-    for one in report["findings"]:
-        assert one["count"] == len(one["clips"]) and one["why"] and one["remedy"]
-        for clip in one["clips"]:
-            assert clip["source"] == "bad" and clip["detail"] and Path(rows[clip["row"]]["audio"]).name in clip["name"]
-    order = [SEVERITIES.index(one["severity"]) for one in report["findings"]]
+    for finding in report.findings:
+        assert finding.count == len(finding.clips) and finding.why and finding.remedy
+        for clip in finding.clips:
+            assert clip.source == "bad" and clip.detail and Path(rows[clip.row]["audio"]).name in clip.name
+    order = [SEVERITIES.index(finding.severity) for finding in report.findings]
     assert order == sorted(order)
 
 
@@ -308,8 +310,8 @@ def test_a_report_lists_the_worst_and_counts_all():
         findings.add("low-level", 0, number, "again")
     findings.add("missing", 0, 3, "no such file")
     first, second = findings.report([[None] * len(rows)])
-    assert (first["kind"], first["count"], second["count"]) == ("missing", 1, len(rows))
-    assert len(second["clips"]) == MOST_LISTED and second["clips"][0]["row"] % 77 == 76
+    assert (first.kind, first.count, second.count) == ("missing", 1, len(rows))
+    assert len(second.clips) == MOST_LISTED and second.clips[0].row % 77 == 76
     assert (findings.count("error"), findings.count("warning")) == (1, len(rows))
     with pytest.raises(KeyError):
         findings.add("no such kind", 0, 0, "")

@@ -42,7 +42,7 @@ ROOMS = {
         "recording_scores", "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (
-        "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",
+        "report", "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",
         "duplicates", "model_evidence", "checks", "fix", "neighbour_losses", "page", "check",
     ),
     "training": (

@@ -227,7 +227,7 @@ def test_12_texts_belong_to_the_file_they_name(tmp_path):
     for row, text in zip(sorted(rows, key=lambda row: row["audio"]), texts, strict=True):  # somebody else did
         row["text"] = text
     report = whisper_peft.check(write_manifest(tmp_path / "sorted" / "all.jsonl", rows), audio=False)
-    assert report["findings"][0]["kind"] == "other-order" and report["findings"][0]["count"] > 50
+    assert report.findings[0].kind == "other-order" and report.findings[0].count > 50
 
 
 def test_13_a_bad_file_neither_kills_a_run_nor_is_replaced(tiny_model, speech, tmp_path):
@@ -267,8 +267,8 @@ def test_14_check_finds_leaks_duplicates_scripts_silence_clipping_and_texts_too_
         str(write_manifest(tmp_path / "t.jsonl", test_rows)),
     ]
     found = {
-        one["kind"]: {Path(clip["name"]).name for clip in one["clips"]}
-        for one in whisper_peft.check(splits, language="hi")["findings"]
+        finding.kind: {Path(clip.name).name for clip in finding.clips}
+        for finding in whisper_peft.check(splits, language="hi").findings
     }
     for kind, number in {"wrong-script": 3, "too-much-text": 4, "silence": 5, "clipping": 6}.items():
         assert found[kind] == {rows[number]["audio"]}, kind

@@ -37,6 +37,7 @@ _ROOMS = {
     "evaluation.transcribing": ("transcribe", "transcribe_each"),
     "evaluation.evaluation_result": ("EvaluationResult",),
     "evaluation.scoring": ("evaluate",),
+    "checking.report": ("CheckReport",),
     "checking.check": ("check",),
     "training.loss": ("token_loss_sum",),
     "training.planning": ("MemoryPlan", "plan", "plan_matrix"),

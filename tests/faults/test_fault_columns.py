@@ -16,7 +16,7 @@ from conftest import make_speech, make_wave, tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_peft import Segment, SpeechDataset, check, evaluate, load_preparation, load_source, prepare
+from whisper_peft import CheckReport, Segment, SpeechDataset, check, evaluate, load_preparation, load_source, prepare
 from whisper_peft.data.doubtful_times import doubt_times
 from whisper_peft.data.languages import CODES_BY_ISO_639, LANGUAGES, NATIVE_NAMES
 from whisper_peft.data.rows import Row
@@ -76,8 +76,8 @@ def rows_of(clips: Path, count: int = 12, **fields) -> list[dict]:
     ]
 
 
-def kinds(report: dict) -> dict[str, dict]:
-    return {finding["kind"]: finding for finding in report["findings"]}
+def kinds(report: CheckReport) -> dict[str, dict]:
+    return {finding.kind: finding.as_dict() for finding in report.findings}
 
 
 def refusal(call, *arguments, **options) -> str:
@@ -121,7 +121,7 @@ def test_a_prompt_that_only_some_rows_have(clips, tmp_path):
 def test_check_and_train_say_that_a_prompt_column_is_ignored(clips, tmp_path, tiny_model, speech):
     path = write_jsonl(tmp_path / "m.jsonl", rows_of(clips, 4, prompt="पहले"))
     report = check(str(path), language="hi", audio=False)
-    assert [remark for remark in report["remarks"] if "'prompt' is ignored" in remark]
+    assert [remark for remark in report.remarks if "'prompt' is ignored" in remark]
     assert any("'prompt' is ignored" in line for line in dry_run(tiny_model, speech, path))
 
 
@@ -163,7 +163,7 @@ def test_of_several_sources_not_all_need_to_have_prompts(clips, tmp_path, tiny_m
     without = str(write_jsonl(tmp_path / "n.jsonl", rows_of(clips, 4)))
     settings = {"data.train": [with_prompts, without], "data.prompt_column": "before"}
     assert any("n.jsonl: no column 'before'" in line for line in dry_run(tiny_model, speech, "", **settings))
-    assert check([with_prompts, without], audio=False, prompt_column="before")["remarks"]
+    assert check([with_prompts, without], audio=False, prompt_column="before").remarks
     for sources in ([without], [without, without]):
         settings["data.train"] = sources
         assert "no column 'before'" in refusal(dry_run, tiny_model, speech, "", **settings)
@@ -492,9 +492,9 @@ def mixed(clips, tmp_path) -> Path:
 def test_row_06_unknown_languages_are_counted_and_named(mixed, tiny_model, speech):
     report = check(str(mixed), language="hindi", audio=False)
     finding = kinds(report)["unknown-language"]
-    assert (finding["severity"], finding["count"]) == ("error", 5) and report["errors"] >= 5
+    assert (finding["severity"], finding["count"]) == ("error", 5) and report.errors >= 5
     assert finding["clips"][0]["detail"] == "'xx', as 3 rows of this source"
-    assert report["sources"][0]["languages"]["'xx' (unknown)"] == 3
+    assert report.sources[0].languages["'xx' (unknown)"] == 3
     for message in (
         refusal(dry_run, tiny_model, speech, mixed),
         refusal(dry_run, tiny_model, speech, mixed, **{"model.language": None}),

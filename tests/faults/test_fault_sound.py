@@ -181,10 +181,10 @@ def test_row_07_check_and_the_first_look_name_the_scale(tmp_path):
     soundfile.write(tmp_path / "plain.wav", make_wave(1.0, 1), RATE_HZ)
     soundfile.write(tmp_path / "scaled.wav", make_wave(1.0, 2) * 32768, RATE_HZ, subtype="FLOAT")
     report = check(manifest(tmp_path, ["plain.wav", "scaled.wav"]), language="hi")
-    [found] = [one for one in report["findings"] if one["kind"] == "integer-scale"]
-    assert found["severity"] == "warning"
-    assert [Path(clip["name"]).name for clip in found["clips"]] == ["scaled.wav"]
-    assert "divided by 32768" in found["clips"][0]["detail"]
+    [found] = [finding for finding in report.findings if finding.kind == "integer-scale"]
+    assert found.severity == "warning"
+    assert [Path(clip.name).name for clip in found.clips] == ["scaled.wav"]
+    assert "divided by 32768" in found.clips[0].detail
     rows = [Row(str(tmp_path / name), "x") for name in ("plain.wav", "scaled.wav", "absent.wav")]
     seen = mended_sounds(Part("clips", rows, "train"), n_clips=16, longest_s=30.0)
     assert list(seen) == ["integer-scale"]
@@ -222,9 +222,9 @@ def test_opposite_channels_are_turned_over_and_said(tmp_path, level):
     (tmp_path / "wrong.wav").write_bytes(stereo(wave, -level * wave))
     (tmp_path / "right.wav").write_bytes(stereo(wave[:-900], wave[:-900]))
     report = check(manifest(tmp_path, ["right.wav", "wrong.wav"]), language="hi")
-    kinds = {one["kind"]: one for one in report["findings"]}
-    assert [Path(clip["name"]).name for clip in kinds["opposite-channels"]["clips"]] == ["wrong.wav"]
-    assert "6.0 of 6.0 s" in kinds["opposite-channels"]["clips"][0]["detail"]
+    kinds = {finding.kind: finding for finding in report.findings}
+    assert [Path(clip.name).name for clip in kinds["opposite-channels"].clips] == ["wrong.wav"]
+    assert "6.0 of 6.0 s" in kinds["opposite-channels"].clips[0].detail
     assert "silence" not in kinds
 
 

@@ -15,6 +15,7 @@ from whisper_peft.checking.checks import Checked, Limits, check_parts
 from whisper_peft.checking.findings import Part
 from whisper_peft.checking.fix import write_mended
 from whisper_peft.checking.neighbour_losses import neighbour_losses
+from whisper_peft.checking.report import CheckReport, ReportedClip
 from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row, fill_in_language
@@ -49,7 +50,7 @@ def check(
     prompt_column: str | None = None,
     times: str | None = None,
     progress: bool = False,
-) -> dict:
+) -> CheckReport:
     """Looks for what is wrong with a data set; changes nothing in it.
 
     Args:
@@ -67,10 +68,7 @@ def check(
         progress: show bars on stderr.
 
     Returns:
-        `sources` (hours, speakers, lengths, characters, scripts, languages), `remarks` (what was passed over),
-        `findings` (worst first, each with kind,
-        severity, count, why, remedy and clips), `errors`, `warnings` and `notes` (clips that have one), `checked`,
-        `seconds`; with `fix`, `fixed`.
+        Sources, findings (the worst first), and how many clips have an error, a warning or a note.
 
     Raises:
         UserError: nothing that could be checked, or an output that exists.
@@ -125,11 +123,13 @@ def check(
         losses=None if loaded is None else losses,
         progress=progress,
     )
-    report = checked.report(model=None if model is None else str(model))
-    report["remarks"] = remarks
-    report["checked"]["tokens"] = "counted" if preparation else "estimated"
-    if fix is not None:
-        report["fixed"] = write_mended(checked, Path(fix))
+    fixed = None if fix is None else write_mended(checked, Path(fix))
+    report = checked.report(
+        model=None if model is None else str(model),
+        tokens="counted" if preparation else "estimated",
+        remarks=remarks,
+        fixed=fixed,
+    )
     if html is not None:
         from whisper_peft.checking.page import write_check_page
 
@@ -183,12 +183,12 @@ def _is_here(hub_id: str) -> bool:
     return all(isinstance(try_to_load_from_cache(hub_id, name), str) for name in ("vocab.json", "config.json"))
 
 
-def _wave(checked: Checked, clip: dict) -> np.ndarray | None:
+def _wave(checked: Checked, clip: ReportedClip) -> np.ndarray | None:
     """The sound of a clip of a report, as far as its player goes."""
-    part = next(part for part in checked.parts if part.name == clip["source"])
-    row = part.rows[clip["row"]]
+    part = next(part for part in checked.parts if part.name == clip.source)
+    row = part.rows[clip.row]
     end_s = row.end_s
-    if clip["duration_s"] is not None and clip["duration_s"] > LONGEST_SOUND_S:  # hours may be more than memory holds
+    if clip.duration_s is not None and clip.duration_s > LONGEST_SOUND_S:  # hours may be more than memory holds
         end_s = row.start_s + LONGEST_SOUND_S
     try:
         return load_audio(row.sound(), start_s=row.start_s, end_s=end_s)

@@ -16,6 +16,7 @@ from whisper_peft.checking.contradictions import look_at_rows
 from whisper_peft.checking.duplicates import look_at_copies, look_at_twins
 from whisper_peft.checking.findings import MOST_READ, Findings, Part
 from whisper_peft.checking.model_evidence import by_text, gains_of, unlikely_texts
+from whisper_peft.checking.report import CheckReport, Coverage, FixResult, ReportedSource
 from whisper_peft.checking.shifted_texts import Mispairing, correlations, find_mispairings, name_orders
 from whisper_peft.checking.sound import look_at_sounds, misstated_rate
 from whisper_peft.checking.sound_measures import Measures, listen
@@ -96,18 +97,35 @@ class Checked:
     listened: int = 0
     took_s: float = 0.0
 
-    def report(self, model: str | None = None) -> dict:
-        """As JSON: `sources`, `findings` (worst first), `errors`, `warnings`, `checked`, `seconds`."""
-        return {
-            "sources": [self._source(number) for number in range(len(self.parts))],
-            "findings": self.findings.report(self.seconds),
-            "errors": self.findings.count("error"), "warnings": self.findings.count("warning"),
-            "notes": self.findings.count("note"),
-            "checked": {"headers": sum(map(len, self.seconds)), "audio": self.listened, "model": model},
-            "seconds": round(self.took_s, 2),
-        }  # fmt: skip
+    def report(
+        self,
+        *,
+        model: str | None = None,
+        tokens: str = "estimated",
+        remarks: Sequence[str] = (),
+        fixed: FixResult | None = None,
+    ) -> CheckReport:
+        """Put together what was found.
 
-    def _source(self, number: int) -> dict:
+        Args:
+            model: The model whose losses were computed.
+            tokens: How tokens were found: "counted" or "estimated".
+            remarks: What was passed over while the sources were read.
+            fixed: What was written as cleaned manifests.
+        """
+        return CheckReport(
+            sources=[self._source(number) for number in range(len(self.parts))],
+            findings=self.findings.report(self.seconds),
+            errors=self.findings.count("error"),
+            warnings=self.findings.count("warning"),
+            notes=self.findings.count("note"),
+            checked=Coverage(sum(map(len, self.seconds)), self.listened, model, tokens),
+            seconds=round(self.took_s, 2),
+            remarks=list(remarks),
+            fixed=fixed,
+        )
+
+    def _source(self, number: int) -> ReportedSource:
         part, seconds, tokens = self.parts[number], self.seconds[number], self.tokens[number]
         known = [one for one in seconds if one is not None]
         speakers = {row.speaker for row in part.rows if row.speaker is not None}
@@ -115,14 +133,19 @@ class Checked:
         scripts = sum((scripts_of(row.text[:MOST_READ]) for row in part.rows), Counter())
         letters = max(1, sum(scripts.values()))
         rates = [n / s for n, s in zip(tokens, seconds, strict=True) if n and s]
-        return {
-            "name": part.name, "split": part.split, "clips": len(part.rows), "hours": sum(known) / 3600,
-            "speakers": len(speakers) or None, "durations_s": [round(one, 3) for one in known],
-            "tokens_per_second": [round(rate, 3) for rate in rates], "characters": dict(characters.most_common()),
-            "scripts": {script.title(): round(n / letters, 4) for script, n in scripts.most_common(8)},
-            "languages": dict(self.languages[number].most_common()),
-            "correlation_at_shift": {str(shift): round(value, 3) for shift, value in self.correlations[number].items()},
-        }  # fmt: skip
+        return ReportedSource(
+            name=part.name,
+            split=part.split,
+            clips=len(part.rows),
+            hours=sum(known) / 3600,
+            speakers=len(speakers) or None,
+            durations_s=[round(one, 3) for one in known],
+            tokens_per_second=[round(rate, 3) for rate in rates],
+            characters=dict(characters.most_common()),
+            scripts={script.title(): round(n / letters, 4) for script, n in scripts.most_common(8)},
+            languages=dict(self.languages[number].most_common()),
+            correlation_at_shift={str(shift): round(value, 3) for shift, value in self.correlations[number].items()},
+        )
 
 
 def check_parts(

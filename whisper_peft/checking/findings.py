@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whisper_peft.checking.report import ReportedClip, ReportedFinding
 from whisper_peft.data.rows import Row
 
 MOST_LISTED = 200  # clips that a report lists of one kind; the count is of all
@@ -203,8 +204,8 @@ class Findings:
         """All rows with one of these kinds."""
         return {row for kind in kinds for row in self.found.get(kind, ())}
 
-    def report(self, seconds_of: Sequence[Sequence[float | None]]) -> list[dict]:
-        """As JSON, worst first; see docs/check.md.
+    def report(self, seconds_of: Sequence[Sequence[float | None]]) -> list[ReportedFinding]:
+        """List the findings, worst first; see docs/check.md.
 
         Args:
             seconds_of: part -> row -> seconds, None where they are not known.
@@ -214,28 +215,33 @@ class Findings:
             if rows := self.found.get(kind):
                 worst = sorted(rows.items(), key=lambda item: -item[1][0])[:MOST_LISTED]
                 clips = [self._clip(place, *noted, seconds_of) for place, noted in worst]
-                listed.append({"kind": kind, "severity": about.severity, "count": len(rows), "why": about.why,
-                               "remedy": about.remedy, "clips": clips})  # fmt: skip
-        return sorted(listed, key=lambda one: SEVERITIES.index(one["severity"]))
+                listed.append(ReportedFinding(kind, about.severity, len(rows), about.why, about.remedy, clips))
+        return sorted(listed, key=lambda finding: SEVERITIES.index(finding.severity))
 
     def count(self, severity: str) -> int:
         """How many clips have a finding so severe."""
         return len(self.rows(*(kind for kind, about in KINDS.items() if about.severity == severity)))
 
     def _clip(
-        self, place: tuple[int, int], weight: float, detail: str, suggestion: str | None,
+        self,
+        place: tuple[int, int],
+        weight: float,
+        detail: str,
+        suggestion: str | None,
         seconds_of: Sequence[Sequence[float | None]],
-    ) -> dict:  # fmt: skip
+    ) -> ReportedClip:
         part, number = place
         row = self.parts[part].rows[number]
-        text = row.text[:MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
-        clip = {
-            "name": printable(row.name), "source": self.parts[part].name, "row": number,
-            "place": printable(row.place), "detail": printable(detail),
-            "text": text, "duration_s": seconds_of[part][number],
-        }  # fmt: skip
-        if row.start_s or row.end_s is not None:
-            clip |= {"start_s": row.start_s, "end_s": row.end_s}
-        if suggestion is not None:
-            clip["suggestion"] = printable(suggestion[:MOST_CHARACTERS])
-        return clip
+        is_piece = bool(row.start_s) or row.end_s is not None
+        return ReportedClip(
+            name=printable(row.name),
+            source=self.parts[part].name,
+            row=number,
+            place=printable(row.place),
+            detail=printable(detail),
+            text=row.text[:MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8"),
+            duration_s=seconds_of[part][number],
+            start_s=row.start_s if is_piece else None,
+            end_s=row.end_s,
+            suggestion=None if suggestion is None else printable(suggestion[:MOST_CHARACTERS]),
+        )

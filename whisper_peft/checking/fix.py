@@ -10,6 +10,7 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.checking.checks import Checked
 from whisper_peft.checking.findings import KINDS, printable
+from whisper_peft.checking.report import FixResult
 from whisper_peft.checking.texts import without_markup
 from whisper_peft.data.rows import Row
 from whisper_peft.errors import UserError
@@ -21,7 +22,7 @@ TWICE = ("duplicate-audio", "duplicate-row")
 CHANGES, SOUND = "changes.jsonl", "sound"
 
 
-def write_mended(checked: Checked, output: Path) -> dict:
+def write_mended(checked: Checked, output: Path) -> FixResult:
     """Write manifests of the clips that are good, and a list of what was changed and left out; the source stays.
 
     Args:
@@ -29,7 +30,7 @@ def write_mended(checked: Checked, output: Path) -> dict:
         output: a new .jsonl file for one source; else a new folder, with a manifest for each.
 
     Returns:
-        `manifests`, `changes` (the path of the list), and how many clips were `kept`, `changed` and `left_out`.
+        Where they are, and how many clips were kept, changed and left out.
 
     Raises:
         UserError: something is at `output`, or a source has its sound inside and `output` is no folder.
@@ -59,7 +60,7 @@ def write_mended(checked: Checked, output: Path) -> dict:
         counts["kept"] += len(lines)
         manifests.append(lines)
     _write(output, folder, names, manifests, changes, listed)
-    return {"manifests": [str(folder / name) for name in names], "changes": str(changes), **counts}
+    return FixResult([str(folder / name) for name in names], str(changes), **counts)
 
 
 def _mended_row(checked: Checked, part: int, number: int, row: Row) -> tuple[dict | None, dict | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft import runs
+from whisper_peft.checking.report import CheckReport, ReportedClip, ReportedFinding, ReportedSource
 from whisper_peft.data.subtitles import WINDOW_S
 from whisper_peft.data.text import LANGUAGES
 from whisper_peft.pages import pieces as pages
@@ -17,7 +18,7 @@ from whisper_peft.pages import pieces as pages
 if TYPE_CHECKING:
     import numpy as np
 
-    Audio = Callable[[dict], np.ndarray | None]
+    Audio = Callable[[ReportedClip], np.ndarray | None]
 
 MOST_PLAYERS = 40
 MOST_CLIPS = 50  # listed of a finding
@@ -30,7 +31,7 @@ _FREQUENT, _RARE = 60, 30  # characters shown of a source
 _MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
 
 
-def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
+def write_check_page(report: CheckReport, path: str | Path, audio: Audio) -> None:
     """Writes what `check` found as a self-contained page, whole or not at all.
 
     The page stays under 10 MB: every finding is there with its first clips, 50 at most, and says how many more there
@@ -49,59 +50,57 @@ def write_check_page(report: dict, path: str | Path, audio: Audio) -> None:
         part.write_text(_page(report, audio), encoding="utf-8")
 
 
-def _page(report: dict, audio: Audio) -> str:
-    sources, findings = report["sources"], report["findings"]
+def _page(report: CheckReport, audio: Audio) -> str:
+    sources, findings = report.sources, report.findings
     clips, room = _Clips(report, audio), MOST_LIST_BYTES // max(1, len(findings))
     body = [_head(report, clips), _contents(findings)]
     body += [_finding(number, one, clips, room) for number, one in enumerate(findings)]
-    tokens = "Tokens per second" + (", estimated" if report["checked"].get("tokens") == "estimated" else "")
+    tokens = "Tokens per second" + (", estimated" if report.checked.tokens == "estimated" else "")
     body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES], clips)]
     body += [_source(one, clips, tokens) for one in sources[:MOST_SOURCES]]
     if len(sources) > MOST_SOURCES:
         body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
-    return pages.frame(f"check: {', '.join(clips.source(one['name'])[:_NAME] for one in sources[:5])}", "\n".join(body))
+    return pages.frame(f"check: {', '.join(clips.source(one.name)[:_NAME] for one in sources[:5])}", "\n".join(body))
 
 
-def _head(report: dict, clips: _Clips) -> str:
-    sources, checked = report["sources"], report["checked"]
-    names = ", ".join(pages.path(clips.source(one["name"]), _NAME) for one in sources[:5])
+def _head(report: CheckReport, clips: _Clips) -> str:
+    sources, checked = report.sources, report.checked
+    names = ", ".join(pages.path(clips.source(one.name), _NAME) for one in sources[:5])
     names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     figures = [
-        _counted(sum(one["clips"] for one in sources), "clip"),
-        f"{sum(one['hours'] for one in sources):,.2f} hours",
+        _counted(sum(one.clips for one in sources), "clip"),
+        f"{sum(one.hours for one in sources):,.2f} hours",
         *(
-            f'<b class="{kind}">{_counted(report[kind + "s"], "clip")} with {kind}s</b>'
-            if report[kind + "s"]
-            else f"no {kind}s"
-            for kind in ("error", "warning")
+            f'<b class="{kind}">{_counted(count, "clip")} with {kind}s</b>' if count else f"no {kind}s"
+            for kind, count in (("error", report.errors), ("warning", report.warnings))
         ),
     ]
     summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
-    looked = [_counted(checked["headers"], "header") + " read", _counted(checked["audio"], "clip") + " decoded"]
-    looked.append(f"texts weighed by {pages.isolated(checked['model'])}" if checked["model"] else "no model asked")
+    looked = [_counted(checked.headers, "header") + " read", _counted(checked.audio, "clip") + " decoded"]
+    looked.append(f"texts weighed by {pages.isolated(checked.model)}" if checked.model else "no model asked")
     where = f" Files are in {pages.path(clips.folder)}" if clips.folder != clips.sources_folder else ""
     return (
         f'<p class="quiet">whisper-peft check {pages.path(clips.sources_folder)}</p>'
         f'<h1>{names}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{", ".join(looked)}; {report["seconds"]:,.0f} s.{where}</p>'
+        f'<p class="quiet">{", ".join(looked)}; {report.seconds:,.0f} s.{where}</p>'
     )
 
 
-def _contents(findings: Sequence[dict]) -> str:
+def _contents(findings: Sequence[ReportedFinding]) -> str:
     if not findings:
         return '<p class="summary">Nothing found.</p>'
     lines = [
         f'<li><a href="#finding-{number}">{_mark(one)}<span class="kind">{_title(one)}</span>'
-        f'<span class="number">{one["count"]:,}</span></a></li>'
+        f'<span class="number">{one.count:,}</span></a></li>'
         for number, one in enumerate(findings)
     ]
     return f'<ul class="contents">{"".join(lines)}</ul>'
 
 
-def _finding(number: int, finding: dict, clips: _Clips, room: int) -> str:
+def _finding(number: int, finding: ReportedFinding, clips: _Clips, room: int) -> str:
     """A finding and its first clips, of so many bytes at most, but one at least."""
     listed: list[str] = []
-    for clip in finding["clips"][:MOST_CLIPS]:
+    for clip in finding.clips[:MOST_CLIPS]:
         about = clips.about(clip)
         room -= len(about.encode("utf-8"))
         if listed and room < 0:
@@ -109,60 +108,60 @@ def _finding(number: int, finding: dict, clips: _Clips, room: int) -> str:
         listed.append(f'<li class="clip">{about}{clips.player(clip)}</li>')
     parts = [
         f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
-        f'<p class="quiet">{_mark(finding)} · {_counted(finding["count"], "clip")}</p>'
-        f"<p>{pages.isolated(_sentence(finding['why']))}</p>"
-        f'<p><span class="quiet">Remedy:</span> {pages.isolated(_sentence(finding["remedy"]))}</p>'
+        f'<p class="quiet">{_mark(finding)} · {_counted(finding.count, "clip")}</p>'
+        f"<p>{pages.isolated(_sentence(finding.why))}</p>"
+        f'<p><span class="quiet">Remedy:</span> {pages.isolated(_sentence(finding.remedy))}</p>'
     ]
-    n_open = _OPEN_CLIPS[finding["severity"]]
+    n_open = _OPEN_CLIPS[finding.severity]
     if listed:
         parts.append(f'<ul class="clips">{"".join(listed[:n_open])}</ul>')
     if folded := listed[n_open:]:
         parts.append(
             f'<details><summary>{len(folded)} more</summary><ul class="clips">{"".join(folded)}</ul></details>'
         )
-    if listed and len(listed) < finding["count"]:
-        parts.append(f'<p class="quiet">{_counted(finding["count"] - len(listed), "more clip")} not on this page.</p>')
+    if listed and len(listed) < finding.count:
+        parts.append(f'<p class="quiet">{_counted(finding.count - len(listed), "more clip")} not on this page.</p>')
     return "".join([*parts, "</section>"])
 
 
 class _Clips:
     """The clips as the page shows them: named below the folder of them all; the worst of each finding with a player."""
 
-    def __init__(self, report: dict, audio: Audio):
-        findings = report["findings"]
-        self.folder = _common_folder([clip["name"] for one in findings for clip in one["clips"]])
-        names = [one["name"] for one in report["sources"]]
+    def __init__(self, report: CheckReport, audio: Audio):
+        findings = report.findings
+        self.folder = _common_folder([clip.name for one in findings for clip in one.clips])
+        names = [one.name for one in report.sources]
         self.with_source = len(names) > 1
         self.sources_folder = _common_folder(names) if self.with_source else ""
         self.players = dict(self._players(findings, audio))  # by (source, row)
         self.written: dict[tuple, str] = {}  # and its place on the page
 
-    def name(self, clip: dict) -> str:
+    def name(self, clip: ReportedClip) -> str:
         """The file's name, without what all have in common."""
-        return clip["name"].removeprefix(self.folder)
+        return clip.name.removeprefix(self.folder)
 
     def source(self, name: str) -> str:
         """A source's name, without what all have in common."""
         return name.removeprefix(self.sources_folder)
 
-    def about(self, clip: dict) -> str:
+    def about(self, clip: ReportedClip) -> str:
         """What is known of a clip, as HTML."""
-        facts = [pages.path(self.source(clip["source"]), _NAME)] if self.with_source else []
-        facts.append(pages.path(clip.get("place") or f"row {clip['row']}", _NAME))
-        if clip.get("start_s"):
-            facts.append(f"from {clip['start_s']:,.2f} s")
-        if clip["duration_s"] is not None:
-            facts.append(f"{clip['duration_s']:,.2f} s")
+        facts = [pages.path(self.source(clip.source), _NAME)] if self.with_source else []
+        facts.append(pages.path(clip.place or f"row {clip.row}", _NAME))
+        if clip.start_s:
+            facts.append(f"from {clip.start_s:,.2f} s")
+        if clip.duration_s is not None:
+            facts.append(f"{clip.duration_s:,.2f} s")
         about = f'<span class="name">{pages.path(self.name(clip), 2 * _NAME)}</span> '
         about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
         for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
-            if clip.get(key):
-                about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(clip[key])}</p>'
+            if words := getattr(clip, key):
+                about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(words)}</p>'
         return f'<div class="about">{about}</div>'
 
-    def player(self, clip: dict) -> str:
+    def player(self, clip: ReportedClip) -> str:
         """The player of a clip or, if it has been on the page already, the way there."""
-        key = (clip["source"], clip["row"])
+        key = (clip.source, clip.row)
         if key not in self.players:
             return ""
         if key in self.written:
@@ -170,19 +169,19 @@ class _Clips:
         self.written[key] = f"sound-{len(self.written)}"
         return f'<div class="sound" id="{self.written[key]}">{self.players[key]}</div>'
 
-    def _players(self, findings: Sequence[dict], audio: Audio) -> Iterator[tuple[tuple, str]]:
+    def _players(self, findings: Sequence[ReportedFinding], audio: Audio) -> Iterator[tuple[tuple, str]]:
         """Of each finding the first clip, then of each the second, while there is room."""
         n_players, n_bytes, tried = 0, 0, set()
         for depth in range(MOST_CLIPS):
-            for clip in (one["clips"][depth] for one in findings if depth < len(one["clips"])):
-                key = (clip["source"], clip["row"])
+            for clip in (one.clips[depth] for one in findings if depth < len(one.clips)):
+                key = (clip.source, clip.row)
                 if key in tried:
                     continue
                 tried.add(key)
                 wave = audio(clip)
                 if wave is None or not len(wave):
                     continue
-                player = pages.player(wave, self.name(clip), of_s=clip["duration_s"])
+                player = pages.player(wave, self.name(clip), of_s=clip.duration_s)
                 n_players, n_bytes = n_players + 1, n_bytes + len(player)
                 if n_bytes > MOST_SOUND_BYTES:
                     return
@@ -199,37 +198,37 @@ def _common_folder(names: Sequence[str]) -> str:
     return "" if folder == "/" else f"{folder}/"
 
 
-def _sizes(sources: Sequence[dict], clips: _Clips) -> str:
+def _sizes(sources: Sequence[ReportedSource], clips: _Clips) -> str:
     """How much there is of each source, beside each other."""
     if len(sources) < 2:
         return ""
-    most = max(one["hours"] for one in sources) or 1.0
+    most = max(one.hours for one in sources) or 1.0
     return pages.bars(
         (
-            clips.source(one["name"])[:_NAME],
-            one["hours"] / most,
-            f"{one['hours']:,.2f} h, {_counted(one['clips'], 'clip')}",
+            clips.source(one.name)[:_NAME],
+            one.hours / most,
+            f"{one.hours:,.2f} h, {_counted(one.clips, 'clip')}",
         )
         for one in sources
     )
 
 
-def _source(source: dict, clips: _Clips, tokens: str) -> str:
-    facts = [_counted(source["clips"], "clip"), f"{source['hours']:,.2f} hours"]
-    if source["speakers"] is not None:
-        facts.append(_counted(source["speakers"], "speaker"))
-    durations = pages.histogram(source["durations_s"], title="Clip length", unit="s", limit=WINDOW_S)
-    density = pages.histogram(source["tokens_per_second"], title=tokens, unit="tokens/s")
-    scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source["scripts"])]
-    n_clips = sum(source["languages"].values()) or 1
+def _source(source: ReportedSource, clips: _Clips, tokens: str) -> str:
+    facts = [_counted(source.clips, "clip"), f"{source.hours:,.2f} hours"]
+    if source.speakers is not None:
+        facts.append(_counted(source.speakers, "speaker"))
+    durations = pages.histogram(source.durations_s, title="Clip length", unit="s", limit=WINDOW_S)
+    density = pages.histogram(source.tokens_per_second, title=tokens, unit="tokens/s")
+    scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source.scripts)]
+    n_clips = sum(source.languages.values()) or 1
     languages = [
-        (_language(code), count / n_clips, _counted(count, "clip")) for code, count in _by_count(source["languages"])
+        (_language(code), count / n_clips, _counted(count, "clip")) for code, count in _by_count(source.languages)
     ]
     return (
-        f'<section class="source"><h3>{pages.path(clips.source(source["name"]), _NAME)}</h3>'
+        f'<section class="source"><h3>{pages.path(clips.source(source.name), _NAME)}</h3>'
         f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
         f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
-        f"{_characters(source['characters'])}</section>"
+        f"{_characters(source.characters)}</section>"
     )
 
 
@@ -270,12 +269,12 @@ def _drawn(character: str) -> str:
     return pages.isolated(character)
 
 
-def _mark(finding: dict) -> str:
-    return f'<span class="mark {finding["severity"]}">{_MARKS[finding["severity"]]}</span>'
+def _mark(finding: ReportedFinding) -> str:
+    return f'<span class="mark {finding.severity}">{_MARKS[finding.severity]}</span>'
 
 
-def _title(finding: dict) -> str:
-    return html.escape(finding["kind"].replace("-", " ").capitalize())
+def _title(finding: ReportedFinding) -> str:
+    return html.escape(finding.kind.replace("-", " ").capitalize())
 
 
 def _sentence(text: str) -> str:

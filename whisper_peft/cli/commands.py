@@ -167,8 +167,8 @@ def check(out: Printer, sources: tuple[str, ...], no_audio: bool, **options) -> 
             raise click.UsageError(f"{recipe} is a recipe; name it alone, or name sources only.")
         sources = ()
     report = run_check(sources, recipe=recipe, audio=not no_audio, progress=not out.quiet, **options)
-    out.result(report, check_lines(report, html=options["html"]))
-    return 3 if report["errors"] else 0
+    out.result(report.as_dict(), check_lines(report, html=options["html"]))
+    return 3 if report.errors else 0
 
 
 @cli.command()

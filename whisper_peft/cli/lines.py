@@ -11,6 +11,7 @@ from whisper_peft.files import printable
 from whisper_peft.model.devices import GIB
 
 if TYPE_CHECKING:
+    from whisper_peft.checking.report import CheckReport, ReportedSource
     from whisper_peft.delivery.merging import MergeReport
     from whisper_peft.delivery.publishing import PublishReport
     from whisper_peft.training.planning import MemoryPlan
@@ -88,32 +89,31 @@ MOST_SHOWN = 3  # clips of a finding
 MARKS = {"error": "✕", "warning": "!", "note": "·"}
 
 
-def check_lines(report: dict, *, html: str | None = None) -> list[str]:
+def check_lines(report: CheckReport, *, html: str | None = None) -> list[str]:
     """What a check found: the sources in a line each, the findings with their first clips."""
-    lines = [_source_line(one) for one in report["sources"]]
-    lines += [f"Note: {remark}" for remark in report.get("remarks", ())]
-    for one in report["findings"]:
-        head = f"{MARKS[one['severity']]} {one['severity']}: {one['kind']}, {counted(one['count'], 'clip')}"
-        lines += ["", head, f"  {one['why']}."]
-        if one["severity"] != "note":
-            lines.append(f"  Remedy: {one['remedy']}.")
-        for clip in one["clips"][: MOST_SHOWN if one["severity"] != "note" else 1]:
-            place = f" ({clip['place']})" if clip["place"] else ""
-            lines.append(f"    {name_of(clip)}{place}: {clip['detail']}")
+    lines = [_source_line(one) for one in report.sources]
+    lines += [f"Note: {remark}" for remark in report.remarks]
+    for one in report.findings:
+        head = f"{MARKS[one.severity]} {one.severity}: {one.kind}, {counted(one.count, 'clip')}"
+        lines += ["", head, f"  {one.why}."]
+        if one.severity != "note":
+            lines.append(f"  Remedy: {one.remedy}.")
+        for clip in one.clips[: MOST_SHOWN if one.severity != "note" else 1]:
+            place = f" ({clip.place})" if clip.place else ""
+            lines.append(f"    {name_of(clip.as_dict())}{place}: {clip.detail}")
     sums = []
-    for kind in ("error", "warning"):
-        clips = report[f"{kind}s"]
+    for kind, clips in (("error", report.errors), ("warning", report.warnings)):
         sums.append(f"{counted(clips, 'clip')} with {kind}s" if clips else f"no {kind}s")
     said = ", ".join(sums)
-    checked = report["checked"]
-    how = "headers, texts and sound" if checked["audio"] else "headers and texts"
-    how += f", and what {checked['model']} makes of them" if checked["model"] else ""
-    lines += ["", f"{said[0].upper()}{said[1:]}. Looked at {how} in {report['seconds']:.0f} s."]
-    if fixed := report.get("fixed"):
+    checked = report.checked
+    how = "headers, texts and sound" if checked.audio else "headers and texts"
+    how += f", and what {checked.model} makes of them" if checked.model else ""
+    lines += ["", f"{said[0].upper()}{said[1:]}. Looked at {how} in {report.seconds:.0f} s."]
+    if fixed := report.fixed:
         lines.append(
-            f"Wrote {fixed['kept']:,} clips to {', '.join(map(shown_path, fixed['manifests']))}: {fixed['changed']:,} "
-            f"changed, {fixed['left_out']:,} left out, each named in {shown_path(fixed['changes'])}."
-            + ("" if fixed["kept"] else " Nothing is left to train on.")
+            f"Wrote {fixed.kept:,} clips to {', '.join(map(shown_path, fixed.manifests))}: {fixed.changed:,} "
+            f"changed, {fixed.left_out:,} left out, each named in {shown_path(fixed.changes)}."
+            + ("" if fixed.kept else " Nothing is left to train on.")
         )
     return lines + ([f"The page: {html}"] if html else [])
 
@@ -124,18 +124,18 @@ def name_of(clip: dict) -> str:
     return shown_path(clip["name"]) + piece
 
 
-def _source_line(one: dict) -> str:
-    lengths, rates = sorted(one["durations_s"]), sorted(one["tokens_per_second"])
-    facts = [counted(one["clips"], "clip")]
-    facts.append(f"{one['hours']:.2f} h" if one["hours"] >= 0.1 else f"{one['hours'] * 60:.1f} min")
-    if one["speakers"]:
-        facts.append(counted(one["speakers"], "speaker"))
+def _source_line(one: ReportedSource) -> str:
+    lengths, rates = sorted(one.durations_s), sorted(one.tokens_per_second)
+    facts = [counted(one.clips, "clip")]
+    facts.append(f"{one.hours:.2f} h" if one.hours >= 0.1 else f"{one.hours * 60:.1f} min")
+    if one.speakers:
+        facts.append(counted(one.speakers, "speaker"))
     if lengths:
         facts.append(f"{lengths[0]:.1f} to {lengths[-1]:.1f} s (median {lengths[len(lengths) // 2]:.1f})")
     if rates:
         facts.append(f"{rates[len(rates) // 2]:.0f} tokens a second")
-    facts += [" and ".join(name for name, share in one["scripts"].items() if share > 0.1), ", ".join(one["languages"])]
-    return f"{one['name']}: {', '.join(filter(None, facts))}"
+    facts += [" and ".join(name for name, share in one.scripts.items() if share > 0.1), ", ".join(one.languages)]
+    return f"{one.name}: {', '.join(filter(None, facts))}"
 
 
 def counted(count: int, word: str) -> str:

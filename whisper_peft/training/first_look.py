@@ -86,13 +86,13 @@ def _lines_on_findings(checked: Checked) -> list[str]:
     """Say what headers and texts show, with the first clip of each finding."""
     lines = []
     for finding in checked.findings.report(checked.seconds):
-        if finding["severity"] == "note":
+        if finding.severity == "note":
             continue
-        count = finding["count"]
+        count = finding.count
         clips = "1 clip" if count == 1 else f"{count} clips"
-        first = finding["clips"][0]
-        where = _with_place(first["name"], first["place"])
-        lines.append(f"Data, {finding['severity']}: {finding['kind']}, {clips}, as {where}: {first['detail']}.")
+        first = finding.clips[0]
+        where = _with_place(first.name, first.place)
+        lines.append(f"Data, {finding.severity}: {finding.kind}, {clips}, as {where}: {first.detail}.")
     return lines
 
 
