@@ -18,9 +18,9 @@ import click
 import numpy as np
 
 from whisper_peft import load_preparation, load_source
-from whisper_peft.checking.checks import mapped
-from whisper_peft.checking.shifted_texts import find_mispairings, name_orders
-from whisper_peft.checking.sound_measures import listen
+from whisper_peft.checking.checks import map_in_threads
+from whisper_peft.checking.shifted_texts import find_mispairings, find_name_orders
+from whisper_peft.checking.sound_measures import measure_clip
 from whisper_peft.checking.speech_rate import text_sizes
 from whisper_peft.data.dataset import SpeechDataset
 
@@ -39,7 +39,7 @@ def found_of(seconds, sizes, speakers, names, generator) -> dict:
     row_of[first : first + MOVED] = np.roll(row_of[first : first + MOVED], -shift)
     right = wrong = 0
     hit = False
-    for one in find_mispairings(seconds, moved, speakers, list(name_orders(names))):
+    for one in find_mispairings(seconds, moved, speakers, list(find_name_orders(names))):
         hit |= one.shift == shift and len(set(one.rows) & set(range(first, first + MOVED))) >= MOVED // 2
         sure = [sound for sound, text in one.text_of.items() if not {sound, text} & one.doubtful]
         right += sum(row_of[one.text_of[sound]] == sound for sound in sure)
@@ -58,7 +58,7 @@ def false_alarms(seconds, sizes, speakers, names, tries: int) -> int:
         blocks = list(groups.values())
         draw.shuffle(blocks)
         order = [row for block in blocks for row in draw.sample(block, len(block))]
-        named = list(name_orders([names[row] for row in order]))
+        named = list(find_name_orders([names[row] for row in order]))
         in_order = (seconds[order], sizes[order], [speakers[row] for row in order], named)
         count += bool(find_mispairings(*in_order))
     return count
@@ -75,7 +75,9 @@ def main(tries: int) -> None:
         rows = load_source(str(shared / "data" / name))
         sizes = text_sizes([row.text for row in rows], [preparation.n_tokens(row.text) for row in rows])
         header = np.array([SpeechDataset.seconds_of(row) for row in rows])
-        heard = np.array([one.speech_s for one in mapped(lambda row: listen(row, end_s=None), rows, name, False)])
+        heard = np.array(
+            [one.speech_s for one in map_in_threads(lambda row: measure_clip(row, end_s=None), rows, name, False)]
+        )
         known = [row.speaker for row in rows]
         for what, seconds in (("files", header), ("speech", heard)):
             for speakers in (known, [None] * len(rows)):

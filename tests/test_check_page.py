@@ -275,7 +275,7 @@ def test_a_player_holds_the_clip(tmp_path):
     page = written(tmp_path, report(findings), lambda one: wave)
     heard, rate_hz, _ = sound_of(re.search(r"<audio.*?</audio>", page)[0])
     assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
-    assert pages.POLICY in page
+    assert pages.CONTENT_POLICY in page
 
 
 def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
 from whisper_peft import CheckReport, check, load_preparation, load_source
-from whisper_peft.checking.checks import Limits, check_parts
-from whisper_peft.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, Part
-from whisper_peft.checking.shifted_texts import correlations, find_mispairings, name_orders
+from whisper_peft.checking.checks import Limits, check_sources
+from whisper_peft.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, SourceRows
+from whisper_peft.checking.shifted_texts import correlate_lengths, find_mispairings, find_name_orders
 from whisper_peft.checking.sound_measures import measure
 from whisper_peft.checking.speech_rate import text_sizes
 from whisper_peft.checking.texts import look_at_texts, without_markup
@@ -123,8 +123,8 @@ def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
 
     preparation = load_preparation(str(QUICKSTART / "model"))
     preparation.max_label_tokens = 448  # the miniature's are 64
-    parts = [Part("bad", load_source(str(path)), "bad")]
-    report = check_parts(parts, limits=Limits(30.0, preparation), language="hi").report()
+    parts = [SourceRows("bad", load_source(str(path)), "bad")]
+    report = check_sources(parts, limits=Limits(30.0, preparation), language="hi").report()
     seen = found(report)
     for kind, files in planted.items():
         assert files <= seen.get(kind, set()), (kind, files, seen.get(kind))
@@ -150,7 +150,7 @@ def sizes_of(texts: list[str]) -> np.ndarray:
 def test_moved_texts_are_found_by_the_lengths_and_put_back():
     texts, nobody = sentences(150), [None] * 150
     seconds = lengths(texts, np.random.default_rng(0))
-    orders = list(name_orders([f"{number:04d}.wav" for number in range(150)]))
+    orders = list(find_name_orders([f"{number:04d}.wav" for number in range(150)]))
     assert not orders
     assert not find_mispairings(seconds, sizes_of(texts), nobody, orders)
     for shift, first, last in ((1, 60, 85), (-2, 30, 60), (3, 0, 150), (1, 90, 150)):
@@ -161,7 +161,7 @@ def test_moved_texts_are_found_by_the_lengths_and_put_back():
         sure = [row for row in one.text_of if not {row, one.text_of[row]} & one.doubtful]
         assert len(sure) > (last - first) // 2
         assert all(moved[one.text_of[row]] == texts[row] for row in sure if first <= row - shift < last)
-        corr = correlations(seconds, sizes_of(moved))
+        corr = correlate_lengths(seconds, sizes_of(moved))
         assert (max(corr, key=corr.get) == shift) == (last - first > 75)
 
 
@@ -179,20 +179,24 @@ def test_files_paired_in_the_order_of_letters_are_found(files_by_letter):
     beside = [text for _, text in pairs]
     names = [f"clips/rec_{number}.wav" for number, _ in pairs]
     found = find_mispairings(
-        np.array([seconds[n] for n, _ in pairs]), sizes_of(beside), [None] * 120, list(name_orders(names))
+        np.array([seconds[n] for n, _ in pairs]), sizes_of(beside), [None] * 120, list(find_name_orders(names))
     )
     [one] = [one for one in found if one.is_order]
     assert all(beside[text] == texts[pairs[sound][0] - 1] for sound, text in one.text_of.items())
     right = [(number, texts[number - 1]) for number, _ in pairs]
     seconds_of = np.array([seconds[number] for number, _ in right])
     assert not find_mispairings(
-        seconds_of, sizes_of([text for _, text in right]), [None] * 120, list(name_orders(names))
+        seconds_of, sizes_of([text for _, text in right]), [None] * 120, list(find_name_orders(names))
     )
 
 
 def test_nothing_is_said_where_lengths_tell_nothing_and_of_sorted_sets():
     texts = sentences(200)
-    rng, nobody, orders = np.random.default_rng(3), [None] * 200, list(name_orders([f"{n}.wav" for n in range(200)]))
+    rng, nobody, orders = (
+        np.random.default_rng(3),
+        [None] * 200,
+        list(find_name_orders([f"{n}.wav" for n in range(200)])),
+    )
     assert not find_mispairings(rng.uniform(1, 9, 200), sizes_of(texts), nobody, orders)
     by_size = sorted(texts, key=len)
     assert not find_mispairings(lengths(by_size, rng), sizes_of(by_size), nobody, orders)
@@ -219,11 +223,11 @@ def test_a_models_losses_find_what_lengths_cannot(tmp_path):
         return table
 
     rows = [Row(row.audio, texts[moved[n]], end_s=0.6) for n, row in enumerate(rows)]
-    checked = check_parts([Part("all", rows, "all")], audio=False, losses=losses)
+    checked = check_sources([SourceRows("all", rows, "all")], audio=False, losses=losses)
     [one] = checked.mispairings[0]
     assert one.shift == 1 and one.rows == tuple(range(20, 40)) and set(one.text_of) == set(range(21, 40))
     assert checked.findings.rows("unlikely-text") == {(0, 50)}
-    blind = check_parts([Part("all", rows, "all")], audio=False, losses=lambda of: losses(of, informed=False))
+    blind = check_sources([SourceRows("all", rows, "all")], audio=False, losses=lambda of: losses(of, informed=False))
     assert not blind.mispairings[0]
 
 
@@ -259,7 +263,7 @@ def test_splits_share_no_sound_sentence_or_speaker_unseen(tmp_path):
 )
 def test_texts_alone(kind, minority, texts):
     rows = [Row(f"{number}.wav", text, language="en") for number, text in enumerate(texts)]
-    findings = Findings([Part("texts", rows, "texts")])
+    findings = Findings([SourceRows("texts", rows, "texts")])
     look_at_texts(findings, 0, language=None, task="transcribe")
     assert len(findings.rows(kind)) == minority, findings.found
     assert not findings.rows("broken-characters")
@@ -267,7 +271,7 @@ def test_texts_alone(kind, minority, texts):
 
 def test_the_script_is_the_languages_or_that_of_most_texts():
     def wrong(language: str | None, *texts: str, task: str = "transcribe") -> set[int]:
-        findings = Findings([Part("x", [Row("a.wav", text) for text in texts], "x")])
+        findings = Findings([SourceRows("x", [Row("a.wav", text) for text in texts], "x")])
         look_at_texts(findings, 0, language=language, task=task)
         return {row for _, row in findings.rows("wrong-script")}
 
@@ -304,7 +308,7 @@ def test_the_sound_is_measured_not_guessed():
 
 def test_a_report_lists_the_worst_and_counts_all():
     rows = [Row(f"{number}.wav", "x") for number in range(MOST_LISTED + 50)]
-    findings = Findings([Part("many", rows, "many")])
+    findings = Findings([SourceRows("many", rows, "many")])
     for number in range(len(rows)):
         findings.add("low-level", 0, number, "quiet", weight=number % 77)
         findings.add("low-level", 0, number, "again")

@@ -118,7 +118,7 @@ def test_a_named_character_does_not_decide_the_direction():
 def test_a_long_text_is_cut_and_says_so():
     shown = pages.escaped("<" * 2_000_000)
     assert len(shown) < 3000 and "of 2,000,000 characters" in shown
-    assert pages.escaped("x" * pages.LONGEST_TEXT) == "x" * pages.LONGEST_TEXT
+    assert pages.escaped("x" * pages.MOST_SHOWN_CHARACTERS) == "x" * pages.MOST_SHOWN_CHARACTERS
 
 
 DATA = {

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import runs, score, train
-from whisper_peft.checking.checks import check_parts
-from whisper_peft.checking.findings import Part
+from whisper_peft.checking.checks import check_sources
+from whisper_peft.checking.findings import SourceRows
 from whisper_peft.cli.lines import train_lines
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import is_mostly_spaceless, is_spaceless, without_word_spaces
@@ -103,7 +103,7 @@ def test_row_09_a_run_selects_by_it_and_shows_it(tiny_model, speech, tmp_path, m
 def test_row_09_check_notes_references_cut_into_words():
     def found(texts: list[str], language: str | None) -> set[int]:
         rows = [Row(b"", text) for text in texts]
-        checked = check_parts([Part("source", rows, "train")], language=language, audio=False)
+        checked = check_sources([SourceRows("source", rows, "train")], language=language, audio=False)
         return {row for _, row in checked.findings.rows("spaced-words")}
 
     assert found(["而 对 楼市 成交", "而对楼市成交", "我用 Visual Studio 写"], "zh") == {0}

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from whisper_peft import Recipe, check, load_preparation, override
-from whisper_peft.checking.findings import Part
-from whisper_peft.checking.sound import mended_sounds
+from whisper_peft.checking.findings import SourceRows
+from whisper_peft.checking.sound import find_mended_sounds
 from whisper_peft.data.audio import AudioError, duration_s, load_audio, read_sound
 from whisper_peft.data.mixing import Levels
 from whisper_peft.data.rows import Row
@@ -186,7 +186,7 @@ def test_row_07_check_and_the_first_look_name_the_scale(tmp_path):
     assert [Path(clip.name).name for clip in found.clips] == ["scaled.wav"]
     assert "divided by 32768" in found.clips[0].detail
     rows = [Row(str(tmp_path / name), "x") for name in ("plain.wav", "scaled.wav", "absent.wav")]
-    seen = mended_sounds(Part("clips", rows, "train"), n_clips=16, longest_s=30.0)
+    seen = find_mended_sounds(SourceRows("clips", rows, "train"), n_clips=16, longest_s=30.0)
     assert list(seen) == ["integer-scale"]
     assert seen["integer-scale"][0] == 1
     assert "scaled.wav: its samples reach" in seen["integer-scale"][1]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from whisper_peft import runs
-from whisper_peft.checking.checks import Checked, Limits, check_parts
-from whisper_peft.checking.findings import Part
+from whisper_peft.checking.checks import CheckedData, Limits, check_sources
+from whisper_peft.checking.findings import SourceRows
 from whisper_peft.checking.fix import write_mended
 from whisper_peft.checking.neighbour_losses import neighbour_losses
 from whisper_peft.checking.report import CheckReport, ReportedClip
@@ -95,7 +95,7 @@ def check(
     read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
     if named:
         listed = load_sources(named, read, remarks.append)
-        parts = [Part(name, rows, name) for name, rows in zip(named, listed, strict=True)]
+        parts = [SourceRows(name, rows, name) for name, rows in zip(named, listed, strict=True)]
     else:
         parts = _parts(settings, read, columns)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
@@ -112,7 +112,7 @@ def check(
 
     limits = Limits(preparation.window_s if preparation else 30.0, preparation, clean)
     borrowed = bool(settings.model.language_token)
-    checked = check_parts(
+    checked = check_sources(
         parts,
         limits=limits,
         language=None if borrowed else code,
@@ -145,7 +145,7 @@ def is_recipe(name: str) -> bool:
     return path.suffix.lower() in (".yaml", ".yml") or name in {file.stem for file in shipped_recipes()}
 
 
-def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object]) -> list[Part]:
+def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object]) -> list[SourceRows]:
     """The sources of a recipe; those that it streams by their first clips."""
     data = recipe.data
     if not data.train:
@@ -161,7 +161,7 @@ def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, 
         sampled = data.streaming and len(rows) == MOST_STREAMED
         code = language and language_code(language)
         name = f"{split}: {source}" + (f" (the first {MOST_STREAMED} clips)" if sampled else "")
-        parts.append(Part(name, [fill_in_language(row, code) for row in rows], split))
+        parts.append(SourceRows(name, [fill_in_language(row, code) for row in rows], split))
     return parts
 
 
@@ -183,7 +183,7 @@ def _is_here(hub_id: str) -> bool:
     return all(isinstance(try_to_load_from_cache(hub_id, name), str) for name in ("vocab.json", "config.json"))
 
 
-def _wave(checked: Checked, clip: ReportedClip) -> np.ndarray | None:
+def _wave(checked: CheckedData, clip: ReportedClip) -> np.ndarray | None:
     """The sound of a clip of a report, as far as its player goes."""
     part = next(part for part in checked.parts if part.name == clip.source)
     row = part.rows[clip.row]

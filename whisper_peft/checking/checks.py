@@ -14,12 +14,12 @@ import numpy as np
 
 from whisper_peft.checking.contradictions import look_at_rows
 from whisper_peft.checking.duplicates import look_at_copies, look_at_twins
-from whisper_peft.checking.findings import MOST_READ, Findings, Part
+from whisper_peft.checking.findings import MOST_READ, Findings, SourceRows
 from whisper_peft.checking.model_evidence import by_text, gains_of, unlikely_texts
 from whisper_peft.checking.report import CheckReport, Coverage, FixResult, ReportedSource
-from whisper_peft.checking.shifted_texts import Mispairing, correlations, find_mispairings, name_orders
+from whisper_peft.checking.shifted_texts import Mispairing, correlate_lengths, find_mispairings, find_name_orders
 from whisper_peft.checking.sound import look_at_sounds, misstated_rate
-from whisper_peft.checking.sound_measures import Measures, listen
+from whisper_peft.checking.sound_measures import Measures, measure_clip
 from whisper_peft.checking.speech_rate import text_sizes, unusual_paces
 from whisper_peft.checking.texts import look_at_texts, scripts_of
 from whisper_peft.data.audio import AudioError, duration_s
@@ -83,10 +83,10 @@ def estimated_tokens(text: str) -> int:
 
 
 @dataclass
-class Checked:
+class CheckedData:
     """What a check came to."""
 
-    parts: Sequence[Part]
+    parts: Sequence[SourceRows]
     findings: Findings
     seconds: list[list[float | None]]  # part -> row, by the header
     tokens: list[list[int | None]]  # part -> row
@@ -148,8 +148,8 @@ class Checked:
         )
 
 
-def check_parts(
-    parts: Sequence[Part],
+def check_sources(
+    parts: Sequence[SourceRows],
     *,
     limits: Limits = Limits(),
     language: str | None = None,
@@ -159,7 +159,7 @@ def check_parts(
     audio: bool = True,
     losses: Losses | None = None,
     progress: bool = False,
-) -> Checked:
+) -> CheckedData:
     """Look at headers and texts and, if asked, at the decoded sound and at a model's losses; nothing is changed.
 
     Args:
@@ -175,9 +175,9 @@ def check_parts(
     """
     began = time.monotonic()
     findings = Findings(parts)
-    checked = Checked(parts, findings, [], [])
+    checked = CheckedData(parts, findings, [], [])
     for number, part in enumerate(parts):
-        headers = list(mapped(_header(), part.rows, f"headers of {part.name}", progress))
+        headers = list(map_in_threads(_header(), part.rows, f"headers of {part.name}", progress))
         checked.files_s.append([header.file_s for header in headers])
         doubts = [] if times == "use" else doubt_times(part.rows, checked.files_s[number])
         doubted = _note_doubts(findings, number, doubts, checked.files_s[number])
@@ -207,7 +207,7 @@ def check_parts(
     return checked
 
 
-def mapped(function: Callable[[T], R], items: Sequence[T], label: str, progress: bool) -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Sequence[T], label: str, progress: bool) -> Iterator[R]:
     """`function` of each, in order, by threads (decoders leave the interpreter); only a few are waiting at any time."""
     workers = min(8, (os.cpu_count() or 1) + 1)
     waiting: deque[Future[R]] = deque()
@@ -328,13 +328,13 @@ def _listen(
         row = rows[number]
         too_long = seconds[number] > limits.window_s
         try:
-            return listen(row, end_s=row.start_s + limits.window_s if too_long else row.end_s)
+            return measure_clip(row, end_s=row.start_s + limits.window_s if too_long else row.end_s)
         except AudioError as error:
             return str(error)
 
     readable = [number for number, one in enumerate(seconds) if one is not None]
     found = {}
-    looked = mapped(look, readable, f"sound of {findings.parts[part].name}", progress)
+    looked = map_in_threads(look, readable, f"sound of {findings.parts[part].name}", progress)
     for number, one in zip(readable, looked, strict=True):
         if isinstance(one, str):
             findings.add(_kind_of(one), part, number, one)
@@ -343,7 +343,7 @@ def _listen(
     return found
 
 
-def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures], losses: Losses | None) -> None:
+def _look_at_pairing(checked: CheckedData, part: int, measures: dict[int, Measures], losses: Losses | None) -> None:
     """Texts beside the wrong sound, first in stretches, then alone."""
     findings, rows = checked.findings, checked.parts[part].rows
     seconds, tokens = checked.seconds[part], checked.tokens[part]
@@ -354,9 +354,11 @@ def _look_at_pairing(checked: Checked, part: int, measures: dict[int, Measures],
     place = {row: number for number, row in enumerate(usable)}
     orders = [
         {place[sound]: place[text] for sound, text in order.items() if sound in place and text in place}
-        for order in name_orders([row.name for row in rows])  # of all files: one that is missing has its number, too
+        for order in find_name_orders(
+            [row.name for row in rows]
+        )  # of all files: one that is missing has its number, too
     ]
-    checked.correlations.append(correlations(heard, sizes))
+    checked.correlations.append(correlate_lengths(heard, sizes))
     table = losses([rows[n] for n in usable]) if losses else None
     found = find_mispairings(
         heard, sizes, speakers, list(filter(None, orders)), None if table is None else gains_of(table)

@@ -16,7 +16,7 @@ SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """A kind of finding."""
 
     severity: str
@@ -25,7 +25,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceRows:
     """One source that is looked at."""
 
     name: str  # as the user wrote it
@@ -35,135 +35,135 @@ class Part:
 
 # In the order in which a report lists what is equally severe.
 # fmt: off
-KINDS: dict[str, Kind] = {
-    "shifted-texts": Kind(
+KINDS: dict[str, FindingKind] = {
+    "shifted-texts": FindingKind(
         "error", "texts stand beside the wrong sound, moved by a few rows: all of them teach wrong words",
         "find the row that is missing or twice where the stretch begins; --fix pairs them anew where it is sure"),
-    "other-order": Kind(
+    "other-order": FindingKind(
         "error", "files and texts were paired in two orders, one by letters (rec_10 before rec_2): most are wrong",
         "pair them by name, not by place in a list; --fix does it"),
-    "times-elsewhere": Kind(
+    "times-elsewhere": FindingKind(
         "error", "start and end do not seem to be times in these files, and sound cut there would not be what is said",
         "take each file whole (--times ignore, data.times: ignore), or correct the columns; --times use keeps to them"),
-    "unknown-language": Kind(
+    "unknown-language": FindingKind(
         "error", "the row names a language that Whisper does not know; such rows are never taken for another language",
         "correct the column, or say --language where all rows are of one, or borrow a related language's token: "
         "--language-token LANG"),
-    "text-in-prompt": Kind(
+    "text-in-prompt": FindingKind(
         "error", "the text stands in its own prompt: the model would learn to copy what it was told",
         "name no prompt column, or one that holds what was said before the clip"),
-    "bad-segments": Kind(
+    "bad-segments": FindingKind(
         "error", "the times of the row's segments cannot be right, so it is not known when what is said",
         "correct the times, or leave the segments out"),
-    "missing": Kind(
+    "missing": FindingKind(
         "error", "there is no such file, so the clip is never learnt from",
         "correct the path, or leave the row out"),
-    "unreadable": Kind(
+    "unreadable": FindingKind(
         "error", "the file cannot be decoded, so the clip is never learnt from",
         "fetch or convert the file again, or leave the row out"),
-    "truncated": Kind(
+    "truncated": FindingKind(
         "error", "the file holds less sound than it states, while the text is whole",
         "copy the file again, or leave the row out"),
-    "over-window": Kind(
+    "over-window": FindingKind(
         "error", "longer than the model's window; cut audio with the whole text would teach to skip speech",
         "cut the clip and its text, or give the times of its segments (docs/data.md)"),
-    "over-token-limit": Kind(
+    "over-token-limit": FindingKind(
         "error", "the text has more tokens than the model takes, and is never cut",
         "cut the clip and its text"),
-    "empty-text": Kind(
+    "empty-text": FindingKind(
         "error", "there is no text, so the clip is not learnt from",
         "write it down, or say no_speech where nobody speaks"),
-    "wrong-script": Kind(
+    "wrong-script": FindingKind(
         "error", "the text is not in the script of its language: another language, a romanisation or a broken encoding",
         "correct the text or the language, or leave the row out"),
-    "broken-characters": Kind(
+    "broken-characters": FindingKind(
         "error", "characters that no text has (U+FFFD, private use): it was read in a wrong encoding",
         "take the text from its origin again, as UTF-8"),
-    "two-texts": Kind(
+    "two-texts": FindingKind(
         "error", "the same sound has two texts, one of which must be wrong",
         "listen, and keep the right one"),
-    "shared-audio": Kind(
+    "shared-audio": FindingKind(
         "error", "the same sound is in two splits: figures on one are of what was learnt from the other",
         "take it out of one of them"),
-    "silence": Kind(
+    "silence": FindingKind(
         "error", "there is text but no sound: the model learns to make up words",
         "leave the clip out, or drop the text and say no_speech"),
-    "wrong-rate": Kind(
+    "wrong-rate": FindingKind(
         "error", "pace and pitch are both far from everybody's: the header states a wrong sampling rate",
         "write the right rate into the header, as sox -r does; never resample"),
-    "unlikely-text": Kind(
+    "unlikely-text": FindingKind(
         "warning", "the model finds this text far less likely for its sound than others: it may be of another clip",
         "listen, and correct the text or leave the row out"),
-    "too-much-text": Kind(
+    "too-much-text": FindingKind(
         "warning", "more text than can be said in the time: the audio is cut, or the text of another clip",
         "listen, and correct the row or leave it out"),
-    "too-little-text": Kind(
+    "too-little-text": FindingKind(
         "warning", "less text than the time holds: words are missing, or there is long silence, or another's text",
         "listen, and correct the row or leave it out"),
-    "times-cut": Kind(
+    "times-cut": FindingKind(
         "warning", "start and end leave out sound that no other row uses, while the text may be that of the whole file",
         "listen; take each file whole with --times ignore (data.times: ignore)"),
-    "perhaps-over-token-limit": Kind(
+    "perhaps-over-token-limit": FindingKind(
         "warning", "the text may have more tokens than the model takes; without a model its tokens are only estimated",
         "name the model (--model), which counts them"),
-    "shared-text": Kind(
+    "shared-text": FindingKind(
         "warning", "a sentence is in two splits: the figures on one flatter what was learnt from the other",
         "take it out of one of them"),
-    "shared-speaker": Kind(
+    "shared-speaker": FindingKind(
         "warning", "a speaker is in two splits: the figures are of voices that were heard in training",
         "give each speaker to one split, or know that the figures are of known voices"),
-    "duplicate-audio": Kind(
+    "duplicate-audio": FindingKind(
         "warning", "the same sound is there twice, and is learnt twice as often",
         "keep one of them"),
-    "duplicate-row": Kind(
+    "duplicate-row": FindingKind(
         "warning", "the same row is there twice, and is learnt twice as often",
         "keep one of them"),
-    "integer-scale": Kind(
+    "integer-scale": FindingKind(
         "warning", "float samples on the scale of integers, which many tools read as noise; they are divided by it",
         "nothing has to be done for this tool; for others, divide the samples or write the file as integers"),
-    "opposite-channels": Kind(
+    "opposite-channels": FindingKind(
         "warning", "the channels cancel each other when they are mixed to one; they are turned over where they do",
         "nothing has to be done for this tool; for others, turn one channel over or keep one only"),
-    "clipping": Kind(
+    "clipping": FindingKind(
         "warning", "the waveform is cut at full scale: it sounds distorted",
         "record at a lower level, or leave the clip out"),
-    "low-level": Kind(
+    "low-level": FindingKind(
         "warning", "very quiet speech: noise of the recording is near it",
         "see whether it can be understood; amplify it, or leave it out"),
-    "steady-noise": Kind(
+    "steady-noise": FindingKind(
         "warning", "the level never changes, as it does in speech: hum, noise or a tone",
         "listen, and leave it out where nobody speaks"),
-    "markup": Kind(
+    "markup": FindingKind(
         "warning", "tags, brackets or entities in the text would be learnt as words",
         "take them out; --fix does"),
-    "control-characters": Kind(
+    "control-characters": FindingKind(
         "warning", "invisible characters in the text would be learnt",
         "take them out; --fix does"),
-    "mixed-normal-forms": Kind(
+    "mixed-normal-forms": FindingKind(
         "warning", "the same letters are spelt in two ways (NFC and NFD), which look alike and are other tokens",
         "leave data.text.normal_form at NFC, as it is by default; --fix writes NFC"),
-    "digits": Kind(
+    "digits": FindingKind(
         "warning", "numbers in digits where other texts have words: one is read in two ways",
         "write numbers as they are spoken"),
-    "language-as-said": Kind(
+    "language-as-said": FindingKind(
         "note", "the rows name a language that Whisper does not know, and are taken for the one that --language says",
         "fine if that is what you mean"),
-    "mixed-script": Kind(
+    "mixed-script": FindingKind(
         "note", "letters of two scripts within a word: look-alikes, typed or recognised wrongly",
         "correct the letters"),
-    "spaced-words": Kind(
+    "spaced-words": FindingKind(
         "note", "spaces between the words of a script that has none: the model learns to write them",
         "take them out if readers do not want them; the normalised CER does not count them"),
-    "duplicate-text": Kind(
+    "duplicate-text": FindingKind(
         "note", "the same sentence several times; fine from several speakers, else it is learnt by heart",
         "see that few sentences do not make up the set"),
-    "casing": Kind(
+    "casing": FindingKind(
         "note", "most texts have one policy of capital letters, these another",
         "take one policy: data.text.lowercase makes all small"),
-    "punctuation": Kind(
+    "punctuation": FindingKind(
         "note", "most texts end with a mark of punctuation, or most do not; these are the others",
         "take one policy: data.text.remove_punctuation takes all marks out"),
-    "narrow-band": Kind(
+    "narrow-band": FindingKind(
         "note", "nothing above 4 kHz, as on the telephone, whatever the header states, while other clips have it",
         "fine if the speech to be recognised is like that, too"),
 }
@@ -179,7 +179,7 @@ def printable(text: str) -> str:
 class Findings:
     """What was found, kind by kind; rows are (number of the part, number of the row)."""
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[SourceRows]):
         self.parts = parts
         self.found: defaultdict[str, dict[tuple[int, int], tuple[float, str, str | None]]] = defaultdict(dict)
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.checking.checks import Checked
+from whisper_peft.checking.checks import CheckedData
 from whisper_peft.checking.findings import KINDS, printable
 from whisper_peft.checking.report import FixResult
 from whisper_peft.checking.texts import without_markup
@@ -22,7 +22,7 @@ TWICE = ("duplicate-audio", "duplicate-row")
 CHANGES, SOUND = "changes.jsonl", "sound"
 
 
-def write_mended(checked: Checked, output: Path) -> FixResult:
+def write_mended(checked: CheckedData, output: Path) -> FixResult:
     """Write manifests of the clips that are good, and a list of what was changed and left out; the source stays.
 
     Args:
@@ -63,7 +63,7 @@ def write_mended(checked: Checked, output: Path) -> FixResult:
     return FixResult([str(folder / name) for name in names], str(changes), **counts)
 
 
-def _mended_row(checked: Checked, part: int, number: int, row: Row) -> tuple[dict | None, dict | None]:
+def _mended_row(checked: CheckedData, part: int, number: int, row: Row) -> tuple[dict | None, dict | None]:
     """(line of the manifest, what was done to it): either may be missing."""
     findings = checked.findings
     text_row = number
@@ -149,7 +149,7 @@ def _with_path(line: dict, folder: Path | None, named: Path) -> dict:
     return {**line, "audio": str(named.absolute() / name)}
 
 
-def _names(checked: Checked) -> list[str]:
+def _names(checked: CheckedData) -> list[str]:
     """A file name for each source: of its split, as far as a file may be called so, and no two alike."""
     names: list[str] = []
     for part in checked.parts:

@@ -47,7 +47,7 @@ class Mispairing:
         return self.shift is None
 
 
-def correlations(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
+def correlate_lengths(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
     """The rank correlation of clip length with token count, texts moved by -3 to 3 rows.
 
     Args:
@@ -77,7 +77,7 @@ def find_mispairings(
         seconds: float (n_rows,), in the order of the source; of speech, if silence around it could be taken off.
         sizes: see `text_sizes`.
         speakers: of each row.
-        orders: see `name_orders`.
+        orders: see `find_name_orders`.
         gains: what a model says: shift -> float (n_rows,), by the row of the sound: how many nats a token better the
             text of so many rows further up fits it than the sound that it stands beside; NaN where that is not known.
 
@@ -229,7 +229,7 @@ def _doubtful(gains: np.ndarray, sounds: range, first: int, last: int) -> frozen
     return frozenset(doubtful)
 
 
-def name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
+def find_name_orders(names: Sequence[str]) -> Iterator[dict[int, int]]:
     """For files that are numbered without leading zeros: row of a sound -> row of its text, had one order been lost."""
     groups: defaultdict[tuple[str, str], list[tuple[int, str, int]]] = defaultdict(list)
     for row, name in enumerate(names):

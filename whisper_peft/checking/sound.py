@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_peft.checking.findings import Findings, Part
+from whisper_peft.checking.findings import Findings, SourceRows
 from whisper_peft.checking.sound_measures import (
     CLIPPED_SHARE,
     QUIET_DB,
     SILENT_DB,
     STEADY_DB,
     Measures,
-    listen,
+    measure_clip,
     speed_of,
 )
 from whisper_peft.data.audio import AudioError
@@ -41,7 +41,7 @@ def look_at_sounds(findings: Findings, measures: Sequence[dict[int, Measures]]) 
         _look_at_bands(findings, part, known)
 
 
-def mended_sounds(part: Part, *, n_clips: int, longest_s: float) -> dict[str, tuple[int, str]]:
+def find_mended_sounds(part: SourceRows, *, n_clips: int, longest_s: float) -> dict[str, tuple[int, str]]:
     """Listen to a few clips of a source, spread over it, for what the decoder mends without a word.
 
     Args:
@@ -57,7 +57,7 @@ def mended_sounds(part: Part, *, n_clips: int, longest_s: float) -> dict[str, tu
     for number in range(0, len(part.rows), every)[:n_clips]:
         row = part.rows[number]
         try:
-            measures = listen(row, end_s=row.end_s, longest_s=longest_s)
+            measures = measure_clip(row, end_s=row.end_s, longest_s=longest_s)
         except AudioError:
             continue  # is named by whoever trains on it
         _look_at_making(findings, 0, number, measures)

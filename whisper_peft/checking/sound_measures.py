@@ -37,7 +37,7 @@ class Measures:
     cancelled_s: float = 0.0  # seconds in which its channels cancel each other
 
 
-def listen(row: Row, *, end_s: float | None, longest_s: float | None = None) -> Measures:
+def measure_clip(row: Row, *, end_s: float | None, longest_s: float | None = None) -> Measures:
     """Decode a clip and measure it.
 
     Args:

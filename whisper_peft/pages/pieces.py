@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 # Inline styles, and sound and pictures that the page holds itself; all else is forbidden, scripts too.
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 )
-LONGEST_TEXT = 500  # characters of one transcript or name that are shown
+MOST_SHOWN_CHARACTERS = 500  # characters of one transcript or name that are shown
 LONGEST_SOUND_S = 30.0
 _MOST_BINS = 24
 _FAR = 3.0  # what lies beyond so many times the 99th percentile shares one bar, or the rest would have no shape
@@ -29,7 +29,7 @@ _SEEN = frozenset("\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _FLOOR = 360, 150, 36, 348, 14, 128  # of a histogram
 
 
-def escaped(text: str, longest: int = LONGEST_TEXT) -> str:
+def escaped(text: str, longest: int = MOST_SHOWN_CHARACTERS) -> str:
     """Text as HTML: never markup; what cannot be seen is named; a long text is cut, and says so.
 
     For an element of its own, with `dir="auto"`; within a line take `isolated`.
@@ -44,18 +44,18 @@ def escaped(text: str, longest: int = LONGEST_TEXT) -> str:
     return "".join(parts)
 
 
-def isolated(text: str, longest: int = LONGEST_TEXT) -> str:
+def isolated(text: str, longest: int = MOST_SHOWN_CHARACTERS) -> str:
     """Text as `escaped` gives it, within a line: its direction of writing is its own, and ends with it."""
     return f"<bdi>{escaped(text, longest)}</bdi>"
 
 
-def path(text: str, longest: int = LONGEST_TEXT) -> str:
+def path(text: str, longest: int = MOST_SHOWN_CHARACTERS) -> str:
     """A path or another name as `isolated` gives it; a line breaks behind its slashes, where it must."""
     parts = [escaped(part) for part in text[:longest].split("/")]
     return f"<bdi>{'/<wbr>'.join(parts)}{'…' if len(text) > longest else ''}</bdi>"
 
 
-def plain(text: str, longest: int = LONGEST_TEXT) -> str:
+def plain(text: str, longest: int = MOST_SHOWN_CHARACTERS) -> str:
     """Text for where no element can be, attributes and titles: what cannot be seen is named, a long text is cut."""
     return html.escape("".join(_unseen(character) or character for character in text[:longest]))
 
@@ -210,7 +210,7 @@ def frame(title: str, body: str) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">

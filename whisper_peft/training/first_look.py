@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whisper_peft.checking.checks import Checked, Limits, check_parts, mapped
-from whisper_peft.checking.findings import KINDS, Part
-from whisper_peft.checking.sound import mended_sounds
+from whisper_peft.checking.checks import CheckedData, Limits, check_sources, map_in_threads
+from whisper_peft.checking.findings import KINDS, SourceRows
+from whisper_peft.checking.sound import find_mended_sounds
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.doubtful_times import refuse_foreign_times
 from whisper_peft.data.features import Preparation
@@ -48,7 +48,7 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
     parts = _parts_to_check(rows, recipe)
     if not parts:
         return []
-    checked = check_parts(
+    checked = check_sources(
         parts,
         limits=Limits(preparation.window_s, preparation, speech.train.clean),
         language=None if recipe.model.language_token else recipe.model.language,
@@ -71,18 +71,18 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
     return lines
 
 
-def _parts_to_check(rows: Rows, recipe: Recipe) -> list[Part]:
+def _parts_to_check(rows: Rows, recipe: Recipe) -> list[SourceRows]:
     """Take the first rows of each source; an equal number of each training source."""
     most_of_source = max(1, MOST_TRAIN // max(1, len(rows.read)))
-    parts = [Part(name, source_rows[:most_of_source], "train") for name, source_rows in rows.read]
+    parts = [SourceRows(name, source_rows[:most_of_source], "train") for name, source_rows in rows.read]
     if recipe.data.eval and rows.eval:
-        parts.append(Part(recipe.data.eval, rows.eval[:MOST_SCORED], "eval"))
+        parts.append(SourceRows(recipe.data.eval, rows.eval[:MOST_SCORED], "eval"))
     if recipe.data.test and rows.test:
-        parts.append(Part(recipe.data.test, rows.test[:MOST_SCORED], "test"))
+        parts.append(SourceRows(recipe.data.test, rows.test[:MOST_SCORED], "test"))
     return parts
 
 
-def _lines_on_findings(checked: Checked) -> list[str]:
+def _lines_on_findings(checked: CheckedData) -> list[str]:
     """Say what headers and texts show, with the first clip of each finding."""
     lines = []
     for finding in checked.findings.report(checked.seconds):
@@ -96,11 +96,11 @@ def _lines_on_findings(checked: Checked) -> list[str]:
     return lines
 
 
-def _lines_on_sounds(part: Part, window_s: float) -> list[str]:
+def _lines_on_sounds(part: SourceRows, window_s: float) -> list[str]:
     """Say what some sounds of a source show that the decoder mends without a word."""
     lines = []
     n_heard = min(MOST_HEARD, len(part.rows))
-    for kind, (n_clips, first) in mended_sounds(part, n_clips=MOST_HEARD, longest_s=window_s).items():
+    for kind, (n_clips, first) in find_mended_sounds(part, n_clips=MOST_HEARD, longest_s=window_s).items():
         heard = f"{n_clips} of {n_heard} clips heard of {part.name}, as {first}"
         lines.append(f"Data, {KINDS[kind].severity}: {kind}, {heard}.")
     return lines
@@ -132,7 +132,7 @@ def _refuse_unusable_train(speech: Speech, recipe: ResolvedRecipe) -> None:
     """Refuse training clips of which too many cannot be used, or all."""
     dataset = speech.plain_train
     rows = fixed_rows(len(dataset), MOST_TRAIN)
-    faults = dict(zip(rows, mapped(dataset.fault, rows, "headers", False), strict=True))
+    faults = dict(zip(rows, map_in_threads(dataset.fault, rows, "headers", False), strict=True))
     faulty = [row for row in rows if faults[row]]
     usable = [row for row in rows if not faults[row]]
     weights = _weights_of(speech, rows)
@@ -206,7 +206,7 @@ def _with_place(name: str, place: str) -> str:
     return f"{name} ({place})" if place else name
 
 
-def _refuse_shifted(checked: Checked) -> None:
+def _refuse_shifted(checked: CheckedData) -> None:
     """Refuse texts that stand beside the wrong sound, beyond doubt.
 
     Raises:
