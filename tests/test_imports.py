@@ -21,7 +21,7 @@ PACKAGE = ROOT / "whisper_peft"
 # Each module may import those before it in its room, and every room before its own.
 ROOMS = {
     "": ("errors", "files", "settings", "recipe", "recipe_files", "runs", "progress"),
-    "pages": ("templates", "pieces"),
+    "pages": ("text", "templates", "charts", "player"),
     "data": (
         "structure", "xing", "mpeg_audio", "frames", "truncation", "mixing", "decoded_clip", "soundfile_decoder",
         "ffmpeg_decoder", "decoding", "seeking", "audio", "languages", "text", "rows", "spoken", "archives", "tables",
@@ -59,7 +59,7 @@ HEAVY = (
     "torch", "transformers", "datasets", "peft", "evaluate", "jiwer", "pandas", "av", "soundfile", "soxr",
     "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio", "jinja2",
 )  # fmt: skip
-LIGHT = {*sys.stdlib_module_names, "numpy", "click", "whisper_peft"}
+LIGHT = {*sys.stdlib_module_names, "numpy", "click", "markupsafe", "whisper_peft"}
 # These subclass transformers' classes, so they need them at their top.
 IMPORTED_LAZILY = (
     "whisper_peft.training.trainer", "whisper_peft.training.callbacks", "whisper_peft.model.windows",

@@ -13,8 +13,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from conftest import make_wave
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
-from whisper_peft.pages import pieces as pages
+from whisper_peft.pages.charts import count_in_bins, draw_bars, draw_histogram
+from whisper_peft.pages.player import make_player
+from whisper_peft.pages.templates import TEMPLATES_ROOT, _environment, render
+from whisper_peft.pages.text import (
+    MOST_SHOWN_CHARACTERS,
+    escape_text,
+    isolate_text,
+    show_path,
+)
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -81,44 +91,78 @@ def assert_self_contained(page: str) -> Parsed:
     return parsed
 
 
+def frame(title: str, body: str) -> str:
+    """A page of these pieces: the base with its blocks filled."""
+    template = (
+        '{% extends "pages/base.html.jinja" %}'
+        "{% block title %}{{ title | escape_attribute }}{% endblock %}{% block main %}{{ body }}{% endblock %}"
+    )
+    return _environment().from_string(template).render(title=title, body=Markup(body))
+
+
 def body_of(text: str) -> str:
     """Every piece, with a text wherever one can be."""
     return "\n".join((
-        f'<p dir="auto">{pages.escaped(text)}</p>', pages.isolated(text), pages.path(text),
-        pages.bars([(text, 0.5, text)]), pages.histogram([1.0, 2.0, 50.0], title=text, unit=text),
-        pages.player(make_wave(0.1), text),
+        f'<p dir="auto">{escape_text(text)}</p>', isolate_text(text), show_path(text),
+        draw_bars([(text, 0.5, text)]), draw_histogram([1.0, 2.0, 50.0], title=text, unit=text),
+        make_player(make_wave(0.1), text),
     ))  # fmt: skip
+
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+def test_every_page_has_the_policy_and_the_whole_style():
+    page = frame("title", "")
+    assert assert_self_contained(page).elements[3][1]["content"] == POLICY
+    css = (TEMPLATES_ROOT / "pages" / "pages.css").read_text(encoding="utf-8")
+    assert css in page.partition("<style>")[2].partition("</style>")[0]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_template_escapes_what_it_is_given(text):
+    page = _environment().from_string('<p title="{{ text }}">{{ text }}</p>').render(text=text)
+    [(tag, attributes)] = Parsed(page).elements
+    assert (tag, attributes, Parsed(page).text) == ("p", {"title": text}, text)
+    assert isinstance(render("pages/bars.html.jinja", rows=[(text, "1", text)]), Markup)  # another may take it as it is
+
+
+def test_a_misspelt_name_in_a_template_is_an_error():
+    with pytest.raises(UndefinedError):
+        render("pages/bars.html.jinja", row=[])
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_never_markup(text):
-    hostile = assert_self_contained(pages.frame(text, body_of(text)))
+    hostile = assert_self_contained(frame(text, body_of(text)))
     harmless = re.sub("[^/]", "a", text)  # the slashes are where a path may break
-    assert hostile.shape() == Parsed(pages.frame(harmless, body_of(harmless))).shape()
+    assert hostile.shape() == Parsed(frame(harmless, body_of(harmless))).shape()
     assert hostile.text.count(text) >= 7  # also in the page's title; and as it was typed
     assert hostile.named("audio")[0]["aria-label"] == text
 
 
 def test_what_cannot_be_seen_is_named():
     text = "a\0b\u202ec\u200bd\ufeffe\ud800f\udce9g\ue000h\x85i\nj"
-    page = pages.frame(text, body_of(text))
+    page = frame(text, body_of(text))
     page.encode("utf-8")  # half a character, as a broken file name gives it, would fail here
     assert not re.search("[\0\u202e\u200b\ufeff\ud800-\udfff\ue000\x85]", page.partition("<body>")[2])
-    shown = Parsed(pages.escaped(text)).text
+    shown = Parsed(escape_text(text)).text
     assert shown == r"aU+0000bU+202EcU+200BdU+FEFFeU+D800f\xe9gU+E000hU+0085iU+000Aj"
     spelling = "ന്‍ क्‌ष می‌خواهم 👩‍🔧 \u0661 é"  # joiners and marks belong to the spelling
-    assert pages.escaped(spelling) == spelling
+    assert escape_text(spelling) == spelling
 
 
 def test_a_named_character_does_not_decide_the_direction():
     # dir="auto" goes by the first letter outside of <bdi>: the U of U+FEFF is inside of one.
-    assert re.sub("<bdi.*?</bdi>", "", pages.escaped("\ufeffمرحبا")) == "مرحبا"
+    assert re.sub("<bdi.*?</bdi>", "", escape_text("\ufeffمرحبا")) == "مرحبا"
 
 
 def test_a_long_text_is_cut_and_says_so():
-    shown = pages.escaped("<" * 2_000_000)
+    shown = escape_text("<" * 2_000_000)
     assert len(shown) < 3000 and "of 2,000,000 characters" in shown
-    assert pages.escaped("x" * pages.MOST_SHOWN_CHARACTERS) == "x" * pages.MOST_SHOWN_CHARACTERS
+    assert escape_text("x" * MOST_SHOWN_CHARACTERS) == "x" * MOST_SHOWN_CHARACTERS
 
 
 DATA = {
@@ -140,7 +184,7 @@ DATA = {
 def test_a_histogram_counts_the_data(name):
     values = DATA[name]
     known = np.array([value for value in values if value is not None and math.isfinite(value)])
-    edges, counts, beyond = pages.bins(values)
+    edges, counts, beyond = count_in_bins(values)
     assert len(counts) == len(edges) - 1 <= 26
     np.testing.assert_allclose(np.diff(edges), edges[1] - edges[0], rtol=1e-6)
     assert sum(counts) + beyond == len(known)
@@ -148,7 +192,7 @@ def test_a_histogram_counts_the_data(name):
     expected = [((low <= known) & (known < high)).sum() for low, high in itertools.pairwise(edges)]
     assert counts == expected
 
-    figure = pages.histogram(values, title="Length", unit="s")
+    figure = draw_histogram(values, title="Length", unit="s")
     drawn = re.findall(r"<title>(.*?) s: ([\d,]+)</title>", figure)
     assert [int(count.replace(",", "")) for _, count in drawn] == [count for count in [*counts, beyond] if count]
     assert ("over" in drawn[-1][0]) == bool(beyond)
@@ -164,14 +208,14 @@ def test_a_histogram_counts_the_data(name):
 
 
 def test_a_far_value_does_not_flatten_the_rest():
-    edges, counts, beyond = pages.bins(DATA["one far"])
+    edges, counts, beyond = count_in_bins(DATA["one far"])
     assert beyond == 1 and edges[-1] < 20
     assert sum(count > 0 for count in counts) > 10
 
 
 def test_counts_are_marked_in_whole_clips():
     for highest in (1, 2, 3, 9, 11, 99, 1234):
-        figure = pages.histogram([1.0] * highest + [2.0, 9.0], title="Length", unit="s")
+        figure = draw_histogram([1.0] * highest + [2.0, 9.0], title="Length", unit="s")
         marks = [int(mark.replace(",", "")) for mark in re.findall(r'text-anchor="end">([\d,]+)<', figure)]
         assert marks[0] == 0 and 2 <= len(marks) <= 6
         assert len(set(np.diff(marks))) == 1, marks  # evenly spaced, so none is rounded
@@ -179,15 +223,15 @@ def test_counts_are_marked_in_whole_clips():
 
 def test_a_histogram_of_nothing_says_so():
     for values in ([], [None, math.nan]):
-        figure = pages.histogram(values, title="Length", unit="s")
+        figure = draw_histogram(values, title="Length", unit="s")
         assert "nothing known" in figure and "<svg" not in figure
         Parsed(figure)
 
 
 def test_the_limit_is_marked_where_it_can_be_seen():
     within, without = ([1.0, 20.0, 40.0], [1.0, 2.0])
-    assert 'class="limit"' in pages.histogram(within, title="Length", unit="s", limit=30.0)
-    assert 'class="limit"' not in pages.histogram(without, title="Length", unit="s", limit=30.0)
+    assert 'class="limit"' in draw_histogram(within, title="Length", unit="s", limit=30.0)
+    assert 'class="limit"' not in draw_histogram(without, title="Length", unit="s", limit=30.0)
 
 
 def sound_of(player: str) -> tuple[np.ndarray, int, str]:
@@ -206,38 +250,38 @@ def test_a_player_has_its_sound_with_it(kind, monkeypatch):
     if kind == "audio/wav":  # libsndfile built without MP3
         monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "OGG": ""})
     wave = make_wave(2.3)
-    heard, rate_hz, found = sound_of(pages.player(wave, "clip.wav"))
+    heard, rate_hz, found = sound_of(make_player(wave, "clip.wav"))
     assert (found, rate_hz, heard.shape) == (kind, 16_000, wave.shape)
     assert np.corrcoef(heard, wave)[0, 1] > 0.98
     assert abs(np.std(heard) / np.std(wave) - 1) < 0.05
 
 
 def test_a_player_of_speech_is_small():
-    player = pages.player(make_wave(2.0), "clip.wav")
+    player = make_player(make_wave(2.0), "clip.wav")
     assert len(player) < 2.0 * 12_000 + 1000  # WAV would have 43,000 a second
 
 
 def test_a_long_recording_is_cut_and_says_so():
     wave = np.zeros(16_000 * 195, np.float32)
-    player = pages.player(wave, "story.mp3")
+    player = make_player(wave, "story.mp3")
     assert "the first 30 of 195.0 s" in player
     assert len(sound_of(player)[0]) == 30 * 16_000
-    assert "the first 30 of 36,000.0 s" in pages.player(wave[: 30 * 16_000], "book.mp3", of_s=36_000.0)
-    assert "the first" not in pages.player(wave[: 30 * 16_000], "clip.mp3", of_s=30.0)
+    assert "the first 30 of 36,000.0 s" in make_player(wave[: 30 * 16_000], "book.mp3", of_s=36_000.0)
+    assert "the first" not in make_player(wave[: 30 * 16_000], "clip.mp3", of_s=30.0)
 
 
 def test_a_player_survives_samples_that_are_no_sound():
-    heard, _, _ = sound_of(pages.player(np.array([math.nan, math.inf, -math.inf, 7.0] * 400, np.float32), "a"))
+    heard, _, _ = sound_of(make_player(np.array([math.nan, math.inf, -math.inf, 7.0] * 400, np.float32), "a"))
     assert np.isfinite(heard).all() and np.abs(heard).max() < 2
     for samples in (1, 17, 1151, 1153):
-        assert len(sound_of(pages.player(make_wave(1.0)[:samples], "a"))[0]) == samples
+        assert len(sound_of(make_player(make_wave(1.0)[:samples], "a"))[0]) == samples
 
 
 def test_bars_stay_within_their_cells():
     rows = [("much", 7.0, "700 %"), ("less", -1.0, "-1"), ("half", 0.5, "50 %")]
-    widths = [one["width"] for one in Parsed(pages.bars(rows)).named("rect")]
+    widths = [one["width"] for one in Parsed(draw_bars(rows)).named("rect")]
     assert widths == ["100.00%", "0.00%", "50.00%"]
-    assert html.unescape(re.sub("<.*?>", " ", pages.bars(rows))).split() == [
+    assert html.unescape(re.sub("<.*?>", " ", draw_bars(rows))).split() == [
         "much",
         "700",
         "%",

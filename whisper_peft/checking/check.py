@@ -28,7 +28,7 @@ from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model
 from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
-from whisper_peft.pages.pieces import LONGEST_SOUND_S
+from whisper_peft.pages.player import LONGEST_SOUND_S
 from whisper_peft.progress import bar
 from whisper_peft.recipe import Model, Recipe
 from whisper_peft.recipe_files import read_recipe, shipped_recipes

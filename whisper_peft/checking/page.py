@@ -1,19 +1,24 @@
-"""What `check` found, as one HTML file to look at and to listen to."""
+"""The report of `check` as one HTML file, to look at and to listen to. Its templates lie beside this module."""
 
 from __future__ import annotations
 
-import html
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from whisper_peft import runs
 from whisper_peft.checking.report import CheckReport, ReportedClip, ReportedFinding, ReportedSource
 from whisper_peft.data.subtitles import WINDOW_S
 from whisper_peft.data.text import LANGUAGES
-from whisper_peft.pages import pieces as pages
+from whisper_peft.pages.charts import draw_bars, draw_histogram
+from whisper_peft.pages.player import make_player
+from whisper_peft.pages.templates import render
+from whisper_peft.pages.text import isolate_text, show_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,265 +26,357 @@ if TYPE_CHECKING:
     Audio = Callable[[ReportedClip], np.ndarray | None]
 
 MOST_PLAYERS = 40
-MOST_CLIPS = 50  # listed of a finding
-MOST_SOURCES = 20  # with charts of their own
-MOST_SOUND_BYTES = 6_000_000  # of all players
-MOST_LIST_BYTES = 2_000_000  # of all lists of clips
-_NAME = 120  # characters of a source's name that are shown; of a file's, twice as many
-_OPEN_CLIPS = {"error": 5, "warning": 5, "note": 2}  # of a finding; the others are behind a fold
-_FREQUENT, _RARE = 60, 30  # characters shown of a source
+# Clips that are listed of one finding.
+MOST_CLIPS_ON_PAGE = 50
+# Sources that have charts of their own.
+MOST_SOURCES = 20
+# Sources that the heading names.
+MOST_NAMED_SOURCES = 5
+# Bytes of all players together, and of all lists of clips together. The page stays under 10 MB.
+MOST_SOUND_BYTES = 6_000_000
+MOST_LIST_BYTES = 2_000_000
+# Characters of a source's name that are shown.
+_LONGEST_NAME = 120
+# Clips of a finding that are seen at once. The others are behind a fold.
+_OPEN_CLIPS = {"error": 5, "warning": 5, "note": 2}
+# Characters of a source that are shown, if it has too many to show all.
+_N_FREQUENT = 60
+_N_RARE = 30
 _MARKS = {"error": "✕ error", "warning": "▲ warning", "note": "● note"}
 
 
-def write_check_page(report: CheckReport, path: str | Path, audio: Audio) -> None:
-    """Writes what `check` found as a self-contained page, whole or not at all.
+@dataclass(frozen=True)
+class ShownFigure:
+    """One of the figures under the heading.
 
-    The page stays under 10 MB: every finding is there with its first clips, 50 at most, and says how many more there
-    are; the worst 40 clips at most have a player.
+    Attributes:
+        words: The figure in words.
+        severity: "error" or "warning" gives it that colour; "" gives it none.
+    """
+
+    words: str
+    severity: str = ""
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip of a finding as the page shows it.
+
+    Attributes:
+        about: Name, facts and texts, as HTML.
+        player: The player; None if the clip has none, or has it further up.
+        anchor: Id of the player's element, here or further up; "" if the clip has no player.
+    """
+
+    about: Markup
+    player: Markup | None
+    anchor: str
+
+
+@dataclass(frozen=True)
+class ShownFinding:
+    """A finding as the page shows it: counts are in words, `not_shown` is "" if all clips are on the page."""
+
+    title: str
+    severity: str
+    count: str
+    n_clips: str
+    why: str
+    remedy: str
+    open_clips: list[ShownClip]
+    folded_clips: list[ShownClip]
+    not_shown: str
+
+
+@dataclass(frozen=True)
+class ShownCharacter:
+    """A character of a source: its number and name, the character as HTML, and how often it occurs."""
+
+    name: str
+    drawn: Markup
+    count: str
+
+
+@dataclass(frozen=True)
+class ShownSource:
+    """A source as the page shows it: facts in words, charts as HTML, characters in groups with a heading each."""
+
+    name: str
+    facts: str
+    lengths: Markup
+    token_rates: Markup
+    scripts: Markup
+    languages: Markup
+    character_groups: list[tuple[str, list[ShownCharacter]]]
+
+
+def write_check_page(report: CheckReport, path: str | Path, audio: Audio) -> None:
+    """Write the report as a self-contained page, whole or not at all.
+
+    The page stays under 10 MB. Every finding is there with its first clips, at most 50, and says how many more there
+    are. At most 40 clips, the worst, have a player.
 
     Args:
-        report: as `check` gives it, with the worst findings first.
-        path: a new file.
-        audio: a clip of a finding -> float32 (n_samples,) at 16 kHz, its first 30 s at least, or None if it cannot be
-            read.
+        report: The report of `check`, with the worst findings first.
+        path: A new file.
+        audio: Returns the sound of a clip, float32 (n_samples,) at 16 kHz, at least its first 30 s; None if it cannot
+            be read.
 
     Raises:
-        UserError: something is at `path` already, or it cannot be made.
+        UserError: There is something at `path` already, or the file cannot be made.
     """
     with runs.new_file(path, "name another page") as part:
-        part.write_text(_page(report, audio), encoding="utf-8")
+        part.write_text(_render_report(report, audio), encoding="utf-8")
 
 
-def _page(report: CheckReport, audio: Audio) -> str:
-    sources, findings = report.sources, report.findings
-    clips, room = _Clips(report, audio), MOST_LIST_BYTES // max(1, len(findings))
-    body = [_head(report, clips), _contents(findings)]
-    body += [_finding(number, one, clips, room) for number, one in enumerate(findings)]
-    tokens = "Tokens per second" + (", estimated" if report.checked.tokens == "estimated" else "")
-    body += ["<h2>The data</h2>", _sizes(sources[:MOST_SOURCES], clips)]
-    body += [_source(one, clips, tokens) for one in sources[:MOST_SOURCES]]
-    if len(sources) > MOST_SOURCES:
-        body.append(f'<p class="quiet">{len(sources) - MOST_SOURCES} more sources are not on this page.</p>')
-    return pages.frame(f"check: {', '.join(clips.source(one.name)[:_NAME] for one in sources[:5])}", "\n".join(body))
-
-
-def _head(report: CheckReport, clips: _Clips) -> str:
-    sources, checked = report.sources, report.checked
-    names = ", ".join(pages.path(clips.source(one.name), _NAME) for one in sources[:5])
-    names += f" and {len(sources) - 5} more" if len(sources) > 5 else ""
-    figures = [
-        _counted(sum(one.clips for one in sources), "clip"),
-        f"{sum(one.hours for one in sources):,.2f} hours",
-        *(
-            f'<b class="{kind}">{_counted(count, "clip")} with {kind}s</b>' if count else f"no {kind}s"
-            for kind, count in (("error", report.errors), ("warning", report.warnings))
-        ),
-    ]
-    summary = " · ".join(f'<span class="number">{one}</span>' for one in figures)
-    looked = [_counted(checked.headers, "header") + " read", _counted(checked.audio, "clip") + " decoded"]
-    looked.append(f"texts weighed by {pages.isolated(checked.model)}" if checked.model else "no model asked")
-    where = f" Files are in {pages.path(clips.folder)}" if clips.folder != clips.sources_folder else ""
-    return (
-        f'<p class="quiet">whisper-peft check {pages.path(clips.sources_folder)}</p>'
-        f'<h1>{names}</h1><p class="summary">{summary}</p>'
-        f'<p class="quiet">{", ".join(looked)}; {report.seconds:,.0f} s.{where}</p>'
+def _render_report(report: CheckReport, audio: Audio) -> str:
+    clips = _Clips(report, audio)
+    list_bytes = MOST_LIST_BYTES // max(1, len(report.findings))
+    shown_sources = report.sources[:MOST_SOURCES]
+    named = [clips.shorten_source(source.name) for source in report.sources[:MOST_NAMED_SOURCES]]
+    rates_title = "Tokens per second"
+    if report.checked.tokens == "estimated":
+        rates_title += ", estimated"
+    return render(
+        "checking/page.html.jinja",
+        title=f"check: {', '.join(name[:_LONGEST_NAME] for name in named)}",
+        heading=_join_source_names(named, len(report.sources)),
+        sources_folder=clips.sources_folder,
+        clips_folder=clips.folder,
+        figures=_show_figures(report),
+        looked_at=_describe_coverage(report),
+        marks=_MARKS,
+        findings=[_show_finding(finding, clips, list_bytes) for finding in report.findings],
+        sizes=_draw_sizes(shown_sources, clips),
+        sources=[_show_source(source, clips, rates_title) for source in shown_sources],
+        n_more_sources=max(0, len(report.sources) - MOST_SOURCES),
     )
 
 
-def _contents(findings: Sequence[ReportedFinding]) -> str:
-    if not findings:
-        return '<p class="summary">Nothing found.</p>'
-    lines = [
-        f'<li><a href="#finding-{number}">{_mark(one)}<span class="kind">{_title(one)}</span>'
-        f'<span class="number">{one.count:,}</span></a></li>'
-        for number, one in enumerate(findings)
+def _join_source_names(named: Sequence[str], n_sources: int) -> Markup:
+    names = Markup(", ").join(show_path(name, _LONGEST_NAME) for name in named)
+    if n_sources > len(named):
+        names += f" and {n_sources - len(named)} more"
+    return names
+
+
+def _show_figures(report: CheckReport) -> list[ShownFigure]:
+    figures = [
+        ShownFigure(_count_things(sum(source.clips for source in report.sources), "clip")),
+        ShownFigure(f"{sum(source.hours for source in report.sources):,.2f} hours"),
     ]
-    return f'<ul class="contents">{"".join(lines)}</ul>'
+    for severity, count in (("error", report.errors), ("warning", report.warnings)):
+        if count:
+            figures.append(ShownFigure(f"{_count_things(count, 'clip')} with {severity}s", severity))
+        else:
+            figures.append(ShownFigure(f"no {severity}s"))
+    return figures
 
 
-def _finding(number: int, finding: ReportedFinding, clips: _Clips, room: int) -> str:
-    """A finding and its first clips, of so many bytes at most, but one at least."""
-    listed: list[str] = []
-    for clip in finding.clips[:MOST_CLIPS]:
-        about = clips.about(clip)
-        room -= len(about.encode("utf-8"))
-        if listed and room < 0:
+def _describe_coverage(report: CheckReport) -> Markup:
+    """Say how much was looked at, and how long it took."""
+    checked = report.checked
+    headers = _count_things(checked.headers, "header")
+    decoded = _count_things(checked.audio, "clip")
+    model = Markup("no model asked")
+    if checked.model:
+        model = Markup("texts weighed by {}").format(isolate_text(checked.model))
+    return Markup("{} read, {} decoded, {}; {:,.0f} s.").format(headers, decoded, model, report.seconds)
+
+
+def _show_finding(finding: ReportedFinding, clips: _Clips, most_bytes: int) -> ShownFinding:
+    """Show a finding and its first clips: as many as fit into `most_bytes`, but at least one."""
+    shown: list[ShownClip] = []
+    for clip in finding.clips[:MOST_CLIPS_ON_PAGE]:
+        about = clips.describe(clip)
+        most_bytes -= len(about.encode("utf-8"))
+        if shown and most_bytes < 0:
             break
-        listed.append(f'<li class="clip">{about}{clips.player(clip)}</li>')
-    parts = [
-        f'<section class="finding" id="finding-{number}"><h2>{_title(finding)}</h2>'
-        f'<p class="quiet">{_mark(finding)} · {_counted(finding.count, "clip")}</p>'
-        f"<p>{pages.isolated(_sentence(finding.why))}</p>"
-        f'<p><span class="quiet">Remedy:</span> {pages.isolated(_sentence(finding.remedy))}</p>'
-    ]
+        shown.append(clips.show(clip, about))
     n_open = _OPEN_CLIPS[finding.severity]
-    if listed:
-        parts.append(f'<ul class="clips">{"".join(listed[:n_open])}</ul>')
-    if folded := listed[n_open:]:
-        parts.append(
-            f'<details><summary>{len(folded)} more</summary><ul class="clips">{"".join(folded)}</ul></details>'
-        )
-    if listed and len(listed) < finding.count:
-        parts.append(f'<p class="quiet">{_counted(finding.count - len(listed), "more clip")} not on this page.</p>')
-    return "".join([*parts, "</section>"])
+    not_shown = ""
+    if shown and len(shown) < finding.count:
+        not_shown = _count_things(finding.count - len(shown), "more clip")
+    return ShownFinding(
+        title=finding.kind.replace("-", " ").capitalize(),
+        severity=finding.severity,
+        count=f"{finding.count:,}",
+        n_clips=_count_things(finding.count, "clip"),
+        why=_make_sentence(finding.why),
+        remedy=_make_sentence(finding.remedy),
+        open_clips=shown[:n_open],
+        folded_clips=shown[n_open:],
+        not_shown=not_shown,
+    )
 
 
 class _Clips:
-    """The clips as the page shows them: named below the folder of them all; the worst of each finding with a player."""
+    """The clips of a report as the page shows them: with names below their common folder, and with players.
+
+    Args:
+        report: The report.
+        audio: Returns the sound of a clip; see `write_check_page`.
+    """
 
     def __init__(self, report: CheckReport, audio: Audio):
-        findings = report.findings
-        self.folder = _common_folder([clip.name for one in findings for clip in one.clips])
-        names = [one.name for one in report.sources]
-        self.with_source = len(names) > 1
-        self.sources_folder = _common_folder(names) if self.with_source else ""
-        self.players = dict(self._players(findings, audio))  # by (source, row)
-        self.written: dict[tuple, str] = {}  # and its place on the page
+        source_names = [source.name for source in report.sources]
+        self._names_source = len(source_names) > 1
+        self.folder = _common_folder([clip.name for finding in report.findings for clip in finding.clips])
+        self.sources_folder = ""
+        if self._names_source:
+            self.sources_folder = _common_folder(source_names)
+        # By (name of the source, row).
+        self._players = dict(self._make_players(report.findings, audio))
+        # The anchors of those that are on the page already.
+        self._anchors: dict[tuple[str, int], str] = {}
 
-    def name(self, clip: ReportedClip) -> str:
-        """The file's name, without what all have in common."""
+    def shorten_name(self, clip: ReportedClip) -> str:
+        """Return the name of a clip's file without the folder that all files are in."""
         return clip.name.removeprefix(self.folder)
 
-    def source(self, name: str) -> str:
-        """A source's name, without what all have in common."""
+    def shorten_source(self, name: str) -> str:
+        """Return the name of a source without the folder that all sources are in."""
         return name.removeprefix(self.sources_folder)
 
-    def about(self, clip: ReportedClip) -> str:
-        """What is known of a clip, as HTML."""
-        facts = [pages.path(self.source(clip.source), _NAME)] if self.with_source else []
-        facts.append(pages.path(clip.place or f"row {clip.row}", _NAME))
+    def describe(self, clip: ReportedClip) -> Markup:
+        """Return what is known about a clip."""
+        facts: list[str] = []
+        if self._names_source:
+            facts.append(show_path(self.shorten_source(clip.source), _LONGEST_NAME))
+        facts.append(show_path(clip.place or f"row {clip.row}", _LONGEST_NAME))
         if clip.start_s:
             facts.append(f"from {clip.start_s:,.2f} s")
         if clip.duration_s is not None:
             facts.append(f"{clip.duration_s:,.2f} s")
-        about = f'<span class="name">{pages.path(self.name(clip), 2 * _NAME)}</span> '
-        about += " ".join(f'<span class="fact">{one}</span>' for one in facts)
-        for key, mark in (("detail", ""), ("text", ""), ("suggestion", "→ ")):
-            if words := getattr(clip, key):
-                about += f'<p class="{key}" dir="auto">{mark}{pages.escaped(words)}</p>'
-        return f'<div class="about">{about}</div>'
+        return render("checking/clip.html.jinja", clip=clip, name=self.shorten_name(clip), facts=facts)
 
-    def player(self, clip: ReportedClip) -> str:
-        """The player of a clip or, if it has been on the page already, the way there."""
+    def show(self, clip: ReportedClip, about: Markup) -> ShownClip:
+        """Put a clip on the page: with its player or, if that is on the page already, with the way there."""
         key = (clip.source, clip.row)
-        if key not in self.players:
-            return ""
-        if key in self.written:
-            return f'<div class="sound"><a class="quiet" href="#{self.written[key]}">player above</a></div>'
-        self.written[key] = f"sound-{len(self.written)}"
-        return f'<div class="sound" id="{self.written[key]}">{self.players[key]}</div>'
+        if key not in self._players:
+            return ShownClip(about, player=None, anchor="")
+        if key in self._anchors:
+            return ShownClip(about, player=None, anchor=self._anchors[key])
+        self._anchors[key] = f"sound-{len(self._anchors)}"
+        return ShownClip(about, self._players[key], self._anchors[key])
 
-    def _players(self, findings: Sequence[ReportedFinding], audio: Audio) -> Iterator[tuple[tuple, str]]:
-        """Of each finding the first clip, then of each the second, while there is room."""
-        n_players, n_bytes, tried = 0, 0, set()
-        for depth in range(MOST_CLIPS):
-            for clip in (one.clips[depth] for one in findings if depth < len(one.clips)):
-                key = (clip.source, clip.row)
-                if key in tried:
-                    continue
-                tried.add(key)
-                wave = audio(clip)
-                if wave is None or not len(wave):
-                    continue
-                player = pages.player(wave, self.name(clip), of_s=clip.duration_s)
-                n_players, n_bytes = n_players + 1, n_bytes + len(player)
-                if n_bytes > MOST_SOUND_BYTES:
-                    return
-                yield key, player
-                if n_players == MOST_PLAYERS:
-                    return
+    def _make_players(
+        self, findings: Sequence[ReportedFinding], audio: Audio
+    ) -> Iterator[tuple[tuple[str, int], Markup]]:
+        """Make a player for the first clip of each finding, then for the second of each, while there is room."""
+        n_players = 0
+        n_bytes = 0
+        for clip in _worst_clips(findings):
+            wave = audio(clip)
+            if wave is None or not len(wave):
+                continue
+            player = make_player(wave, self.shorten_name(clip), of_s=clip.duration_s)
+            n_players += 1
+            n_bytes += len(player)
+            if n_bytes > MOST_SOUND_BYTES:
+                return
+            yield (clip.source, clip.row), player
+            if n_players == MOST_PLAYERS:
+                return
+
+
+def _worst_clips(findings: Sequence[ReportedFinding]) -> Iterator[ReportedClip]:
+    """Yield the first clip of each finding, then the second of each, and so on; no clip twice."""
+    tried = set()
+    for depth in range(MOST_CLIPS_ON_PAGE):
+        for finding in findings:
+            if depth >= len(finding.clips):
+                continue
+            clip = finding.clips[depth]
+            if (clip.source, clip.row) not in tried:
+                tried.add((clip.source, clip.row))
+                yield clip
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """The folder that all files are in, with its last slash; empty where there is none below the root."""
+    """Return the folder that all files are in, with its last slash; "" if that is the root, or not all are absolute."""
     if not names or not all(name.startswith("/") for name in names):
         return ""
     folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    return "" if folder == "/" else f"{folder}/"
-
-
-def _sizes(sources: Sequence[ReportedSource], clips: _Clips) -> str:
-    """How much there is of each source, beside each other."""
-    if len(sources) < 2:
+    if folder == "/":
         return ""
-    most = max(one.hours for one in sources) or 1.0
-    return pages.bars(
-        (
-            clips.source(one.name)[:_NAME],
-            one.hours / most,
-            f"{one.hours:,.2f} h, {_counted(one.clips, 'clip')}",
-        )
-        for one in sources
-    )
+    return f"{folder}/"
 
 
-def _source(source: ReportedSource, clips: _Clips, tokens: str) -> str:
-    facts = [_counted(source.clips, "clip"), f"{source.hours:,.2f} hours"]
+def _draw_sizes(sources: Sequence[ReportedSource], clips: _Clips) -> Markup:
+    """Draw how much there is of each source; nothing for one source alone."""
+    if len(sources) < 2:
+        return Markup("")
+    most_hours = max(source.hours for source in sources) or 1.0
+    rows = []
+    for source in sources:
+        name = clips.shorten_source(source.name)[:_LONGEST_NAME]
+        size = f"{source.hours:,.2f} h, {_count_things(source.clips, 'clip')}"
+        rows.append((name, source.hours / most_hours, size))
+    return draw_bars(rows)
+
+
+def _show_source(source: ReportedSource, clips: _Clips, rates_title: str) -> ShownSource:
+    facts = [_count_things(source.clips, "clip"), f"{source.hours:,.2f} hours"]
     if source.speakers is not None:
-        facts.append(_counted(source.speakers, "speaker"))
-    durations = pages.histogram(source.durations_s, title="Clip length", unit="s", limit=WINDOW_S)
-    density = pages.histogram(source.tokens_per_second, title=tokens, unit="tokens/s")
-    scripts = [(name, share, f"{share:.1%}") for name, share in _by_count(source.scripts)]
+        facts.append(_count_things(source.speakers, "speaker"))
+    scripts = [(name, share, f"{share:.1%}") for name, share in _sort_by_count(source.scripts)]
     n_clips = sum(source.languages.values()) or 1
-    languages = [
-        (_language(code), count / n_clips, _counted(count, "clip")) for code, count in _by_count(source.languages)
+    languages = []
+    for code, count in _sort_by_count(source.languages):
+        languages.append((_name_language(code), count / n_clips, _count_things(count, "clip")))
+    return ShownSource(
+        name=clips.shorten_source(source.name),
+        facts=" · ".join(facts),
+        lengths=draw_histogram(source.durations_s, title="Clip length", unit="s", limit=WINDOW_S),
+        token_rates=draw_histogram(source.tokens_per_second, title=rates_title, unit="tokens/s"),
+        scripts=draw_bars(scripts),
+        languages=draw_bars(languages),
+        character_groups=_group_characters(source.characters),
+    )
+
+
+def _name_language(code: str) -> str:
+    if code in LANGUAGES:
+        return f"{LANGUAGES[code].title()} ({code})"
+    return code
+
+
+def _sort_by_count(counts: dict) -> list[tuple]:
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def _group_characters(counts: dict[str, int]) -> list[tuple[str, list[ShownCharacter]]]:
+    """Show all characters or, of many, the most frequent and the rarest, which are often slips."""
+    characters = [_show_character(character, count) for character, count in _sort_by_count(counts)]
+    if len(characters) <= _N_FREQUENT + _N_RARE:
+        return [("Characters", characters)]
+    return [
+        (f"The {_N_FREQUENT} most frequent of {len(characters):,} characters", characters[:_N_FREQUENT]),
+        (f"The {_N_RARE} rarest", characters[-_N_RARE:]),
     ]
-    return (
-        f'<section class="source"><h3>{pages.path(clips.source(source.name), _NAME)}</h3>'
-        f'<p class="quiet">{" · ".join(facts)}</p><div class="charts">{durations}{density}'
-        f"<div><h4>Scripts</h4>{pages.bars(scripts)}</div><div><h4>Languages</h4>{pages.bars(languages)}</div></div>"
-        f"{_characters(source.characters)}</section>"
-    )
 
 
-def _language(code: str) -> str:
-    return f"{LANGUAGES[code].title()} ({code})" if code in LANGUAGES else code
-
-
-def _by_count(counts: dict) -> list[tuple]:
-    return sorted(counts.items(), key=lambda one: -one[1])
-
-
-def _characters(counts: dict[str, int]) -> str:
-    """All characters or, of many, the most frequent and the rarest, which are often slips."""
-    ordered = _by_count(counts)
-    if len(ordered) <= _FREQUENT + _RARE:
-        return f"<h4>Characters</h4>{_chips(ordered)}"
-    return (
-        f"<h4>The {_FREQUENT} most frequent of {len(ordered):,} characters</h4>{_chips(ordered[:_FREQUENT])}"
-        f"<h4>The {_RARE} rarest</h4>{_chips(ordered[-_RARE:])}"
-    )
-
-
-def _chips(counts: Sequence[tuple[str, int]]) -> str:
-    chips = []
-    for character, count in counts:
-        name = f"U+{ord(character):04X} {unicodedata.name(character, '')}"
-        chips.append(f'<li title="{html.escape(name)}">{_drawn(character)}<small>{count:,}</small></li>')
-    return f'<ul class="characters">{"".join(chips)}</ul>'
-
-
-def _drawn(character: str) -> str:
-    """A character by itself: a mark on a circle, a space or a joiner by its number."""
+def _show_character(character: str, count: int) -> ShownCharacter:
+    number = f"U+{ord(character):04X}"
+    name = f"{number} {unicodedata.name(character, '')}"
     category = unicodedata.category(character)
-    if category[0] == "M":
-        return pages.isolated("◌" + character)
-    if category == "Zs" or character in "\u200c\u200d":
-        return f'<bdi class="unseen">{"space" if character == " " else f"U+{ord(character):04X}"}</bdi>'
-    return pages.isolated(character)
+    if category.startswith("M"):
+        # A mark needs a letter to stand on: a dotted circle.
+        drawn = isolate_text("◌" + character)
+    elif character == " ":
+        drawn = Markup('<bdi class="unseen">space</bdi>')
+    elif category == "Zs" or character in "\u200c\u200d":
+        drawn = Markup('<bdi class="unseen">{}</bdi>').format(number)
+    else:
+        drawn = isolate_text(character)
+    return ShownCharacter(name, drawn, f"{count:,}")
 
 
-def _mark(finding: ReportedFinding) -> str:
-    return f'<span class="mark {finding.severity}">{_MARKS[finding.severity]}</span>'
+def _make_sentence(clause: str) -> str:
+    return clause[:1].upper() + clause[1:].rstrip(".") + "."
 
 
-def _title(finding: ReportedFinding) -> str:
-    return html.escape(finding.kind.replace("-", " ").capitalize())
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count_things(number: int, thing: str) -> str:
+    plural = "" if number == 1 else "s"
+    return f"{number:,} {thing}{plural}"

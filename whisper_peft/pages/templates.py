@@ -6,18 +6,22 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from whisper_peft.pages.text import escape_attribute, escape_text, isolate_text, show_path
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-PACKAGE = Path(__file__).parents[1]
+TEMPLATES_ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        loader=FileSystemLoader(PACKAGE),
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES_ROOT),
         # Everything that is put into a page is escaped, unless it is Markup, which only our own functions return.
         autoescape=True,
         # A misspelt name in a template is an error, not an empty place in the page.
@@ -26,9 +30,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # What comes from data goes through one of these. They also name what cannot be seen, and cut what is too long.
+    for show in (escape_text, isolate_text, show_path, escape_attribute):
+        environment.filters[show.__name__] = show
+    return environment
 
 
-def render(name: str, **values: object) -> str:
+def render(name: str, /, **values: object) -> Markup:
     """Fill a template.
 
     Args:
@@ -36,6 +44,6 @@ def render(name: str, **values: object) -> str:
         **values: What the template names. Text is escaped.
 
     Returns:
-        The page as HTML.
+        The HTML. As it is Markup, another template may take it as it stands.
     """
-    return _environment().get_template(name).render(**values)
+    return Markup(_environment().get_template(name).render(**values))
