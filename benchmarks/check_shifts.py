@@ -18,10 +18,10 @@ import click
 import numpy as np
 
 from whisper_peft import load_preparation, load_source
-from whisper_peft.checking.checks import map_in_threads
 from whisper_peft.checking.shifted_texts import find_mispairings, find_name_orders
 from whisper_peft.checking.sound_measures import measure_clip
 from whisper_peft.checking.speech_rate import text_sizes
+from whisper_peft.checking.threads import map_in_threads
 from whisper_peft.data.dataset import SpeechDataset
 
 HERE = Path(__file__).parent

@@ -14,12 +14,19 @@ from conftest import QUICKSTART
 from spoken import make_spoken, sentences, spoken, write_manifest
 
 from whisper_peft import CheckReport, check, load_preparation, load_source
-from whisper_peft.checking.checks import Limits, check_sources
+from whisper_peft.checking.checks import check_sources
 from whisper_peft.checking.findings import KINDS, MOST_LISTED, SEVERITIES, Findings, SourceRows
+from whisper_peft.checking.limits import Limits
 from whisper_peft.checking.shifted_texts import correlate_lengths, find_mispairings, find_name_orders
 from whisper_peft.checking.sound_measures import measure
 from whisper_peft.checking.speech_rate import text_sizes
-from whisper_peft.checking.texts import look_at_texts, without_markup
+from whisper_peft.checking.texts import (
+    _SCRIPTS_OF_LANGUAGES,
+    count_scripts,
+    look_at_texts,
+    script_of,
+    without_markup,
+)
 from whisper_peft.data.rows import Row
 
 
@@ -224,11 +231,11 @@ def test_a_models_losses_find_what_lengths_cannot(tmp_path):
 
     rows = [Row(row.audio, texts[moved[n]], end_s=0.6) for n, row in enumerate(rows)]
     checked = check_sources([SourceRows("all", rows, "all")], audio=False, losses=losses)
-    [one] = checked.mispairings[0]
+    [one] = checked.facts[0].mispairings
     assert one.shift == 1 and one.rows == tuple(range(20, 40)) and set(one.text_of) == set(range(21, 40))
     assert checked.findings.rows("unlikely-text") == {(0, 50)}
     blind = check_sources([SourceRows("all", rows, "all")], audio=False, losses=lambda of: losses(of, informed=False))
-    assert not blind.mispairings[0]
+    assert not blind.facts[0].mispairings
 
 
 def test_splits_share_no_sound_sentence_or_speaker_unseen(tmp_path):
@@ -265,7 +272,7 @@ def test_texts_alone(kind, minority, texts):
     rows = [Row(f"{number}.wav", text, language="en") for number, text in enumerate(texts)]
     findings = Findings([SourceRows("texts", rows, "texts")])
     look_at_texts(findings, 0, language=None, task="transcribe")
-    assert len(findings.rows(kind)) == minority, findings.found
+    assert len(findings.rows(kind)) == minority, findings.occurrences
     assert not findings.rows("broken-characters")
 
 
@@ -281,6 +288,28 @@ def test_the_script_is_the_languages_or_that_of_most_texts():
     assert wrong(None, "добро јутро", "dobro jutro") == set()  # who knows
     assert wrong("hi", "good morning", task="translate") == set()
     assert wrong("ml", "മലയാളം", "മലയാളം radio", "123") == set()
+
+
+def test_every_letter_of_a_language_is_in_its_script():
+    """The script is Unicode's property. Its name begins the names of the script's letters, but for few."""
+    known = {script for scripts in _SCRIPTS_OF_LANGUAGES.values() for script in scripts} | {"Latin"}
+    beginnings = {script: script.upper() for script in known} | {"Han": "CJK"}
+    for code in range(0x30000):
+        character = chr(code)
+        beginning = unicodedata.name(character, "").split(" ")[0]
+        named = [script for script, word in beginnings.items() if word == beginning]
+        if unicodedata.category(character)[0] == "L" and named and character != "\u0640":  # tatweel: several scripts
+            assert [script_of(character)] == named, f"{code:04X}"
+
+
+def test_what_is_no_letter_of_one_script_has_none():
+    assert {script_of(character) for character in "5 .,-'\u0301\u200d\u0640ー„𝄞"} == {None}
+    assert [script_of(character) for character in "々ｱｶﾡΩKªﬁŒ"] == [
+        "Han", "Katakana", "Katakana", "Hangul", "Greek", "Latin", "Latin", "Latin", "Latin",
+    ]  # fmt: skip
+    assert script_of("𝐀") == "Mathematical" and script_of("\u13a0") == "Cherokee"
+    assert script_of("\U00012000") == "Other" and script_of("\u1c5a") == "Ol Chiki"
+    assert count_scripts("हिन्दी 25 km") == {"Devanagari": 6, "Latin": 2}
 
 
 def test_markup_is_taken_out_and_joiners_stay():

@@ -42,8 +42,9 @@ ROOMS = {
         "recording_scores", "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (
-        "report", "findings", "contradictions", "speech_rate", "shifted_texts", "texts", "sound_measures", "sound",
-        "duplicates", "model_evidence", "checks", "fix", "neighbour_losses", "page", "check",
+        "report", "findings", "limits", "threads", "headers", "contradictions", "texts", "sound_measures", "sound",
+        "duplicates", "speech_rate", "shifted_texts", "model_evidence", "pairing", "checks", "fix",
+        "neighbour_losses", "page", "check",
     ),
     "training": (
         "loss", "callbacks", "trainer", "resolved", "arguments", "defaults", "splits", "artefacts", "facts", "fitting",

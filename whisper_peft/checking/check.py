@@ -1,19 +1,26 @@
-"""check(SRC...): look at the data before a GPU-hour is spent on it."""
+"""check(SRC...): look at the data before a GPU-hour is spent on it.
+
+The steps: read the sources, look for faults (`checks`), then write cleaned manifests (`fix`) and the page (`page`) if
+they are asked for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from whisper_peft import runs
-from whisper_peft.checking.checks import CheckedData, Limits, check_sources
+from whisper_peft.checking.checks import CheckedData, check_sources
 from whisper_peft.checking.findings import SourceRows
-from whisper_peft.checking.fix import write_mended
+from whisper_peft.checking.fix import write_fixed_manifests
+from whisper_peft.checking.limits import Limits
 from whisper_peft.checking.neighbour_losses import neighbour_losses
 from whisper_peft.checking.report import CheckReport, ReportedClip
 from whisper_peft.data.audio import AudioError, load_audio
@@ -30,10 +37,11 @@ from whisper_peft.model.configs import load_preparation
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.pages.player import LONGEST_SOUND_S
 from whisper_peft.progress import bar
-from whisper_peft.recipe import Model, Recipe
+from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import read_recipe, shipped_recipes
 
-MOST_STREAMED = 500  # clips that are looked at of a source that a recipe streams
+# Clips that are looked at of a source that a recipe streams.
+MOST_STREAMED = 500
 
 
 def check(
@@ -51,144 +59,237 @@ def check(
     times: str | None = None,
     progress: bool = False,
 ) -> CheckReport:
-    """Looks for what is wrong with a data set; changes nothing in it.
+    """Look for what is wrong with a data set. Nothing is changed in it.
 
     Args:
-        sources: any SRC, or several, each of which is a split.
-        recipe: instead of sources: a Recipe, a path, or the name of a shipped one; its train, eval and test.
-        language: name or code, for clips that name none.
-        model: any MODEL, whose losses tell texts that belong elsewhere; without it, lengths have to.
-        audio: whether to decode the clips; without, only headers and texts are looked at.
-        html: a new file for the report as a page with players.
-        fix: a new place for cleaned manifests: a .jsonl file for one source, else a folder.
-        audio_column: where the columns have other than the usual names.
-        text_column: likewise.
-        prompt_column: the column of what was said before each clip; None: no column is.
-        times: "use" or "ignore" the columns with start and end; None: ask where they do not fit the files.
-        progress: show bars on stderr.
+        sources: Any SRC, or several. Each of several is a split.
+        recipe: A Recipe, its path or the name of a shipped one, whose train, eval and test are checked instead.
+        language: Name or code of the language of clips that name none.
+        model: Any MODEL. Its losses tell texts that belong elsewhere; without it, only lengths tell.
+        audio: Whether to decode the clips. Otherwise only headers and texts are looked at.
+        html: A new file for the report as a page with players.
+        fix: A new place for cleaned manifests: a .jsonl file for one source, otherwise a folder.
+        audio_column: Column with the sound files, if it does not have a usual name.
+        text_column: Column with the transcripts, if it does not have a usual name.
+        prompt_column: Column with what was said before each clip; None if no column has it.
+        times: "use" or "ignore" the columns with start and end; None to ask where they do not fit the files.
+        progress: Whether to show progress bars on stderr.
 
     Returns:
         Sources, findings (the worst first), and how many clips have an error, a warning or a note.
 
     Raises:
-        UserError: nothing that could be checked, or an output that exists.
+        UserError: There is nothing that could be checked, or an output exists already.
     """
-    for path, remedy in ((html, "name another --html"), (fix, "name another --fix")):
-        if path is not None:
-            runs.refuse_existing(Path(path), remedy)
-    named = [str(one) for one in ([sources] if isinstance(sources, (str, Path)) else sources)]
-    if bool(named) == (recipe is not None):
+    for output, remedy in ((html, "name another --html"), (fix, "name another --fix")):
+        if output is not None:
+            runs.refuse_existing(Path(output), remedy)
+    names = [str(sources)] if isinstance(sources, (str, Path)) else [str(source) for source in sources]
+    if bool(names) == (recipe is not None):
         raise UserError("check: name sources, or a recipe, and not both.")
-    settings = read_recipe(recipe, {}) if recipe is not None else Recipe()
+    settings = Recipe() if recipe is None else read_recipe(recipe, {})
+    task = settings.model.task
     language = language or settings.model.language
     code = language_code(language) if language else None
-    loaded, preparation, located = _model(model, settings.model if recipe is not None else Model())
-    named_columns = {
+    borrowed_code = None
+    if settings.model.language_token:
+        borrowed_code = language_code(settings.model.language_token)
+    listener = _find_listener(model, settings.model.name)
+    columns = settings.data.columns
+    chosen_columns = {
         "audio_column": audio_column,
         "text_column": text_column,
         "prompt_column": prompt_column,
         "times": times,
     }
+    columns |= {name: value for name, value in chosen_columns.items() if value}
     remarks: list[str] = []
-    columns = settings.data.columns | {name: value for name, value in named_columns.items() if value}
-    columns["say"] = remarks.append
-    read = partial(load_source, **columns, n_tokens=preparation.n_tokens if preparation else utf8_bytes)
-    if named:
-        listed = load_sources(named, read, remarks.append)
-        parts = [SourceRows(name, rows, name) for name, rows in zip(named, listed, strict=True)]
+    if recipe is None:
+        listed = _read_sources(names, columns, listener, remarks.append)
     else:
-        parts = _parts(settings, read, columns)
+        listed = _read_recipe(settings, columns, listener, remarks.append)
+    if listener.preparation is not None:
+        _check_languages(listener.preparation, listed, borrowed_code, code, task)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
-    if preparation is not None:
-        token = settings.model.language_token and language_code(settings.model.language_token)
-        spoken = [(token or row.language or code, row.place or row.name) for part in parts for row in part.rows]
-        preparation.check_languages([clip for clip in spoken if clip[0] is not None], settings.model.task)
-
-    def losses(rows: Sequence[Row]) -> np.ndarray:
-        speech = label_rows(loaded, located, preparation, rows, language=language, task=settings.model.task)
-        speech.clean = clean
-        with bar(f"{model} listens", len(rows), progress) as update:
-            return neighbour_losses(loaded, speech, progress=update)
-
-    limits = Limits(preparation.window_s if preparation else 30.0, preparation, clean)
-    borrowed = bool(settings.model.language_token)
+    losses = None
+    if listener.model is not None:
+        losses = partial(
+            _compute_losses,
+            listener,
+            clean=clean,
+            language=language,
+            task=task,
+            label=f"{model} listens",
+            progress=progress,
+        )
     checked = check_sources(
-        parts,
-        limits=limits,
-        language=None if borrowed else code,
-        task=settings.model.task,
-        borrowed=borrowed,
+        listed,
+        limits=_limits_of(listener, clean),
+        language=None if borrowed_code else code,
+        task=task,
+        borrowed=borrowed_code is not None,
         times=columns["times"],
         audio=audio,
-        losses=None if loaded is None else losses,
+        losses=losses,
         progress=progress,
     )
-    fixed = None if fix is None else write_mended(checked, Path(fix))
     report = checked.report(
         model=None if model is None else str(model),
-        tokens="counted" if preparation else "estimated",
+        tokens="estimated" if listener.preparation is None else "counted",
         remarks=remarks,
-        fixed=fixed,
+        fixed=None if fix is None else write_fixed_manifests(checked, Path(fix)),
     )
     if html is not None:
+        # Only a page needs jinja2.
         from whisper_peft.checking.page import write_check_page
 
-        write_check_page(report, Path(html), partial(_wave, checked))
+        write_check_page(report, Path(html), partial(_load_clip, checked))
     return report
 
 
 def is_recipe(name: str) -> bool:
-    """Whether an argument names a recipe and not a source."""
+    """Tell whether an argument names a recipe, and not a source."""
     path = Path(name)
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
     if path.exists():
-        return path.suffix.lower() in (".yaml", ".yml") or runs.is_run(path)
-    return path.suffix.lower() in (".yaml", ".yml") or name in {file.stem for file in shipped_recipes()}
+        return is_yaml or runs.is_run(path)
+    return is_yaml or name in {file.stem for file in shipped_recipes()}
 
 
-def _parts(recipe: Recipe, read: Callable[[str], list[Row]], columns: dict[str, object]) -> list[SourceRows]:
-    """The sources of a recipe; those that it streams by their first clips."""
-    data = recipe.data
-    if not data.train:
-        raise UserError("data.train: not set; nothing to check.")
-    listed = [(one.source, "train", one.language) for one in data.sources]
-    listed += [(source, split, None) for split, source in (("eval", data.eval), ("test", data.test)) if source]
-    if data.streaming:
-        by_source = [first_rows(source, read, most=MOST_STREAMED, **columns) for source, *_ in listed]
-    else:
-        by_source = load_sources([source for source, *_ in listed], read, columns["say"])
-    parts = []
-    for (source, split, language), rows in zip(listed, by_source, strict=True):
-        sampled = data.streaming and len(rows) == MOST_STREAMED
-        code = language and language_code(language)
-        name = f"{split}: {source}" + (f" (the first {MOST_STREAMED} clips)" if sampled else "")
-        parts.append(SourceRows(name, [fill_in_language(row, code) for row in rows], split))
-    return parts
+@dataclass(frozen=True)
+class _Listener:
+    """What a check has of a model.
+
+    Attributes:
+        model: The model, in eval mode; None if its losses are not asked for.
+        preparation: Counts tokens; None if no vocabulary is here.
+        located: Where the model was found.
+    """
+
+    model: Any = None
+    preparation: Preparation | None = None
+    located: Located | None = None
 
 
-def _model(model: str | Path | None, settings: Model) -> tuple[object | None, Preparation | None, Located | None]:
-    """The model whose losses are asked for, and what counts tokens: that of the recipe, if it is here already."""
+def _find_listener(model: str | Path | None, fallback: str) -> _Listener:
+    """Load a model whose losses are asked for.
+
+    Args:
+        model: What the user named; None if no losses are asked for.
+        fallback: The model whose vocabulary counts tokens then, if it is here already. Nothing is downloaded only to
+            look at data.
+    """
     if model is not None:
-        return load_model(model)
+        return _Listener(*load_model(model))
     with contextlib.suppress(UserError):
-        located = locate(settings.name)
-        if not located.from_hub or _is_here(located.base):
-            return None, load_preparation(located.base, revision=located.commit), located
-    return None, None, None
+        located = locate(fallback)
+        if not located.from_hub or _is_downloaded(located.base):
+            return _Listener(None, load_preparation(located.base, revision=located.commit), located)
+    return _Listener()
 
 
-def _is_here(hub_id: str) -> bool:
-    """Whether a model's vocabulary has been downloaded before; to look at data nothing is."""
+def _is_downloaded(hub_id: str) -> bool:
+    """Tell whether the vocabulary of a model on the Hub has been downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
     return all(isinstance(try_to_load_from_cache(hub_id, name), str) for name in ("vocab.json", "config.json"))
 
 
-def _wave(checked: CheckedData, clip: ReportedClip) -> np.ndarray | None:
-    """The sound of a clip of a report, as far as its player goes."""
-    part = next(part for part in checked.parts if part.name == clip.source)
-    row = part.rows[clip.row]
+def _limits_of(listener: _Listener, clean: Callable[[str], str]) -> Limits:
+    if listener.preparation is None:
+        return Limits(clean=clean)
+    return Limits(listener.preparation.window_s, listener.preparation, clean)
+
+
+def _reader(columns: dict, listener: _Listener, say: Callable[[str], None]) -> Callable[..., list[Row]]:
+    """Return a function that reads the rows of a source."""
+    n_tokens = utf8_bytes
+    if listener.preparation is not None:
+        n_tokens = listener.preparation.n_tokens
+    return partial(load_source, **columns, say=say, n_tokens=n_tokens)
+
+
+def _read_sources(
+    names: Sequence[str], columns: dict, listener: _Listener, say: Callable[[str], None]
+) -> list[SourceRows]:
+    """Read the sources that a user named. Each is a split."""
+    rows_of_sources = load_sources(names, _reader(columns, listener, say), say)
+    return [SourceRows(name, rows, name) for name, rows in zip(names, rows_of_sources, strict=True)]
+
+
+def _read_recipe(recipe: Recipe, columns: dict, listener: _Listener, say: Callable[[str], None]) -> list[SourceRows]:
+    """Read the sources of a recipe; those that it streams by their first clips."""
+    data = recipe.data
+    if not data.train:
+        raise UserError("data.train: not set; nothing to check.")
+    # Name, split, and the language of rows that name none.
+    wanted = [(source.source, "train", source.language) for source in data.sources]
+    for split, name in (("eval", data.eval), ("test", data.test)):
+        if name:
+            wanted.append((name, split, None))
+    names = [name for name, _, _ in wanted]
+    read = _reader(columns, listener, say)
+    if data.streaming:
+        rows_of_sources = [first_rows(name, read, most=MOST_STREAMED, say=say, **columns) for name in names]
+    else:
+        rows_of_sources = load_sources(names, read, say)
+    listed = []
+    for (name, split, language), rows in zip(wanted, rows_of_sources, strict=True):
+        code = language and language_code(language)
+        shown = f"{split}: {name}"
+        if data.streaming and len(rows) == MOST_STREAMED:
+            shown += f" (the first {MOST_STREAMED} clips)"
+        listed.append(SourceRows(shown, [fill_in_language(row, code) for row in rows], split))
+    return listed
+
+
+def _check_languages(
+    preparation: Preparation, sources: Sequence[SourceRows], borrowed: str | None, language: str | None, task: str
+) -> None:
+    """Refuse rows in a language that the model has no token for.
+
+    Args:
+        preparation: Of the model.
+        sources: The sources.
+        borrowed: Code of the language token that all rows get; None if there is none.
+        language: Code for rows that name none.
+        task: "transcribe" or "translate".
+    """
+    clips = []
+    for source in sources:
+        for row in source.rows:
+            code = borrowed or row.language or language
+            if code is not None:
+                clips.append((code, row.place or row.name))
+    preparation.check_languages(clips, task)
+
+
+def _compute_losses(
+    listener: _Listener,
+    rows: Sequence[Row],
+    *,
+    clean: Callable[[str], str],
+    language: str | None,
+    task: str,
+    label: str,
+    progress: bool,
+) -> np.ndarray:
+    """Compute the losses of each row's text, and of the texts around it, by `neighbour_losses`."""
+    assert listener.located is not None and listener.preparation is not None, "a loaded model has both"
+    dataset = label_rows(
+        listener.model, listener.located, listener.preparation, rows, language=language, task=task, clean=clean
+    )
+    with bar(label, len(rows), progress) as update:
+        return neighbour_losses(listener.model, dataset, progress=update)
+
+
+def _load_clip(checked: CheckedData, clip: ReportedClip) -> np.ndarray | None:
+    """Decode a clip of a report, as far as its player goes; None if it cannot be decoded."""
+    source = next(source for source in checked.sources if source.name == clip.source)
+    row = source.rows[clip.row]
     end_s = row.end_s
-    if clip.duration_s is not None and clip.duration_s > LONGEST_SOUND_S:  # hours may be more than memory holds
+    if clip.duration_s is not None and clip.duration_s > LONGEST_SOUND_S:
+        # Hours of sound may be more than memory holds.
         end_s = row.start_s + LONGEST_SOUND_S
     try:
         return load_audio(row.sound(), start_s=row.start_s, end_s=end_s)

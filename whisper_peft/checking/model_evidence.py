@@ -1,4 +1,4 @@
-"""What a model's losses say of texts, each beside its own sound and beside those of the rows around it."""
+"""What a model's losses say about texts, each beside its own sound and beside the sounds of the rows around it."""
 
 from __future__ import annotations
 
@@ -7,65 +7,99 @@ from collections.abc import Iterator
 
 import numpy as np
 
-UNLIKELY = 5.0  # robust deviations over the usual loss
+# A loss this many robust deviations above the usual one makes a text unlikely.
+_UNLIKELY = 5.0
+# The losses tell texts apart if the usual gain of the own sound is this many deviations from 0.
+_TELLS_APART = 2
+# A text is unlikely, too, if its own sound gains it less than a quarter of the usual, and this many deviations less.
+_LOW_GAIN_SHARE = 4
+_LOW_GAIN = 2.5
+# Deviations below this are taken for it: losses are never that alike.
+_LEAST_DEVIATION = 0.05
 
 
-def unlikely_texts(own: np.ndarray, by_text: np.ndarray) -> Iterator[tuple[int, str]]:
+def find_unlikely_texts(own_losses: np.ndarray, by_text: np.ndarray) -> Iterator[tuple[int, str]]:
     """Find rows whose text has a far larger loss than others', or hardly a smaller one than beside others' sounds.
 
     Args:
-        own: (n_rows,), NaN for those that are not looked at.
-        by_text: see `by_text`.
+        own_losses: Loss of each row's text beside its own sound, float (n_rows,); NaN for rows to be passed over.
+        by_text: From `losses_by_text`.
+
+    Yields:
+        The row, and why its text is unlikely.
     """
-    reach = by_text.shape[1] // 2
-    elsewhere = np.delete(by_text, reach, axis=1)
-    gained = _middle(elsewhere, axis=1) - own
-    usual, usually = np.nanmedian(own), np.nanmedian(gained)
-    spread, spread_gained = (
-        max(0.05, 1.4826 * np.nanmedian(np.abs(values - np.nanmedian(values)))) for values in (own, gained)
-    )
-    tells = usually > 2 * spread_gained  # else the model does not know one text from another
-    for number, loss in enumerate(own):
-        if loss > usual + UNLIKELY * spread:
-            yield number, f"loss {loss:.2f} a token; usual: {usual:.2f}"
-        elif tells and gained[number] < min(usually / 4, usually - 2.5 * spread_gained):
-            yield (
-                number,
-                f"its loss is {gained[number]:.2f} a token below that beside others' sound; usual: {usually:.2f}",
-            )
+    own_column = by_text.shape[1] // 2
+    elsewhere = np.delete(by_text, own_column, axis=1)
+    gains = _median_of_known(elsewhere, axis=1) - own_losses
+    usual_loss = np.nanmedian(own_losses)
+    usual_gain = np.nanmedian(gains)
+    loss_deviation = _robust_deviation(own_losses)
+    gain_deviation = _robust_deviation(gains)
+    tells_texts_apart = usual_gain > _TELLS_APART * gain_deviation
+    low_gain = min(usual_gain / _LOW_GAIN_SHARE, usual_gain - _LOW_GAIN * gain_deviation)
+    for row, loss in enumerate(own_losses):
+        if loss > usual_loss + _UNLIKELY * loss_deviation:
+            yield row, f"loss {loss:.2f} a token; usual: {usual_loss:.2f}"
+        elif tells_texts_apart and gains[row] < low_gain:
+            detail = f"its loss is {gains[row]:.2f} a token below that beside others' sound; usual: {usual_gain:.2f}"
+            yield row, detail
 
 
-def by_text(losses: np.ndarray) -> np.ndarray:
-    """(n_rows, 7): the losses of a row's text beside the sounds of the rows from 3 before to 3 after."""
+def _robust_deviation(values: np.ndarray) -> float:
+    return max(_LEAST_DEVIATION, 1.4826 * np.nanmedian(np.abs(values - np.nanmedian(values))))
+
+
+def losses_by_text(losses: np.ndarray) -> np.ndarray:
+    """Sort losses by the row of the text, where `neighbour_losses` sorts them by the row of the sound.
+
+    Args:
+        losses: float (n_rows, 7); [sound, 3 + d] is the loss of the text d rows further down.
+
+    Returns:
+        float (n_rows, 7); [text, 3 + d] is the loss beside the sound d rows further down. NaN where there is none.
+
+    Example:
+        >>> losses = np.array([[np.nan, 1.0, 2.0], [3.0, 4.0, np.nan]])
+        >>> losses_by_text(losses)
+        array([[nan,  1.,  3.],
+               [ 2.,  4., nan]])
+    """
     n_rows, width = losses.shape
     reach = width // 2
-    found = np.full_like(losses, np.nan)
+    by_text = np.full_like(losses, np.nan)
     for step in range(-reach, reach + 1):
-        sound = np.arange(max(0, step), n_rows + min(0, step))
-        found[sound - step, reach + step] = losses[sound, reach - step]
-    return found
+        sounds = np.arange(max(0, step), n_rows + min(0, step))
+        by_text[sounds - step, reach + step] = losses[sounds, reach - step]
+    return by_text
 
 
-def _middle(values: np.ndarray, *, axis: int) -> np.ndarray:
+def _median_of_known(values: np.ndarray, *, axis: int) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row without any loss
+        # A row without any loss has the median NaN, which is what we want.
+        warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(values, axis=axis)
 
 
 def gains_of(losses: np.ndarray) -> dict[int, np.ndarray]:
-    """shift -> by the row of a sound: how much better the text of so many rows further up fits than what stands there.
+    """For each shift, tell how much better the text `shift` rows further up fits each sound than what stands there.
 
-    What stands there is both: the sound's own text, and the text's own sound. Each text's middle loss is taken off, as
-    some texts are unlikely beside any sound.
+    What stands there is both the sound's own text and the text's own sound: the mean of the two counts. The median loss
+    of each text is subtracted first, because some texts are unlikely beside any sound.
+
+    Args:
+        losses: float (n_rows, 7); see `losses_by_text`.
+
+    Returns:
+        For each shift, float (n_rows,) by the row of the sound, in nats per token; NaN where it is not known.
     """
     n_rows, width = losses.shape
     reach = width // 2
-    usual = _middle(by_text(losses), axis=1)
+    usual = _median_of_known(losses_by_text(losses), axis=1)
     gains = {}
     for shift in (*range(-reach, 0), *range(1, reach + 1)):
-        sound = np.arange(max(0, shift), n_rows + min(0, shift))
-        text = sound - shift
-        stands = (losses[sound, reach] - usual[sound] + losses[text, reach] - usual[text]) / 2
+        sounds = np.arange(max(0, shift), n_rows + min(0, shift))
+        texts = sounds - shift
+        standing = (losses[sounds, reach] - usual[sounds] + losses[texts, reach] - usual[texts]) / 2
         gains[shift] = np.full(n_rows, np.nan)
-        gains[shift][sound] = stands - (losses[sound, reach - shift] - usual[text])
+        gains[shift][sounds] = standing - (losses[sounds, reach - shift] - usual[texts])
     return gains

@@ -1,8 +1,10 @@
-"""What a model thinks of a clip's own text beside its neighbours': teacher-forced losses."""
+"""What a model thinks of a clip's own text beside the texts of the rows around it: teacher-forced losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,78 +16,122 @@ from whisper_peft.evaluation.generation import encode, teacher_forced_losses, us
 from whisper_peft.model.build import whisper_of
 from whisper_peft.model.devices import to_device
 
-REACH = 3  # rows on either side
-_CLIPS = 4  # encoded at a time; each is decoded with 7 texts
+# Rows on either side of a clip whose texts are tried.
+REACH = 3
+# Clips that are encoded at a time. Each is decoded with 7 texts.
+_CLIPS_AT_ONCE = 4
 
 
-def neighbour_losses(model, dataset: SpeechDataset, *, progress: Callable[[int], object] = lambda clips: None):
-    """The loss a token of each row's text, and of those of the rows around it, given the row's sound.
+def neighbour_losses(
+    model: Any, dataset: SpeechDataset, *, progress: Callable[[int], object] = lambda clips: None
+) -> np.ndarray:
+    """Compute the token loss of each row's text, and of the texts around it, given the row's sound.
 
-    The encoder hears each clip once, in a condensed window: losses are only held against each other.
+    The encoder hears each clip once, in a condensed window. That is enough, because losses are only compared with each
+    other.
 
     Args:
         model: Whisper, or an adapter on one, in eval mode.
-        dataset: of the rows, in their order.
-        progress: told after each batch how many clips it had.
+        dataset: The rows, in their order.
+        progress: Called after each batch with its number of clips.
 
     Returns:
-        float32 (n_rows, 7): column 3 is the row's own; NaN where there is no such row, or it cannot be used.
+        float32 (n_rows, 7): column 3 is the row's own text, column 3 + d that of the row d further down. NaN where
+        there is no such row, or where it cannot be used.
     """
     model = to_device(model)
     with use_window(model, "condensed") as slack_s:
-        return _listen(model, dataset, slack_s, progress)
+        return _listen_to_all(whisper_of(model), dataset, slack_s, progress)
 
 
-def _listen(model, dataset: SpeechDataset, slack_s: float, progress: Callable[[int], object]) -> np.ndarray:
+def _listen_to_all(
+    whisper: Any, dataset: SpeechDataset, slack_s: float, progress: Callable[[int], object]
+) -> np.ndarray:
+    """Fill the table of `neighbour_losses`, in windows with `slack_s` seconds of silence behind the longest clip."""
     import torch
 
-    whisper, collate = whisper_of(model), SpeechCollator(dataset.preparation)
-    found = np.full((len(dataset), 2 * REACH + 1), np.nan, dtype=np.float32)
-    order = sorted(range(len(dataset)), key=dataset.duration_s)
-    for first in range(0, len(order), _CLIPS):
-        picked = order[first : first + _CLIPS]
+    collate = SpeechCollator(dataset.preparation)
+    losses = np.full((len(dataset), 2 * REACH + 1), np.nan, dtype=np.float32)
+    # Clips of like length are encoded together, so that little of a batch is silence.
+    by_length = sorted(range(len(dataset)), key=dataset.duration_s)
+    for first in range(0, len(by_length), _CLIPS_AT_ONCE):
+        picked = by_length[first : first + _CLIPS_AT_ONCE]
         examples = [dataset[Pick(row, slack_s=slack_s)] for row in picked]
-        batch = collate([one for one in examples if not isinstance(one, LeftOut)])
-        pairs = [
-            (place, row, other)
-            for place, row in enumerate(batch["rows"])
-            for other in range(max(0, row - REACH), min(len(dataset), row + REACH + 1))
-        ]
-        tokens = [_tokens(dataset, row, other) for _, row, other in pairs]
-        usable = [number for number, one in enumerate(tokens) if one is not None]
-        if usable:
+        batch = collate([example for example in examples if not isinstance(example, LeftOut)])
+        pairs = _pair_with_neighbours(dataset, batch["rows"])
+        if pairs:
             with torch.no_grad():
-                losses = _losses(
-                    whisper, batch["input_features"], [pairs[n][0] for n in usable], [tokens[n] for n in usable]
-                )
-            for number, loss in zip(usable, losses, strict=True):
-                _, row, other = pairs[number]
-                found[row, other - row + REACH] = loss
+                pair_losses = _compute_losses(whisper, batch["input_features"], pairs)
+            for pair, loss in zip(pairs, pair_losses, strict=True):
+                losses[pair.row, pair.other - pair.row + REACH] = loss
         progress(len(picked))
-    return found
+    return losses
 
 
-def _tokens(dataset: SpeechDataset, row: int, other: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The tokens of another row's text, in the language of this one."""
-    try:
-        return dataset.preparation.encode_text(
-            [Segment(dataset.text(other))], language=dataset.language_of(row), task=dataset.task
-        )
-    except ValueError:
-        return None
+@dataclass(frozen=True)
+class _Pair:
+    """The sound of one row and the text of another.
+
+    Attributes:
+        place: Place of the sound in its batch.
+        row: Row of the sound.
+        other: Row of the text.
+        decoder_input_ids: Tokens of the text, int64 (n_tokens,).
+        labels: The same one step ahead, int64 (n_tokens,).
+    """
+
+    place: int
+    row: int
+    other: int
+    decoder_input_ids: np.ndarray
+    labels: np.ndarray
 
 
-def _losses(whisper, features, places: Sequence[int], tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Mean losses a token, one for each pair of a clip's place in `features` (batch, n_mels, frames) and tokens."""
+def _pair_with_neighbours(dataset: SpeechDataset, rows: Sequence[int]) -> list[_Pair]:
+    """Pair the sounds of a batch with the texts of the rows around them. Texts that cannot be used are left out.
+
+    Args:
+        dataset: The rows.
+        rows: Row of each sound in the batch.
+    """
+    pairs = []
+    for place, row in enumerate(rows):
+        for other in range(max(0, row - REACH), min(len(dataset), row + REACH + 1)):
+            # The other text in the language of this row: the prefix must not tell them apart.
+            language = dataset.language_of(row)
+            try:
+                encoded = dataset.preparation.encode_text(
+                    [Segment(dataset.text(other))], language=language, task=dataset.task
+                )
+            except ValueError:
+                continue
+            pairs.append(_Pair(place, row, other, *encoded))
+    return pairs
+
+
+def _compute_losses(whisper: Any, features: Any, pairs: Sequence[_Pair]) -> np.ndarray:
+    """Compute the mean token loss of each pair.
+
+    Args:
+        whisper: The Whisper model.
+        features: Log-mels of the batch, float32 (batch, n_mels, frames).
+        pairs: Pairs of a sound in the batch and a text.
+
+    Returns:
+        float32 (n_pairs,), in nats per token.
+    """
     import torch
 
+    # A sound is encoded once, and its states are repeated for each of its texts.
     encoded = encode(whisper, features)
-    encoded.last_hidden_state = encoded.last_hidden_state[list(places)]
-    longest = max(len(inputs) for inputs, _ in tokens)
-    inputs = torch.full((len(tokens), longest), int(tokens[0][1][-1]))
-    labels = torch.full((len(tokens), longest), IGNORED)
-    for number, (ids, targets) in enumerate(tokens):
-        inputs[number, : len(ids)] = torch.from_numpy(ids)
-        labels[number, : len(targets)] = torch.from_numpy(targets)
+    encoded.last_hidden_state = encoded.last_hidden_state[[pair.place for pair in pairs]]
+    longest = max(len(pair.labels) for pair in pairs)
+    # Padding is end-of-text, the last label of every text.
+    end_of_text = int(pairs[0].labels[-1])
+    inputs = torch.full((len(pairs), longest), end_of_text)
+    labels = torch.full((len(pairs), longest), IGNORED)
+    for number, pair in enumerate(pairs):
+        inputs[number, : len(pair.decoder_input_ids)] = torch.from_numpy(pair.decoder_input_ids)
+        labels[number, : len(pair.labels)] = torch.from_numpy(pair.labels)
     sums, counts = teacher_forced_losses(whisper, encoded, inputs, labels)
     return (sums / counts).float().cpu().numpy()

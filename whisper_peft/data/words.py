@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import WhisperTokenizer
 
+# Most tokens for each byte of UTF-8: of text in ASCII, and of other text. Malayalam has the most of all languages.
+_TOKENS_PER_BYTE_ASCII = 0.3
+_TOKENS_PER_BYTE = 0.72
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimate the tokens of a text, on the high side, where no vocabulary is at hand.
+
+    Example:
+        >>> estimate_tokens("good morning"), estimate_tokens("നമസ്കാരം")
+        (4, 17)
+    """
+    n_bytes = len(text.encode("utf-8", "surrogatepass"))
+    if text.isascii():
+        return round(n_bytes * _TOKENS_PER_BYTE_ASCII)
+    return round(n_bytes * _TOKENS_PER_BYTE)
+
 
 class Words:
     """A tokenizer that only knows text.

@@ -119,6 +119,7 @@ def label_rows(
     language: str | None,
     task: str | None,
     name: str = "the clips",
+    clean: Callable[[str], str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> SpeechDataset:
     """Make a data set from rows with transcripts, cleaned and labelled as in the run that a model comes from.
@@ -132,6 +133,7 @@ def label_rows(
             the model hears.
         task: "transcribe" or "translate"; None takes the run's, or "transcribe".
         name: Name of the source, for messages.
+        clean: Cleans the texts. None cleans them as in the run that the model comes from.
         say: Called with a line if rows name a language that Whisper does not know, and are taken for another one.
 
     Returns:
@@ -162,7 +164,7 @@ def label_rows(
         language=language,
         task=task or trained.model.task,
         language_token=borrowed_token,
-        clean=partial(clean_text, **dataclasses.asdict(trained.data.text)),
+        clean=clean or partial(clean_text, **dataclasses.asdict(trained.data.text)),
     )
     languages_and_places = [(dataset.language_of(row), row.place or row.name) for row in dataset.rows]
     preparation.check_languages(languages_and_places, dataset.task)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whisper_peft.checking.checks import CheckedData, Limits, check_sources, map_in_threads
+from whisper_peft.checking.checks import CheckedData, check_sources
 from whisper_peft.checking.findings import KINDS, SourceRows
+from whisper_peft.checking.limits import Limits
 from whisper_peft.checking.sound import find_mended_sounds
+from whisper_peft.checking.threads import map_in_threads
 from whisper_peft.data.dataset import LeftOut, SpeechDataset
 from whisper_peft.data.doubtful_times import refuse_foreign_times
 from whisper_peft.data.features import Preparation
