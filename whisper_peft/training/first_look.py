@@ -60,8 +60,8 @@ def first_look(rows: Rows, speech: Speech, recipe: Recipe, preparation: Preparat
         audio=False,
     )
     if recipe.data.times is None:
-        for part, files_s in zip(checked.parts, checked.files_s, strict=True):
-            refuse_foreign_times(part.name, part.rows, files_s, key=f"data.{part.split}: ")
+        for part, facts in zip(checked.sources, checked.facts, strict=True):
+            refuse_foreign_times(part.name, part.rows, facts.files_s, key=f"data.{part.split}: ")
     lines = _lines_on_findings(checked)
     for part in parts:
         lines += _lines_on_sounds(part, preparation.window_s)
@@ -87,7 +87,7 @@ def _parts_to_check(rows: Rows, recipe: Recipe) -> list[SourceRows]:
 def _lines_on_findings(checked: CheckedData) -> list[str]:
     """Say what headers and texts show, with the first clip of each finding."""
     lines = []
-    for finding in checked.findings.report(checked.seconds):
+    for finding in checked.list_findings():
         if finding.severity == "note":
             continue
         count = finding.count
@@ -214,8 +214,8 @@ def _refuse_shifted(checked: CheckedData) -> None:
     Raises:
         UserError: There are such texts.
     """
-    for part, mispairings in zip(checked.parts, checked.mispairings, strict=True):
-        for mispairing in mispairings:
+    for part, facts in zip(checked.sources, checked.facts, strict=True):
+        for mispairing in facts.mispairings:
             if mispairing.evidence < EVIDENCE_TO_REFUSE:
                 continue
             first = part.rows[mispairing.rows[0]]
