@@ -14,7 +14,7 @@ from conftest import ROOT
 
 MODULES = sorted((ROOT / "whisper_peft").rglob("*.py"))
 # What an entry of Args may not begin with: it would say what the value belongs to, not what it is.
-FRAGMENT = re.compile(r"^(of|that|likewise|see)\b", re.IGNORECASE)
+FRAGMENT = re.compile(r"^(of|that|likewise)\b", re.IGNORECASE)
 OPENING = re.compile(r"^(What|Of|Whether|Likewise)\b")
 # Real tables, which no formatter can lay out: languages, kinds of findings, scripts.
 TABLES = {"data/languages.py", "checking/findings.py", "checking/texts.py"}

@@ -188,7 +188,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training clips: each effect with the share of the clips that get it. By default, nothing."""
+    """The effects on training clips, each with the share of the clips that get it. By default there are none."""
 
     speed: float = setting(0.0, "Share of the clips that are played slower or faster.", is_share=True)
     speed_factor: tuple[float, float] = setting(

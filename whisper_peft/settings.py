@@ -22,7 +22,7 @@ _T = typing.TypeVar("_T")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting does, and which values it may have.
+    """The rule of a setting: what it does, and which values it may have.
 
     Attributes:
         help: What the setting does, in plain sentences.

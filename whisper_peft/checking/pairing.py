@@ -198,7 +198,7 @@ def _note_paces(
         if number in moved or (source, number) in explained or deviation < _SUSPECT:
             continue
         factor = None
-        if number in measures:
+        if number in measures and usual_spectrum is not None:
             factor = find_misstated_rate(measures[number], usual_spectrum, ratio)
         if factor:
             detail = f"speech and spectrum are about {factor:.1f} times as fast and high as others'"

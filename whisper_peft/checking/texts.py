@@ -253,8 +253,10 @@ def _look_at_scripts(
         expected = main_script
         if task == "translate":
             expected = ("Latin",)
-        elif not row.unknown_language and (row.language or language):
-            expected = _SCRIPTS_OF_LANGUAGES.get(row.language or language, ("Latin",))
+        else:
+            spoken = row.language or language
+            if spoken and not row.unknown_language:
+                expected = _SCRIPTS_OF_LANGUAGES.get(spoken, ("Latin",))
         if expected and text.scripts:
             _look_at_script(findings, source, text, row, expected)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import tempfile
@@ -80,8 +81,7 @@ def main() -> None:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
-        error.message = printable(error.message, keep_line_breaks=True)
-        error.show()
+        click.echo(printable(_message_of(error), keep_line_breaks=True), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
@@ -101,6 +101,13 @@ def main() -> None:
     except Exception as error:
         sys.exit(_report_unexpected(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _message_of(error: click.ClickException) -> str:
+    """Return what click prints for a wrong command line: the usage, if there is one, and the error."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    return shown.getvalue().rstrip("\n")
 
 
 def _accept_any_text() -> None:
@@ -240,7 +247,8 @@ def train(
         # Steps and epochs replace each other by a null, which is no change to a run. --epochs itself is refused later.
         changes = {key: value for key, value in changes.items() if value is not None}
     elif output is None and not dry_run:
-        output = _free_run_name(recipe, changes.get("model.name"), changes.get("train.mode"))
+        names = [recipe or changes.get("model.name") or "run", changes.get("train.mode")]
+        output = _free_run_name([str(name) for name in names if name])
     if dry_run:
         _print_prepared(out, recipe, output=output, resume=resume, base=base, changes=changes, force=force)
         return
@@ -260,9 +268,13 @@ def train(
             progress=not out.quiet,
         )
         published = pushed.finish(result.run) if pushed else None
-    published_page = published.as_dict() if published else None
-    lines = train_lines(result) + (publish_lines(published, dry_run=False) if published else [])
-    out.result({"run": str(result.run), **result.facts, **({"published": published_page} if pushed else {})}, lines)
+    page = {"run": str(result.run), **result.facts}
+    lines = train_lines(result)
+    if pushed:
+        page["published"] = published.as_dict() if published else None
+    if published:
+        lines += publish_lines(published, dry_run=False)
+    out.result(page, lines)
 
 
 def _print_prepared(
@@ -298,12 +310,11 @@ def _pushing(
     return Push(repo, read_recipe(recipe, changes), private=private, base=base, say=out.say)
 
 
-def _free_run_name(recipe: str | None, model: str | None, mode: str | None) -> str:
+def _free_run_name(names: list[str]) -> str:
+    """Name a run folder that does not exist yet, after a recipe or model and a mode."""
     from pathlib import Path
 
-    stem = Path(recipe or model or "run").stem
-    if mode:
-        stem = f"{stem}-{mode}"
+    stem = "-".join([Path(names[0]).stem, *names[1:]])
     number = 1
     while Path(f"runs/{stem}-{number}").exists():
         number += 1

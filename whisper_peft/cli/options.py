@@ -56,7 +56,9 @@ class ClipsAtOnce(click.ParamType):
         """Return auto or a number; refuse everything else."""
         if value == "auto":
             return "auto"
-        return CLIPS.convert(value, param, ctx)
+        # click's types take the text of the command line, although their annotations name the result.
+        number: int = click.ParamType.__call__(CLIPS, value, param, ctx)
+        return number
 
 
 def output_options(function: Callable) -> Callable:
@@ -119,6 +121,7 @@ def _option_of(setting: Setting) -> Callable:
         kind = int
     elif float in kinds:
         kind = float
+    assert rule.option is not None, f"{key} has no option"
     return click.option(
         rule.option,
         _parameter_name(key),

@@ -1,4 +1,4 @@
-"""What an evaluation came to, as lines for people."""
+"""The result of an evaluation, as lines for people."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from whisper_peft.cli.lines import counted, name_of
 if TYPE_CHECKING:
     from whisper_peft.evaluation.evaluation_result import EvaluationResult
 
-MOST_RECORDINGS = 5  # that are shown by themselves
+# Recordings whose own scores are shown.
+MOST_RECORDINGS = 5
 
 
 def score_lines(result: EvaluationResult, output: str | None) -> list[str]:
-    """The table of an evaluation."""
+    """Write the result of an evaluation."""
     language = f", language {result.language}" if result.language else ""
     seconds = result.seconds
     if result.recordings is not None:
@@ -36,7 +37,7 @@ def score_lines(result: EvaluationResult, output: str | None) -> list[str]:
 
 
 def _rate_lines(result: dict) -> list[str]:
-    """The error rates, their intervals and counts as a table."""
+    """Write the error rates with their intervals and counts as a table."""
     lines = [f"  {'':18}{'rate':>8}  {'95 % interval':>17}{'subst.':>8}{'delet.':>8}{'insert.':>8}"]
     names = {
         "wer": "WER",
@@ -52,36 +53,46 @@ def _rate_lines(result: dict) -> list[str]:
     return lines
 
 
-def _recording_lines(found: dict) -> list[str]:
-    """The scores of whole recordings: all together, the worst ones, and those that could not be scored."""
+def _recording_lines(recordings: dict) -> list[str]:
+    """Write the scores of whole recordings: all together, the worst ones, and those that could not be scored."""
     lines = []
-    if found["recordings"]:
+    if recordings["recordings"]:
         lines.append(
-            f"{counted(found['recordings'], 'whole recording')}, decoded with times as transcribe does, "
-            f"{found['seconds']:.0f} s"
+            f"{counted(recordings['recordings'], 'whole recording')}, decoded with times as transcribe does, "
+            f"{recordings['seconds']:.0f} s"
         )
-        lines += _rate_lines(found)
-        lines.append(f"  {_long_form_facts(found)}")
-        if found["reached_limit"]:
-            lines.append(f"  {counted(found['reached_limit'], 'recording')} reached the limit on tokens in a window")
-    each = found.get("each", [])
+        lines += _rate_lines(recordings)
+        lines.append(f"  {_long_form_facts(recordings)}")
+        if recordings["reached_limit"]:
+            n_recordings = counted(recordings["reached_limit"], "recording")
+            lines.append(f"  {n_recordings} reached the limit on tokens in a window")
+    each = recordings.get("each", [])
     if len(each) > 1:
-        worst = sorted(each, key=lambda recording: -recording["cer_normalized"])[:MOST_RECORDINGS]
-        lines.append("  The worst:" if len(each) > len(worst) else "  Each, the worst first:")
-        for recording in worst:
-            lines.append(
-                f"    {name_of({**recording, 'name': recording['audio']})}: CER, normalised "
-                f"{recording['cer_normalized']:.1%}; {_long_form_facts(recording)}"
-            )
-    for failure in found["failed"]:
-        name = name_of({**failure, "name": failure["audio"]})
-        lines.append(f"  not scored as a whole: {name}: {failure['error']}")
+        lines += _worst_lines(each)
+    for failure in recordings["failed"]:
+        lines.append(f"  not scored as a whole: {_recording_name(failure)}: {failure['error']}")
     return lines
 
 
+def _worst_lines(each: list[dict]) -> list[str]:
+    """Write the scores of the worst recordings."""
+    worst = sorted(each, key=lambda recording: -recording["cer_normalized"])[:MOST_RECORDINGS]
+    lines = ["  The worst:" if len(each) > len(worst) else "  Each, the worst first:"]
+    for recording in worst:
+        rate = f"CER, normalised {recording['cer_normalized']:.1%}"
+        lines.append(f"    {_recording_name(recording)}: {rate}; {_long_form_facts(recording)}")
+    return lines
+
+
+def _recording_name(recording: dict) -> str:
+    return name_of(recording["audio"], recording.get("start_s"), recording.get("end_s"))
+
+
 def _long_form_facts(scores: dict) -> str:
-    """What text scores hide, in one line."""
-    share = f" ({scores['uncovered_s'] / scores['speech_s']:.1%})" if scores["speech_s"] else ""
+    """Write in one line what text scores do not show."""
+    share = ""
+    if scores["speech_s"]:
+        share = f" ({scores['uncovered_s'] / scores['speech_s']:.1%})"
     facts = [f"{scores['uncovered_s']:.1f} of {scores['speech_s']:.1f} s of speech without output{share}"]
     if scores["start_error_s"] is None:
         facts.append("no segments")

@@ -145,7 +145,7 @@ class _Results:
 
     def interruption(self, stop: BaseException, output: str | None) -> Interrupted:
         """Say what was finished before the stop, and how to go on."""
-        number = signal.SIGINT
+        number = int(signal.SIGINT)
         if isinstance(stop, Interrupted):
             number = stop.exit_code - 128
         n_done = len(self.transcripts) - len(self.failed)

@@ -40,7 +40,7 @@ class TooLongError(ValueError):
 
 
 class Preparation:
-    """What a checkpoint asks of its input: mel bins, window, vocabulary and limits, all read from its files.
+    """The input that a checkpoint asks for: mel bins, window, vocabulary and limits, all read from its files.
 
     Args:
         processor: The checkpoint's WhisperProcessor.

@@ -70,7 +70,7 @@ class Levels:
 
     @property
     def full_scale(self) -> float | None:
-        """What full scale is in these samples: 1, a power of two, or None if single samples are far over 1.
+        """The full scale of these samples: 1, a power of two, or None if single samples are far over 1.
 
         Example:
             >>> levels = Levels()

@@ -1,4 +1,4 @@
-"""What a sound file's container states, read without decoding it, to tell whether the file is all there.
+"""Tell from the container of a sound file whether the file is all there. Nothing is decoded.
 
 Decoders do not complain about cut files: libsndfile takes a shorter wav or ogg for a whole one, and FFmpeg's libraries
 do so with avi, asf and others. So this module reads the sizes of chunks, pages, elements and boxes. It cannot see a cut

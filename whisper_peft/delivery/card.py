@@ -44,7 +44,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
 
 @dataclass(frozen=True)
 class CardWords:
-    """What only the user can say of a model. None and () leave it to the run, or out.
+    """Details of a model that only the user knows. None and () leave a detail to the run, or out.
 
     Attributes:
         license: Licence of the weights, as the Hub writes it.

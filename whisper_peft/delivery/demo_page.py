@@ -1,4 +1,4 @@
-"""What the demo's page shows. Transcripts and names are text, never markup.
+"""The content of the demo's page. Transcripts and names are text, never markup.
 
 The HTML stands in demo_page.html.jinja; this module finds what is put into it.
 """

@@ -70,7 +70,7 @@ class QuantizedGaps:
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What `merge` did, and how close the merged model is to its adapter.
+    """The result of `merge`, and how close the merged model is to its adapter.
 
     Attributes:
         model: The adapter or run that was merged.
@@ -134,7 +134,7 @@ class CheckClips:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What a model said to the check clips.
+    """The output of a model for the check clips.
 
     Attributes:
         logits: For each clip float32 (n_tokens, vocab), at the positions that have a label.
@@ -379,6 +379,7 @@ def against_quantized(model: str | Path, base: str | None, clips: CheckClips, me
         merged: What the merged model said.
     """
     trained, _, located = load_model(model, base=base)
+    assert located.quantize is not None, "only for an adapter that was trained on a quantised base"
     quantized = hear_clips(trained, clips)
     adapter_scores: dict[str, Any] = score(clips.references, quantized.texts)
     merged_scores: dict[str, Any] = score(clips.references, merged.texts)

@@ -1,4 +1,4 @@
-"""What is known of a model's making, without a path of the machine it was made on."""
+"""How a model was made, without any path of the machine that it was made on."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What `publish` uploaded, or would upload.
+    """The result of `publish`: what it uploaded or, in a dry run, would upload.
 
     Attributes:
         repo: Name of the repository, owner/name.

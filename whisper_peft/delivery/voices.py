@@ -1,4 +1,4 @@
-"""What listens behind a demo's page: the model that is shown, and what it was before."""
+"""The models behind a demo's page: the one that is shown, and what it was before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves: an adapter or a model that loads alone, and the weights of its checkpoints."""
+"""The results of a run: an adapter or a model that loads alone, and the weights of its checkpoints."""
 
 from __future__ import annotations
 
