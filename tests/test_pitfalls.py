@@ -124,12 +124,12 @@ def first_loss(recipe, folder: Path) -> tuple[float, bytes]:
     return loss, (result.model / "adapter_model.safetensors").read_bytes()
 
 
-def test_05_adalora_is_not_offered():
-    """It never re-allocates where nobody calls its update; peft's other variants need no call."""
-    for key in ("lora.adalora", "lora.kind", "train.adalora"):
-        with pytest.raises(UserError, match="unknown key"):
-            override(Recipe(), {key: True})
-    assert "adalora" not in {field.name for field in dataclasses.fields(Recipe().lora)}
+def test_05_every_adapter_is_plain_lora(lora_run, tiny_model, speech, tmp_path):
+    """AdaLoRA never changes its ranks where nobody calls its update; peft's other variants need no call."""
+    settings = {"lora.rslora": True, "lora.dora": True, "lora.targets": "attention+decoder", **QUICK}
+    varied = train(tiny_recipe(tiny_model, speech, **settings), output=tmp_path / "run").run
+    for run in (lora_run, varied):
+        assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
 def test_06_the_cut_into_micro_batches_does_not_change_the_loss(tiny_model, speech, tmp_path):
