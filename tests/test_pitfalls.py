@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +19,6 @@ from transformers import TrainerCallback
 
 import whisper_peft
 from whisper_peft import (
-    Recipe,
     SpeechCollator,
     SpeechDataset,
     UserError,
@@ -29,7 +27,6 @@ from whisper_peft import (
     load_source,
     merge,
     normalize,
-    override,
     runs,
     score,
     train,
