@@ -188,9 +188,9 @@ def _note_paces(
     Rows in `moved` are passed over, and rows that have another reason for their pace.
     """
     ratios, deviations = unusual_paces(paired.speech_s, paired.sizes, paired.speakers)
-    usual_spectrum = None
-    if measures:
-        usual_spectrum = np.median([measure.spectrum for measure in measures.values()], axis=0)
+    spectra = [measure.spectrum for measure in measures.values()]
+    # Without measures no spectrum is needed: the sound was not decoded.
+    usual_spectrum = np.median(spectra, axis=0) if spectra else np.empty(0)
     explained = findings.rows(*_EXPLAINED)
     for usable, number in enumerate(paired.numbers):
         ratio = ratios[usable]
