@@ -22,6 +22,7 @@ from whisper_peft.checking.findings import SourceRows
 from whisper_peft.checking.fix import write_fixed_manifests
 from whisper_peft.checking.limits import Limits
 from whisper_peft.checking.neighbour_losses import neighbour_losses
+from whisper_peft.checking.page import write_check_page
 from whisper_peft.checking.report import CheckReport, ReportedClip
 from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.features import Preparation
@@ -95,33 +96,25 @@ def check(
     if settings.model.language_token:
         borrowed_code = language_code(settings.model.language_token)
     listener = _find_listener(model, settings.model.name)
-    columns = settings.data.columns
-    chosen_columns = {
+    chosen = {
         "audio_column": audio_column,
         "text_column": text_column,
         "prompt_column": prompt_column,
         "times": times,
     }
-    columns |= {name: value for name, value in chosen_columns.items() if value}
+    columns = settings.data.columns | {name: value for name, value in chosen.items() if value}
     remarks: list[str] = []
     if recipe is None:
         listed = _read_sources(names, columns, listener, remarks.append)
     else:
-        listed = _read_recipe(settings, columns, listener, remarks.append)
+        listed = _read_sources_of_recipe(settings, columns, listener, remarks.append)
     if listener.preparation is not None:
         _check_languages(listener.preparation, listed, borrowed_code, code, task)
     clean = partial(clean_text, **dataclasses.asdict(settings.data.text))
     losses = None
     if listener.model is not None:
-        losses = partial(
-            _compute_losses,
-            listener,
-            clean=clean,
-            language=language,
-            task=task,
-            label=f"{model} listens",
-            progress=progress,
-        )
+        hear = partial(_listen_to_rows, listener, clean=clean, language=language, task=task)
+        losses = partial(hear, label=f"{model} listens", progress=progress)
     checked = check_sources(
         listed,
         limits=_limits_of(listener, clean),
@@ -133,16 +126,16 @@ def check(
         losses=losses,
         progress=progress,
     )
+    fixed = None
+    if fix is not None:
+        fixed = write_fixed_manifests(checked, Path(fix))
     report = checked.report(
         model=None if model is None else str(model),
-        tokens="estimated" if listener.preparation is None else "counted",
+        tokens=listener.way_of_counting,
         remarks=remarks,
-        fixed=None if fix is None else write_fixed_manifests(checked, Path(fix)),
+        fixed=fixed,
     )
     if html is not None:
-        # Only a page needs jinja2.
-        from whisper_peft.checking.page import write_check_page
-
         write_check_page(report, Path(html), partial(_load_clip, checked))
     return report
 
@@ -169,6 +162,13 @@ class _Listener:
     model: Any = None
     preparation: Preparation | None = None
     located: Located | None = None
+
+    @property
+    def way_of_counting(self) -> str:
+        """Say how tokens are found: "counted" or "estimated"."""
+        if self.preparation is None:
+            return "estimated"
+        return "counted"
 
 
 def _find_listener(model: str | Path | None, fallback: str) -> _Listener:
@@ -217,7 +217,9 @@ def _read_sources(
     return [SourceRows(name, rows, name) for name, rows in zip(names, rows_of_sources, strict=True)]
 
 
-def _read_recipe(recipe: Recipe, columns: dict, listener: _Listener, say: Callable[[str], None]) -> list[SourceRows]:
+def _read_sources_of_recipe(
+    recipe: Recipe, columns: dict, listener: _Listener, say: Callable[[str], None]
+) -> list[SourceRows]:
     """Read the sources of a recipe; those that it streams by their first clips."""
     data = recipe.data
     if not data.train:
@@ -264,7 +266,7 @@ def _check_languages(
     preparation.check_languages(clips, task)
 
 
-def _compute_losses(
+def _listen_to_rows(
     listener: _Listener,
     rows: Sequence[Row],
     *,

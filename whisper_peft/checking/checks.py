@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from whisper_peft.checking.contradictions import look_at_rows
 from whisper_peft.checking.duplicates import look_for_copies, look_for_duplicates
 from whisper_peft.checking.findings import MOST_READ, Findings, SourceRows
-from whisper_peft.checking.headers import RowLength, kind_of_audio_fault, look_at_length, read_lengths
+from whisper_peft.checking.headers import RowLength, kind_of_audio_fault, look_at_length, read_row_lengths
 from whisper_peft.checking.limits import WHISPER_LIMITS, Limits
 from whisper_peft.checking.pairing import Losses, PairedRows, look_at_pairing
 from whisper_peft.checking.report import CheckReport, Coverage, FixResult, ReportedFinding, ReportedSource
@@ -162,12 +162,12 @@ def check_sources(
     findings = Findings(sources)
     all_facts: list[SourceFacts] = []
     for number, source in enumerate(sources):
-        lengths = read_lengths(source, progress)
+        lengths = read_row_lengths(source, progress)
         facts = SourceFacts(
             files_s=[length.file_s for length in lengths],
             seconds=_look_at_lengths(findings, number, lengths, limits, times),
             tokens=_look_at_tokens(findings, number, limits, language, task),
-            languages=Counter(_name_language(row, language) for row in source.rows),
+            languages=Counter(_language_label(row, language) for row in source.rows),
         )
         look_at_texts(findings, number, language=language, task=task)
         look_at_rows(findings, number, facts.seconds, language=language, borrowed=borrowed)
@@ -186,7 +186,7 @@ def check_sources(
     return CheckedData(sources, all_facts, findings, time.monotonic() - began)
 
 
-def _name_language(row: Row, language: str | None) -> str:
+def _language_label(row: Row, language: str | None) -> str:
     if row.unknown_language:
         return f"{short_repr(row.unknown_language)} (unknown)"
     return row.language or language or "not named"

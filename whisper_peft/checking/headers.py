@@ -30,7 +30,7 @@ class RowLength:
     fault: str = ""
 
 
-def read_lengths(source: SourceRows, progress: bool) -> list[RowLength]:
+def read_row_lengths(source: SourceRows, progress: bool) -> list[RowLength]:
     """Read the headers of a source, one result for each row."""
     return list(map_in_threads(_header_reader(), source.rows, f"headers of {source.name}", progress))
 

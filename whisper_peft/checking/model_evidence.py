@@ -33,8 +33,8 @@ def find_unlikely_texts(own_losses: np.ndarray, by_text: np.ndarray) -> Iterator
     gains = _median_of_known(elsewhere, axis=1) - own_losses
     usual_loss = np.nanmedian(own_losses)
     usual_gain = np.nanmedian(gains)
-    loss_deviation = _robust_deviation(own_losses)
-    gain_deviation = _robust_deviation(gains)
+    loss_deviation = _deviation_of_known(own_losses)
+    gain_deviation = _deviation_of_known(gains)
     tells_texts_apart = usual_gain > _TELLS_APART * gain_deviation
     low_gain = min(usual_gain / _LOW_GAIN_SHARE, usual_gain - _LOW_GAIN * gain_deviation)
     for row, loss in enumerate(own_losses):
@@ -45,7 +45,7 @@ def find_unlikely_texts(own_losses: np.ndarray, by_text: np.ndarray) -> Iterator
             yield row, detail
 
 
-def _robust_deviation(values: np.ndarray) -> float:
+def _deviation_of_known(values: np.ndarray) -> float:
     return max(_LEAST_DEVIATION, 1.4826 * np.nanmedian(np.abs(values - np.nanmedian(values))))
 
 

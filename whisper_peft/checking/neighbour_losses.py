@@ -61,7 +61,7 @@ def _listen_to_all(
         pairs = _pair_with_neighbours(dataset, batch["rows"])
         if pairs:
             with torch.no_grad():
-                pair_losses = _compute_losses(whisper, batch["input_features"], pairs)
+                pair_losses = _losses_of_pairs(whisper, batch["input_features"], pairs)
             for pair, loss in zip(pairs, pair_losses, strict=True):
                 losses[pair.row, pair.other - pair.row + REACH] = loss
         progress(len(picked))
@@ -109,7 +109,7 @@ def _pair_with_neighbours(dataset: SpeechDataset, rows: Sequence[int]) -> list[_
     return pairs
 
 
-def _compute_losses(whisper: Any, features: Any, pairs: Sequence[_Pair]) -> np.ndarray:
+def _losses_of_pairs(whisper: Any, features: Any, pairs: Sequence[_Pair]) -> np.ndarray:
     """Compute the mean token loss of each pair.
 
     Args:

@@ -36,7 +36,7 @@ MOST_NAMED_SOURCES = 5
 MOST_SOUND_BYTES = 6_000_000
 MOST_LIST_BYTES = 2_000_000
 # Characters of a source's name that are shown.
-_LONGEST_NAME = 120
+_SHOWN_NAME_CHARACTERS = 120
 # Clips of a finding that are seen at once. The others are behind a fold.
 _OPEN_CLIPS = {"error": 5, "warning": 5, "note": 2}
 # Characters of a source that are shown, if it has too many to show all.
@@ -139,7 +139,7 @@ def _render_report(report: CheckReport, audio: Audio) -> str:
         rates_title += ", estimated"
     return render(
         "checking/page.html.jinja",
-        title=f"check: {', '.join(name[:_LONGEST_NAME] for name in named)}",
+        title=f"check: {', '.join(name[:_SHOWN_NAME_CHARACTERS] for name in named)}",
         heading=_join_source_names(named, len(report.sources)),
         sources_folder=clips.sources_folder,
         clips_folder=clips.folder,
@@ -154,7 +154,7 @@ def _render_report(report: CheckReport, audio: Audio) -> str:
 
 
 def _join_source_names(named: Sequence[str], n_sources: int) -> Markup:
-    names = Markup(", ").join(show_path(name, _LONGEST_NAME) for name in named)
+    names = Markup(", ").join(show_path(name, _SHOWN_NAME_CHARACTERS) for name in named)
     if n_sources > len(named):
         names += f" and {n_sources - len(named)} more"
     return names
@@ -242,8 +242,8 @@ class _Clips:
         """Return what is known about a clip."""
         facts: list[str] = []
         if self._names_source:
-            facts.append(show_path(self.shorten_source(clip.source), _LONGEST_NAME))
-        facts.append(show_path(clip.place or f"row {clip.row}", _LONGEST_NAME))
+            facts.append(show_path(self.shorten_source(clip.source), _SHOWN_NAME_CHARACTERS))
+        facts.append(show_path(clip.place or f"row {clip.row}", _SHOWN_NAME_CHARACTERS))
         if clip.start_s:
             facts.append(f"from {clip.start_s:,.2f} s")
         if clip.duration_s is not None:
@@ -310,7 +310,7 @@ def _draw_sizes(sources: Sequence[ReportedSource], clips: _Clips) -> Markup:
     most_hours = max(source.hours for source in sources) or 1.0
     rows = []
     for source in sources:
-        name = clips.shorten_source(source.name)[:_LONGEST_NAME]
+        name = clips.shorten_source(source.name)[:_SHOWN_NAME_CHARACTERS]
         size = f"{source.hours:,.2f} h, {_count_things(source.clips, 'clip')}"
         rows.append((name, source.hours / most_hours, size))
     return draw_bars(rows)

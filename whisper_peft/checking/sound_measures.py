@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whisper_peft.data.audio import read_sound
+from whisper_peft.data.audio import SAMPLE_RATE_HZ, read_sound
 from whisper_peft.data.rows import Row
 
-MEASURED_RATE_HZ = 16_000
 # Samples of one frame: 20 ms.
 _FRAME = 320
 # Levels of the loud frames, in dB of full scale. Below the first there is no sound, below the second it is very quiet.
@@ -79,7 +78,7 @@ def measure_clip(row: Row, *, end_s: float | None, longest_s: float | None = Non
         AudioError: The clip cannot be decoded, holds less than is stated, or is too long.
     """
     sound = read_sound(
-        row.sound(), start_s=row.start_s, end_s=end_s, longest_s=longest_s, sample_rate_hz=MEASURED_RATE_HZ
+        row.sound(), start_s=row.start_s, end_s=end_s, longest_s=longest_s, sample_rate_hz=SAMPLE_RATE_HZ
     )
     return dataclasses.replace(measure(sound.wave), full_scale=sound.full_scale, cancelled_s=sound.cancelled_s)
 
@@ -98,11 +97,11 @@ def measure(wave: np.ndarray) -> Measures:
     frames = np.resize(wave, n_frames * _FRAME).reshape(n_frames, _FRAME)
     level_db = 10 * np.log10(np.einsum("ij,ij->i", frames, frames) / _FRAME + _TINY_POWER)
     loud_db, quiet_db = np.percentile(level_db, [95, 5])
-    seconds = len(wave) / MEASURED_RATE_HZ
+    seconds = len(wave) / SAMPLE_RATE_HZ
     heard = np.flatnonzero(level_db > max(loud_db - 30, (loud_db + quiet_db) / 2 - 3))
     speech_s = seconds
     if len(heard):
-        speech_s = (heard[-1] - heard[0] + 1) * _FRAME / MEASURED_RATE_HZ
+        speech_s = (heard[-1] - heard[0] + 1) * _FRAME / SAMPLE_RATE_HZ
     size = np.abs(wave)
     peak = float(size.max())
     clipped = 0.0
@@ -130,7 +129,7 @@ def _measure_spectrum(frames: np.ndarray) -> tuple[np.ndarray, float]:
     """
     window = np.hanning(_FRAME).astype(np.float32)
     power = (np.abs(np.fft.rfft(frames * window, n=_FFT_POINTS)) ** 2).mean(axis=0)
-    frequency_hz = np.fft.rfftfreq(_FFT_POINTS, 1 / MEASURED_RATE_HZ)
+    frequency_hz = np.fft.rfftfreq(_FFT_POINTS, 1 / SAMPLE_RATE_HZ)
     total = np.interp(_BANDS_HZ, frequency_hz, np.cumsum(power))
     bands_db = 10 * np.log10(np.diff(total) / np.diff(_BANDS_HZ) + _TINY_POWER)
     low = power[frequency_hz < _LOW_BAND_HZ].mean()

@@ -25,10 +25,10 @@ _MOST_TEXTS = 0.6
 _FEWEST_PIECES = 3
 _LONGEST_WORDS = 4
 _NOISE = r"[\w ]*(?:noise|laugh|music|inaudible|unclear|silence|applause|cough)[\w ]*"
-_HTML_ENTITY = r"&(?:[a-z]{2,8}|#\d{1,6});"
-_MARKUP = re.compile(
+_ENTITY_PATTERN = r"&(?:[a-z]{2,8}|#\d{1,6});"
+_MARKUP_PATTERN = re.compile(
     # Tags, brackets, entities, noises between stars or parentheses, escaped line breaks.
-    rf"<[/|!]?[^\W\d][^<>]{{0,80}}>|\[[^\[\]]{{0,80}}\]|\{{[^{{}}]{{0,80}}\}}|{_HTML_ENTITY}"
+    rf"<[/|!]?[^\W\d][^<>]{{0,80}}>|\[[^\[\]]{{0,80}}\]|\{{[^{{}}]{{0,80}}\}}|{_ENTITY_PATTERN}"
     rf"|\*{_NOISE}\*|\({_NOISE}\)|\\[nt]"
     # The signs of *emphasis* alone: its words are spoken.
     r"|(?<![^\s*_])[*_]{1,3}(?=\w)|(?<=[\w.,!?])[*_]{1,3}(?![^\s.,!?*_])"
@@ -119,10 +119,10 @@ def without_markup(text: str) -> str:
         >>> without_markup("<b>Tom</b> &amp; [noise] *really*  Tim")
         'Tom & really Tim'
     """
-    if re.search(_HTML_ENTITY, text, re.IGNORECASE):
+    if re.search(_ENTITY_PATTERN, text, re.IGNORECASE):
         # Some texts were escaped twice.
         text = html.unescape(html.unescape(text))
-    plain = _INVISIBLE.sub("", _MARKUP.sub(_replace_markup, text))
+    plain = _INVISIBLE.sub("", _MARKUP_PATTERN.sub(_replace_markup, text))
     return " ".join(unicodedata.normalize("NFC", plain).split())
 
 
@@ -190,7 +190,7 @@ def _look_at_characters(findings: Findings, source: int, number: int, text: str)
     n_letters = sum(unicodedata.category(character)[0] == "L" for piece in pieces for character in piece)
     if len(pieces) >= _FEWEST_PIECES and n_letters <= _LONGEST_WORDS * len(pieces):
         findings.add("spaced-words", source, number, " ".join(pieces[:6]))
-    markup = _MARKUP.findall(text)
+    markup = _MARKUP_PATTERN.findall(text)
     if markup:
         findings.add("markup", source, number, ", ".join(markup[:3]), suggestion=without_markup(text))
 
@@ -203,7 +203,7 @@ def _collect_facts(number: int, text: str) -> _TextFacts:
     last = text.rstrip().rstrip("\"'”’»)")[-1:]
     return _TextFacts(
         row=number,
-        scripts=count_scripts(_MARKUP.sub(" ", text)),
+        scripts=count_scripts(_MARKUP_PATTERN.sub(" ", text)),
         form=_normal_form_of(text),
         has_digits=any(unicodedata.category(character) == "Nd" for character in text),
         casing=_casing_of(text),

@@ -16,7 +16,7 @@ from whisper_peft.data.rows import Row
 from whisper_peft.data.stitching import GAP_S, TOKENS_OF_A_PREFIX, fill_windows
 from whisper_peft.data.subtitles import TOKENS_OF_A_TIME
 from whisper_peft.data.text import clean_text
-from whisper_peft.data.words import Words
+from whisper_peft.data.words import Words, estimate_tokens
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import AT_ONCE
 from whisper_peft.model.activations import Load
@@ -40,8 +40,6 @@ COUNTED_CHARACTERS = 10_000
 # Length of clips that cannot be looked at, in seconds: long for read sentences.
 ASSUMED_S = 15.0
 ASSUMED_TOKENS_PER_S = 15
-# Tokens per byte of text where no tokenizer is at hand: those of Malayalam, which has the most.
-GUESSED_TOKENS_PER_BYTE = 0.72
 # Tokens of the prefix and the end, beside the text.
 TOKENS_BESIDE_TEXT = 5
 # Settings that make a run fit, the smallest change first.
@@ -207,10 +205,10 @@ def measure_clips(
 
 
 def _count_tokens(text: str, words: Words | None) -> int:
-    """Count the tokens of a text; without a tokenizer, guess them from its length."""
+    """Count the tokens of a text; without a tokenizer, estimate them from its length."""
     if words is not None:
         return words.count(text)
-    return round(len(text.encode()) * GUESSED_TOKENS_PER_BYTE)
+    return estimate_tokens(text)
 
 
 def _longest_s(row: Row, timestamps: float) -> float:
