@@ -98,8 +98,9 @@ def correlate_lengths(seconds: np.ndarray, sizes: np.ndarray) -> dict[int, float
 
     Example:
         >>> tokens = np.array([[3.0], [1.0], [5.0], [2.0], [4.0]])
-        >>> correlate_lengths(np.array([9.0, 3.0, 1.0, 5.0, 2.0]), tokens)[1]
-        1.0
+        >>> correlations = correlate_lengths(np.array([9.0, 3.0, 1.0, 5.0, 2.0]), tokens)
+        >>> round(correlations[0], 2), round(correlations[1], 2)
+        (-0.6, 0.98)
     """
     length_rank = np.argsort(np.argsort(seconds)).astype(float)
     token_rank = np.argsort(np.argsort(sizes[:, 0])).astype(float)

@@ -324,8 +324,10 @@ def _regress_robustly(columns: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         wanted: float (n_pairs,).
 
     Example:
-        >>> columns = np.column_stack([np.ones(5), np.arange(5.0)])
-        >>> _regress_robustly(columns, np.array([1.0, 3.0, 5.0, 7.0, 90.0])).round(1)
+        >>> x = np.arange(9.0)
+        >>> y = 1 + 2 * x
+        >>> y[4] = 90
+        >>> _regress_robustly(np.column_stack([np.ones(9), x]), y).round(1)
         array([1., 2.])
     """
     weight = np.ones(len(wanted))
