@@ -251,7 +251,7 @@ def test_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, unev
         layer = trainer.model.get_base_model().get_encoder().layers[0]
         layer.fc1.register_forward_hook(lambda *_, reruns=reruns: reruns.append(1))
         trainer.train()
-        assert check.done
+        assert check.is_done
         assert len(reruns) == (4 if checkpointing else 2)  # run again in the backward pass, so it is really on
         gradients.append(weights_of(trainer.model))
     for name, weight in gradients[0].items():

@@ -346,7 +346,7 @@ def keep_adapter_settings(recipe: AnyRecipe, located: Located) -> tuple[AnyRecip
     for key, value in own.items():
         # A default is not something that the user asked for.
         if getattr(lora, key) not in (value, getattr(usual, key)):
-            remarks.append(f"lora.{key}: ignored; the adapter that you continue training has {value}.")
+            remarks.append(f"lora.{key}: ignored; the adapter that you continue training has {key} {value}.")
     if located.quantize != recipe.train.quantize:
         words = {None: "an unquantised", "8bit": "an 8bit", "4bit": "a 4bit"}
         before = words[located.quantize]
