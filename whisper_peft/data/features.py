@@ -307,9 +307,10 @@ class Preparation:
         n_times = self.window_frames // 2 + 1
         return Words(self.tokenizer, markers=range(self.eot, self.first_timestamp + n_times))
 
-    def _time_token(self, seconds: float) -> int:
+    def _time_token(self, seconds: float | None) -> int:
         """Return the id of the time token next to a time in the window."""
-        if not 0 <= seconds <= self.window_s:
+        # A Segment that a caller built by hand may have no end.
+        if seconds is None or not 0 <= seconds <= self.window_s:
             raise ValueError(f"a segment time of {seconds} s; expected 0 to {self.window_s:g}")
         return self.first_timestamp + round(seconds / TIME_STEP_S)
 
