@@ -1,1 +1,1 @@
-"""What is wrong with a data set: kinds of findings, what looks for them, and a cleaned manifest."""
+"""Checks of a data set: the kinds of findings, the code that looks for them, and the cleaned manifest."""

@@ -151,7 +151,7 @@ def is_recipe(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Listener:
-    """What a check has of a model.
+    """The model that helps a check, and what belongs to it.
 
     Attributes:
         model: The model, in eval mode; None if its losses are not asked for.
@@ -251,7 +251,7 @@ def _check_languages(
     """Refuse rows in a language that the model has no token for.
 
     Args:
-        preparation: Of the model.
+        preparation: The model's preparation.
         sources: The sources.
         borrowed: Code of the language token that all rows get; None if there is none.
         language: Code for rows that name none.

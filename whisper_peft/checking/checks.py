@@ -32,7 +32,7 @@ _MOST_SCRIPTS = 8
 
 @dataclass
 class SourceFacts:
-    """What is known about one source. The steps of a check fill it one after the other.
+    """The facts about one source. The steps of a check fill it one after the other.
 
     Attributes:
         files_s: Seconds of each row's whole file, by its header; None where they are not known.

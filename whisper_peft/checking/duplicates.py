@@ -1,4 +1,4 @@
-"""What is there twice: rows, sounds, sentences and speakers, inside a split or in two splits."""
+"""Find what is there twice: rows, sounds, sentences and speakers, inside a split or in two splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, why it matters, what to do about it; and the list of what was found."""
+"""The kinds of findings: why each matters and what to do about it. And the list of what a check found."""
 
 from __future__ import annotations
 

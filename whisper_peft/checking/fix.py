@@ -31,7 +31,7 @@ _OTHER_OUTPUT = "name another --fix"
 
 @dataclass(frozen=True)
 class FixedRow:
-    """What becomes of a row.
+    """The decision about a row: kept, changed or left out.
 
     Attributes:
         line: Its line in the cleaned manifest; None if it is left out.

@@ -17,7 +17,7 @@ _WORDS_OF_TRUNCATION = ("truncated", "breaks off", "but the recording has only")
 
 @dataclass(frozen=True, slots=True)
 class RowLength:
-    """What the header of a row's file says.
+    """The length of a row, by the header of its file.
 
     Attributes:
         seconds: Seconds of the row; None if they are not known.
@@ -84,7 +84,7 @@ def look_at_length(findings: Findings, source: int, number: int, length: RowLeng
         findings: Takes what is found.
         source: Number of the source.
         number: Number of the row.
-        length: Of the row.
+        length: The length of the row.
         limits: What the model takes.
     """
     if length.seconds is None:

@@ -1,4 +1,4 @@
-"""What a model takes: seconds and tokens."""
+"""The limits of a model: seconds and tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANY_LANGUAGE = "en"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model takes, and how the tokens of a text are counted.
+    """The limits of a model, and how the tokens of a text are counted.
 
     Attributes:
         window_s: Seconds of the longest clip.

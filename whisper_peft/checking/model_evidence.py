@@ -1,4 +1,4 @@
-"""What a model's losses say about texts, each beside its own sound and beside the sounds of the rows around it."""
+"""Use a model's losses as evidence about texts, each beside its own sound and beside the sounds of the rows around it."""
 
 from __future__ import annotations
 

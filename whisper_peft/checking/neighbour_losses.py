@@ -1,4 +1,4 @@
-"""What a model thinks of a clip's own text beside the texts of the rows around it: teacher-forced losses."""
+"""Compute the teacher-forced losses of a clip's own text and of the texts of the rows around it."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ class PairedRows:
 
         Args:
             rows: All rows.
-            seconds: Of each row; None where they are not known.
-            tokens: Of each row; None where they are not known.
+            seconds: Seconds of each row; None where they are not known.
+            tokens: Tokens of each row; None where they are not known.
             measures: What was measured, by the number of the row.
         """
         numbers = []

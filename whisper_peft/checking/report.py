@@ -127,7 +127,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class FixResult:
-    """What `--fix` wrote.
+    """The result of `--fix`.
 
     Attributes:
         manifests: Paths of the cleaned manifests, one for each source.
@@ -150,7 +150,7 @@ class FixResult:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found. Each attribute has the name of its key in JSON.
+    """The result of `check`. Each attribute has the name of its key in JSON.
 
     Attributes:
         sources: The sources in figures: hours, speakers, lengths, characters, scripts, languages.

@@ -233,7 +233,7 @@ def _level_for_lengths(
     Args:
         fit: The source.
         model: Fitted on `pairs`.
-        log_seconds: Of each row's sound, float (n_rows,).
+        log_seconds: Logarithm of the seconds of each row's sound, float (n_rows,).
         pairs: Rows of sounds and rows of their texts, as far as they are known now.
     """
     generator = np.random.default_rng(0)

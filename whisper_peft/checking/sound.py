@@ -1,4 +1,4 @@
-"""What is wrong with the sound of clips: silence, clipping, low level, narrow bands, wrong sampling rates."""
+"""Find faults in the sound of clips: silence, clipping, low level, narrow bands, wrong sampling rates."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def find_misstated_rate(measure: Measures, usual_spectrum: np.ndarray, pace: flo
     """Tell by which factor the header's sampling rate is too high.
 
     Args:
-        measure: Of the clip.
+        measure: The measures of the clip.
         usual_spectrum: Spectrum of the other clips.
         pace: How many times the usual pace the clip has.
 

@@ -1,4 +1,4 @@
-"""What is measured on the samples of a clip. The samples are dropped again."""
+"""Measure the samples of a clip. The samples are dropped again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TINY_POWER = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What is kept of a clip's samples.
+    """The measures of a clip's samples.
 
     Attributes:
         digest: Equal for equal samples.

@@ -162,7 +162,7 @@ class DurationFit:
         """Fit the model to pairs of a sound and a text.
 
         Args:
-            log_seconds: Of each row's sound, float (n_rows,).
+            log_seconds: Logarithm of the seconds of each row's sound, float (n_rows,).
             sounds: Rows of the sounds, int (n_pairs,).
             texts: Rows of their texts, int (n_pairs,).
         """
@@ -199,7 +199,7 @@ class DurationModel:
     Attributes:
         from_text: Log seconds that each row's text should take, float (n_rows,).
         pace: Pace of the speaker of each row's sound, in log seconds, float (n_rows,).
-        residuals: Of the pairs that were fitted, float (n_pairs,).
+        residuals: Residuals of the pairs that were fitted, float (n_pairs,).
         spread: Spread of all residuals.
         speaker_spread: Spread of the speaker of each row's sound, float (n_rows,); at least `spread`.
         merit: Log-likelihood of one row, above that of a model that ignores the texts.
@@ -218,7 +218,7 @@ class DurationModel:
         """Return how many nats better the text of another row fits a sound than the text of its own row.
 
         Args:
-            log_seconds: Of each row's sound, float (n_rows,).
+            log_seconds: Logarithm of the seconds of each row's sound, float (n_rows,).
             sounds: Rows of the sounds, int (n_pairs,).
             texts: Rows of the other texts, int (n_pairs,).
             equal_spread: Use one spread for all speakers. By default an irregular speaker has a larger spread, so that
@@ -235,7 +235,7 @@ class DurationModel:
         """Return the gain of each sound for each shift of the texts.
 
         Args:
-            log_seconds: Of each row's sound, float (n_rows,).
+            log_seconds: Logarithm of the seconds of each row's sound, float (n_rows,).
             equal_spread: See `gain`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What is wrong with texts alone: script, normal form, invisible characters, markup, digits, capitals, punctuation."""
+"""Find faults in texts alone: script, normal form, invisible characters, markup, digits, capitals, punctuation."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _replace_markup(match: re.Match) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _TextFacts:
-    """What is known about one text.
+    """The facts about one text.
 
     Attributes:
         row: Number of its row.

@@ -255,12 +255,15 @@ def train(
     from whisper_peft.training.train import train as run_training
 
     with _pushing(out, resume or recipe, changes, push, private=private, base=base) as pushed:
-        has_own_base = pushed is None or pushed.from_adapter
+        # For a push from a model folder, --base names the base on the Hub, which is nothing to the training.
+        own_base = None
+        if pushed is None or pushed.from_adapter:
+            own_base = base
         result = run_training(
             recipe,
             output=output,
             resume=resume,
-            base=base if has_own_base else None,
+            base=own_base,
             changes=changes,
             force=force,
             say=out.say,

@@ -237,6 +237,7 @@ def _card_data(subject: Subject, words: CardWords, title: str) -> ModelCardData:
     tags = ["whisper", "whisper-peft"]
     if subject.kind == "adapter" or subject.facts.get("mode") == "lora":
         tags.append("lora")
+    metrics = ["wer", "cer"] if subject.scored else None
     return ModelCardData(
         language=_iso_language(subject, words),
         license=words.license,
@@ -246,7 +247,7 @@ def _card_data(subject: Subject, words: CardWords, title: str) -> ModelCardData:
         base_model_relation=RELATIONS[subject.kind] if base else None,
         datasets=list(words.dataset_tags) or None,
         tags=[*tags, *words.tags],
-        metrics=["wer", "cer"] if subject.scored else None,
+        metrics=metrics,
         model_name=title,
         eval_results=_eval_results(subject, words),
     )
