@@ -25,8 +25,14 @@ from whisper_peft.checking.threads import map_in_threads
 from whisper_peft.data.dataset import SpeechDataset
 
 HERE = Path(__file__).parent
-SOURCES = ("malayalam:train", "malayalam:validation", "malayalam:test", "hindi_tts:train", "hindi_tts:test",
-           "common_voice_te/te:other")  # fmt: skip
+SOURCES = (
+    "malayalam:train",
+    "malayalam:validation",
+    "malayalam:test",
+    "hindi_tts:train",
+    "hindi_tts:test",
+    "common_voice_te/te:other",
+)
 MOVED = 20
 
 
@@ -89,8 +95,9 @@ def main(tries: int) -> None:
                 page[f"{name}, {what}, speakers {who}"] = result
                 print(
                     f"{name:26}{what:>12}{who:>10}{result['found']:>6} of {tries}{result['right'] / tries:>10.1f}"
-                    f"{result['wrong'] / tries:>9.2f}{result['false_alarms']:>9} of {3 * tries}", flush=True,
-                )  # fmt: skip
+                    f"{result['wrong'] / tries:>9.2f}{result['false_alarms']:>9} of {3 * tries}",
+                    flush=True,
+                )
     (HERE / "check_shifts.json").write_text(json.dumps(page, indent=1) + "\n")
 
 

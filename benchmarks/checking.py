@@ -72,11 +72,16 @@ def measure(source: str, audio: bool) -> dict:
     seconds, used = time.monotonic() - start, time.process_time() - used
     hours = sum(source.hours for source in report.sources)
     return {
-        "clips": sum(source.clips for source in report.sources), "hours": hours, "audio": audio, "seconds": seconds,
-        "cpu_seconds": used, "times_real_time": 3600 * hours / seconds, "load": load,
+        "clips": sum(source.clips for source in report.sources),
+        "hours": hours,
+        "audio": audio,
+        "seconds": seconds,
+        "cpu_seconds": used,
+        "times_real_time": 3600 * hours / seconds,
+        "load": load,
         "peak_bytes": memory_bytes("VmHWM") - before,
         "findings": {finding.kind: finding.count for finding in report.findings},
-    }  # fmt: skip
+    }
 
 
 def in_fresh_process(source: Path, audio: bool) -> dict:
@@ -99,8 +104,11 @@ def main(most: int, case: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_clips(Path(folder), most)
         sizes = [size for size in COUNTS if size <= most]
-        cases = [(f"made, {'sound' if audio else 'headers and texts'}, {size:,}", Path(folder, f"{size}.jsonl"), audio)
-                 for audio in (False, True) for size in sizes]  # fmt: skip
+        cases = [
+            (f"made, {'sound' if audio else 'headers and texts'}, {size:,}", Path(folder, f"{size}.jsonl"), audio)
+            for audio in (False, True)
+            for size in sizes
+        ]
         malayalam = shared / "data" / "malayalam"
         if malayalam.is_dir():
             cases.append(("Malayalam, sound", malayalam / "train", True))
@@ -110,8 +118,9 @@ def main(most: int, case: str | None) -> None:
             (HERE / "checking.json").write_text(json.dumps(page, indent=1) + "\n")
             print(
                 f"{name:36}{row['seconds']:>8.1f}{row['cpu_seconds']:>8.1f}{row['times_real_time']:>13,.0f}"
-                f"{row['peak_bytes'] / 1e6:>8.0f}{row['load']:>7.1f}", flush=True,
-            )  # fmt: skip
+                f"{row['peak_bytes'] / 1e6:>8.0f}{row['load']:>7.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -35,12 +35,19 @@ def main(mode: str, work: Path, steps: int, precision: str, window: str) -> None
             facts = whisper_peft.train(resume=run, say=print, progress=True).facts
     else:
         changes = {
-            "model.name": str(shared / "models" / "whisper-base"), "model.language": "hi", "train.mode": mode,
-            "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"),
-            "data.test": str(speech / "test"), "train.steps": steps, "train.batch_size": 8,
-            "train.precision": precision, "features.window": window,
-            "evaluate.every_steps": max(1, steps // 2), "evaluate.max_clips": 32,
-        }  # fmt: skip
+            "model.name": str(shared / "models" / "whisper-base"),
+            "model.language": "hi",
+            "train.mode": mode,
+            "data.train": [str(speech / "train")],
+            "data.eval": str(speech / "validation"),
+            "data.test": str(speech / "test"),
+            "train.steps": steps,
+            "train.batch_size": 8,
+            "train.precision": precision,
+            "features.window": window,
+            "evaluate.every_steps": max(1, steps // 2),
+            "evaluate.max_clips": 32,
+        }
         facts = whisper_peft.train(changes=changes, output=run, say=print, progress=True).facts
     merges = {}
     if mode == "lora":
@@ -52,14 +59,33 @@ def main(mode: str, work: Path, steps: int, precision: str, window: str) -> None
             kept = ("dtype", "clips", "logit_gap", "logit_limit", "unmerged_logit_gap", "transcripts_differing")
             merges[dtype] = {key: report[key] for key in kept}
     figures = {
-        "data": "hindi_tts (synthetic): 524 train, 70 validation, 90 test clips", "model": "whisper-base",
-        "mode": mode, "precision": precision, "gradient_checkpointing": False, "window": window,
-        "batch_size": 8, "threads": torch.get_num_threads(), "merge": merges,
+        "data": "hindi_tts (synthetic): 524 train, 70 validation, 90 test clips",
+        "model": "whisper-base",
+        "mode": mode,
+        "precision": precision,
+        "gradient_checkpointing": False,
+        "window": window,
+        "batch_size": 8,
+        "threads": torch.get_num_threads(),
+        "merge": merges,
         **{key: facts[key] for key in ("device", "steps", "best_step", "train_seconds", "seconds", "versions")},
-        **{key: {name: facts[key][name] for name in ("clips", "wer", "cer", "wer_normalized", "cer_normalized",
-                                                     "token_loss", "reached_limit", "max_new_tokens")}
-           for key in ("before", "after", "final")},
-    }  # fmt: skip
+        **{
+            key: {
+                name: facts[key][name]
+                for name in (
+                    "clips",
+                    "wer",
+                    "cer",
+                    "wer_normalized",
+                    "cer_normalized",
+                    "token_loss",
+                    "reached_limit",
+                    "max_new_tokens",
+                )
+            }
+            for key in ("before", "after", "final")
+        },
+    }
     (HERE / f"hindi_tts_{mode}.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(figures, indent=1, ensure_ascii=False))
 

@@ -70,26 +70,44 @@ def measure(case: dict, shared: Path) -> dict:
         before = 0 if gpu else resident_bytes()
         if case["kind"] == "notebook":
             settings = {
-                "model": str(base), "language": "ml", "steps": STEPS, "batch_size": case["batch"], "workers": 0,
-                "train": train, "test": test, "gpu": gpu,
-            }  # fmt: skip
+                "model": str(base),
+                "language": "ml",
+                "steps": STEPS,
+                "batch_size": case["batch"],
+                "workers": 0,
+                "train": train,
+                "test": test,
+                "gpu": gpu,
+            }
             return {"measured": notebook(settings, Path(work))["peak_memory_bytes"] - before}
         mode, quantize = KINDS[case["kind"]]
         changes = {
-            "model.name": str(base), "model.language": "ml", "data.train": [train], "data.eval": test,
-            "train.mode": mode, "train.quantize": quantize, "train.steps": STEPS, "train.batch_size": case["batch"],
-            "train.micro_batch_size": case["batch"], "train.precision": case["precision"], "train.workers": 0,
-            "train.gradient_checkpointing": case["checkpointing"], "features.window": case["window"],
-            "evaluate.every_steps": STEPS, "evaluate.compare_clips": 0,
-        }  # fmt: skip
+            "model.name": str(base),
+            "model.language": "ml",
+            "data.train": [train],
+            "data.eval": test,
+            "train.mode": mode,
+            "train.quantize": quantize,
+            "train.steps": STEPS,
+            "train.batch_size": case["batch"],
+            "train.micro_batch_size": case["batch"],
+            "train.precision": case["precision"],
+            "train.workers": 0,
+            "train.gradient_checkpointing": case["checkpointing"],
+            "features.window": case["window"],
+            "evaluate.every_steps": STEPS,
+            "evaluate.compare_clips": 0,
+        }
         result = whisper_peft.train(changes=changes, output=Path(work) / "run", force=True)
         peak = peak_memory_bytes()
         found = whisper_peft.plan(result.run, changes={"train.micro_batch_size": case["batch"]})
         predicted = found.memory.peak - (found.memory.context if gpu else 0)
         return {
-            "measured": peak - before, "predicted": predicted, "parts": found.as_dict()["memory"],
+            "measured": peak - before,
+            "predicted": predicted,
+            "parts": found.as_dict()["memory"],
             "precision": found.precision,
-        }  # fmt: skip
+        }
 
 
 @click.command()

@@ -127,12 +127,25 @@ def notebook(settings: dict, work: Path) -> dict:
     known = Seq2SeqTrainingArguments.__dataclass_fields__
     word = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     arguments = Seq2SeqTrainingArguments(
-        output_dir=str(work / "out"), per_device_train_batch_size=settings["batch_size"], learning_rate=1e-5,
-        warmup_steps=1, max_steps=settings["steps"], **{word: True}, fp16=gpu, use_cpu=not gpu,
-        per_device_eval_batch_size=8, predict_with_generate=True, generation_max_length=225, eval_strategy="steps",
-        eval_steps=settings["steps"], save_strategy="no", logging_steps=25, report_to="none", disable_tqdm=True,
+        output_dir=str(work / "out"),
+        per_device_train_batch_size=settings["batch_size"],
+        learning_rate=1e-5,
+        warmup_steps=1,
+        max_steps=settings["steps"],
+        **{word: True},
+        fp16=gpu,
+        use_cpu=not gpu,
+        per_device_eval_batch_size=8,
+        predict_with_generate=True,
+        generation_max_length=225,
+        eval_strategy="steps",
+        eval_steps=settings["steps"],
+        save_strategy="no",
+        logging_steps=25,
+        report_to="none",
+        disable_tqdm=True,
         dataloader_num_workers=settings["workers"],
-    )  # fmt: skip
+    )
     clock, rates = Clock(), {}
 
     def compute_metrics(prediction) -> dict:
@@ -143,19 +156,31 @@ def notebook(settings: dict, work: Path) -> dict:
         return {"wer": rates["wer"]}
 
     trainer = Seq2SeqTrainer(
-        args=arguments, model=model, train_dataset=sets["train"], eval_dataset=sets["test"], data_collator=collate,
-        compute_metrics=compute_metrics, processing_class=extractor, callbacks=[clock],
-    )  # fmt: skip
+        args=arguments,
+        model=model,
+        train_dataset=sets["train"],
+        eval_dataset=sets["test"],
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        processing_class=extractor,
+        callbacks=[clock],
+    )
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     from whisper_peft.training.facts import peak_memory_bytes
 
     result = {
-        "prepare_s": prepare_s, "prepared_bytes": prepared, "step_s": clock.step_s,
-        "evaluation_s": clock.evaluation_s / len(sets["test"]), "peak_memory_bytes": peak_memory_bytes(),
-        "wer": rates["wer"], "cer": rates["cer"], "precision": "fp16" if gpu else "fp32", "window": "full (30 s)",
-    }  # fmt: skip
+        "prepare_s": prepare_s,
+        "prepared_bytes": prepared,
+        "step_s": clock.step_s,
+        "evaluation_s": clock.evaluation_s / len(sets["test"]),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "wer": rates["wer"],
+        "cer": rates["cer"],
+        "precision": "fp16" if gpu else "fp32",
+        "window": "full (30 s)",
+    }
     model.save_pretrained(work / "model")
     processor.save_pretrained(work / "model")
     return {**result, "test_loss": token_loss(work / "model", settings)}
@@ -174,12 +199,20 @@ def ours(settings: dict, work: Path, changes: dict[str, object]) -> dict:
     prepare_s = time.monotonic() - began
     clock = Clock()
     recipe = {
-        "model.name": settings["model"], "model.language": settings["language"], "train.mode": "full",
-        "data.train": [settings["train"]], "data.eval": settings["test"], "train.steps": settings["steps"],
-        "train.batch_size": settings["batch_size"], "train.precision": "fp32", "train.warmup_steps": 1,
-        "evaluate.every_steps": settings["steps"], "evaluate.compare_clips": 0, "train.workers": settings["workers"],
+        "model.name": settings["model"],
+        "model.language": settings["language"],
+        "train.mode": "full",
+        "data.train": [settings["train"]],
+        "data.eval": settings["test"],
+        "train.steps": settings["steps"],
+        "train.batch_size": settings["batch_size"],
+        "train.precision": "fp32",
+        "train.warmup_steps": 1,
+        "evaluate.every_steps": settings["steps"],
+        "evaluate.compare_clips": 0,
+        "train.workers": settings["workers"],
         "evaluate.best_metric": "wer",
-    }  # fmt: skip
+    }
     rate = {"train.learning_rate": 1e-3 if changes.get("train.mode") == "lora" else 1e-5}
     result = whisper_peft.train(changes={**recipe, **rate, **changes}, output=work / "run", callbacks=[clock])
     facts = result.facts
@@ -187,12 +220,18 @@ def ours(settings: dict, work: Path, changes: dict[str, object]) -> dict:
     scored = next(line for line in scored if "eval_wer" in line)
     used = whisper_peft.load_recipe(work / "run")
     return {
-        "prepare_s": prepare_s, "prepared_bytes": 0, "step_s": clock.step_s,
-        "evaluation_s": clock.evaluation_s / facts["data"]["eval_clips"], "wer": scored["eval_wer"],
-        "cer": scored["eval_cer"], "peak_memory_bytes": facts["peak_memory_bytes"], "precision": used.train.precision,
-        "padding_share": facts["padding_share"], "window": used.features.window,
+        "prepare_s": prepare_s,
+        "prepared_bytes": 0,
+        "step_s": clock.step_s,
+        "evaluation_s": clock.evaluation_s / facts["data"]["eval_clips"],
+        "wer": scored["eval_wer"],
+        "cer": scored["eval_cer"],
+        "peak_memory_bytes": facts["peak_memory_bytes"],
+        "precision": used.train.precision,
+        "padding_share": facts["padding_share"],
+        "window": used.features.window,
         "test_loss": token_loss(result.model, settings),
-    }  # fmt: skip
+    }
 
 
 def token_loss(model: Path, settings: dict) -> float:
@@ -219,9 +258,15 @@ def random_whisper(shape: str, shared: Path, folder: Path) -> Path:
         shape
     ]
     config = WhisperConfig.from_pretrained(
-        base, encoder_layers=layers, decoder_layers=layers, d_model=width, encoder_attention_heads=heads,
-        decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
-    )  # fmt: skip
+        base,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        d_model=width,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+    )
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
     WhisperForConditionalGeneration(config).save_pretrained(folder)
@@ -247,8 +292,10 @@ def machine() -> dict:
     name = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), "")
     return {
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU {name} ({platform.machine()})",
-        "threads": torch.get_num_threads(), "avx512_bf16": "avx512_bf16" in flags, "torch": torch.__version__,
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "avx512_bf16": "avx512_bf16" in flags,
+        "torch": torch.__version__,
+    }
 
 
 @click.command()
@@ -275,18 +322,25 @@ def main(shape, steps: int, batch_size: int, test_clips: int, workers: int, side
     with tempfile.TemporaryDirectory() as work:
         model = random_whisper(shape, shared, Path(work) / "model") if shape else shared / "models" / "whisper-base"
         common = {
-            "model": str(model), "language": "ml", "steps": steps, "batch_size": batch_size, "workers": workers,
-            "train": subset(speech / "train", steps * batch_size, Path(work), "train"), "gpu": gpu,
+            "model": str(model),
+            "language": "ml",
+            "steps": steps,
+            "batch_size": batch_size,
+            "workers": workers,
+            "train": subset(speech / "train", steps * batch_size, Path(work), "train"),
+            "gpu": gpu,
             "test": subset(speech / "test", test_clips, Path(work), "test"),
-        }  # fmt: skip
+        }
         sides = ("notebook", *(GPU_SIDES if gpu else CPU_SIDES))
         if not gpu and not machine()["avx512_bf16"]:  # emulated there, which tells nothing
             sides = [side for side in sides if "bf16" not in side]
         for side in sides:
             done = subprocess.run(
                 [sys.executable, __file__, "--side", side, "--settings", json.dumps(common)],
-                stdout=subprocess.PIPE, text=True, check=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             found = json.loads(done.stdout.rpartition("RESULT ")[2])
             rows.append({"side": side, **found})
             print(f"{side}: {found['step_s']:.2f} s a step", file=sys.stderr, flush=True)
@@ -301,10 +355,14 @@ def main(shape, steps: int, batch_size: int, test_clips: int, workers: int, side
             f"{row['test_loss']:>10.3f}"
         )
     page = {
-        "machine": machine(), "model": f"random {shape}" if shape else "whisper-base", "batch_size": batch_size,
-        "data": f"malayalam: {steps * batch_size} train, {test_clips} test clips", "steps": steps, "workers": workers,
+        "machine": machine(),
+        "model": f"random {shape}" if shape else "whisper-base",
+        "batch_size": batch_size,
+        "data": f"malayalam: {steps * batch_size} train, {test_clips} test clips",
+        "steps": steps,
+        "workers": workers,
         "rows": rows,
-    }  # fmt: skip
+    }
     name = "notebook_vs_whisper_peft" + (f"_{shape}" if shape else "")
     name += "" if gpu or machine()["avx512_bf16"] else "_without_bf16"
     (HERE / f"{name}.json").write_text(json.dumps(page, indent=1) + "\n")

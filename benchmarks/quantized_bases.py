@@ -37,9 +37,12 @@ def losses_and_rates(model: Path, source: Path, quantize: str) -> dict:
     ).transcripts
     rates = whisper_peft.score([dataset.text(one.row) for one in found], [one.text for one in found])
     return {
-        "sums": [round(one.loss_sum, 5) for one in found], "tokens": [one.loss_tokens for one in found],
-        "wer": rates["wer"], "cer": rates["cer"], "looped": sum(one.reached_limit for one in found),
-    }  # fmt: skip
+        "sums": [round(one.loss_sum, 5) for one in found],
+        "tokens": [one.loss_tokens for one in found],
+        "wer": rates["wer"],
+        "cer": rates["cer"],
+        "looped": sum(one.reached_limit for one in found),
+    }
 
 
 def one_run(work: Path, shared: Path, quantize: str | None) -> None:
@@ -48,20 +51,32 @@ def one_run(work: Path, shared: Path, quantize: str | None) -> None:
     print(f"== {name}", flush=True)
     if not (run / "run.json").exists():
         changes = {
-            "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.quantize": quantize,
-            "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": STEPS,
-            "train.learning_rate": 1e-3, "train.seed": 1, "evaluate.every_steps": STEPS // 4, "evaluate.max_clips": 8,
-            "evaluate.compare_clips": 0, "evaluate.best_metric": "loss", "train.keep_checkpoints": 1,
-        }  # fmt: skip
+            "model.name": str(shared / "models" / "whisper-base"),
+            "model.language": "ml",
+            "train.quantize": quantize,
+            "data.train": [str(speech / "train")],
+            "data.eval": str(speech / "validation"),
+            "train.steps": STEPS,
+            "train.learning_rate": 1e-3,
+            "train.seed": 1,
+            "evaluate.every_steps": STEPS // 4,
+            "evaluate.max_clips": 8,
+            "evaluate.compare_clips": 0,
+            "evaluate.best_metric": "loss",
+            "train.keep_checkpoints": 1,
+        }
         whisper_peft.train(changes=changes, output=run, say=print)
     elif not json.loads((run / "run.json").read_text()).get("finished"):
         whisper_peft.train(resume=run, say=print)
     facts, last = json.loads((run / "run.json").read_text()), run / "checkpoints" / f"checkpoint-{STEPS}"
     result = {
-        "machine": machine(), "quantize": quantize, "precision": whisper_peft.load_recipe(run).train.precision,
-        "step_s": facts["train_seconds"] / facts["steps"], "peak_memory_bytes": facts["peak_memory_bytes"],
+        "machine": machine(),
+        "quantize": quantize,
+        "precision": whisper_peft.load_recipe(run).train.precision,
+        "step_s": facts["train_seconds"] / facts["steps"],
+        "peak_memory_bytes": facts["peak_memory_bytes"],
         "as trained": losses_and_rates(last, speech / "test", quantize or "none"),
-    }  # fmt: skip
+    }
     if quantize:
         result["merged"] = losses_and_rates(last, speech / "test", "none")
     RESULTS.mkdir(exist_ok=True)

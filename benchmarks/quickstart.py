@@ -44,17 +44,27 @@ def main() -> None:
             if shuffle:
                 changes["data.train"] = [shuffled(recipe.data.train[0], Path(folder), seed)]
             facts = whisper_peft.train(recipe, changes=changes, output=Path(folder) / "run", progress=True).facts
-        results.append({
-            "mode": mode, "seed": seed, "shuffled": shuffle, "wer_before": facts["before"]["wer"],
-            "wer_after": facts["after"]["wer"], "cer_after": facts["after"]["cer"], "seconds": facts["seconds"],
-            "threads": torch.get_num_threads(), "versions": facts["versions"],
-        })  # fmt: skip
+        results.append(
+            {
+                "mode": mode,
+                "seed": seed,
+                "shuffled": shuffle,
+                "wer_before": facts["before"]["wer"],
+                "wer_after": facts["after"]["wer"],
+                "cer_after": facts["after"]["cer"],
+                "seconds": facts["seconds"],
+                "threads": torch.get_num_threads(),
+                "versions": facts["versions"],
+            }
+        )
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{'mode':6}{'seed':>5}  {'texts':12}{'WER before':>11}{'WER after':>11}{'CER after':>11}{'seconds':>9}")
     for row in results:
         kind = "shuffled" if row["shuffled"] else "as spoken"
-        print(f"{row['mode']:6}{row['seed']:>5}  {kind:12}{row['wer_before']:>11.1%}{row['wer_after']:>11.1%}"
-              f"{row['cer_after']:>11.1%}{row['seconds']:>9.0f}")  # fmt: skip
+        print(
+            f"{row['mode']:6}{row['seed']:>5}  {kind:12}{row['wer_before']:>11.1%}{row['wer_after']:>11.1%}"
+            f"{row['cer_after']:>11.1%}{row['seconds']:>9.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -128,12 +128,18 @@ def one_side(name: str, shared: Path, work: Path) -> dict:
     _, settings, prepare = SIDES[name]
     speech, more, clock = shared / "data" / "malayalam", prepare(), Clock()
     changes = {
-        "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": "full",
+        "model.name": str(shared / "models" / "whisper-base"),
+        "model.language": "ml",
+        "train.mode": "full",
         "data.train": [subset(speech / "train", STEPS * BATCH, work, "train")],
-        "data.eval": subset(speech / "validation", 1, work, "validation"), "train.steps": STEPS,
+        "data.eval": subset(speech / "validation", 1, work, "validation"),
+        "train.steps": STEPS,
         "train.batch_size": BATCH,
-        "evaluate.every_steps": STEPS, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss", **settings,
-    }  # fmt: skip
+        "evaluate.every_steps": STEPS,
+        "evaluate.compare_clips": 0,
+        "evaluate.best_metric": "loss",
+        **settings,
+    }
     callbacks = [*more.pop("callbacks", []), clock]
     result = whisper_peft.train(changes=changes, output=work / "run", callbacks=callbacks, **more)
     return {
@@ -146,8 +152,9 @@ def table(rounds: list[dict]) -> None:
     """Of each side its seconds a step, and its share of the other's."""
     sums = {
         name: sum(map(min, zip(*(one[name]["step_s"][1:] for one in rounds if name in one), strict=True)))
-        for name in SIDES if any(name in one for one in rounds)
-    }  # fmt: skip
+        for name in SIDES
+        if any(name in one for one in rounds)
+    }
     print(f"{'':42}{'first step':>11}{'s/step':>8}{'peak':>9}   beside")
     for name, total in sums.items():
         found, (other, *_) = [one[name] for one in rounds if name in one], SIDES[name]

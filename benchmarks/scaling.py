@@ -64,11 +64,19 @@ def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size:
 
     clock = Clock()
     changes = {
-        "model.name": str(model), "model.language": "ml", "train.mode": "full", "data.train": [speech],
-        "data.eval": speech, "train.steps": steps, "train.batch_size": batch_size, "features.window": window,
-        "evaluate.compare_clips": 0, "evaluate.max_clips": 1, "evaluate.best_metric": "loss",
+        "model.name": str(model),
+        "model.language": "ml",
+        "train.mode": "full",
+        "data.train": [speech],
+        "data.eval": speech,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "features.window": window,
+        "evaluate.compare_clips": 0,
+        "evaluate.max_clips": 1,
+        "evaluate.best_metric": "loss",
         "evaluate.every_steps": steps,  # after the last: none lies between the steps
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory(dir=folder) as run:
         whisper_peft.train(changes=changes, output=Path(run) / "run", callbacks=[clock])
     waited = sum(start - end for start, end in zip(clock.begun[1:], clock.ended, strict=False))
@@ -112,8 +120,10 @@ def corpus(shared: Path, folder: Path) -> list[dict]:
         arguments = [QUICKSTART / "model", manifest, evaluation, folder / f"run-{count}"]
         done = subprocess.run(
             [sys.executable, "-c", FIRST_STEP, str(time.time()), *map(str, arguments)],
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         first = float(done.stdout.partition("FIRST ")[2].split()[0])
         rows.append({"rows": count, "first_step_after_s": first})
         print(rows[-1], flush=True)
@@ -146,11 +156,16 @@ def features(shared: Path, folder: Path) -> list[dict]:
         padded[:, : ours.shape[1]] = ours
         difference = max(difference, float(np.abs(padded - theirs).max()))
     clips = len(waves)
-    return [{
-        "clips": clips, "speech_s": sum(map(len, waves)) / 16_000, "read_ms": 1e3 * read_s / clips,
-        "ours_ms": 1e3 * sum(ours_s[1:]) / clips, "transformers_ms": 1e3 * sum(theirs_s[1:]) / clips,
-        "largest_difference": difference,
-    }]  # fmt: skip
+    return [
+        {
+            "clips": clips,
+            "speech_s": sum(map(len, waves)) / 16_000,
+            "read_ms": 1e3 * read_s / clips,
+            "ours_ms": 1e3 * sum(ours_s[1:]) / clips,
+            "transformers_ms": 1e3 * sum(theirs_s[1:]) / clips,
+            "largest_difference": difference,
+        }
+    ]
 
 
 PARTS = {"length": length, "batch": batch, "corpus": corpus, "features": features}

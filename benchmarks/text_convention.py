@@ -188,11 +188,13 @@ def emits(listener: Listener, stretches: list, name: str) -> dict:
     for words, label in ((plain, "without"), (spaced, "with")):
         starts[f"later, the one before {label}"] = [*starts["first, times"], *words, time + 200, time + 200]
     preferred = {
-        label: float(np.mean([
-            listener.loss(states, before, plain) - listener.loss(states, before, spaced) for states in stretches
-        ]))
+        label: float(
+            np.mean(
+                [listener.loss(states, before, plain) - listener.loss(states, before, spaced) for states in stretches]
+            )
+        )
         for label, before in starts.items()
-    }  # fmt: skip
+    }
     lone = preparation.words.without_lone_space(spaced) != spaced
     return {"lone_space_token": lone, "tokens": [len(plain), len(spaced)], "preferred_by_nats": preferred}
 
@@ -226,7 +228,7 @@ def losses(listener: Listener, language: str) -> dict:
             ],
             # Each clip counts as one "token", so that the interval is of the loss a clip.
             "interval_a_clip": list(paired_loss_interval(without, with_, [1] * len(clips))),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -291,10 +293,16 @@ def trained(language: str, side: str, work: Path) -> dict:
     try:
         if not run.exists():
             changes = {
-                "model.name": BASE, "model.language": language, "data.train": [str(data / "train")],
-                "data.eval": str(selecting), "features.timestamps": 0.5, "train.steps": STEPS, "train.batch_size": 8,
-                "evaluate.every_steps": STEPS, "train.seed": 1,
-            }  # fmt: skip
+                "model.name": BASE,
+                "model.language": language,
+                "data.train": [str(data / "train")],
+                "data.eval": str(selecting),
+                "features.timestamps": 0.5,
+                "train.steps": STEPS,
+                "train.batch_size": 8,
+                "evaluate.every_steps": STEPS,
+                "train.seed": 1,
+            }
             whisper_peft.train(changes=changes, output=run, progress=False)
         report = whisper_peft.evaluate(run, scored, max_new_tokens=MOST_TOKENS, batch_size=4)
     finally:

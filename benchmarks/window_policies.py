@@ -129,30 +129,46 @@ def one_run(work: Path, shared: Path, mode: str, policy: str, seed: int, steps: 
     print(f"== {name}", flush=True)
     if not (run / "run.json").exists():
         changes = {
-            "model.name": str(shared / "models" / "whisper-base"), "model.language": "ml", "train.mode": mode,
-            "data.train": [str(speech / "train")], "data.eval": str(speech / "validation"), "train.steps": steps,
-            "train.batch_size": 8, "train.seed": seed, "train.keep_checkpoints": 1,
+            "model.name": str(shared / "models" / "whisper-base"),
+            "model.language": "ml",
+            "train.mode": mode,
+            "data.train": [str(speech / "train")],
+            "data.eval": str(speech / "validation"),
+            "train.steps": steps,
+            "train.batch_size": 8,
+            "train.seed": seed,
+            "train.keep_checkpoints": 1,
             "train.micro_batch_size": 4,
-            "train.learning_rate": MODES[mode]["train.learning_rate"], "evaluate.every_steps": max(10, steps // 4),
-            "evaluate.max_clips": 8, "evaluate.compare_clips": 0, "evaluate.best_metric": "loss",
+            "train.learning_rate": MODES[mode]["train.learning_rate"],
+            "evaluate.every_steps": max(10, steps // 4),
+            "evaluate.max_clips": 8,
+            "evaluate.compare_clips": 0,
+            "evaluate.best_metric": "loss",
             **POLICIES[policy],
-        }  # fmt: skip
+        }
         whisper_peft.train(changes=changes, output=run, callbacks=[Clock(clock)], say=print)
     elif not json.loads((run / "run.json").read_text()).get("finished"):
         whisper_peft.train(resume=run, callbacks=[Clock(clock)], say=print)
     facts = json.loads((run / "run.json").read_text())
     result = {
-        "mode": mode, "policy": policy, "seed": seed, "steps": facts["steps"], "best_step": facts["best_step"],
-        "versions": facts["versions"], "threads": torch.get_num_threads(),
+        "mode": mode,
+        "policy": policy,
+        "seed": seed,
+        "steps": facts["steps"],
+        "best_step": facts["best_step"],
+        "versions": facts["versions"],
+        "threads": torch.get_num_threads(),
         "precision": whisper_peft.load_recipe(run).train.precision,
-        "peak_memory_bytes": facts["peak_memory_bytes"], "padding_share": facts["padding_share"],
+        "peak_memory_bytes": facts["peak_memory_bytes"],
+        "padding_share": facts["padding_share"],
         "step_s": [round(json.loads(line)["seconds"], 3) for line in clock.read_text().splitlines()],
         "train_loss": [
-            (line["step"], round(line["loss"], 4)) for line in map(json.loads, (run / "metrics.jsonl").open())
+            (line["step"], round(line["loss"], 4))
+            for line in map(json.loads, (run / "metrics.jsonl").open())
             if "loss" in line
         ],
         "validation": token_losses(run, speech / "validation", "full", steps),
-    }  # fmt: skip
+    }
     if policy in ("full", WINNER) and seed == 1:
         result["test"] = token_losses(run, speech / "test", "full", steps)
     if policy != "full" and seed == 1:

@@ -49,9 +49,15 @@ def make_tiny_model(folder: Path, **changes) -> Path:
     source = str(QUICKSTART / "model")
     config = WhisperConfig.from_pretrained(source)
     for key, value in {
-        "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **changes,
-    }.items():  # fmt: skip
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        **changes,
+    }.items():
         setattr(config, key, value)
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(config)
@@ -106,8 +112,12 @@ def run_cli():
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", "whisper_peft", *map(str, arguments)],
-            capture_output=True, text=True, cwd=cwd, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
     return run
 
@@ -149,11 +159,19 @@ def tiny_recipe(model: Path, speech: Path, **changes):
     from whisper_peft import Recipe, override
 
     settings = {
-        "model.name": str(model), "model.language": "hi", "data.train": [str(speech / "train")],
-        "data.eval": str(speech / "eval"), "data.test": str(speech / "test"), "train.steps": 4,
-        "train.batch_size": 4, "train.workers": 0, "train.precision": "fp32", "lora.rank": 4,
-        "evaluate.every_steps": 2, "train.logging_steps": 1,
-    }  # fmt: skip
+        "model.name": str(model),
+        "model.language": "hi",
+        "data.train": [str(speech / "train")],
+        "data.eval": str(speech / "eval"),
+        "data.test": str(speech / "test"),
+        "train.steps": 4,
+        "train.batch_size": 4,
+        "train.workers": 0,
+        "train.precision": "fp32",
+        "lora.rank": 4,
+        "evaluate.every_steps": 2,
+        "train.logging_steps": 1,
+    }
     return override(Recipe(), {**settings, **changes})
 
 

@@ -82,10 +82,16 @@ class Hub:
         drop = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
         return {
             **{key: value for key, value in os.environ.items() if key not in drop},
-            "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
-            "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **({"HF_TOKEN": token} if token else {}),
-        }  # fmt: skip
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            **({"HF_TOKEN": token} if token else {}),
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -183,9 +189,18 @@ class Handler(BaseHTTPRequestHandler):
     def _whoami(self) -> None:
         if not self.known:
             return self._answer(401, {"error": "Unauthorized"})
-        return self._answer(200, {"type": "user", "name": "me", "orgs": [], "auth": {
-            "type": "access_token", "accessToken": {"role": "write" if self.writes else "read"},
-        }})  # fmt: skip
+        return self._answer(
+            200,
+            {
+                "type": "user",
+                "name": "me",
+                "orgs": [],
+                "auth": {
+                    "type": "access_token",
+                    "accessToken": {"role": "write" if self.writes else "read"},
+                },
+            },
+        )
 
     def _validate(self) -> None:
         asked = json.loads(self.body)
@@ -267,9 +282,12 @@ class Handler(BaseHTTPRequestHandler):
         content = commit.files[path]
         large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
         return {
-            "type": "file", "path": path, "size": len(content), "oid": blob(content),
+            "type": "file",
+            "path": path,
+            "size": len(content),
+            "oid": blob(content),
             **({"lfs": large} if path in commit.large else {}),
-        }  # fmt: skip
+        }
 
     def _paths_info(self, repo: str, revision: str) -> None:
         if not (commit := self._commit_of(repo, revision)):
@@ -289,10 +307,17 @@ class Handler(BaseHTTPRequestHandler):
     def _info(self, repo: str, revision: str | None) -> None:
         if not (commit := self._commit_of(repo, revision)):
             return
-        self._answer(200, {
-            "id": repo, "modelId": repo, "sha": commit.oid, "private": self.hub.repos[repo].private, "tags": [],
-            "siblings": [{"rfilename": name} for name in commit.files],
-        })  # fmt: skip
+        self._answer(
+            200,
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": commit.oid,
+                "private": self.hub.repos[repo].private,
+                "tags": [],
+                "siblings": [{"rfilename": name} for name in commit.files],
+            },
+        )
 
     def _resolve(self, repo: str, revision: str, path: str) -> None:
         if not (commit := self._commit_of(repo, revision)):

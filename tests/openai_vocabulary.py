@@ -101,22 +101,43 @@ def save_processor_files(kind: str, folder: Path) -> Path:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     vocabulary = {**vocabulary, "<|endoftext|>": openai.eot}
     model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocabulary, "merges": merges,
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocabulary,
+        "merges": merges,
+    }
     tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": model,
+    }
     config = {
-        "tokenizer_class": "WhisperTokenizer", "processor_class": "WhisperProcessor", "model_max_length": 448,
-        "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>", "add_prefix_space": False, "errors": "replace",
+        "tokenizer_class": "WhisperTokenizer",
+        "processor_class": "WhisperProcessor",
+        "model_max_length": 448,
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "add_prefix_space": False,
+        "errors": "replace",
         "additional_special_tokens": [token for token, number in specials if number <= openai.no_timestamps],
         "added_tokens_decoder": {
             str(one["id"]): {key: value for key, value in one.items() if key != "id"} for one in added
         },
-    }  # fmt: skip
+    }
     for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("vocab.json", vocabulary)):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", encoding="utf-8")
@@ -131,13 +152,24 @@ def whisper_config(kind: str, **changes):
     facts, openai = KINDS[kind], openai_tokenizer(kind)
     return WhisperConfig(
         **{
-            "vocab_size": openai.encoding.n_vocab, "num_mel_bins": facts.n_mels, "d_model": 2 * facts.decoder_heads,
-            "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8,
-            "decoder_layers": facts.decoder_layers, "decoder_attention_heads": facts.decoder_heads,
-            "decoder_ffn_dim": 8, "bos_token_id": openai.eot, "eos_token_id": openai.eot, "pad_token_id": openai.eot,
-            "decoder_start_token_id": openai.sot, "suppress_tokens": None, "begin_suppress_tokens": None, **changes,
+            "vocab_size": openai.encoding.n_vocab,
+            "num_mel_bins": facts.n_mels,
+            "d_model": 2 * facts.decoder_heads,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 8,
+            "decoder_layers": facts.decoder_layers,
+            "decoder_attention_heads": facts.decoder_heads,
+            "decoder_ffn_dim": 8,
+            "bos_token_id": openai.eot,
+            "eos_token_id": openai.eot,
+            "pad_token_id": openai.eot,
+            "decoder_start_token_id": openai.sot,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+            **changes,
         }
-    )  # fmt: skip
+    )
 
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
@@ -148,11 +180,17 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
     save_processor_files(kind, folder)
     facts, openai = KINDS[kind], openai_tokenizer(kind)
     fields = {
-        "alignment_heads": alignment_heads(kind), "is_multilingual": facts.multilingual, "max_length": 448,
-        "no_timestamps_token_id": openai.no_timestamps, "decoder_start_token_id": openai.sot,
-        "bos_token_id": openai.eot, "eos_token_id": openai.eot, "pad_token_id": openai.eot,
-        "prev_sot_token_id": openai.sot_prev, "return_timestamps": False,
-    }  # fmt: skip
+        "alignment_heads": alignment_heads(kind),
+        "is_multilingual": facts.multilingual,
+        "max_length": 448,
+        "no_timestamps_token_id": openai.no_timestamps,
+        "decoder_start_token_id": openai.sot,
+        "bos_token_id": openai.eot,
+        "eos_token_id": openai.eot,
+        "pad_token_id": openai.eot,
+        "prev_sot_token_id": openai.sot_prev,
+        "return_timestamps": False,
+    }
     if facts.multilingual:
         codes = zip(openai.all_language_codes, openai.all_language_tokens, strict=True)
         fields["lang_to_id"] = {f"<|{code}|>": number for code, number in codes}

@@ -75,15 +75,23 @@ def test_strangers_hear_the_same(artefacts, speech):
     # Silence after the clip is what both the extractor and our collator pad with.
     job = {"models": {name: str(folder) for name, folder in artefacts.items()}, "audio": files}
     answer = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps(job)], capture_output=True, text=True, timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd="/",
-    )  # fmt: skip
+        [sys.executable, "-c", STRANGER, json.dumps(job)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd="/",
+    )
     assert answer.returncode == 0, answer.stderr[-3000:]
     found = json.loads(answer.stdout.splitlines()[-1])
     assert set(found) == {
-        "adapter/PeftModel", "adapter/AutoPeftModel", "full/WhisperForConditionalGeneration", "full/AutoModel",
-        "merged/WhisperForConditionalGeneration", "merged/AutoModel",
-    }  # fmt: skip
+        "adapter/PeftModel",
+        "adapter/AutoPeftModel",
+        "full/WhisperForConditionalGeneration",
+        "full/AutoModel",
+        "merged/WhisperForConditionalGeneration",
+        "merged/AutoModel",
+    }
     for name, folder in artefacts.items():
         ours = transcript_ids(folder, files)
         for kind, (ids, _) in found.items():

@@ -285,7 +285,7 @@ def test_a_folder_that_will_not_do(tmp_path, noise_folder):
         ({"noise": 0.5, "noise_folder": str(tmp_path / "none")}, r"augment.noise_folder: no folder .*none; name one"),
         ({"no_speech": 0.5, "noise_folder": str(tmp_path / "empty")}, r"noise_folder: no sound files in .*empty"),
         ({"room": 0.5, "room_folder": str(tmp_path / "broken")}, r"a.wav: .*; mend it, or take it out of augment"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message) as caught:
             Augmentation(**settings)
         assert "\n" not in str(caught.value)
@@ -374,11 +374,20 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
     import json
 
     changes = {
-        "augment.speed": 1.0, "augment.gain": 0.5, "augment.noise": 0.5, "augment.no_speech": 0.2,
-        "augment.noise_folder": noise_folder, "augment.spec_augment": True, "features.timestamps": 0.5,
-        "augment.speed_factor": [0.5, 0.5], "train.mode": "full", "train.steps": 4,
-        "evaluate.compare_clips": 0, "evaluate.every_steps": 4, "evaluate.max_clips": 1,
-    }  # fmt: skip
+        "augment.speed": 1.0,
+        "augment.gain": 0.5,
+        "augment.noise": 0.5,
+        "augment.no_speech": 0.2,
+        "augment.noise_folder": noise_folder,
+        "augment.spec_augment": True,
+        "features.timestamps": 0.5,
+        "augment.speed_factor": [0.5, 0.5],
+        "train.mode": "full",
+        "train.steps": 4,
+        "evaluate.compare_clips": 0,
+        "evaluate.every_steps": 4,
+        "evaluate.max_clips": 1,
+    }
     said = []
     long = make_speech(tmp_path / "long", 4, seconds=(2.0, 2.5))
     recipe = override(tiny_recipe(tiny_model, speech, **changes), {"data.train": [str(speech / "train"), str(long)]})

@@ -366,9 +366,13 @@ def test_an_adapter_loads_in_plain_peft(adapter, tiny_model, tmp_path):
     import torch
 
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tiny_model), str(adapter)], capture_output=True, text=True, cwd=tmp_path,
-        timeout=300, env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-c", ELSEWHERE, str(tiny_model), str(adapter)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     expected = logits(load_model(adapter)[0])[0, -1]
     for name, values in json.loads(done.stdout.splitlines()[-1]).items():

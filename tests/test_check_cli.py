@@ -69,8 +69,10 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
         write_manifest(tmp_path / f"{name}.jsonl", rows)
     settings = {
         "data.train": [str(tmp_path / "train.jsonl"), {"source": str(tmp_path / "more.jsonl"), "weight": 0.5}],
-        "data.eval": str(tmp_path / "eval.jsonl"), "data.test": None, "model.language": "hi",
-    }  # fmt: skip
+        "data.eval": str(tmp_path / "eval.jsonl"),
+        "data.test": None,
+        "model.language": "hi",
+    }
     save_recipe(tiny_recipe(tiny_model, tmp_path, **settings), tmp_path / "r.yaml")
     _, out, _ = call(tmp_path / "r.yaml", "--json", "--no-audio")
     report = json.loads(out)
@@ -78,9 +80,12 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
     assert report["checked"]["tokens"] == "counted"  # by the recipe's model, of which no weights are read
     seen = found(report)
     assert seen["shared-text"] == {"train0.wav", "eval0.wav"} and seen["duplicate-text"] == {"more0.wav"}
-    assert all(seconds > 3 for one in report["findings"] if one["kind"] == "over-window" for seconds in (
-        clip["duration_s"] for clip in one["clips"]
-    ))  # fmt: skip
+    assert all(
+        seconds > 3
+        for one in report["findings"]
+        if one["kind"] == "over-window"
+        for seconds in (clip["duration_s"] for clip in one["clips"])
+    )
     code, out, _ = call("quickstart", "--no-audio")
     assert code == 0 and "No errors" in out
 
@@ -127,11 +132,15 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     changes = [json.loads(line) for line in (tmp_path / "clean.changes.jsonl").read_text("utf-8").splitlines()]
     assert {one["row"] for one in changes if "left_out" in one} == set(range(61)) - {
         row for row, one in enumerate(rows[:60]) if one["audio"] in texts
-    }  # fmt: skip
+    }
     assert changes[0] == {
-        "source": str(source), "row": 0, "place": "all.jsonl:1", "changed": "text", "before": rows[0]["text"],
+        "source": str(source),
+        "row": 0,
+        "place": "all.jsonl:1",
+        "changed": "text",
+        "before": rows[0]["text"],
         "after": right["clip000.wav"],
-    }  # fmt: skip
+    }
     with pytest.raises(UserError, match="exists already"):
         check(str(source), fix=out)
     with pytest.raises(UserError, match="2 sources make as many manifests; name a folder"):
@@ -183,10 +192,12 @@ def test_every_shared_folder_can_be_checked(shared, tmp_path, call):
     with tarfile.open(packed, "w:gz") as archive:
         archive.add(data / "common_voice_te" / "te", "cv-corpus/te")
     for source, language, clips in (
-        (f"{data / 'common_voice_te' / 'te'}:other", None, 119), (f"{packed}:other", None, 119),
-        (str(data / "webm"), "ml", 8), (str(data / "longform" / "ml_vasanavikruthi.ogg"), "ml", None),
+        (f"{data / 'common_voice_te' / 'te'}:other", None, 119),
+        (f"{packed}:other", None, 119),
+        (str(data / "webm"), "ml", 8),
+        (str(data / "longform" / "ml_vasanavikruthi.ogg"), "ml", None),
         (f"{data / 'hindi_tts'}:test", "hi", 90),
-    ):  # fmt: skip
+    ):
         report = check(source, language=language)
         assert report.errors == 0, (source, report.findings)
         assert clips in (None, report.sources[0].clips) and report.checked.audio > 5
@@ -212,9 +223,14 @@ def poison(source: Path, folder: Path) -> tuple[Path, dict[str, set[str]], dict[
     """
     with (source / "metadata.csv").open(encoding="utf-8") as file:
         rows = [
-            {"audio": str(source / row["file_name"]), "text": row["transcription"], "speaker_id": row["speaker_id"],
-             "language": "ml"} for row in csv.DictReader(file)
-        ]  # fmt: skip
+            {
+                "audio": str(source / row["file_name"]),
+                "text": row["transcription"],
+                "speaker_id": row["speaker_id"],
+                "language": "ml",
+            }
+            for row in csv.DictReader(file)
+        ]
     planted: dict[str, set[str]] = {}
     places = iter(range(5, 400, 7))
     spoken_in = {Path(row["audio"]).name: row["text"] for row in rows}
@@ -292,9 +308,16 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
     assert sum(map(len, planted.values())) >= 30 + 20 and len(planted) >= 15 + 2
     before = manifest.read_bytes()
     clean = tmp_path / "clean.jsonl"
-    recipe = tiny_recipe(shared / "models" / "whisper-base", tmp_path, **{
-        "data.train": [str(manifest)], "data.eval": None, "data.test": None, "model.language": "ml",
-    })  # fmt: skip
+    recipe = tiny_recipe(
+        shared / "models" / "whisper-base",
+        tmp_path,
+        **{
+            "data.train": [str(manifest)],
+            "data.eval": None,
+            "data.test": None,
+            "model.language": "ml",
+        },
+    )
     report = check(recipe=recipe, fix=clean)
     assert manifest.read_bytes() == before
     seen = found(report)
@@ -304,20 +327,43 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
     assert sum(map(len, alarms.values())) <= 10, alarms  # the edges of the moved stretch
     kept = {row.name: row.text for row in load_source(str(clean))}
     texts = {Path(name).name: text for name, text in kept.items()}
-    bad = ("missing", "unreadable", "truncated", "over-window", "over-token-limit", "empty-text", "wrong-script",
-           "broken-characters", "silence", "wrong-rate", "two-texts", "too-much-text", "too-little-text")  # fmt: skip
+    bad = (
+        "missing",
+        "unreadable",
+        "truncated",
+        "over-window",
+        "over-token-limit",
+        "empty-text",
+        "wrong-script",
+        "broken-characters",
+        "silence",
+        "wrong-rate",
+        "two-texts",
+        "too-much-text",
+        "too-little-text",
+    )
     assert not texts.keys() & {name for kind in bad for name in planted[kind]}
     changed = set().union(*(planted[kind] for kind in ("markup", "control-characters", "digits")))
-    wrong = [name for name, text in texts.items() if name not in changed
-             and text != unicodedata.normalize("NFC", " ".join(spoken_in[name].split()))]  # fmt: skip
+    wrong = [
+        name
+        for name, text in texts.items()
+        if name not in changed and text != unicodedata.normalize("NFC", " ".join(spoken_in[name].split()))
+    ]
     assert len(wrong) <= 1, wrong
     assert len(planted["other-order"] & texts.keys()) == len(planted["other-order"])
     assert len(planted["shifted-texts"] & texts.keys()) >= 8
     short = tmp_path / "short.jsonl"  # the miniature's window is 3 s and 64 tokens
     lines = [json.loads(line) for line in clean.read_text(encoding="utf-8").splitlines()]
     write_manifest(short, [line for line in lines if len(line["text"].encode()) < 60][:40])
-    settings = {"data.train": [str(short)], "data.eval": None, "data.test": None, "model.language": "ml",
-                "model.language_token": "hi", "data.max_left_out": 1.0, "evaluate.compare_clips": 0}  # fmt: skip
+    settings = {
+        "data.train": [str(short)],
+        "data.eval": None,
+        "data.test": None,
+        "model.language": "ml",
+        "model.language_token": "hi",
+        "data.max_left_out": 1.0,
+        "evaluate.compare_clips": 0,
+    }
     result = train(tiny_recipe(tiny_model, tmp_path, **settings), output=tmp_path / "run")
     assert result.facts["steps"] == 4 and result.facts["empty_steps"] < 4
 

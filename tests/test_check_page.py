@@ -34,11 +34,18 @@ def finding(
 
 def source(name: str = "speech/train", **changes) -> ReportedSource:
     facts = {
-        "name": name, "split": "train", "clips": 683, "hours": 0.69, "speakers": 49,
-        "durations_s": [1.0, 2.0, 3.0, 3.5], "tokens_per_second": [10.0, 12.0, None, 14.0],
-        "characters": {"प": 3, "ा": 2, " ": 9, "\u200d": 1, "\0": 1}, "scripts": {"Devanagari": 0.99, "Latin": 0.01},
-        "languages": {"hi": 680, "not named": 3}, "correlation_at_shift": {"0": 0.9},
-    }  # fmt: skip
+        "name": name,
+        "split": "train",
+        "clips": 683,
+        "hours": 0.69,
+        "speakers": 49,
+        "durations_s": [1.0, 2.0, 3.0, 3.5],
+        "tokens_per_second": [10.0, 12.0, None, 14.0],
+        "characters": {"प": 3, "ा": 2, " ": 9, "\u200d": 1, "\0": 1},
+        "scripts": {"Devanagari": 0.99, "Latin": 0.01},
+        "languages": {"hi": 680, "not named": 3},
+        "correlation_at_shift": {"0": 0.9},
+    }
     return ReportedSource(**{**facts, **changes})
 
 
@@ -207,8 +214,9 @@ def test_players_stop_where_their_room_ends(tmp_path, monkeypatch):
 
 
 def test_a_clean_data_set_is_said_to_be_so(tmp_path):
-    empty = source(clips=0, hours=0.0, speakers=None, durations_s=[], tokens_per_second=[], characters={}, scripts={},
-                   languages={})  # fmt: skip
+    empty = source(
+        clips=0, hours=0.0, speakers=None, durations_s=[], tokens_per_second=[], characters={}, scripts={}, languages={}
+    )
     for number, sources in enumerate(([source()], [empty], [empty, empty])):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -178,9 +178,11 @@ def test_files_paired_in_the_order_of_letters_are_found(files_by_letter):
     texts, numbers = sentences(120), range(1, 121)
     seconds = dict(zip(numbers, lengths(texts, np.random.default_rng(1)), strict=True))
     letters = sorted(numbers, key=str)
-    pairs = list(zip(letters, texts, strict=True)) if files_by_letter else [
-        (number, texts[other - 1]) for number, other in zip(numbers, letters, strict=True)
-    ]  # fmt: skip
+    pairs = (
+        list(zip(letters, texts, strict=True))
+        if files_by_letter
+        else [(number, texts[other - 1]) for number, other in zip(numbers, letters, strict=True)]
+    )
     np.random.default_rng(2).shuffle(pairs)
     pairs = [(int(number), str(text)) for number, text in pairs]
     beside = [text for _, text in pairs]
@@ -306,8 +308,16 @@ def test_every_letter_of_a_language_is_in_its_script():
 def test_what_is_no_letter_of_one_script_has_none():
     assert {script_of(character) for character in "5 .,-'\u0301\u200d\u0640ー„𝄞"} == {None}
     assert [script_of(character) for character in "々ｱｶﾡΩKªﬁŒ"] == [
-        "Han", "Katakana", "Katakana", "Hangul", "Greek", "Latin", "Latin", "Latin", "Latin",
-    ]  # fmt: skip
+        "Han",
+        "Katakana",
+        "Katakana",
+        "Hangul",
+        "Greek",
+        "Latin",
+        "Latin",
+        "Latin",
+        "Latin",
+    ]
     assert script_of("𝐀") == "Mathematical" and script_of("\u13a0") == "Cherokee"
     assert script_of("\U00012000") == "Other" and script_of("\u1c5a") == "Ol Chiki"
     assert count_scripts("हिन्दी 25 km") == {"Devanagari": 6, "Latin": 2}

@@ -207,15 +207,27 @@ def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, spee
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["nonsense"], ["train"], ["train", "--mode", "half", "quickstart"], ["train", "--steps", "many", "quickstart"],
-        ["train", "--resume", "run", "--output", "other"], ["train", "quickstart", "--resume", "run"], ["evaluate"],
-        ["evaluate", "model"], ["evaluate", "model", "speech", "--beams", "0"], ["merge", "run"],
-        ["evaluate", "model", "speech", "--batch-size", "none"], ["evaluate", "model", "speech", "--max-clips", "0"],
-        ["evaluate", "model", "speech", "--window", "wide"], ["train", "quickstart", "--window", "wide"],
-        ["check"], ["check", "quickstart", "speech"], ["transcribe", "model"], ["recipes", "show"],
+        ["nonsense"],
+        ["train"],
+        ["train", "--mode", "half", "quickstart"],
+        ["train", "--steps", "many", "quickstart"],
+        ["train", "--resume", "run", "--output", "other"],
+        ["train", "quickstart", "--resume", "run"],
+        ["evaluate"],
+        ["evaluate", "model"],
+        ["evaluate", "model", "speech", "--beams", "0"],
+        ["merge", "run"],
+        ["evaluate", "model", "speech", "--batch-size", "none"],
+        ["evaluate", "model", "speech", "--max-clips", "0"],
+        ["evaluate", "model", "speech", "--window", "wide"],
+        ["train", "quickstart", "--window", "wide"],
+        ["check"],
+        ["check", "quickstart", "speech"],
+        ["transcribe", "model"],
+        ["recipes", "show"],
         ["recipes", "nonsense"],
     ],
-)  # fmt: skip
+)
 def test_wrong_command_lines_exit_2(arguments, call):
     code, out, err = call(*arguments)
     assert code == 2 and not out and "Error: " in err and "Traceback" not in err
@@ -241,9 +253,25 @@ def test_a_bug_of_ours_is_one_line_and_keeps_its_traceback(monkeypatch, lora_run
 def test_set_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(
-        "train", page, "--dry-run", "--json", "--set", "lora.rank=2", "--set", "train.learning_rate=2e-3",
-        "--set", "data.text.lowercase=true", "--epochs", 2, "--batch-size", 6, "--mode", "full", "--seed", 5,
-    )  # fmt: skip
+        "train",
+        page,
+        "--dry-run",
+        "--json",
+        "--set",
+        "lora.rank=2",
+        "--set",
+        "train.learning_rate=2e-3",
+        "--set",
+        "data.text.lowercase=true",
+        "--epochs",
+        2,
+        "--batch-size",
+        6,
+        "--mode",
+        "full",
+        "--seed",
+        5,
+    )
     recipe = json.loads(out)
     assert code == 0 and recipe["lora"]["rank"] == 2 and recipe["train"]["learning_rate"] == 0.002
     assert recipe["data"]["text"]["lowercase"] is True
@@ -277,11 +305,19 @@ def test_the_next_commands_that_train_names_do_run(call, tiny_model, speech, tmp
         (tmp_path / f"{name}.csv").write_text("\n".join(content), encoding="utf-8")
         sources[f"data.{name}"] = f"{name}.csv"
     save_recipe(
-        tiny_recipe(tiny_model, speech, **{
-            **QUICK, **sources, "data.train": ["train.csv"], "data.audio_column": "ton", "data.text_column": "worte",
-        }),
+        tiny_recipe(
+            tiny_model,
+            speech,
+            **{
+                **QUICK,
+                **sources,
+                "data.train": ["train.csv"],
+                "data.audio_column": "ton",
+                "data.text_column": "worte",
+            },
+        ),
         tmp_path / "own.yaml",
-    )  # fmt: skip
+    )
     code, out, err = call("train", "own.yaml", "--output", "run", "--quiet")
     assert code == 0, err
     assert "On 2 test clips:" in out and "before" in out and "after" in out

@@ -62,10 +62,13 @@ class Served:
         command = [sys.executable, "-c", WATCHED, "demo", *map(str, arguments), "--port", "0", "--json"]
         self.uploads = uploads
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(uploads), "HF_HUB_OFFLINE": "0"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in a background job it is ignored
-        )  # fmt: skip
+        )
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.facts = json.loads(line)
@@ -197,9 +200,11 @@ def test_transcripts_and_names_are_text():
     other = {**found, "text": f"{HOSTILE} <script>alert(2)</script>"}
     cards = [("Before", HOSTILE, found), ("After", HOSTILE, other)]
     for shown in (
-        demo_page.result(HOSTILE, 3.0, "hi", cards, HOSTILE), demo_page.notice(HOSTILE),
-        demo_page.header(HOSTILE, HOSTILE), demo_page.result(HOSTILE, 3.0, None, cards[:1]),
-    ):  # fmt: skip
+        demo_page.result(HOSTILE, 3.0, "hi", cards, HOSTILE),
+        demo_page.notice(HOSTILE),
+        demo_page.header(HOSTILE, HOSTILE),
+        demo_page.result(HOSTILE, 3.0, None, cards[:1]),
+    ):
         tags = set(re.findall(r"<(/?[a-z0-9]*)", shown))
         assert not tags & {"img", "script", "/script", ""}
         assert shown.count("<bdi>") == shown.count("</bdi>")  # what the name turns round ends with it
@@ -328,12 +333,13 @@ def test_examples_and_languages(size, served, chromium, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("silent.wav", "silent. Is the microphone muted"), ("broken.m4a", "cannot be read as audio"),
+        ("silent.wav", "silent. Is the microphone muted"),
+        ("broken.m4a", "cannot be read as audio"),
         ("long.wav", "31 minutes long, and up to 30 are heard here"),
         # A random model is never sure, so it makes each window six times.
         pytest.param("beyond_a_window.wav", "With times", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_a_recording(name, message, served, chromium, tmp_path):
     file = tmp_path / name
     if name == "broken.m4a":
@@ -376,13 +382,23 @@ def test_the_real_base_beside_its_tuned_self(shared, chromium, tmp_path):
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(lines[:48]), encoding="utf-8")
     (tmp_path / "eval.jsonl").write_text("\n".join(lines[48:50]), encoding="utf-8")
-    recipe = override(Recipe(), {
-        "model.name": str(shared / "models" / "whisper-base"), "model.language": "malayalam",
-        "data.train": [str(tmp_path / "train.jsonl")], "data.eval": str(tmp_path / "eval.jsonl"),
-        "features.window": "tight", "train.steps": 6, "train.batch_size": 4, "train.workers": 0,
-        "train.precision": "fp32", "train.warmup_steps": 0,
-        "evaluate.compare_clips": 0, "evaluate.every_steps": 6,
-    })  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "model.name": str(shared / "models" / "whisper-base"),
+            "model.language": "malayalam",
+            "data.train": [str(tmp_path / "train.jsonl")],
+            "data.eval": str(tmp_path / "eval.jsonl"),
+            "features.window": "tight",
+            "train.steps": 6,
+            "train.batch_size": 4,
+            "train.workers": 0,
+            "train.precision": "fp32",
+            "train.warmup_steps": 0,
+            "evaluate.compare_clips": 0,
+            "evaluate.every_steps": 6,
+        },
+    )
     run = train(recipe, output=tmp_path / "malayalam").run
     file = sorted((shared / "data" / "webm").glob("*.webm"), key=lambda path: path.stat().st_size)[0]
     served = Served(run, uploads=tmp_path / "uploads")

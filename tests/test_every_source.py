@@ -66,11 +66,22 @@ SOURCES = {
 
 
 def few_steps(model: Path, shared: Path, folder: Path, sources: list, **changes) -> None:
-    recipe = tiny_recipe(model, folder, **{
-        "data.train": sources, "data.eval": str(shared / "data" / "webm"), "data.test": None,
-        "model.language_token": "hi", "train.steps": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 1,
-        "evaluate.best_metric": "loss", "data.max_left_out": 1.0, **changes,
-    })  # fmt: skip
+    recipe = tiny_recipe(
+        model,
+        folder,
+        **{
+            "data.train": sources,
+            "data.eval": str(shared / "data" / "webm"),
+            "data.test": None,
+            "model.language_token": "hi",
+            "train.steps": 2,
+            "evaluate.compare_clips": 0,
+            "evaluate.max_clips": 1,
+            "evaluate.best_metric": "loss",
+            "data.max_left_out": 1.0,
+            **changes,
+        },
+    )
     run = train(recipe, output=folder / "run")
     assert run.facts["steps"] == 2
     # The miniature has a token for each byte of Malayalam: some sentences of the story are too long for it.

@@ -236,10 +236,16 @@ def test_segments_with_timestamps(preparations, kind):
     begin = openai.timestamp_begin
     assert inputs.tolist() == [
         *openai.sot_sequence,
-        begin, *openai.encode(" एक दो"), begin + 75,
-        begin + 79, *openai.encode(" three four"), begin + 164,
-        begin + 1499, *openai.encode(" 5"), begin + 1500,
-    ]  # fmt: skip
+        begin,
+        *openai.encode(" एक दो"),
+        begin + 75,
+        begin + 79,
+        *openai.encode(" three four"),
+        begin + 164,
+        begin + 1499,
+        *openai.encode(" 5"),
+        begin + 1500,
+    ]
     assert openai.no_timestamps not in inputs
     assert labels.tolist() == [*inputs[1:], openai.eot]
     shown = openai.decode_with_timestamps(inputs.tolist()[len(openai.sot_sequence) :])

@@ -28,10 +28,17 @@ def test_a_recipe_with_a_card_in_its_name_fits_it(name):
     assert found.memory.peak >= 0.5 * found.device.free  # and the card is used
 
 
-@pytest.mark.parametrize("words, size", [
-    ("8GB", 8 * GIB), ("8gb", 8 * GIB), ("7.5 GiB", 7.5 * GIB), ("6g", 6 * GIB), ("500MB", 500 * 1024**2),
-    ("12", 12 * GIB),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, size",
+    [
+        ("8GB", 8 * GIB),
+        ("8gb", 8 * GIB),
+        ("7.5 GiB", 7.5 * GIB),
+        ("6g", 6 * GIB),
+        ("500MB", 500 * 1024**2),
+        ("12", 12 * GIB),
+    ],
+)
 def test_sizes_of_memory(words, size):
     assert imagined_device(words) == Device("cuda", f"a GPU of {size / GIB:g} GB", int(size), int(size))
 
@@ -101,14 +108,17 @@ def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speec
     assert (resolved.lora.rank, resolved.lora.targets) == (3, "attention+mlp+decoder")
 
 
-@pytest.mark.parametrize("named, words", [
-    (["q_proj", "v_proj"], "attention"),
-    (["fc1", "fc2", "q_proj"], "attention+mlp"),
-    (["model.decoder.layers.0.encoder_attn.q_proj"], "attention+decoder"),
-    ("all-linear", "attention+mlp"),
-    (make_target_pattern("encoder+mlp"), "mlp+encoder"),
-    (make_target_pattern("attention+mlp"), "attention+mlp"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        (["q_proj", "v_proj"], "attention"),
+        (["fc1", "fc2", "q_proj"], "attention+mlp"),
+        (["model.decoder.layers.0.encoder_attn.q_proj"], "attention+decoder"),
+        ("all-linear", "attention+mlp"),
+        (make_target_pattern("encoder+mlp"), "mlp+encoder"),
+        (make_target_pattern("attention+mlp"), "attention+mlp"),
+    ],
+)
 def test_what_a_saved_adapter_adapts(named, words):
     assert describe_targets(named) == words
 

@@ -32,18 +32,24 @@ def wav(number: int) -> bytes:
 def table(n_rows: int, first: int = 0, **columns) -> datasets.Dataset:
     """As a Hub data set is: sound as Audio, a text, a speaker, a language label."""
     numbers = range(first, first + n_rows)
-    features = datasets.Features({
-        "client_id": datasets.Value("string"), "path": datasets.Value("string"),
-        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "sentence": datasets.Value("string"), "language": datasets.ClassLabel(names=["hi", "te"]),
-        **{name: datasets.Value("string") for name in columns},
-    })  # fmt: skip
+    features = datasets.Features(
+        {
+            "client_id": datasets.Value("string"),
+            "path": datasets.Value("string"),
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "sentence": datasets.Value("string"),
+            "language": datasets.ClassLabel(names=["hi", "te"]),
+            **{name: datasets.Value("string") for name in columns},
+        }
+    )
     rows = {
-        "client_id": [f"s{number % 2}" for number in numbers], "path": [f"{number}.wav" for number in numbers],
+        "client_id": [f"s{number % 2}" for number in numbers],
+        "path": [f"{number}.wav" for number in numbers],
         "audio": [{"bytes": wav(number), "path": f"{number}.wav"} for number in numbers],
-        "sentence": [f"वाक्य {number}" for number in numbers], "language": [number % 2 for number in numbers],
+        "sentence": [f"वाक्य {number}" for number in numbers],
+        "language": [number % 2 for number in numbers],
         **{name: [value] * n_rows for name, value in columns.items()},
-    }  # fmt: skip
+    }
     # Encoding as Audio would ask for torchcodec.
     return datasets.Dataset.from_dict(rows, features=features).cast_column("audio", datasets.Audio(decode=False))
 
@@ -153,9 +159,10 @@ def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
         found = read_sound_cell({"bytes": None, "path": path}, "owner/name")
         assert isinstance(found, HubSound) and found.read() == wav(0)
     assert opened == [
-        "hf://datasets/owner/name@abc/clips/0.wav", "hf://datasets/owner/name/clips/0.wav",
+        "hf://datasets/owner/name@abc/clips/0.wav",
+        "hf://datasets/owner/name/clips/0.wav",
         "zip://0.wav::hf://datasets/owner/name/c.zip",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_file_of_the_hub_that_cannot_be_fetched_costs_one_clip(tiny_model):
@@ -218,11 +225,13 @@ def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository, capl
     ("error", "said"),
     [
         (datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "hf auth login"),
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
-         "no such data set on the Hub"),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
+            "no such data set on the Hub",
+        ),
         (ConnectionError("Couldn't reach 'x' on the Hub"), "the Hub cannot be reached"),
     ],
-)  # fmt: skip
+)
 def test_what_the_hub_refuses(monkeypatch, error, said):
     Hub(monkeypatch, error)
     assert said in refusal("owner/name:hi:train")

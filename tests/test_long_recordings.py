@@ -67,16 +67,19 @@ def recording(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "page"),
     [
-        (".srt", SRT), (".vtt", VTT), (".json", json.dumps(SEGMENTS)),
+        (".srt", SRT),
+        (".vtt", VTT),
+        (".json", json.dumps(SEGMENTS)),
         (".json", json.dumps({"text": "all", "segments": SEGMENTS})),
     ],
-)  # fmt: skip
+)
 def test_all_kinds_of_segments_give_the_same_clips(recording, suffix, page):
     recording.with_suffix(suffix).write_text(page, encoding="utf-8")
     rows = load_source(str(recording))
     assert [(row.start_s, row.end_s, row.text, row.prompt) for row in rows] == [
-        (0.5, 4.0, "एक दो तीन", ""), (9.0, 10.25, "चार पाँच", ""),
-    ]  # fmt: skip
+        (0.5, 4.0, "एक दो तीन", ""),
+        (9.0, 10.25, "चार पाँच", ""),
+    ]
     assert [(one.start_s, round(one.end_s, 6)) for one in rows[0].segments] == [(0.0, 1.5), (1.6, 3.5)]
     assert rows == load_source(str(recording.with_suffix(suffix))) == load_source(str(recording.parent))
     assert len(load_audio(rows[1].sound(), start_s=9.0, end_s=10.25)) == 20_000
@@ -115,12 +118,15 @@ def test_segments_of_a_manifest(tmp_path, recording):
 @pytest.mark.parametrize(
     ("name", "page", "said"),
     [
-        ("talk.json", '{"a": 1}', "no list of segments"), ("talk.json", "[1]", "segment 1: no text"),
-        ("talk.json", '[{"text": "a", "start": "x", "end": 2}]', "'x' is no time"), ("talk.json", "[", "not JSON"),
+        ("talk.json", '{"a": 1}', "no list of segments"),
+        ("talk.json", "[1]", "segment 1: no text"),
+        ("talk.json", '[{"text": "a", "start": "x", "end": 2}]', "'x' is no time"),
+        ("talk.json", "[", "not JSON"),
         ("talk.json", '[{"text": " ", "start": 1, "end": 2}]', "no segments with text"),
-        ("talk.srt", "", "no segments with text"), ("other.srt", SRT, "no recording of this name"),
+        ("talk.srt", "", "no segments with text"),
+        ("other.srt", SRT, "no recording of this name"),
     ],
-)  # fmt: skip
+)
 def test_segments_that_cannot_be_read(recording, name, page, said):
     path = recording.parent / name
     path.write_text(page, encoding="utf-8")

@@ -15,9 +15,12 @@ from whisper_peft.model.devices import return_large_blocks
 from whisper_peft.training.trainer import SpeechTrainer
 
 CHANGES = {
-    "train.batch_size": 4, "train.learning_rate": 0.01, "lora.dropout": 0.2, "evaluate.compare_clips": 0,
+    "train.batch_size": 4,
+    "train.learning_rate": 0.01,
+    "lora.dropout": 0.2,
+    "evaluate.compare_clips": 0,
     "evaluate.max_clips": 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -44,10 +47,13 @@ def weights(run) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
 def test_a_step_that_does_not_fit_is_made_again_cut_finer(tiny_model, speech, tmp_path, small_device, error):
     finer = {**CHANGES, "train.micro_batch_size": 1}
     expected = train(tiny_recipe(tiny_model, speech, **finer), output=tmp_path / "expected").run
@@ -130,9 +136,14 @@ def test_what_a_cpu_frees_is_free_for_others_too():
     assert grown[1] < 150e6
 
 
-@pytest.mark.parametrize("window, checkpointing, returned", [
-    ("full", False, True), ("tight", True, True), ("tight", False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "window, checkpointing, returned",
+    [
+        ("full", False, True),
+        ("tight", True, True),
+        ("tight", False, False),
+    ],
+)
 def test_it_is_given_back_where_memory_matters(
     tiny_model, speech, tmp_path, monkeypatch, window, checkpointing, returned
 ):
@@ -142,8 +153,10 @@ def test_it_is_given_back_where_memory_matters(
     monkeypatch.setattr(room, "LONG_WINDOW", 149)  # the tiny model's whole window is 150
     monkeypatch.setattr(room, "return_large_blocks", lambda: called.append(True))
     changes = {
-        "features.window": window, "train.gradient_checkpointing": checkpointing, "train.steps": 1,
+        "features.window": window,
+        "train.gradient_checkpointing": checkpointing,
+        "train.steps": 1,
         "evaluate.compare_clips": 0,
-    }  # fmt: skip
+    }
     train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
     assert bool(called) == returned

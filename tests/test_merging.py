@@ -50,9 +50,10 @@ def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model
     assert {str(weight.dtype) for weight in merged.values()} == {f"torch.{dtype}"}
     moved = {name for name in base if not base[name].to(merged[name].dtype).equal(merged[name])}
     assert moved == {
-        name for name in base
+        name
+        for name in base
         if (".layers." in name and name.endswith("_proj.weight")) or name.endswith(("fc1.weight", "fc2.weight"))
-    }  # fmt: skip
+    }
 
 
 def test_the_fold_is_the_formula(lora_run, tiny_model, tmp_path):

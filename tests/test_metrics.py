@@ -100,9 +100,11 @@ def test_score_is_flat_raw_and_normalised() -> None:
     assert figures["cer"] == pytest.approx(3 / 18)
     counts = ("substitutions", "deletions", "insertions", "hits", "reference_length")
     assert set(figures) == {
-        "clips", "normalizer", *ERROR_MEASURES,
+        "clips",
+        "normalizer",
+        *ERROR_MEASURES,
         *(f"{measure}_{count}" for measure in ERROR_MEASURES for count in counts),
-    }  # fmt: skip
+    }
     json.dumps(figures)
 
 

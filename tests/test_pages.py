@@ -102,11 +102,16 @@ def frame(title: str, body: str) -> str:
 
 def body_of(text: str) -> str:
     """Every piece, with a text wherever one can be."""
-    return "\n".join((
-        f'<p dir="auto">{escape_text(text)}</p>', isolate_text(text), show_path(text),
-        draw_bars([(text, 0.5, text)]), draw_histogram([1.0, 2.0, 50.0], title=text, unit=text),
-        make_player(make_wave(0.1), text),
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            f'<p dir="auto">{escape_text(text)}</p>',
+            isolate_text(text),
+            show_path(text),
+            draw_bars([(text, 0.5, text)]),
+            draw_histogram([1.0, 2.0, 50.0], title=text, unit=text),
+            make_player(make_wave(0.1), text),
+        )
+    )
 
 
 POLICY = (

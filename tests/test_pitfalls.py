@@ -328,10 +328,13 @@ def test_17_no_features_are_written_to_disk(tiny_model, speech, tmp_path, monkey
     assert {path: path.stat().st_size for path in speech.rglob("*")} == before
     one_clip = 80 * 300 * 4  # bytes of a log-mel
     large = [
-        path.relative_to(tmp_path) for path in tmp_path.rglob("*")
-        if path.is_file() and path.stat().st_size >= one_clip and path.parent.name not in ("adapter",)
+        path.relative_to(tmp_path)
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+        and path.stat().st_size >= one_clip
+        and path.parent.name not in ("adapter",)
         and run / "checkpoints" not in path.parents
-    ]  # fmt: skip
+    ]
     assert not large
     assert not [path for path in run.rglob("*") if path.suffix in (".arrow", ".npy", ".npz")]
 
@@ -424,9 +427,13 @@ def closed_by_a_time(model: Path, rows) -> int:
     whisper, preparation = WhisperForConditionalGeneration.from_pretrained(model).eval(), load_preparation(str(model))
     batch = SpeechCollator(preparation)([SpeechDataset(rows, preparation, language="hi")[i] for i in range(len(rows))])
     found = whisper.generate(
-        input_features=batch["input_features"], language="hi", task="transcribe", return_timestamps=True,
-        max_new_tokens=20, force_unique_generate_call=True,
-    )  # fmt: skip
+        input_features=batch["input_features"],
+        language="hi",
+        task="transcribe",
+        return_timestamps=True,
+        max_new_tokens=20,
+        force_unique_generate_call=True,
+    )
     return int(((found >= preparation.first_timestamp).sum(dim=1) >= 2).sum())
 
 
@@ -439,10 +446,18 @@ def test_28_times_are_lost_without_and_kept_with_a_share_of_timed_clips(tiny_mod
 
     def trained(model: Path, share: float, steps: int, name: str) -> Path:
         changes = {
-            "features.timestamps": share, "train.mode": "full", "train.learning_rate": 0.01, "train.steps": steps,
-            "train.batch_size": 8, "evaluate.compare_clips": 0, "evaluate.max_clips": 1, "evaluate.every_steps": steps,
-            "data.train": [str(folder)], "data.eval": str(folder), "data.test": None,
-        }  # fmt: skip
+            "features.timestamps": share,
+            "train.mode": "full",
+            "train.learning_rate": 0.01,
+            "train.steps": steps,
+            "train.batch_size": 8,
+            "evaluate.compare_clips": 0,
+            "evaluate.max_clips": 1,
+            "evaluate.every_steps": steps,
+            "data.train": [str(folder)],
+            "data.eval": str(folder),
+            "data.test": None,
+        }
         return train(tiny_recipe(model, tmp_path, **changes), output=tmp_path / name).model
 
     able = trained(tiny_model, 1.0, 60, "able")

@@ -55,9 +55,14 @@ class Alive(TorchDispatchMode):
 def deep_model(tmp_path_factory):
     """Four layers of 64: what is kept of layers outweighs the ends, as in a real one."""
     return make_tiny_model(
-        tmp_path_factory.mktemp("deep") / "model", d_model=64, encoder_ffn_dim=256, decoder_ffn_dim=256,
-        encoder_layers=4, decoder_layers=4, max_source_positions=1500,
-    )  # fmt: skip
+        tmp_path_factory.mktemp("deep") / "model",
+        d_model=64,
+        encoder_ffn_dim=256,
+        decoder_ffn_dim=256,
+        encoder_layers=4,
+        decoder_layers=4,
+        max_source_positions=1500,
+    )
 
 
 def measured(model, frames: int, dtype, *, steps: int = 2) -> tuple[int, int]:
@@ -97,9 +102,14 @@ def test_what_a_step_holds_is_what_was_predicted(deep_model, kind, precision, fr
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peak, targets = measured(model, frames, dtype)
     method = Method(
-        mode=mode, quantize=quantize, precision=precision, device="cpu", gradient_checkpointing=checkpointing,
-        rank=RANK, dropout=dropout,
-    )  # fmt: skip
+        mode=mode,
+        quantize=quantize,
+        precision=precision,
+        device="cpu",
+        gradient_checkpointing=checkpointing,
+        rank=RANK,
+        dropout=dropout,
+    )
     found = predict_memory(Architecture.of(whisper_of(model).config), method, Load(CLIPS, frames // 2, TOKENS, targets))
     assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.12)
 
@@ -112,9 +122,14 @@ def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropo
     lora = {"rank": RANK, "dropout": dropout, "dora": True, "modules_to_save": ("layer_norm",)}
     model = build_model(locate(deep_model), "lora", lora=lora, quantize=quantize, autocast_dtype=dtype).train()
     method = Method(
-        quantize=quantize, precision=precision, device="cpu", rank=RANK, dropout=dropout, dora=True,
+        quantize=quantize,
+        precision=precision,
+        device="cpu",
+        rank=RANK,
+        dropout=dropout,
+        dora=True,
         trained_modules=("layer_norm",),
-    )  # fmt: skip
+    )
     shape = Architecture.of(whisper_of(model).config)
     assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, dtype)
@@ -122,10 +137,20 @@ def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropo
     assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("name", [
-    "conv1", "conv2", "embed_positions", "embed_tokens", "proj_out", "layer_norm", "self_attn_layer_norm",
-    "encoder_attn_layer_norm", "final_layer_norm",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv1",
+        "conv2",
+        "embed_positions",
+        "embed_tokens",
+        "proj_out",
+        "layer_norm",
+        "self_attn_layer_norm",
+        "encoder_attn_layer_norm",
+        "final_layer_norm",
+    ],
+)
 def test_modules_that_can_be_trained_in_full_are_counted(deep_model, name):
     whisper = whisper_of(build_model(locate(deep_model), "full"))
     found = [module for key, module in whisper.named_modules() if key.endswith(name)]
@@ -133,18 +158,33 @@ def test_modules_that_can_be_trained_in_full_are_counted(deep_model, name):
     assert counted == sum(p.numel() for module in found for p in module.parameters()) > 0
 
 
-@pytest.mark.parametrize("targets, freeze", [
-    ("attention+mlp", None), ("attention", None), ("mlp", None), ("encoder", None), ("decoder+attention", None),
-    ("attention+mlp", "encoder"), ("attention", "encoder"), ("mlp", "encoder"), ("decoder+attention", "encoder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "targets, freeze",
+    [
+        ("attention+mlp", None),
+        ("attention", None),
+        ("mlp", None),
+        ("encoder", None),
+        ("decoder+attention", None),
+        ("attention+mlp", "encoder"),
+        ("attention", "encoder"),
+        ("mlp", "encoder"),
+        ("decoder+attention", "encoder"),
+    ],
+)
 def test_partial_adapters(deep_model, targets, freeze):
     model = build_model(locate(deep_model), "lora", lora={"rank": RANK, "targets": targets}, freeze=freeze).train()
     words = targets.split("+")
     method = Method(
-        precision="fp32", device="cpu", rank=RANK, freeze=freeze,
-        attention="mlp" not in words or "attention" in words, mlp="attention" not in words or "mlp" in words,
-        encoder="decoder" not in words, decoder="encoder" not in words,
-    )  # fmt: skip
+        precision="fp32",
+        device="cpu",
+        rank=RANK,
+        freeze=freeze,
+        attention="mlp" not in words or "attention" in words,
+        mlp="attention" not in words or "mlp" in words,
+        encoder="decoder" not in words,
+        decoder="encoder" not in words,
+    )
     shape = Architecture.of(whisper_of(model).config)
     sizes = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
     assert adapter_parameters(shape, method) == sum(sizes)
@@ -176,9 +216,14 @@ def test_weights_are_counted_to_the_byte(deep_model, kind, precision):
 def test_the_published_sizes_have_their_published_parameters():
     """As the checkpoints on the Hub have them, encoder positions included."""
     known = {
-        "tiny": 37_760_640, "base": 72_593_920, "small": 241_734_912, "medium": 763_857_920,
-        "large-v2": 1_543_304_960, "large-v3": 1_543_490_560, "large-v3-turbo": 808_878_080,
-    }  # fmt: skip
+        "tiny": 37_760_640,
+        "base": 72_593_920,
+        "small": 241_734_912,
+        "medium": 763_857_920,
+        "large-v2": 1_543_304_960,
+        "large-v3": 1_543_490_560,
+        "large-v3-turbo": 808_878_080,
+    }
     assert len(PUBLISHED) == 12
     assert {name: PUBLISHED[name].parameters for name in known} == known
 

@@ -113,8 +113,15 @@ def test_a_run_and_its_merge_go_up_and_load_as_strangers_load_them(hub, ask, lor
     adapter, whole = hub.repos["me/adapter"].head.files, hub.repos["me/merged"].head.files
     assert json.loads(adapter["adapter_config.json"])["base_model_name_or_path"] == BASE
     for files, weights in ((adapter, "adapter_model.safetensors"), (whole, "model.safetensors")):
-        assert {weights, "README.md", "run/recipe.yaml", "run/run.json", "tokenizer.json", "generation_config.json",
-                "preprocessor_config.json"} <= files.keys()  # fmt: skip
+        assert {
+            weights,
+            "README.md",
+            "run/recipe.yaml",
+            "run/run.json",
+            "tokenizer.json",
+            "generation_config.json",
+            "preprocessor_config.json",
+        } <= files.keys()
         assert not [
             name for name in files if name.endswith((".bin", ".pt", ".pth", ".jsonl")) and "metrics" not in name
         ]
@@ -144,9 +151,11 @@ def test_the_cards_code_runs(kind, hub, ask, lora_run, merged, tmp_path):
 
 def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
     for model, base, kind, relation in (
-        (lora_run, BASE, "adapter", "adapter"), (lora_run / "adapter", BASE, "adapter", "adapter"),
-        (full_run, BASE, "model", "finetune"), (merged, BASE, "model", "finetune"),
-    ):  # fmt: skip
+        (lora_run, BASE, "adapter", "adapter"),
+        (lora_run / "adapter", BASE, "adapter", "adapter"),
+        (full_run, BASE, "model", "finetune"),
+        (merged, BASE, "model", "finetune"),
+    ):
         run = full_run if model == full_run else lora_run
         facts, recipe = runs.read_json(run / "run.json"), load_recipe(run / "recipe.yaml")
         report = publish(model, "me/it", base=base, dry_run=True)
@@ -155,10 +164,11 @@ def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
         assert page["language"] == "hi" and page["pipeline_tag"] == "automatic-speech-recognition"
         assert page["library_name"] == ("peft" if kind == "adapter" else "transformers")
         expected = {
-            "WER in %, as written": final["wer"], "CER in %, as written": final["cer"],
+            "WER in %, as written": final["wer"],
+            "CER in %, as written": final["cer"],
             f"WER in %, normalised ({final['normalizer']})": final["wer_normalized"],
             f"CER in %, normalised ({final['normalizer']})": final["cer_normalized"],
-        }  # fmt: skip
+        }
         assert rates(report.card) == {name: round(100 * rate, 2) for name, rate in expected.items()}
         scored = runs.read_jsonl(run / "transcripts.jsonl")
         texts = ([one[key] for one in scored] for key in ("reference", "prediction"))
@@ -176,9 +186,10 @@ def test_names_are_text_in_the_card(lora_run):
     known = provenance(lora_run)
     plain = Subject("adapter", "me/it", BASE, known)
     known = {
-        **known, "facts": {**known["facts"], "device": odd},
+        **known,
+        "facts": {**known["facts"], "device": odd},
         "recipe": {**known["recipe"], "data": {**known["recipe"]["data"], "train": [odd], "test": odd}},
-    }  # fmt: skip
+    }
     card = write_card(Subject("adapter", "me/it", BASE, known), CardWords(model_name=odd, finetuned_from=odd))
     assert is_untouched(card)
     page = yaml.safe_load(card.partition("\n---\n")[0])
@@ -186,9 +197,13 @@ def test_names_are_text_in_the_card(lora_run):
     assert model["name"] == odd and page["base_model"] == odd and model["results"][0]["dataset"]["name"] == odd
     (shown,) = re.findall(r"```yaml\n(.*?)\n```", card, re.DOTALL)
     assert yaml.safe_load(shown)["data"]["test"] == odd
-    ours, theirs = (write.partition("\n---\n\n")[2].partition("```yaml")[0].splitlines() for write in (
-        write_card(plain, CardWords()), card,
-    ))  # fmt: skip
+    ours, theirs = (
+        write.partition("\n---\n\n")[2].partition("```yaml")[0].splitlines()
+        for write in (
+            write_card(plain, CardWords()),
+            card,
+        )
+    )
     cells, headings = (lambda line: len(re.findall(r"(?<!\\)\|", line))), (lambda line: line.startswith("#"))
     assert list(map(cells, theirs)) == list(map(cells, ours))
     assert list(map(headings, theirs)) == list(map(headings, ours))
@@ -205,10 +220,20 @@ def test_a_selection_set_is_called_one(lora_run, tmp_path):
 
 def test_the_notebooks_card_arguments_have_their_place(lora_run):
     report = publish(
-        lora_run, "me/it", base=BASE, dry_run=True, dataset_tags=["mozilla-foundation/common_voice_11_0"],
-        dataset="Common Voice 11.0", dataset_args="config: hi, split: test", language="mr", model_name="Whisper Hi",
-        finetuned_from="openai/whisper-small", tasks="automatic-speech-recognition", tags=["mine"], license="mit",
-    )  # fmt: skip
+        lora_run,
+        "me/it",
+        base=BASE,
+        dry_run=True,
+        dataset_tags=["mozilla-foundation/common_voice_11_0"],
+        dataset="Common Voice 11.0",
+        dataset_args="config: hi, split: test",
+        language="mr",
+        model_name="Whisper Hi",
+        finetuned_from="openai/whisper-small",
+        tasks="automatic-speech-recognition",
+        tags=["mine"],
+        license="mit",
+    )
     page = metadata(report.card)
     assert page["datasets"] == ["mozilla-foundation/common_voice_11_0"] and page["language"] == "mr"
     assert page["base_model"] == "openai/whisper-small" and page["license"] == "mit" and "mine" in page["tags"]
@@ -380,12 +405,33 @@ def test_a_hindi_run_of_the_real_base(shared, hub, ask, tmp_path):
         rows = sorted(load_source(str(data / split))[:40], key=lambda row: len(row.text))[:clips]
         lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    done = ask(*command(
-        "train", "--model", model, "--language", "hindi", "--train", tmp_path / "train.jsonl",
-        "--eval", tmp_path / "eval.jsonl",
-        "--steps", 2, "--batch-size", 4, "--output", tmp_path / "run", "--set", "train.workers=0",
-        "--set", "evaluate.max_clips=2", "--set", "evaluate.compare_clips=0", "--set", "train.warmup_steps=0",
-    ))  # fmt: skip
+    done = ask(
+        *command(
+            "train",
+            "--model",
+            model,
+            "--language",
+            "hindi",
+            "--train",
+            tmp_path / "train.jsonl",
+            "--eval",
+            tmp_path / "eval.jsonl",
+            "--steps",
+            2,
+            "--batch-size",
+            4,
+            "--output",
+            tmp_path / "run",
+            "--set",
+            "train.workers=0",
+            "--set",
+            "evaluate.max_clips=2",
+            "--set",
+            "evaluate.compare_clips=0",
+            "--set",
+            "train.warmup_steps=0",
+        )
+    )
     assert done.returncode == 0, done.stderr
     done = ask(*command("merge", tmp_path / "run", tmp_path / "merged", "--dtype", "float32"))
     assert done.returncode == 0, done.stderr

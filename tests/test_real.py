@@ -46,11 +46,24 @@ def short(manifest: Path, clips: int) -> Path:
 
 
 def run_of(model: Path, few: Path, folder: Path, mode: str) -> Path:
-    recipe = override(Recipe(), {
-        "model.name": str(model), "model.language": "hindi", "data.train": [str(few)], "data.eval": str(short(few, 1)),
-        "train.mode": mode, "train.steps": 2, "train.batch_size": 2, "train.workers": 0, "train.logging_steps": 1,
-        "evaluate.compare_clips": 0, "evaluate.every_steps": 2, "lora.rank": 8, "train.warmup_steps": 0,
-    })  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "model.name": str(model),
+            "model.language": "hindi",
+            "data.train": [str(few)],
+            "data.eval": str(short(few, 1)),
+            "train.mode": mode,
+            "train.steps": 2,
+            "train.batch_size": 2,
+            "train.workers": 0,
+            "train.logging_steps": 1,
+            "evaluate.compare_clips": 0,
+            "evaluate.every_steps": 2,
+            "lora.rank": 8,
+            "train.warmup_steps": 0,
+        },
+    )
     return train(recipe, output=folder / mode).run
 
 
@@ -106,12 +119,23 @@ def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path
     """kill -9 in the third of four steps, the second epoch: the same adapter as without, dropout and workers on."""
     from test_resume import At, child, run_child
 
-    recipe = override(Recipe(), {
-        "model.name": str(model), "model.language": "hindi", "data.train": [str(short(few, 4))],
-        "data.eval": str(short(few, 1)), "train.steps": 4, "train.batch_size": 2, "train.workers": 2,
-        "evaluate.compare_clips": 0, "evaluate.every_steps": 2, "lora.rank": 8, "train.precision": "fp32",
-        "train.quantize": quantize,
-    })  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "model.name": str(model),
+            "model.language": "hindi",
+            "data.train": [str(short(few, 4))],
+            "data.eval": str(short(few, 1)),
+            "train.steps": 4,
+            "train.batch_size": 2,
+            "train.workers": 2,
+            "evaluate.compare_clips": 0,
+            "evaluate.every_steps": 2,
+            "lora.rank": 8,
+            "train.precision": "fp32",
+            "train.quantize": quantize,
+        },
+    )
     whole = train(recipe, output=tmp_path / "whole").model
     assert run_child(child, At(3), {"recipe": recipe, "output": tmp_path / "killed"}) == -9
     gone_on = train(resume=tmp_path / "killed").model
@@ -189,9 +213,13 @@ def last_times(source: Path, rows: list) -> dict[int, float | None]:
     dataset = SpeechDataset(rows, preparation, language="hi")
     batch = SpeechCollator(preparation)([dataset[number] for number in range(len(rows))])
     found = whisper.generate(
-        input_features=batch["input_features"], language="hi", task="transcribe", return_timestamps=True,
-        max_new_tokens=100, force_unique_generate_call=True,
-    )  # fmt: skip
+        input_features=batch["input_features"],
+        language="hi",
+        task="transcribe",
+        return_timestamps=True,
+        max_new_tokens=100,
+        force_unique_generate_call=True,
+    )
     ended = {}
     for number, ids in zip(batch["rows"], found.tolist(), strict=True):
         if preparation.eot in ids:
@@ -208,13 +236,25 @@ def test_times_survive_training_with_a_share_of_timed_clips(model, shared, tmp_p
     heard = load_source(str(shared / "data" / "hindi_tts" / "test"))[:8]
     lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in clips]
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    recipe = override(Recipe(), {
-        "model.name": str(model), "model.language": "hindi", "data.train": [str(tmp_path / "train.jsonl")],
-        "data.eval": str(shared / "data" / "hindi_tts" / "test"), "features.timestamps": 0.5,
-        "features.window": "tight", "train.steps": 16, "train.batch_size": 4, "train.workers": 0,
-        "train.precision": "fp32", "evaluate.compare_clips": 0, "evaluate.every_steps": 16, "evaluate.max_clips": 1,
-        "lora.rank": 8,
-    })  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "model.name": str(model),
+            "model.language": "hindi",
+            "data.train": [str(tmp_path / "train.jsonl")],
+            "data.eval": str(shared / "data" / "hindi_tts" / "test"),
+            "features.timestamps": 0.5,
+            "features.window": "tight",
+            "train.steps": 16,
+            "train.batch_size": 4,
+            "train.workers": 0,
+            "train.precision": "fp32",
+            "evaluate.compare_clips": 0,
+            "evaluate.every_steps": 16,
+            "evaluate.max_clips": 1,
+            "lora.rank": 8,
+        },
+    )
     run = train(recipe, output=tmp_path / "run").run
     for source in (model, run):
         ends = last_times(source, heard)

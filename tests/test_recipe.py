@@ -94,7 +94,7 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("features: {timestamps: 1.5}", "features.timestamps: expected a share"),
         ("train: {batch_size: 0}", "train.batch_size: expected more than 0, found 0."),
     ],
-)  # fmt: skip
+)
 def test_a_page_that_is_refused(tmp_path, page, message):
     path = written(tmp_path, page)
     with pytest.raises(UserError) as caught:
@@ -195,11 +195,17 @@ def test_round_trip(tmp_path):
     recipe = override(
         Recipe(),
         {
-            "data.train": [str(tmp_path), "/none/ हिन्दी:train+dev"], "train.learning_rate": 1e-5, "train.steps": 7,
-            "data.text.normal_form": None, "lora.modules_to_save": ["proj_out"], "train.micro_batch_size": 2,
-            "model.language": "no", "train.report_to": ["tensorboard"], "data.eval": "1e-3",
+            "data.train": [str(tmp_path), "/none/ हिन्दी:train+dev"],
+            "train.learning_rate": 1e-5,
+            "train.steps": 7,
+            "data.text.normal_form": None,
+            "lora.modules_to_save": ["proj_out"],
+            "train.micro_batch_size": 2,
+            "model.language": "no",
+            "train.report_to": ["tensorboard"],
+            "data.eval": "1e-3",
         },
-    )  # fmt: skip
+    )
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert load_recipe(tmp_path) == recipe  # a run folder
@@ -239,9 +245,15 @@ def test_override_refuses_unknown_keys(key, message):
 
 def test_settings_of_the_command_line():
     settings = [
-        "train.steps=5", "train.learning_rate=1e-3", " model.language =hindi", "data.train=[a, b]", "data.eval=c:dev",
-        "data.text.normal_form=null", "lora.rslora=true", "model.name=a=b",
-    ]  # fmt: skip
+        "train.steps=5",
+        "train.learning_rate=1e-3",
+        " model.language =hindi",
+        "data.train=[a, b]",
+        "data.eval=c:dev",
+        "data.text.normal_form=null",
+        "lora.rslora=true",
+        "model.name=a=b",
+    ]
     recipe = override(Recipe(), parse_settings(Recipe(), settings))
     assert (recipe.train.steps, recipe.train.learning_rate, recipe.lora.rslora) == (5, 0.001, True)
     assert (recipe.model.language, recipe.model.name) == ("hindi", "a=b")

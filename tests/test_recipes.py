@@ -28,11 +28,16 @@ PAGES = sorted(RECIPES.glob("*.yaml"))
 def stand_ins(model: Path, speech: Path) -> dict[str, object]:
     """The changes that make any recipe run here: another model, other sources, two steps, no GPU."""
     return {
-        "model.name": str(model), "model.language": "hindi", "data.train": [str(speech / "train")],
+        "model.name": str(model),
+        "model.language": "hindi",
+        "data.train": [str(speech / "train")],
         "data.eval": str(speech / "eval"),
-        "data.test": str(speech / "test"), "train.steps": 2, "train.epochs": None, "train.precision": "fp32",
+        "data.test": str(speech / "test"),
+        "train.steps": 2,
+        "train.epochs": None,
+        "train.precision": "fp32",
         "train.workers": 0,
-    }  # fmt: skip
+    }
 
 
 def load_script(name: str):
@@ -84,10 +89,19 @@ def test_the_quickstart_needs_nothing_but_the_package():
 def test_the_full_recipe_has_the_values_of_the_notebook():
     page = as_dict(load_recipe("small-hindi-full"))
     notebook = {
-        "mode": "full", "steps": 4000, "batch_size": 20, "learning_rate": 1e-5, "warmup_steps": 500,
-        "precision": "fp16", "gradient_checkpointing": True, "logging_steps": 25, "report_to": ["tensorboard"],
-        "schedule": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0,
-    }  # fmt: skip
+        "mode": "full",
+        "steps": 4000,
+        "batch_size": 20,
+        "learning_rate": 1e-5,
+        "warmup_steps": 500,
+        "precision": "fp16",
+        "gradient_checkpointing": True,
+        "logging_steps": 25,
+        "report_to": ["tensorboard"],
+        "schedule": "linear",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
     assert page["train"] | notebook == page["train"]
     assert page["evaluate"]["every_steps"] == 1000 and page["evaluate"]["best_metric"] == "wer"
     assert page["model"]["name"] == "openai/whisper-small" and page["model"]["language"] == "hindi"
@@ -105,8 +119,10 @@ def test_the_spelled_out_recipe_has_the_values_of_its_twin():
     twin = load_recipe("small-hindi-lora")
     assert defaults["model_name"] == twin.model.name
     assert ((defaults["train"],), defaults["eval"], defaults["test"]) == (
-        twin.data.train, twin.data.eval, twin.data.test,
-    )  # fmt: skip
+        twin.data.train,
+        twin.data.eval,
+        twin.data.test,
+    )
     for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "seed"):
         assert defaults[name] == getattr(twin.train, name), name
     assert defaults["every_steps"] == twin.evaluate.every_steps
@@ -125,14 +141,18 @@ def test_the_spelled_out_recipe_trains_like_its_twin(tiny_model, speech, tmp_pat
 
     monkeypatch.setattr(SpeechTrainer, "training_step", recorded_step)
     sizes = {"train.steps": 5, "train.batch_size": 4, "train.micro_batch_size": 3, "train.warmup_steps": 1}
-    train(
-        override(load_recipe("small-hindi-lora"), stand_ins(tiny_model, speech) | sizes), output=tmp_path / "twin"
-    )  # fmt: skip
+    train(override(load_recipe("small-hindi-lora"), stand_ins(tiny_model, speech) | sizes), output=tmp_path / "twin")
     rates = load_script("lora_spelled_out").main(
-        str(tiny_model), *(str(speech / split) for split in ("train", "eval", "test")), str(tmp_path / "adapter"),
-        steps=5, batch_size=4, micro_batch_size=3, warmup_steps=1, workers=0,
+        str(tiny_model),
+        *(str(speech / split) for split in ("train", "eval", "test")),
+        str(tmp_path / "adapter"),
+        steps=5,
+        batch_size=4,
+        micro_batch_size=3,
+        warmup_steps=1,
+        workers=0,
         watch=lambda number, batch, loss: ours.append((batch, loss)),
-    )  # fmt: skip
+    )
     assert len(ours) == len(twins) == 5
     for (batch, loss), (twin_batch, twin_loss) in zip(ours, twins, strict=True):
         assert batch["rows"] == twin_batch["rows"]
@@ -173,8 +193,12 @@ def test_the_notebook_runs(tmp_path):
     assert "steps = 200" in page
     page = page.replace("steps = 200", "steps = 2")
     done = subprocess.run(
-        [sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", page],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "WER" in done.stdout

@@ -47,9 +47,14 @@ CHANGES = {
 
 def recipe_of(mode: str, model: Path, speech: Path):
     changes = {
-        **CHANGES[mode], "train.steps": STEPS, "train.workers": 2, "train.learning_rate": 0.003,
-        "evaluate.compare_clips": 0, "train.keep_checkpoints": 9, "augment.noise_folder": str(speech / "eval"),
-    }  # fmt: skip
+        **CHANGES[mode],
+        "train.steps": STEPS,
+        "train.workers": 2,
+        "train.learning_rate": 0.003,
+        "evaluate.compare_clips": 0,
+        "train.keep_checkpoints": 9,
+        "augment.noise_folder": str(speech / "eval"),
+    }
     return tiny_recipe(model, speech, **changes)
 
 
@@ -241,8 +246,11 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_
     save_recipe(tiny_recipe(dropout_model, speech, **changes), page)
     child = subprocess.Popen(
         [sys.executable, "-m", "whisper_peft", "train", str(page), "--output", str(run), "--quiet"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     for _ in range(600):
         children = [file.read_text().split() for file in Path("/proc").glob(f"{child.pid}/task/*/children")]
         if run.exists() and sum(map(len, children)) >= 2:  # both that read audio: the first scoring has begun

@@ -72,12 +72,16 @@ def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
 def test_report_files(lora_run, mixed, tmp_path):
     report = evaluate(lora_run, mixed, output=tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.json", "transcripts.jsonl", "left_out.jsonl"
-    }  # fmt: skip
+        "report.json",
+        "transcripts.jsonl",
+        "left_out.jsonl",
+    }
     assert {**runs.read_json(tmp_path / "report" / "report.json"), "seconds": 0} == {
-        **report.as_dict(), "seconds": 0, "wer_interval": list(report.wer_interval),
+        **report.as_dict(),
+        "seconds": 0,
+        "wer_interval": list(report.wer_interval),
         "cer_interval": list(report.cer_interval),
-    }  # fmt: skip
+    }
     left_out = runs.read_jsonl(tmp_path / "report" / "left_out.jsonl")
     assert [Path(one["audio"]).name for one in left_out] == ["gone.wav", "long.wav"]
     with pytest.raises(UserError, match="exists already"):
@@ -129,9 +133,12 @@ def test_loops_are_found_and_speech_is_not():
     speech = torch.randint(0, 9000, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     refrain = [*speech[:30], 5, 6, 7, 5, 6, 7, 5, 6, 7, *speech[30:]]  # three times is no loop
     rows = {
-        "speech": [*prefix, *speech], "refrain": [*prefix, *refrain], "ended": [*prefix, 1, 2, *[eot] * 194],
-        "one word": [*prefix, *speech[:50], *[5] * 150], "long loop": [*prefix, *speech[:40], *(speech[:30] * 6)],
-    }  # fmt: skip
+        "speech": [*prefix, *speech],
+        "refrain": [*prefix, *refrain],
+        "ended": [*prefix, 1, 2, *[eot] * 194],
+        "one word": [*prefix, *speech[:50], *[5] * 150],
+        "long loop": [*prefix, *speech[:40], *(speech[:30] * 6)],
+    }
     loops = Loops(len(rows), eot=eot)
     ids = torch.tensor([one[:200] for one in rows.values()])
     first = {}

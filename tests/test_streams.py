@@ -39,9 +39,7 @@ def test_every_row_once_an_epoch_whatever_file_it_is_in(parquet):
     for epoch in range(3):
         assert sorted(row.text for row, of in drawn if of == epoch) == everything
     assert texts(drawn)[:12] != everything and texts(drawn)[:12] != texts(drawn)[12:24]
-    assert drawn[0][0].sound() == next(
-        row.sound() for row in load_source(str(parquet)) if row.text == drawn[0][0].text
-    )  # fmt: skip
+    assert drawn[0][0].sound() == next(row.sound() for row in load_source(str(parquet)) if row.text == drawn[0][0].text)
     assert texts(RowStream([open_stream(str(parquet), load_source)], seed=2).draw(36)) != texts(drawn)
 
 
@@ -130,9 +128,11 @@ def test_no_source_is_left_out_for_its_small_weight():
 
 def test_one_source_is_what_it_was():
     assert rows_of_an_epoch([(17, 1.0)], 2) == [
-        pick.row for step in [steps(17, 4, seed=5, duration_s=lambda row: 1.0, start=10)] for _ in range(5)
+        pick.row
+        for step in [steps(17, 4, seed=5, duration_s=lambda row: 1.0, start=10)]
+        for _ in range(5)
         for pick in next(step)
-    ]  # fmt: skip
+    ]
 
 
 # runs -----------------------------------------------------------------------------------------------------------------
@@ -140,10 +140,16 @@ def test_one_source_is_what_it_was():
 
 def test_a_mixture_trains_each_source_in_its_language(tiny_model, speech, tmp_path):
     other = make_speech(tmp_path / "other", clips=8, seed=4)
-    recipe = tiny_recipe(tiny_model, speech, **{
-        "data.train": [str(speech / "train"), {"source": str(other), "weight": 0.5, "language": "english"}],
-        "train.steps": None, "train.epochs": 1.0, "evaluate.compare_clips": 0,
-    })  # fmt: skip
+    recipe = tiny_recipe(
+        tiny_model,
+        speech,
+        **{
+            "data.train": [str(speech / "train"), {"source": str(other), "weight": 0.5, "language": "english"}],
+            "train.steps": None,
+            "train.epochs": 1.0,
+            "evaluate.compare_clips": 0,
+        },
+    )
     facts = train(recipe, output=tmp_path / "run").facts
     n_train = len(load_source(str(speech / "train")))
     assert facts["steps"] == -(-(n_train + 4) // recipe.train.batch_size)
@@ -156,10 +162,15 @@ def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, spe
     from safetensors.torch import load_file
 
     changes = {
-        "data.train": [str(parquet), {"source": str(speech / "train"), "weight": 0.5}], "data.streaming": True,
-        "data.shuffle_buffer": 8, "train.steps": 7, "train.workers": 2, "evaluate.every_steps": 7,
-        "evaluate.compare_clips": 0, "model.language": "hi",
-    }  # fmt: skip
+        "data.train": [str(parquet), {"source": str(speech / "train"), "weight": 0.5}],
+        "data.streaming": True,
+        "data.shuffle_buffer": 8,
+        "train.steps": 7,
+        "train.workers": 2,
+        "evaluate.every_steps": 7,
+        "evaluate.compare_clips": 0,
+        "model.language": "hi",
+    }
     recipe = tiny_recipe(tiny_model, speech, **changes)
     whole = train(recipe, output=tmp_path / "whole")
     assert whole.facts["data"]["train_clips"] is None and whole.facts["train_hours"] > 0

@@ -38,17 +38,32 @@ def add_bad_clips(folder: Path, *, missing: int = 1) -> None:
         soundfile.write(folder / f"{name}.wav", make_wave(0.5), 16000)
     with (folder / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
-            [*((f"gone-{number}.wav", "पानी") for number in range(missing)), ("cut.mp3", "घर"), ("empty.wav", "  "),
-             ("long.wav", "रात"), ("wordy.wav", " ".join(WORDS * 2))]
-        )  # fmt: skip
+            [
+                *((f"gone-{number}.wav", "पानी") for number in range(missing)),
+                ("cut.mp3", "घर"),
+                ("empty.wav", "  "),
+                ("long.wav", "रात"),
+                ("wordy.wav", " ".join(WORDS * 2)),
+            ]
+        )
 
 
 def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
     add_bad_clips(make_speech(tmp_path / "clips", 60, seconds=(0.3, 0.8)))
-    recipe = tiny_recipe(tiny_model, speech, **{
-        "data.train": [str(tmp_path / "clips")], "train.epochs": 2.0, "train.steps": None, "train.batch_size": 8,
-        "evaluate.every_steps": 50, "evaluate.max_clips": 2, "evaluate.compare_clips": 0, "train.workers": 1,
-    })  # fmt: skip
+    recipe = tiny_recipe(
+        tiny_model,
+        speech,
+        **{
+            "data.train": [str(tmp_path / "clips")],
+            "train.epochs": 2.0,
+            "train.steps": None,
+            "train.batch_size": 8,
+            "evaluate.every_steps": 50,
+            "evaluate.max_clips": 2,
+            "evaluate.compare_clips": 0,
+            "train.workers": 1,
+        },
+    )
     seen = []
     result = train(recipe, output=tmp_path / "run", loss=counting_loss(seen))
     assert result.facts["steps"] == 18 and result.facts["left_out"] == 5
@@ -57,9 +72,12 @@ def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
     assert set(named) == {"gone-0.wav", "cut.mp3", "empty.wav", "long.wav", "wordy.wav"}
     assert len(runs.read_jsonl(result.run / "left_out.jsonl")) == 5  # each once, in two epochs
     for name, reason in {
-        "gone-0.wav": "no such file", "cut.mp3": "truncated", "empty.wav": "empty text", "long.wav": "4.0 s of audio",
+        "gone-0.wav": "no such file",
+        "cut.mp3": "truncated",
+        "empty.wav": "empty text",
+        "long.wav": "4.0 s of audio",
         "wordy.wav": "text tokens",
-    }.items():  # fmt: skip
+    }.items():
         assert reason in named[name]["reason"]
         assert named[name]["split"] == "train" and named[name]["place"].startswith("metadata.csv:")
 
@@ -119,8 +137,9 @@ def test_without_an_eval_source_a_tenth_of_train_is_held_out_and_named(tiny_mode
     said = []
     result = train(
         tiny_recipe(tiny_model, speech, **{**QUICK, "data.eval": None, "data.test": None, "evaluate.compare_clips": 5}),
-        output=tmp_path / "run", say=said.append,
-    )  # fmt: skip
+        output=tmp_path / "run",
+        say=said.append,
+    )
     data = result.facts["data"]
     assert (data["train_clips"], data["eval_clips"], data["eval_held_out"]) == (11, 1, True)
     assert any("1 eval (held out of train)" in line and "optimistic" in line for line in said)

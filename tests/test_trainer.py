@@ -50,9 +50,11 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
         model, source, **{"train.batch_size": 8, "train.steps": 1, "lora.dropout": 0.0, "train.seed": 3, **changes}
     )
     dataset = SpeechDataset(
-        load_source(str(source)), load_preparation(str(model)), language="hi",
+        load_source(str(source)),
+        load_preparation(str(model)),
+        language="hi",
         augmentation=Augmentation(**recipe.augment.effects) if recipe.augment.effects else None,
-    )  # fmt: skip
+    )
     recipe, _ = resolve(recipe, n_rows=len(dataset), d_model=16, multilingual=True)
     recipe = resolved_with(recipe, workers)
     set_seed(recipe.train.seed)
@@ -61,14 +63,25 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
     prepare(built)
     arguments = training_arguments(recipe, folder)
     sampler = StepSampler(
-        dataset, recipe.train.batch_size, slack_s=slack_policy(recipe.features.window), seed=recipe.train.seed,
-        start=0, parts=(), rank=arguments.process_index, n_ranks=arguments.world_size,
-    )  # fmt: skip
+        dataset,
+        recipe.train.batch_size,
+        slack_s=slack_policy(recipe.features.window),
+        seed=recipe.train.seed,
+        start=0,
+        parts=(),
+        rank=arguments.process_index,
+        n_ranks=arguments.world_size,
+    )
     return SpeechTrainer(
-        built, arguments, dataset=dataset, sampler=sampler, evaluate_model=lambda step, autocast: {"wer": 1.0},
-        micro_batch_size=recipe.train.micro_batch_size, micro_batch_s=recipe.train.micro_batch_s or math.inf,
+        built,
+        arguments,
+        dataset=dataset,
+        sampler=sampler,
+        evaluate_model=lambda step, autocast: {"wer": 1.0},
+        micro_batch_size=recipe.train.micro_batch_size,
+        micro_batch_s=recipe.train.micro_batch_s or math.inf,
         callbacks=list(callbacks),
-    )  # fmt: skip
+    )
 
 
 def first_batches(trainer: SpeechTrainer, count: int) -> list[dict]:
@@ -244,9 +257,12 @@ def test_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, unev
     for checkpointing in (False, True):
         check = GradientCheck()
         trainer = make_trainer(
-            tmp_path / str(checkpointing), tiny_model, uneven, callbacks=[check],
+            tmp_path / str(checkpointing),
+            tiny_model,
+            uneven,
+            callbacks=[check],
             **{"train.gradient_checkpointing": checkpointing, "train.steps": 2},
-        )  # fmt: skip
+        )
         reruns = []
         layer = trainer.model.get_base_model().get_encoder().layers[0]
         layer.fc1.register_forward_hook(lambda *_, reruns=reruns: reruns.append(1))
@@ -328,9 +344,11 @@ def test_two_visible_gpus_never_mean_data_parallel(tiny_model, uneven, tmp_path,
 def test_schedules(schedule, tiny_model, uneven, tmp_path):
     peak, warmup, steps = 1e-3, 2, 8
     trainer = make_trainer(
-        tmp_path, tiny_model, uneven,
+        tmp_path,
+        tiny_model,
+        uneven,
         **{"train.schedule": schedule, "train.learning_rate": peak, "train.warmup_steps": warmup, "train.steps": steps},
-    )  # fmt: skip
+    )
     optimizer = trainer.create_optimizer()
     scheduler = trainer.create_scheduler(steps, optimizer)
     rates = []
@@ -349,9 +367,13 @@ def test_schedules(schedule, tiny_model, uneven, tmp_path):
 
 def test_early_stopping(tiny_model, speech, tmp_path):
     changes = {
-        "train.learning_rate": 1e-9, "train.early_stopping": 2, "train.steps": 9, "evaluate.every_steps": 1,
-        "evaluate.best_metric": "cer", "evaluate.compare_clips": 0,
-    }  # fmt: skip
+        "train.learning_rate": 1e-9,
+        "train.early_stopping": 2,
+        "train.steps": 9,
+        "evaluate.every_steps": 1,
+        "evaluate.best_metric": "cer",
+        "evaluate.compare_clips": 0,
+    }
     result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
     assert result.facts["steps"] == 3 and result.facts["best_step"] == 1  # one that set the mark, two no better
 
@@ -369,13 +391,17 @@ def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
     monkeypatch.setattr(room, "figures", lambda *arguments: {**real(*arguments), "wer": next(plan)})
     seen = []
     changes = {
-        "train.steps": 5, "evaluate.every_steps": 1, "train.keep_checkpoints": keep, "evaluate.compare_clips": 0,
+        "train.steps": 5,
+        "evaluate.every_steps": 1,
+        "train.keep_checkpoints": keep,
+        "evaluate.compare_clips": 0,
         "train.learning_rate": 0.01,
-    }  # fmt: skip
+    }
     result = train(
-        tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run",
+        tiny_recipe(tiny_model, speech, **changes),
+        output=tmp_path / "run",
         on_checkpoint=[lambda folder: seen.append(load_file(folder / "adapter_model.safetensors"))],
-    )  # fmt: skip
+    )
     assert {runs.checkpoint_step(path) for path in runs.complete_checkpoints(result.run)} == left
     assert {int(path.name.split("-")[1]) for path in (result.run / "checkpoints").iterdir()} == left
     assert result.facts["best_step"] == 2 and len(seen) == 5
@@ -407,9 +433,15 @@ def test_what_a_run_writes_down(lora_run, tiny_model):
     assert {"eval_cer", "eval_loss", "eval_reached_limit", "eval_wer_insertions"} <= evaluations[0].keys()
     assert not (lora_run / "left_out.jsonl").read_text()
     assert {path.name for path in lora_run.iterdir()} == {
-        "recipe.yaml", "run.json", "metrics.jsonl", "left_out.jsonl", "checkpoints", "adapter", "transcripts.jsonl",
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "left_out.jsonl",
+        "checkpoints",
+        "adapter",
+        "transcripts.jsonl",
         "tensorboard",
-    }  # fmt: skip
+    }
 
 
 def test_tensorboard_has_the_losses(lora_run):
@@ -464,9 +496,13 @@ def test_own_loss_augmentation_callback_and_checkpoint_function(tiny_model, spee
 
     recipe = tiny_recipe(tiny_model, speech, **{"evaluate.compare_clips": 0})
     result = train(
-        recipe, output=tmp_path / "run", augment=louder, loss=double, callbacks=[Count()],
+        recipe,
+        output=tmp_path / "run",
+        augment=louder,
+        loss=double,
+        callbacks=[Count()],
         on_checkpoint=[lambda folder: folders.append((folder.name, (folder / runs.COMPLETE).is_file()))],
-    )  # fmt: skip
+    )
     assert len(heard) == 4 * 4 and len({draw for _, draw in heard}) == 16  # train clips only, each draw its own
     assert calls == [True] * 4
     assert steps == [1, 2, 3, 4]
@@ -500,9 +536,14 @@ def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, so
     """One rank of a data-parallel run on the CPU; the first one stores the weights."""
     sys.stdout = sys.stderr = (folder / f"{n_ranks}-{rank}.log").open("w")
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n_ranks), LOCAL_WORLD_SIZE=str(n_ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(n_ranks),
+        LOCAL_WORLD_SIZE=str(n_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
     changes = {"train.mode": "full", "train.steps": 2, "train.micro_batch_size": 2, "train.learning_rate": 1e-3}
     trainer = make_trainer(folder / f"{n_ranks}-{rank}", model, source, **changes)
     assert trainer.accelerator.num_processes == n_ranks

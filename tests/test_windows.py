@@ -192,9 +192,11 @@ def test_half_precision_and_gradient_checkpointing(dataset):
         model.train(training)
         model.zero_grad()
         model(
-            input_features=batch["input_features"], decoder_input_ids=batch["decoder_input_ids"],
-            labels=batch["labels"], use_cache=False,
-        ).loss.backward()  # fmt: skip
+            input_features=batch["input_features"],
+            decoder_input_ids=batch["decoder_input_ids"],
+            labels=batch["labels"],
+            use_cache=False,
+        ).loss.backward()
         gradients.append(model.get_encoder().layers[0].fc1.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

@@ -291,17 +291,25 @@ PLAIN = srt((0.5, 2, "एक दो"), (2.1, 4, "तीन"))
 @pytest.mark.parametrize(
     ("recording", "name", "language"),
     [
-        ("talk.mp4", "talk.en.srt", "en"), ("talk.mp4", "talk.hi-IN.srt", "hi"),
+        ("talk.mp4", "talk.en.srt", "en"),
+        ("talk.mp4", "talk.hi-IN.srt", "hi"),
         ("talk.webm", "talk.en-orig.srt", "en"),
-        ("talk.mp4", "talk.mp4.srt", None), ("talk.wav", "talk.wav.srt", None), ("TALK.WAV", "TALK.SRT", None),
-        ("talk [dQw4-9W_gX].mp4", "talk [dQw4-9W_gX].zh-Hans.srt", "zh"), ("a.b.c.mp3", "a.b.c.hindi.srt", "hi"),
-        ("talk.wav", "talk.en.sdh.srt", "en"), ("talk.wav", "talk.en.hi.srt", "en"), ("talk.wav", "talk.hi.srt", "hi"),
-        ("talk.f140.m4a", "talk.ml.srt", "ml"), ("talk.wav", "talk.bho.srt", None),
+        ("talk.mp4", "talk.mp4.srt", None),
+        ("talk.wav", "talk.wav.srt", None),
+        ("TALK.WAV", "TALK.SRT", None),
+        ("talk [dQw4-9W_gX].mp4", "talk [dQw4-9W_gX].zh-Hans.srt", "zh"),
+        ("a.b.c.mp3", "a.b.c.hindi.srt", "hi"),
+        ("talk.wav", "talk.en.sdh.srt", "en"),
+        ("talk.wav", "talk.en.hi.srt", "en"),
+        ("talk.wav", "talk.hi.srt", "hi"),
+        ("talk.f140.m4a", "talk.ml.srt", "ml"),
+        ("talk.wav", "talk.bho.srt", None),
         ("talk.wav", "talk.wav.te.srt", "te"),
-        ("talk.wav", "talk.pt_BR.srt", "pt"), ("cafe\u0301.wav", "café.en.srt", "en"),
+        ("talk.wav", "talk.pt_BR.srt", "pt"),
+        ("cafe\u0301.wav", "café.en.srt", "en"),
         ("talk.wav", "talk.sdh.srt", None),
     ],
-)  # fmt: skip
+)
 def test_row_08_names_of_downloaders_are_found(tmp_path, recording, name, language):
     sound(tmp_path / "x.wav").rename(tmp_path / recording)
     path = captions(tmp_path, name, PLAIN)
@@ -387,12 +395,16 @@ def test_hostile_cues_are_named(tmp_path, name, page, said):
         ('[{"start": true, "end": 1, "text": "a"}]', "segment 1: True is no time"),
         ('[{"start": 0, "end": 1, "text": "\\ud800"}]', "segment 1: half of a surrogate pair"),
         ('[{"start": 0, "end": 1, "text": 5}]', "segment 1: no text"),
-        ('{"segments": 5}', "no list of segments"), ('{"segments": {"a": 1}}', "no list of segments"), ("5", "no list"),
-        ("[" * 100_000, "nested"), ('{"segments": [' * 200 + "]}" * 200, "nested"), ("nul", "not JSON"),
+        ('{"segments": 5}', "no list of segments"),
+        ('{"segments": {"a": 1}}', "no list of segments"),
+        ("5", "no list"),
+        ("[" * 100_000, "nested"),
+        ('{"segments": [' * 200 + "]}" * 200, "nested"),
+        ("nul", "not JSON"),
         ('{"transcription": [{"offsets": {"from": "x", "to": 1}, "text": "a"}]}', "segment 1: 'x' is no time"),
         ('{"chunks": [{"timestamp": [0.0, null], "text": "a"}]}', "segment 1: None is no time"),
     ],
-)  # fmt: skip
+)
 def test_hostile_json_segments_are_named(tmp_path, page, said):
     path = captions(tmp_path, "a.json", page)
     with pytest.raises(UserError, match=said) as refused:
@@ -403,12 +415,15 @@ def test_hostile_json_segments_are_named(tmp_path, page, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (PLAIN.encode("utf-16"), "not UTF-8"), (PLAIN.encode("cp1252", "replace") + b"\xe9", "not UTF-8"),
-        (bytes(range(256)), "not UTF-8"), (b"<!DOCTYPE html><html></html>", "an HTML page"),
+        (PLAIN.encode("utf-16"), "not UTF-8"),
+        (PLAIN.encode("cp1252", "replace") + b"\xe9", "not UTF-8"),
+        (bytes(range(256)), "not UTF-8"),
+        (b"<!DOCTYPE html><html></html>", "an HTML page"),
         (b"no cues", "no segments"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"), (b"", "no segments"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"", "no segments"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["a.srt", "a.vtt"])
 def test_what_is_no_caption_file_is_one_line(tmp_path, name, content, said):
     path = tmp_path / name
@@ -426,10 +441,19 @@ def test_row_34_a_fifo_as_captions_is_refused_before_it_is_opened(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["x" * 10**6, "<rt>" * 250_000, "<" * 10**6, "&amp;" * 200_000, "{\\" * 500_000, "<c " * 300_000, "a " * 500_000,
-     "<00:00:00.100>" * 70_000, "-->" * 300_000],
+    [
+        "x" * 10**6,
+        "<rt>" * 250_000,
+        "<" * 10**6,
+        "&amp;" * 200_000,
+        "{\\" * 500_000,
+        "<c " * 300_000,
+        "a " * 500_000,
+        "<00:00:00.100>" * 70_000,
+        "-->" * 300_000,
+    ],
     ids=lambda text: repr(text[:9]),
-)  # fmt: skip
+)
 def test_a_line_of_a_megabyte_takes_no_time(tmp_path, text):
     path = captions(tmp_path, "a.vtt", f"WEBVTT\n\n00:00.000 --> 00:01.000\nok\n\n00:02.000 --> 00:03.000\nb {text}\n")
     began = time.process_time()
@@ -447,13 +471,40 @@ def test_a_huge_caption_file_is_refused(tmp_path):
 
 CUE_PIECES = st.one_of(
     st.text(max_size=30),
-    st.sampled_from([
-        "\n", "\n\n", " --> ", "00:00:01,000 --> 00:00:02,000\n", "00:01.000 --> 00:03.500 align:start\n", "1\n",
-        "WEBVTT\n", "STYLE\n", "<c>", "</c>", "<00:00:01.469>", "<v Bob>", "<rt>", "&amp;", "&#39;", "&#x110000;",
-        "a b", "a b\nc d", "-00:00:01", "99999:59:59.999", "\r", "\0", "\u2028", "\ufeff", "٣٣:٣٣:٣٣,٣٣٣", "<i", ">",
-        "{\\an8}", "NOTE",
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "\n",
+            "\n\n",
+            " --> ",
+            "00:00:01,000 --> 00:00:02,000\n",
+            "00:01.000 --> 00:03.500 align:start\n",
+            "1\n",
+            "WEBVTT\n",
+            "STYLE\n",
+            "<c>",
+            "</c>",
+            "<00:00:01.469>",
+            "<v Bob>",
+            "<rt>",
+            "&amp;",
+            "&#39;",
+            "&#x110000;",
+            "a b",
+            "a b\nc d",
+            "-00:00:01",
+            "99999:59:59.999",
+            "\r",
+            "\0",
+            "\u2028",
+            "\ufeff",
+            "٣٣:٣٣:٣٣,٣٣٣",
+            "<i",
+            ">",
+            "{\\an8}",
+            "NOTE",
+        ]
+    ),
+)
 
 
 @settings(deadline=None, max_examples=150)
@@ -473,14 +524,19 @@ TIMES = st.one_of(st.floats(-1, 100), st.floats(), st.integers(0, 50), JSON_VALU
 SEGMENT_LISTS = st.lists(
     st.one_of(
         st.fixed_dictionaries({"start": TIMES, "end": TIMES, "text": st.one_of(st.text(max_size=20), JSON_VALUES)}),
-        st.fixed_dictionaries({"offsets": st.one_of(JSON_VALUES, st.fixed_dictionaries({"from": TIMES, "to": TIMES})),
-                               "text": st.text(max_size=5)}),
-        st.fixed_dictionaries({"timestamp": st.one_of(JSON_VALUES, st.lists(TIMES, max_size=3)),
-                               "text": st.text(max_size=5)}),
+        st.fixed_dictionaries(
+            {
+                "offsets": st.one_of(JSON_VALUES, st.fixed_dictionaries({"from": TIMES, "to": TIMES})),
+                "text": st.text(max_size=5),
+            }
+        ),
+        st.fixed_dictionaries(
+            {"timestamp": st.one_of(JSON_VALUES, st.lists(TIMES, max_size=3)), "text": st.text(max_size=5)}
+        ),
         JSON_VALUES,
     ),
     max_size=20,
-)  # fmt: skip
+)
 
 
 @settings(deadline=None, max_examples=150)

@@ -304,8 +304,22 @@ def release(tmp_path) -> Path:
     texts[7] = ""
     lines = ["\t".join(SPONTANEOUS)]
     for number, (split, text) in enumerate(zip(splits, texts, strict=True)):
-        row = [f"s{number}", str(number), f"{number}.wav", "900", "7", '"क्या ""आपको"" पानी पसंद है?"', text, "2", "",
-               "", "Hindi", split, "9.0", "short-audio"]  # fmt: skip
+        row = [
+            f"s{number}",
+            str(number),
+            f"{number}.wav",
+            "900",
+            "7",
+            '"क्या ""आपको"" पानी पसंद है?"',
+            text,
+            "2",
+            "",
+            "",
+            "Hindi",
+            split,
+            "9.0",
+            "short-audio",
+        ]
         lines.append("\t".join(row))
     (folder / "ss-corpus-hi.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "ss-reported-audios-hi.tsv").write_text("client_id\taudio_id\taudio_file\treason\n", encoding="utf-8")
@@ -427,12 +441,14 @@ def test_two_columns_of_times_that_differ_are_named_with_a_way_on(clips, tmp_pat
 @given(
     st.lists(
         st.tuples(
-            st.floats(-10, 1e7), st.none() | st.floats(-10, 1e7), st.none() | st.floats(0.01, 1e5),
+            st.floats(-10, 1e7),
+            st.none() | st.floats(-10, 1e7),
+            st.none() | st.floats(0.01, 1e5),
             st.none() | st.floats(0, 1e7),
         ),
         max_size=30,
     )
-)  # fmt: skip
+)
 def test_any_times_are_judged_without_a_traceback(times):
     rows = [Row(f"{n % 7}.wav", "a", start_s=t[0], end_s=t[1], stated_s=t[3]) for n, t in enumerate(times)]
     for doubt in doubt_times(rows, [t[2] for t in times]):
@@ -445,23 +461,65 @@ def test_any_times_are_judged_without_a_traceback(times):
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("hin", "hi"), ("eng", "en"), ("mal", "ml"), ("cmn", "zh"), ("arb", "ar"), ("ger", "de"), ("deu", "de"),
-        ("chi", "zh"), ("HIN", "hi"), ("hi-IN", "hi"), ("zh-CN", "zh"), ("pt_BR", "pt"), ("en_US.UTF-8", "en"),
-        ("hin_Deva", "hi"), ("cmn-Hans-CN", "zh"), ("es-419", "es"), ("zh-yue", "yue"), ("हिन्दी", "hi"), ("हिंदी", "hi"),
-        ("Deutsch", "de"), ("Français", "fr"), ("francais", "fr"), ("മലയാളം", "ml"), ("中文", "zh"), ("Русский", "ru"),
-        ("Spanish; Castilian", "es"), ("English (India)", "en"), ("Mandarin Chinese", "zh"), ("Norwegian Bokmål", "no"),
-        ("jav", "jw"), ("swh", "sw"), ("pes", "fa"), ("nob", "no"), ("ekk", "et"), ("zsm", "ms"), ("bur", "my"),
+        ("hin", "hi"),
+        ("eng", "en"),
+        ("mal", "ml"),
+        ("cmn", "zh"),
+        ("arb", "ar"),
+        ("ger", "de"),
+        ("deu", "de"),
+        ("chi", "zh"),
+        ("HIN", "hi"),
+        ("hi-IN", "hi"),
+        ("zh-CN", "zh"),
+        ("pt_BR", "pt"),
+        ("en_US.UTF-8", "en"),
+        ("hin_Deva", "hi"),
+        ("cmn-Hans-CN", "zh"),
+        ("es-419", "es"),
+        ("zh-yue", "yue"),
+        ("हिन्दी", "hi"),
+        ("हिंदी", "hi"),
+        ("Deutsch", "de"),
+        ("Français", "fr"),
+        ("francais", "fr"),
+        ("മലയാളം", "ml"),
+        ("中文", "zh"),
+        ("Русский", "ru"),
+        ("Spanish; Castilian", "es"),
+        ("English (India)", "en"),
+        ("Mandarin Chinese", "zh"),
+        ("Norwegian Bokmål", "no"),
+        ("jav", "jw"),
+        ("swh", "sw"),
+        ("pes", "fa"),
+        ("nob", "no"),
+        ("ekk", "et"),
+        ("zsm", "ms"),
+        ("bur", "my"),
     ],
-)  # fmt: skip
+)
 def test_row_06_languages_by_all_their_names(name, code):
     assert language_code(name) == code
 
 
 @pytest.mark.parametrize(
     "name",
-    ["xx", "bho", "lg", "hi en", "hi-en", "en-hi", "Chinese (Cantonese)", "is it", "Pyu (Myanmar)", "arz", "cpx",
-     "x" * 9999],
-)  # fmt: skip
+    [
+        "xx",
+        "bho",
+        "lg",
+        "hi en",
+        "hi-en",
+        "en-hi",
+        "Chinese (Cantonese)",
+        "is it",
+        "Pyu (Myanmar)",
+        "arz",
+        "cpx",
+        "x" * 9999,
+    ],
+)
 def test_what_is_no_language_of_whisper_is_never_guessed(name):
     message = refusal(language_code, name)
     assert "--language-token" in message and len(message) < 500
@@ -587,22 +645,34 @@ BIG = int("9" * 400)
 @pytest.mark.parametrize(
     ("fields", "finding"),
     [
-        ({"segments": 5}, "5 is not a list"), ({"segments": True}, "True is not a list"),
-        ({"segments": {"start": 1}}, "is not a list"), ({"segments": "[1"}, "not JSON"),
-        ({"segments": ["a"]}, "segment 1: no text"), ({"segments": [5]}, "segment 1: no text"),
+        ({"segments": 5}, "5 is not a list"),
+        ({"segments": True}, "True is not a list"),
+        ({"segments": {"start": 1}}, "is not a list"),
+        ({"segments": "[1"}, "not JSON"),
+        ({"segments": ["a"]}, "segment 1: no text"),
+        ({"segments": [5]}, "segment 1: no text"),
         ({"segments": [{"text": "a", "start": BIG, "end": 1}]}, "segment 1: .* is no time"),
         ({"segments": [{"text": "a", "start": 0, "end": 1e308}]}, "1e.308 is no time"),
         ({"segments": [{"text": "a", "start": float("nan"), "end": 1}]}, "nan is no time"),
         ({"segments": [{"text": "a", "start": False, "end": 1}]}, "False is no time"),
         ({"segments": [{"text": 7, "start": 0, "end": 1}]}, "segment 1: no text"),
-        ({"start": 1e308}, "1e.308 is no time"), ({"start": BIG}, "is no time"), ({"end": -BIG}, "is no time"),
-        ({"start": [1]}, "is no time"), ({"end": {"s": 1}}, "is no time"), ({"end": "1e400"}, "is no time"),
-        ({"text": True}, "the text is no string"), ({"text": {"a": 1}}, "the text is no string"),
-        ({"text": ["a"] * 100_000}, "the text is no string"), ({"audio": 3}, "3 is no name of a sound file"),
-        ({"audio": 3.5}, "is no name"), ({"audio": True}, "is no name"), ({"audio": [0.1] * 9999}, "is no name"),
-        ({"audio": {"path": "x"}}, "is no name"), ({"no_speech": {"a": [1]}}, "no_speech is"),
+        ({"start": 1e308}, "1e.308 is no time"),
+        ({"start": BIG}, "is no time"),
+        ({"end": -BIG}, "is no time"),
+        ({"start": [1]}, "is no time"),
+        ({"end": {"s": 1}}, "is no time"),
+        ({"end": "1e400"}, "is no time"),
+        ({"text": True}, "the text is no string"),
+        ({"text": {"a": 1}}, "the text is no string"),
+        ({"text": ["a"] * 100_000}, "the text is no string"),
+        ({"audio": 3}, "3 is no name of a sound file"),
+        ({"audio": 3.5}, "is no name"),
+        ({"audio": True}, "is no name"),
+        ({"audio": [0.1] * 9999}, "is no name"),
+        ({"audio": {"path": "x"}}, "is no name"),
+        ({"no_speech": {"a": [1]}}, "no_speech is"),
     ],
-)  # fmt: skip
+)
 def test_row_27_a_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, finding):
     rows = rows_of(clips, 3)
     rows[1] |= fields
@@ -613,12 +683,13 @@ def test_row_27_a_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, 
 @pytest.mark.parametrize(
     ("fields", "finding"),
     [
-        ({"segments": 5}, "holds int64, not lists"), ({"start": 1e308}, "is no time"),
+        ({"segments": 5}, "holds int64, not lists"),
+        ({"start": 1e308}, "is no time"),
         ({"text": True}, "holds bool, not texts"),
         ({"end": float("nan")}, "is no time"),
         ({"segments": [{"text": "a", "start": 1e300, "end": 1.0}]}, "is no time"),
     ],
-)  # fmt: skip
+)
 def test_row_27_a_parquet_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, finding):
     rows = [{**row, **fields} for row in rows_of(clips, 2)]
     assert re.search(
@@ -645,18 +716,41 @@ def test_row_22_and_34_a_table_that_is_none(tmp_path):
 
 
 CELLS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(10**300, 10**400), st.floats(), st.text(max_size=20),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(10**300, 10**400),
+    st.floats(),
+    st.text(max_size=20),
     st.sampled_from(["hin", "xx", "1e999", "train", "test", "a.wav", "[]", '[{"start": 1}]', "\ud800", "\x00", "a\nb"]),
     st.recursive(
         st.none() | st.floats() | st.text(max_size=3),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=8,
     ),
-)  # fmt: skip
+)
 NAMES = st.sampled_from(
-    ["audio", "file_name", "text", "transcription", "language", "start", "end", "offset", "duration", "segments",
-     "prompt", "split", "speaker_id", "no_speech", "client_id", "audio_file", "Audio ", ""]
-) | st.text(max_size=8)  # fmt: skip
+    [
+        "audio",
+        "file_name",
+        "text",
+        "transcription",
+        "language",
+        "start",
+        "end",
+        "offset",
+        "duration",
+        "segments",
+        "prompt",
+        "split",
+        "speaker_id",
+        "no_speech",
+        "client_id",
+        "audio_file",
+        "Audio ",
+        "",
+    ]
+) | st.text(max_size=8)
 
 
 def gives_rows_or_one_line(path: Path) -> None:

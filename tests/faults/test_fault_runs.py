@@ -353,9 +353,10 @@ def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speec
     model = Path(shutil.move(tmp_path / "model", new / "base"))
     changes = {"train.steps": 3}
     for key, option, place in (
-        ("data.train", "--train", [str(speech / "train")]), ("data.eval", "--eval", str(speech / "eval")),
+        ("data.train", "--train", [str(speech / "train")]),
+        ("data.eval", "--eval", str(speech / "eval")),
         ("data.test", "--test", str(speech / "test")),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=rf"{key}: there is no .* any more\. .*--resume .*my-run {option} PLACE"):
             train(resume=run, changes=changes)
         changes[key] = place
@@ -441,11 +442,18 @@ def test_row_37_more_workers_than_cores_are_refused_with_the_number(tiny_model, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train.batch_size": 10**9}, {"train.batch_size": 10**400}, {"evaluate.beams": 10**6},
-        {"evaluate.batch_size": 10**9}, {"train.workers": 10**6}, {"train.warmup_steps": 10**30},
-        {"train.epochs": 1e300}, {"train.steps": 10**18}, {"lora.rank": 10**9}, {"train.logging_steps": 10**40},
+        {"train.batch_size": 10**9},
+        {"train.batch_size": 10**400},
+        {"evaluate.beams": 10**6},
+        {"evaluate.batch_size": 10**9},
+        {"train.workers": 10**6},
+        {"train.warmup_steps": 10**30},
+        {"train.epochs": 1e300},
+        {"train.steps": 10**18},
+        {"lora.rank": 10**9},
+        {"train.logging_steps": 10**40},
     ],
-)  # fmt: skip
+)
 def test_row_33_numbers_beyond_all_sense_are_refused(changes, tiny_model, speech, tmp_path):
     with pytest.raises(UserError, match=f"{next(iter(changes))}: expected at most"):
         train(tiny_recipe(tiny_model, speech), output=tmp_path / "run", changes=changes)

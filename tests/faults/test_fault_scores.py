@@ -87,9 +87,7 @@ def test_row_09_a_run_selects_by_it_and_shows_it(tiny_model, speech, tmp_path, m
         return found
 
     monkeypatch.setattr(room, "transcribe_rows", transcribed)
-    recipe = tiny_recipe(
-        tiny_model, tmp_path, **{"model.language": "ja", "train.steps": 2, "evaluate.every_steps": 1}
-    )  # fmt: skip
+    recipe = tiny_recipe(tiny_model, tmp_path, **{"model.language": "ja", "train.steps": 2, "evaluate.every_steps": 1})
     said = []
     result = train(recipe, output=tmp_path / "run", say=said.append)
     assert result.facts["best_metric"] == "cer_normalized" and result.facts["best_step"] == 2

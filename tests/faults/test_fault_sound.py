@@ -567,15 +567,40 @@ def test_row_30_a_caf_whose_chunk_states_2_to_the_63_bytes_is_unreadable(size, r
 HEADERS = {name: by_soundfile(tone_in_noise(seconds=0.3), name) for name in ("WAV", "AIFF", "AU", "CAF", "W64", "RF64")}
 HEADERS |= {name: by_soundfile(tone_in_noise(seconds=0.3), name) for name in ("FLAC", "OGG", "MP3", "NIST", "VOC")}
 MAGICS = [
-    b"RIFF\0\0\0\0WAVEfmt ", b"RIFF\0\0\0\0AVI LIST", b"RF64\xff\xff\xff\xffWAVEds64", b"RIFX\0\0\0\0WAVE",
-    b"FORM\0\0\0\0AIFFCOMM", b"FORM\0\0\0\0AIFCFVER", b"caff\0\1\0\0desc", b".snd\0\0\0\x18", b"OggS\0\2",
+    b"RIFF\0\0\0\0WAVEfmt ",
+    b"RIFF\0\0\0\0AVI LIST",
+    b"RF64\xff\xff\xff\xffWAVEds64",
+    b"RIFX\0\0\0\0WAVE",
+    b"FORM\0\0\0\0AIFFCOMM",
+    b"FORM\0\0\0\0AIFCFVER",
+    b"caff\0\1\0\0desc",
+    b".snd\0\0\0\x18",
+    b"OggS\0\2",
     b"fLaC\0\0\0\x22",
-    b"ID3\4\0\0", b"\xff\xfb\x90", b"\xff\xf1\x60\x40", b"\x0b\x77", b"\x1a\x45\xdf\xa3", b"\0\0\0\x18ftypM4A ",
-    b"\0\0\0\x08moov", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+    b"ID3\4\0\0",
+    b"\xff\xfb\x90",
+    b"\xff\xf1\x60\x40",
+    b"\x0b\x77",
+    b"\x1a\x45\xdf\xa3",
+    b"\0\0\0\x18ftypM4A ",
+    b"\0\0\0\x08moov",
+    bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
     bytes.fromhex("726966662e91cf11a5d628db04c10000"),
-    b"#!AMR\n", b"#!AMR-WB\n", b"wvpk", b"TTA1", b"MAC ", b"MPCK", b"tBaK", b"\0\0\1\xba", b"G" + b"\0" * 187 + b"G",
-    b"FLV\1\4\0\0\0\x09\0\0\0\0", b".RMF\0\0\0\x12", b"Creative Voice File\x1a", b"NIST_1A\n   1024\n", b"",
-]  # fmt: skip
+    b"#!AMR\n",
+    b"#!AMR-WB\n",
+    b"wvpk",
+    b"TTA1",
+    b"MAC ",
+    b"MPCK",
+    b"tBaK",
+    b"\0\0\1\xba",
+    b"G" + b"\0" * 187 + b"G",
+    b"FLV\1\4\0\0\0\x09\0\0\0\0",
+    b".RMF\0\0\0\x12",
+    b"Creative Voice File\x1a",
+    b"NIST_1A\n   1024\n",
+    b"",
+]
 
 
 def reads_or_refuses(data: bytes) -> None:

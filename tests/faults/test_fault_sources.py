@@ -84,10 +84,18 @@ def addresses(http: str, folder: Path) -> list[str]:
     """Audio paths that lead to another protocol."""
     (folder / "here.wav").write_bytes(wav())
     return [
-        f"{http}/internal.wav", f"HTTP{http[4:]}/x.wav", f"zip://1.wav::{http}/clips.zip", f"simplecache::{http}/x.wav",
-        f"file://{folder}/here.wav", "s3://bucket/1.wav", "hf://datasets/other/name/1.wav", "ftp://127.0.0.1/1.wav",
-        "\\\\127.0.0.1\\share\\1.wav", f"memory://x::{http}/y", "github://a:b@main/x.wav",
-    ]  # fmt: skip
+        f"{http}/internal.wav",
+        f"HTTP{http[4:]}/x.wav",
+        f"zip://1.wav::{http}/clips.zip",
+        f"simplecache::{http}/x.wav",
+        f"file://{folder}/here.wav",
+        "s3://bucket/1.wav",
+        "hf://datasets/other/name/1.wav",
+        "ftp://127.0.0.1/1.wav",
+        "\\\\127.0.0.1\\share\\1.wav",
+        f"memory://x::{http}/y",
+        "github://a:b@main/x.wav",
+    ]
 
 
 def write_parquet(path: Path, **columns) -> Path:
@@ -137,11 +145,15 @@ def test_row_40_the_rows_are_named_by_check(tmp_path, server, run_cli):
 def test_row_40_a_table_with_pictures_is_read_without_looking_at_them(tmp_path, server):
     """A column of images is decoded with the row: their addresses would be opened for a text or a stream."""
     http, requests = server
-    kind = datasets.Features({
-        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "text": datasets.Value("string"),
-        "picture": datasets.Image(), "prompt": datasets.Image(), "more": datasets.List(datasets.Image()),
-    })  # fmt: skip
+    kind = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "text": datasets.Value("string"),
+            "picture": datasets.Image(),
+            "prompt": datasets.Image(),
+            "more": datasets.List(datasets.Image()),
+        }
+    )
     remote = {"bytes": None, "path": f"{http}/a.png"}
     row = {"audio": {"bytes": wav(), "path": None}, "text": "a", "picture": remote, "prompt": remote, "more": [remote]}
     table = datasets.Dataset.from_list([row, row], features=kind)
@@ -172,11 +184,22 @@ def test_row_40_playlists_in_place_of_sound_open_no_address(tmp_path, server):
 
 
 def test_row_40_a_hub_data_set_opens_its_own_files_and_no_others():
-    own = ["1.wav", "./clips/1.wav", "hf://datasets/me/it/1.wav", "hf://datasets/me/it@main/1.wav",
-           "zip://1.wav::hf://datasets/me/it/clips.zip"]  # fmt: skip
+    own = [
+        "1.wav",
+        "./clips/1.wav",
+        "hf://datasets/me/it/1.wav",
+        "hf://datasets/me/it@main/1.wav",
+        "zip://1.wav::hf://datasets/me/it/clips.zip",
+    ]
     assert all(isinstance(locate_sound(name, "me/it"), HubSound) for name in own)
-    others = ["hf://datasets/me/item/1.wav", "hf://datasets/me/it/../other/1.wav", "hf://me/it/1.wav", "../other/1.wav",
-              "http://x::hf://datasets/me/it/1.wav", "zip://1.wav::http://x/hf://datasets/me/it/clips.zip"]  # fmt: skip
+    others = [
+        "hf://datasets/me/item/1.wav",
+        "hf://datasets/me/it/../other/1.wav",
+        "hf://me/it/1.wav",
+        "../other/1.wav",
+        "http://x::hf://datasets/me/it/1.wav",
+        "zip://1.wav::http://x/hf://datasets/me/it/clips.zip",
+    ]
     assert not any(isinstance(locate_sound(name, "me/it"), (HubSound, str)) for name in others)
 
 
@@ -214,10 +237,19 @@ GROWING = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
 
 @pytest.mark.parametrize(
     "page",
-    ["configs: [", "a: b: c", "configs:\n\t- x", GROWING, "[" * 10_000, "d: 2024-02-31", "- a\n- b", "just words",
-     "!!python/x 1"],
+    [
+        "configs: [",
+        "a: b: c",
+        "configs:\n\t- x",
+        GROWING,
+        "[" * 10_000,
+        "d: 2024-02-31",
+        "- a\n- b",
+        "just words",
+        "!!python/x 1",
+    ],
     ids=lambda page: repr(page[:12]),
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
 def test_row_31_a_broken_card_is_one_line_that_names_it(tmp_path, name, page):
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"])
@@ -228,9 +260,14 @@ def test_row_31_a_broken_card_is_one_line_that_names_it(tmp_path, name, page):
 
 @pytest.mark.parametrize(
     "page",
-    ["configs: 5", "configs:\n- 5", "dataset_info: [5]", "dataset_info:\n  features: evil",
-     "configs:\n- data_files: {a: 5}"],
-)  # fmt: skip
+    [
+        "configs: 5",
+        "configs:\n- 5",
+        "dataset_info: [5]",
+        "dataset_info:\n  features: evil",
+        "configs:\n- data_files: {a: 5}",
+    ],
+)
 def test_row_31_a_card_with_wrong_types_is_one_line(tmp_path, page):
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"])
     (tmp_path / "README.md").write_text(f"---\n{page}\n---\n")
@@ -260,8 +297,12 @@ ARRAY = pyarrow.struct([("array", pyarrow.list_(pyarrow.float32())), ("sampling_
         ("audio", [[0.5], [0.1]], pyarrow.list_(pyarrow.float32()), "'audio' holds List"),
         ("audio", [{"array": [0.1], "sampling_rate": 1}] * 2, ARRAY, "decoded before; store the sound files"),
         ("audio", [{"x": 1}] * 2, pyarrow.struct([("x", pyarrow.int64())]), "'audio' holds"),
-        ("audio", [{"bytes": 1, "path": "a"}] * 2,
-         pyarrow.struct([("bytes", pyarrow.int64()), ("path", pyarrow.string())]), "'audio' holds"),
+        (
+            "audio",
+            [{"bytes": 1, "path": "a"}] * 2,
+            pyarrow.struct([("bytes", pyarrow.int64()), ("path", pyarrow.string())]),
+            "'audio' holds",
+        ),
         ("audio", [None, None], pyarrow.null(), "'audio' holds null"),
         ("text", [[1], [2]], pyarrow.list_(pyarrow.int64()), "'text' holds List"),
         ("text", [{"a": 1}] * 2, pyarrow.struct([("a", pyarrow.int64())]), "'text' holds"),
@@ -274,7 +315,7 @@ ARRAY = pyarrow.struct([("array", pyarrow.list_(pyarrow.float32())), ("sampling_
         ("language", [[1.0], [2.0]], pyarrow.list_(pyarrow.float64()), "'language' holds List"),
         ("speaker_id", [{"a": 1}] * 2, pyarrow.struct([("a", pyarrow.int64())]), "'speaker_id' holds"),
     ],
-)  # fmt: skip
+)
 def test_row_27_a_column_of_the_wrong_type_is_named(tmp_path, column, values, kind, said):
     columns = {"audio": ["1.wav", "2.wav"], "text": ["a", "b"], column: pyarrow.array(values, type=kind)}
     path = write_parquet(tmp_path / "a.parquet", **columns)
@@ -323,11 +364,16 @@ def test_row_27_good_types_are_read_on(tmp_path):
     (tmp_path / "1.wav").write_bytes(wav())
     part = pyarrow.struct([("start", pyarrow.float64()), ("end", pyarrow.float32()), ("text", pyarrow.string())])
     path = write_parquet(
-        tmp_path / "a.parquet", file_name=pyarrow.array(["1.wav"], type=pyarrow.large_string()), text=[7],
+        tmp_path / "a.parquet",
+        file_name=pyarrow.array(["1.wav"], type=pyarrow.large_string()),
+        text=[7],
         segments=pyarrow.array([[{"start": 0.0, "end": 0.5, "text": "7"}]], type=pyarrow.list_(part)),
-        start=pyarrow.array([0], type=pyarrow.int8()), no_speech=[False], speaker_id=[3], language=["hi"],
+        start=pyarrow.array([0], type=pyarrow.int8()),
+        no_speech=[False],
+        speaker_id=[3],
+        language=["hi"],
         other=pyarrow.array([[[1]]], type=pyarrow.list_(pyarrow.list_(pyarrow.int8()))),
-    )  # fmt: skip
+    )
     [row] = load_source(str(path))
     assert (row.text, row.language, row.speaker, row.segments[0].end_s) == ("7", "hi", "3", 0.5)
 
@@ -335,13 +381,15 @@ def test_row_27_good_types_are_read_on(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda page: page[:-20], "truncated"), (lambda page: page[: len(page) // 2], "truncated"),
-        (lambda page: b"<!doctype html><html></html>", "an HTML page"), (lambda page: bytes(1000), "no Parquet file"),
+        (lambda page: page[:-20], "truncated"),
+        (lambda page: page[: len(page) // 2], "truncated"),
+        (lambda page: b"<!doctype html><html></html>", "an HTML page"),
+        (lambda page: bytes(1000), "no Parquet file"),
         (lambda page: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         (lambda page: page[:4] + bytes(len(page) - 12) + page[-8:], "cannot be read as a data set"),
         (lambda page: page[:-8] + b"\xff\xff\xff\x7fPAR1", "cannot be read as a data set"),
     ],
-)  # fmt: skip
+)
 def test_row_27_a_damaged_parquet_is_named(tmp_path, damage, said):
     path = write_parquet(tmp_path / "folder.parquet", audio=["1.wav"] * 100, text=["a"] * 100)
     path.write_bytes(damage(path.read_bytes()))
@@ -358,8 +406,15 @@ def test_row_34_a_fifo_as_parquet_is_refused_before_it_is_opened(tmp_path):
 
 # archives -------------------------------------------------------------------------------------------------------------
 
-SUFFIXES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tbz2": "w:bz2", ".tar.xz": "w:xz",
-            ".txz": "w:xz"}  # fmt: skip
+SUFFIXES = {
+    ".tar": "w",
+    ".tar.gz": "w:gz",
+    ".tgz": "w:gz",
+    ".tar.bz2": "w:bz2",
+    ".tbz2": "w:bz2",
+    ".tar.xz": "w:xz",
+    ".txz": "w:xz",
+}
 
 
 def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str | None = None) -> Path:
@@ -504,10 +559,17 @@ def test_row_31_a_file_of_negative_size_does_not_hang(tmp_path, size):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("../x", "leads out"), ("/x", "leads out"), ("a/../../x", "leads out"), ("..\\x", "leads out"),
-     ("C:/x", "leads out"), ("x" * 300, "too long"),
-     (".", "cannot be unpacked"), ("a\x1b]0;owned\x07/../../b", "\\\\x1b")],
-)  # fmt: skip
+    [
+        ("../x", "leads out"),
+        ("/x", "leads out"),
+        ("a/../../x", "leads out"),
+        ("..\\x", "leads out"),
+        ("C:/x", "leads out"),
+        ("x" * 300, "too long"),
+        (".", "cannot be unpacked"),
+        ("a\x1b]0;owned\x07/../../b", "\\\\x1b"),
+    ],
+)
 def test_row_31_names_that_cannot_be_are_one_line(tmp_path, name, said):
     path = pack(tmp_path / "a.tar", [(tarfile.TarInfo(name), b"x")])
     message = refusal(unpack, path)

@@ -49,11 +49,43 @@ UNSPACED = {
 KINDS = ("base.en", "base")
 # Pieces of which the hostile texts are made.
 PIECES = [
-    "<|0.00|>", "<|2.00|>", "<|29.98|>", "<|30.00|>", "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|hi|>",
-    "<|yue|>", "<|transcribe|>", "<|translate|>", "<|nospeech|>", "<|nocaptions|>", "<|notimestamps|>",
-    "<|startofprev|>", "<|startoflm|>", "<|", "|>", "<", "|", ">", "2.00", "endoftext", " ", "  ", ".", "a", "B", "क",
-    "ഒ", "你", "é", "🙂", "'s", " .", "\u200d",
-]  # fmt: skip
+    "<|0.00|>",
+    "<|2.00|>",
+    "<|29.98|>",
+    "<|30.00|>",
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|hi|>",
+    "<|yue|>",
+    "<|transcribe|>",
+    "<|translate|>",
+    "<|nospeech|>",
+    "<|nocaptions|>",
+    "<|notimestamps|>",
+    "<|startofprev|>",
+    "<|startoflm|>",
+    "<|",
+    "|>",
+    "<",
+    "|",
+    ">",
+    "2.00",
+    "endoftext",
+    " ",
+    "  ",
+    ".",
+    "a",
+    "B",
+    "क",
+    "ഒ",
+    "你",
+    "é",
+    "🙂",
+    "'s",
+    " .",
+    "\u200d",
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +151,24 @@ def test_row_04_scripts_without_spaces_get_none(preparations, language, timestam
 @pytest.mark.parametrize(
     ("text", "language", "spaced"),
     [
-        ("2024年に", "ja", False), ("「はい」と", "ja", False), ("々", "ja", False), ("ｶﾅ", "ja", False),
-        ("2024", "zh", False), ("...", "th", False), ("我哋", "yue", False), ("ㄅㄆ", "zh", False),
-        ("OK，好", "zh", True), ("Tshuag no", "zh", True), ("2024", "en", True), ("2024", None, True),
-        ("你好", None, False), ("你好", "ko", True), ("Hello", None, True), ("🙂", "hi", True),
+        ("2024年に", "ja", False),
+        ("「はい」と", "ja", False),
+        ("々", "ja", False),
+        ("ｶﾅ", "ja", False),
+        ("2024", "zh", False),
+        ("...", "th", False),
+        ("我哋", "yue", False),
+        ("ㄅㄆ", "zh", False),
+        ("OK，好", "zh", True),
+        ("Tshuag no", "zh", True),
+        ("2024", "en", True),
+        ("2024", None, True),
+        ("你好", None, False),
+        ("你好", "ko", True),
+        ("Hello", None, True),
+        ("🙂", "hi", True),
     ],
-)  # fmt: skip
+)
 def test_row_04_language_and_first_letter_tell_of_the_space(preparations, text, language, spaced):
     assert begins_with_space(text, language) == spaced
     tokens = preparations["base"].words.of_segment(f" {text} ", language)
@@ -134,18 +178,24 @@ def test_row_04_language_and_first_letter_tell_of_the_space(preparations, text, 
 @pytest.mark.parametrize(
     ("texts", "joined"),
     [
-        (["one ", " two", "", " "], "one two"), (["यह", "मेरा है"], "यह मेरा है"), (["你好", "世界"], "你好世界"),
-        (["こんにちは", "OK"], "こんにちは OK"), (["สวัสดี", "วันนี้"], "สวัสดีวันนี้"), ([], ""),
+        (["one ", " two", "", " "], "one two"),
+        (["यह", "मेरा है"], "यह मेरा है"),
+        (["你好", "世界"], "你好世界"),
+        (["こんにちは", "OK"], "こんにちは OK"),
+        (["สวัสดี", "วันนี้"], "สวัสดีวันนี้"),
+        ([], ""),
     ],
-)  # fmt: skip
+)
 def test_row_04_segments_are_joined_as_the_model_joins_them(preparations, texts, joined):
     assert join_segments(texts) == joined
     segments = [Segment(text, number, number + 1.0) for number, text in enumerate(texts)]
     for timestamps in (False, True):
         _, labels = preparations["base"].encode_text(
-            segments, language="ja" if joined and not joined.isascii() and "य" not in joined else "hi",
-            timestamps=timestamps, no_speech=True,
-        )  # fmt: skip
+            segments,
+            language="ja" if joined and not joined.isascii() and "य" not in joined else "hi",
+            timestamps=timestamps,
+            no_speech=True,
+        )
         assert preparations["base"].decode(labels) == joined
 
 
@@ -153,9 +203,13 @@ def test_row_04_segments_are_joined_as_the_model_joins_them(preparations, texts,
 def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(quickstart, given_text, tmp_path):
     audio = str(tmp_path / "a.wav")
     soundfile.write(audio, make_wave(2.0), 16000)
-    fields = {"audio": audio, "segments": [
-        {"start": 0, "end": 1, "text": "你好"}, {"start": 1, "end": 2, "text": "世界"},
-    ]}  # fmt: skip
+    fields = {
+        "audio": audio,
+        "segments": [
+            {"start": 0, "end": 1, "text": "你好"},
+            {"start": 1, "end": 2, "text": "世界"},
+        ],
+    }
     if given_text is not None:
         fields["text"] = given_text
     row = build_row(fields, tuple(fields), "", "here")

@@ -1,4 +1,4 @@
-"""Use a model's losses as evidence about texts, each beside its own sound and beside the sounds of the rows around it."""
+"""Use a model's losses as evidence about texts: each beside its own sound, and beside the sounds of the rows around."""
 
 from __future__ import annotations
 
