@@ -205,7 +205,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def build(ids: dict[str, int]) -> WhisperForConditionalGeneration:
-    """The untrained miniature with its generation config."""
+    """Make the untrained miniature with its generation config."""
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
@@ -271,7 +271,7 @@ def save(model: WhisperForConditionalGeneration, out: Path) -> None:
 
 
 def speak_random(seed: int) -> tuple[np.ndarray, str, str]:
-    """A random word sequence: its log-mel, float16 (80, 300), its text and its language.
+    """Make a random word sequence: return its log-mel, float16 (80, 300), its text and its language.
 
     Most clips get white noise of 10 to 40 dB below the speech. The extractor pads the waveform with zeros, so that the
     frames after the clip are its log-mel floor, as in training.
