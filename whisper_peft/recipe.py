@@ -119,9 +119,9 @@ class Data:
     text: Text = field(default_factory=Text)
     max_left_out: float = setting(
         0.1,
-        "Share of unusable training clips above which the run does not begin, or stops. Fewer than 10 unusable clips "
-        "never stop it, unless there are no others.",
+        "Largest share of the training clips that may be unusable. Above it, a run does not begin, or stops.",
         is_share=True,
+        see="data.md#clips-that-cannot-be-used",
     )
     allow_shift: bool = setting(False, "Train although the texts seem to stand beside the wrong sound.", see="check.md")
     streaming: bool = setting(
