@@ -1,4 +1,4 @@
-"""A recipe of your own in Python: augmentation, callback and loss. Run it: python custom_recipe.py"""
+"""A recipe in Python with its own augmentation, loss and callback. Run it: python custom_recipe.py"""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import whisper_peft
 
 def louder_and_noisier(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(len(wave), dtype=np.float32) * np.abs(wave).max() * rng.uniform(0, 0.02)
-    return (wave + noise) * rng.uniform(0.5, 1.5)  # seeded by run, epoch and clip: the same after --resume
+    # `rng` is seeded by run, epoch and clip, so the result is the same after --resume.
+    return (wave + noise) * rng.uniform(0.5, 1.5)
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Label smoothing; the sum, since the trainer divides by the tokens of the whole step."""
+    """Return the summed loss with label smoothing; the trainer divides it by the tokens of the whole step."""
     return cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), label_smoothing=0.1, reduction="sum")
 
 

@@ -1,10 +1,10 @@
-"""The body of `whisper-peft train small-hindi-lora`, unrolled over the public API: read it, change it, run it.
+"""What `whisper-peft train small-hindi-lora` does, step by step over the public API. Read it, change it, run it.
 
     python lora_spelled_out.py
 
-A test holds that it sees the same batches and gets the same first losses as its YAML twin. What `train` does besides,
-and this page leaves out: checkpoints and --resume, left_out.jsonl and the limit on unusable clips, checks of gradients
-and settings, fp16 with its scaler, more than one process.
+A test checks that this script sees the same batches and gets the same first losses as its twin, the YAML recipe.
+`train` does more, which this script leaves out: checkpoints and --resume, left_out.jsonl and the limit on unusable
+clips, checks of gradients and settings, fp16 with its scaler, and more than one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import whisper_peft
 
 
 def print_step(step: int, batch: dict, loss: float) -> None:
-    """Says how it goes."""
+    """Print the loss of every 25th step."""
     if step % 25 == 0:
         print(f"step {step}: loss {loss:.3f} on {len(batch['rows'])} clips, {batch['seconds']:.0f} s of speech")
 
@@ -44,12 +44,13 @@ def main(
     seed: int = 42,
     watch: Callable[[int, dict, float], None] = print_step,
 ) -> dict:
-    """Trains an adapter into `output` and returns its error rates on test."""
-    Path(output).mkdir(parents=True)  # fails where there is one: nothing is overwritten
+    """Train an adapter, save it in the folder `output`, and return its error rates on test."""
+    # This fails if the folder is there already, so that nothing is overwritten.
+    Path(output).mkdir(parents=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    # Speech in: rows name audio files and texts; a dataset decodes and encodes one when it is asked for it.
+    # Speech in: a row names an audio file and its text. A data set decodes and encodes a row when it is asked for it.
     located = whisper_peft.locate(model_name)
     preparation = whisper_peft.load_preparation(located.base)
     speech = {
@@ -59,10 +60,11 @@ def main(
         for split, source in {"train": train, "eval": eval, "test": test}.items()
     }  # fmt: skip
 
-    # The model: the base, frozen, with a fresh adapter on its attention and MLP layers.
+    # The model: a frozen base with a fresh adapter on its attention and MLP layers.
     set_seed(seed)
     base = whisper_peft.load_base(located.base)
-    whisper_peft.condense_silence(base, "condensed")  # windows end 0.2 s after their longest clip: docs/windows.md
+    # A window ends 0.2 s after the longest clip; a few positions stand for the silence up to 30 s. See docs/windows.md.
+    whisper_peft.condense_silence(base, "condensed")
     base.generation_config.language, base.generation_config.task = language, "transcribe"
     model = whisper_peft.add_adapter(base, rank=32, alpha=64, dropout=0.05, targets="attention+mlp").to(device)
 
@@ -76,7 +78,7 @@ def main(
 
     print(f"Before: WER {error_rates('test')['wer']:.1%} on test")
 
-    # Batches: an optimizer step is a seeded list of clips, clips of like length together.
+    # Batches: an optimizer step is a seeded list of clips. Clips of like length are put together.
     order = whisper_peft.steps(
         len(speech["train"]), batch_size, seed=seed, duration_s=speech["train"].duration_s, slack_s=lambda step: 0.2
     )
@@ -88,15 +90,17 @@ def main(
     optimizer = torch.optim.AdamW(adapter, lr=learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, steps)
     best = float("inf")
-    set_seed(seed)  # of the dropout
+    # This seeds the dropout.
+    set_seed(seed)
 
     for step, batch in enumerate(batches, start=1):
         model.train()
         n_tokens = int((batch["labels"] != -100).sum())
         if n_tokens == 0:
-            continue  # every clip of this step was unusable: batch["left_out"] says why
+            # No clip of this step can be used; batch["left_out"] says why.
+            continue
         loss = 0.0
-        # Micro-batches only save memory: each adds its summed loss, divided by the tokens of the whole step.
+        # Micro-batches only save memory. Each adds its summed loss, divided by the tokens of the whole step.
         for piece in whisper_peft.cut(len(batch["labels"]), micro_batch_size):
             with autocast:
                 logits = model(
@@ -116,11 +120,12 @@ def main(
         if step % every_steps == 0 or step == steps:
             wer = error_rates("eval")["wer"]
             print(f"step {step}: WER {wer:.1%} on eval")
-            if wer < best:  # the best checkpoint is the one that is kept
+            # Only the best adapter is kept.
+            if wer < best:
                 best = wer
                 model.save_pretrained(output)
 
-    # What is left: the best adapter, with all that is needed to load it alone.
+    # The result: the best adapter, with all the files that it needs to load alone.
     preparation.processor.save_pretrained(output)
     base.generation_config.save_pretrained(output)
     model.load_adapter(output, adapter_name="default")
