@@ -165,7 +165,7 @@ def test_08_selected_on_one_set_reported_on_another(lora_run, speech, tmp_path, 
 
 
 def test_09_the_best_model_is_chosen_by_the_error_rate(tiny_model, speech, tmp_path, monkeypatch):
-    from whisper_peft.training import session as room
+    from whisper_peft.training import scorer as room
 
     real, rates, losses = room.figures, iter([0.5, 0.2, 0.4, 0.6, 0.9]), iter([4.0, 3.0, 2.0, 1.0, 0.9])
 

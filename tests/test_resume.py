@@ -217,7 +217,7 @@ def test_interrupted_after_a_checkpoint(mode, number, code, uninterrupted, dropo
 def test_interrupted_during_the_first_scoring(dropout_model, speech, tmp_path, monkeypatch):
     """Before the first step there is nothing to save; the run can be gone on with all the same."""
     from whisper_peft.errors import Interrupted
-    from whisper_peft.training import session as room
+    from whisper_peft.training import scorer as room
 
     def interrupt(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)

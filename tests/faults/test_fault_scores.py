@@ -69,7 +69,7 @@ def test_row_09_the_checkpoint_is_chosen_by_the_cer_without_spaces():
 
 def test_row_09_a_run_selects_by_it_and_shows_it(tiny_model, speech, tmp_path, monkeypatch):
     """The first checkpoint writes no spaces, as the references do; the second does, and is right but for them."""
-    from whisper_peft.training import session as room
+    from whisper_peft.training import scorer as room
 
     for name in ("train", "eval", "test"):
         folder = make_speech(tmp_path / name, 4, seed=1)
