@@ -6,7 +6,7 @@ BaseException
     ├── UserError               a mistake that the user can mend
     │   ├── UnusableFileError   a file that cannot be read (files.py)
     │   └── NoPromptColumnError a table without the column that should hold prompts (data/columns.py)
-    ├── AudioError              a clip that cannot be used; it is left out (data/decoding.py)
+    ├── AudioError              a clip that cannot be used; it is left out (data/decoded_clip.py)
     ├── ValueError
     │   ├── YamlSyntaxError     a page that is not YAML (files.py)
     │   └── TooLongError        a clip over the token limit; it is left out (data/features.py)

@@ -309,7 +309,8 @@ class Train:
     batch_size: int = setting(8, "Clips in one optimizer step.", above=0, at_most=65_536, option="--batch-size")
     micro_batch_size: int | str = setting(
         "auto",
-        "Clips in memory at once. It changes memory and speed, not the result. With auto, as many as fit.",
+        "Clips in memory at once. It changes memory and speed, not the result, except for which dropout masks are "
+        "drawn. With auto, as many as fit.",
         above=0,
         at_most=65_536,
         word=("auto", "a number of clips"),

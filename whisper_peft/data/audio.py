@@ -197,7 +197,7 @@ def _refuse_short(clip: Clip, structure: Structure, start_s: float, end_s: float
         raise AudioError(f"decoded {clip.read_s:.2f} s of {stated_s:.2f} s: truncated")
     if (structure.cut_off or clip.cut_off) and (end_s is None or falls_short(clip.wave_s, end_s - start_s)):
         raise AudioError(f"decoded {clip.read_s:.2f} s, then the file breaks off: truncated")
-    # With a stated length, all that is stated is there, and only something behind it failed.
+    # If a length is stated, the check above has shown that enough sound is there: the decoder failed after it.
     if clip.failure and stated_s is None:
         raise AudioError(f"breaks off after {clip.read_s:.2f} s: {clip.failure}; truncated or damaged")
     if end_s is not None and falls_short(clip.wave_s, end_s - start_s):

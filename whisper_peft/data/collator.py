@@ -101,7 +101,7 @@ class SpeechCollator:
         )
 
     def _window_frames(self, usable: Sequence[Example]) -> int:
-        """Decide the window of a step, in frames: here the path of the window ends that `batching` describes."""
+        """Return the window of a step in frames: its longest clip plus the slack. `batching` tells who sets it."""
         whole = self.preparation.window_frames
         slack_s = max((example.slack_s for example in usable), default=0.0)
         if math.isinf(slack_s):

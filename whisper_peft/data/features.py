@@ -253,7 +253,7 @@ class Preparation:
         previous = self._encode_prompt(prompt, self.max_label_tokens - len(prefix) - len(body) - 1)
         inputs = np.array(previous + prefix + body, dtype=np.int64)
         labels = np.append(inputs[1:], self.eot)
-        # The last of these positions is the one that would predict <|startoftranscript|>.
+        # There is no loss on the prompt, and none for predicting <|startoftranscript|> after it.
         labels[: len(previous)] = IGNORED
         return inputs, labels
 
@@ -268,12 +268,12 @@ class Preparation:
             raise TooLongError(f"{n_characters:,} characters of text; the model takes {self.max_label_tokens} tokens")
         body: list[int] = []
         for segment in segments:
-            words = self.words.of_segment(segment.text, language)
+            tokens = self.words.of_segment(segment.text, language)
             if not timestamps and not body:
-                words = self.words.without_lone_space(words)
-            if timestamps and words:
-                words = [self._time_token(segment.start_s), *words, self._time_token(segment.end_s)]
-            body += words
+                tokens = self.words.without_lone_space(tokens)
+            if timestamps and tokens:
+                tokens = [self._time_token(segment.start_s), *tokens, self._time_token(segment.end_s)]
+            body += tokens
         return body
 
     def _encode_prompt(self, prompt: str, room: int) -> list[int]:
@@ -286,11 +286,11 @@ class Preparation:
         if not prompt.strip():
             return []
         # A space stands first in every language, as in OpenAI's code.
-        words = self.words.encode(" " + prompt.strip())
+        tokens = self.words.encode(" " + prompt.strip())
         room = min(self.max_prompt_tokens, room)
         if room <= 0:
             return []
-        return [self.token_id("<|startofprev|>"), *words[-room:]]
+        return [self.token_id("<|startofprev|>"), *tokens[-room:]]
 
     def n_tokens(self, text: str) -> int:
         """Count the tokens of a text as one segment that begins with a space.

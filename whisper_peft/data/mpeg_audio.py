@@ -91,13 +91,17 @@ def read_mpeg_audio(data: bytes, begin: int) -> Structure:
     whole_s = max(0, walk.n_frames) * frame_s
     stated_s = walk.n_stated * frame_s
     marks = walk.marks()
-    # libsndfile decodes as many frames as Xing states and, without one (Common Voice has none), as many as it guesses
-    # from the first frame's bit rate. So libsndfile gets the files whose statement is true. PyAV reads on to the end of
-    # the file, and gets the rest.
+    # libsndfile decodes as many frames as Xing states. Without a Xing header (Common Voice has none), it guesses a
+    # number from the bit rate of the first frame. So libsndfile decodes only files whose Xing count is right. PyAV decodes the
+    # others, because it reads to the end of the file.
+    #
+    # There are fewer frames than Xing states: the file is truncated.
     if falls_short(whole_s, stated_s):
         return Structure(stated_s=stated_s, for_soundfile=False)
+    # The count is right, within what `falls_short` allows.
     if walk.n_stated and not falls_short(stated_s, whole_s):
         return Structure(frame_marks=marks)
+    # There is no count, or one that is too small.
     return Structure(stated_s=whole_s, cut_off=walk.cut_off, for_soundfile=False, frame_marks=marks)
 
 

@@ -170,9 +170,9 @@ class LastStep(TrainerCallback):
 class LeftOutRule(TrainerCallback):
     """Names each unusable clip in left_out.jsonl, and stops the run when there are too many of them.
 
-    It is judged after 200 rows, or at the end of the first epoch or of the run, whichever comes first, and from then
-    on. While a run goes on, fewer than 10 clips do not stop it. At its end, a run in which too many of the clips seen
-    could not be used is not called trained, however short it was; only a single bad clip is never too many.
+    The first check is after 200 rows, or at the end of the first epoch or of the run, whichever comes first. Then there
+    is one after every step. While a run goes on, it takes at least 10 unusable clips to stop it. At its end, 2 are
+    enough: a run in which too many clips could not be used does not count as trained.
 
     Args:
         run: The run folder.
