@@ -92,8 +92,8 @@ def read_mpeg_audio(data: bytes, begin: int) -> Structure:
     stated_s = walk.n_stated * frame_s
     marks = walk.marks()
     # libsndfile decodes as many frames as Xing states. Without a Xing header (Common Voice has none), it guesses a
-    # number from the bit rate of the first frame. So libsndfile decodes only files whose Xing count is right. PyAV decodes the
-    # others, because it reads to the end of the file.
+    # number from the bit rate of the first frame. So libsndfile decodes only files whose Xing count is right.
+    # PyAV decodes the others, because it reads to the end of the file.
     #
     # There are fewer frames than Xing states: the file is truncated.
     if falls_short(whole_s, stated_s):
