@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # The branch where the Hub keeps the Parquet files that it made from a data set with a loading script.
 _PARQUET_REVISION = "refs/convert/parquet"
 # A message lists at most so many names.
-_MOST_LISTED = 20
+_MOST_LISTED_NAMES = 20
 
 
 def load_repository(columns: Columnar, *, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
@@ -151,10 +151,10 @@ def explain_errors(source: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise _explain(source, error) from None
+        raise _explain_failure(source, error) from None
 
 
-def _explain(source: str, error: Exception) -> UserError:
+def _explain_failure(source: str, error: Exception) -> UserError:
     """Say what an error of the libraries means, and what to do."""
     import datasets
     import huggingface_hub
@@ -186,9 +186,9 @@ def _is_of_network(error: Exception) -> bool:
 
 
 def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:_MOST_LISTED])
-    if len(names) > _MOST_LISTED:
-        listed += f" and {len(names) - _MOST_LISTED} more"
+    listed = ", ".join(names[:_MOST_LISTED_NAMES])
+    if len(names) > _MOST_LISTED_NAMES:
+        listed += f" and {len(names) - _MOST_LISTED_NAMES} more"
     return listed
 
 

@@ -45,7 +45,7 @@ _FORMAT_TAG = re.compile(r"\.f\d{1,4}(-\w{1,8})?$")
 # The largest number of tags between the name of a recording and the suffix.
 _MOST_TAGS = 3
 # The largest number of names that a message lists.
-_MOST_LISTED = 5
+_MOST_LISTED_RECORDINGS = 5
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class _Captions:
         for tag in self.tags:
             # "hi" behind a language means captions for the hearing impaired; alone it is Hindi.
             if tag.lower() not in _KINDS_OF_CAPTIONS or tag.lower() == "hi":
-                return _find_code(tag) or tag.lower()
+                return _find_language_code(tag) or tag.lower()
         return ""
 
     @property
     def language(self) -> str | None:
         """Whisper's code for the language in the name, if there is one."""
-        return _find_code(self.spoken)
+        return _find_language_code(self.spoken)
 
     @property
     def rank(self) -> tuple[int, int, str]:
@@ -136,7 +136,7 @@ def find_captioned_recordings(folder: Path, wanted: str | None = None) -> list[R
     captions_by_sound = _find_captions(folder)
     spoken = None
     if wanted is not None:
-        spoken = _find_code(wanted) or wanted.lower()
+        spoken = _find_language_code(wanted) or wanted.lower()
     recording_of_captions: dict[Path, Recording] = {}
     without_captions = []
     for sound in sorted(captions_by_sound, key=_suffix_rank):
@@ -218,11 +218,11 @@ def _is_tag(word: str) -> bool:
         (True, True, True, False)
     """
     is_short = word.lower() in _KINDS_OF_CAPTIONS or _LANGUAGE_TAG.fullmatch(word)
-    return bool(is_short) or _find_code(word) is not None
+    return bool(is_short) or _find_language_code(word) is not None
 
 
 @lru_cache
-def _find_code(tag: str) -> str | None:
+def _find_language_code(tag: str) -> str | None:
     """Find Whisper's code for a language tag, if Whisper knows the language."""
     try:
         return language_code(tag)
@@ -272,7 +272,7 @@ def _tell_languages(recordings: list[Recording]) -> None:
         return
     counts = Counter(recording.language for recording in with_language)
     languages = ", ".join(
-        f"{language} ({_count_recordings(count)})" for language, count in counts.most_common(_MOST_LISTED)
+        f"{language} ({_count_recordings(count)})" for language, count in counts.most_common(_MOST_LISTED_RECORDINGS)
     )
     place = with_language[0].segments
     if len(with_language) > 1:
@@ -294,7 +294,7 @@ def _count_recordings(count: int) -> str:
 
 def _list_first(names: list[str]) -> str:
     """List the first names, and say how many more there are."""
-    listed = ", ".join(names[:_MOST_LISTED])
-    if len(names) > _MOST_LISTED:
-        listed += f" and {len(names) - _MOST_LISTED} more"
+    listed = ", ".join(names[:_MOST_LISTED_RECORDINGS])
+    if len(names) > _MOST_LISTED_RECORDINGS:
+        listed += f" and {len(names) - _MOST_LISTED_RECORDINGS} more"
     return printable(listed)

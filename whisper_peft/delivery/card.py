@@ -19,7 +19,7 @@ from whisper_peft.model.devices import GIB
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
+CARD_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TASK = "automatic-speech-recognition"
 # The line that tells an untouched card. It has the first 16 digits of the SHA-256 of everything around it.
 UNTOUCHED_MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)
@@ -138,7 +138,7 @@ def write_card(subject: Subject, words: CardWords) -> str:
     title = words.model_name or subject.repo.rpartition("/")[2]
     # huggingface_hub renders without escaping, so the template escapes each name itself.
     card = ModelCard.from_template(
-        _card_data(subject, words, title), template_path=str(TEMPLATE), **_template_values(subject, words, title)
+        _card_data(subject, words, title), template_path=str(CARD_TEMPLATE), **_template_values(subject, words, title)
     )
     metadata = str(card).removesuffix(card.text)
     body = card.text.strip("\n") + "\n"

@@ -14,7 +14,7 @@ from typing import Any
 from whisper_peft.data.text import LANGUAGES
 from whisper_peft.pages.templates import render
 
-TEMPLATE = "delivery/demo_page.html.jinja"
+PAGE_TEMPLATE = "delivery/demo_page.html.jinja"
 CSS = Path(__file__).with_suffix(".css")
 # A transcript with more characters than this is shown in smaller letters, in a box that scrolls.
 LONG_TEXT = 400
@@ -75,17 +75,17 @@ def header(name: str, other: str | None = None) -> str:
         name: Name of the model.
         other: Name of the model that it is compared with, if any.
     """
-    return render(TEMPLATE, part="header", model=name, other=other)
+    return render(PAGE_TEMPLATE, part="header", model=name, other=other)
 
 
 def empty() -> str:
     """Return the place where the result will be."""
-    return render(TEMPLATE, part="empty")
+    return render(PAGE_TEMPLATE, part="empty")
 
 
 def notice(message: str) -> str:
     """Return the reason why a recording cannot be used."""
-    return render(TEMPLATE, part="notice", message=message)
+    return render(PAGE_TEMPLATE, part="notice", message=message)
 
 
 def result(
@@ -126,7 +126,7 @@ def result(
         shown_cards.append(_Card(heading, model, transcript, spans))
     newest = transcripts[-1] or {}
     return render(
-        TEMPLATE,
+        PAGE_TEMPLATE,
         part="result",
         recording=name,
         facts=facts,

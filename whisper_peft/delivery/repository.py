@@ -236,12 +236,12 @@ def explain_hub_errors(repo: str) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise Unreachable(f"{repo}: HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
     except _network_errors() as error:
-        raise _explain(repo, error) from None
+        raise _explain_response(repo, error) from None
     except RuntimeError as error:
         # An upload in a thread of the client failed. Its cause is the network's error; any other is a bug.
         if not isinstance(error.__cause__, _network_errors()):
             raise
-        raise _explain(repo, error.__cause__) from None
+        raise _explain_response(repo, error.__cause__) from None
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
@@ -255,7 +255,7 @@ def _network_errors() -> tuple[type[BaseException], ...]:
     return (library_error, ConnectionError, TimeoutError)
 
 
-def _explain(repo: str, error: BaseException) -> UserError:
+def _explain_response(repo: str, error: BaseException) -> UserError:
     """Say in one line what a network's error means for the user."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)

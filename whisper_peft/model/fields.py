@@ -16,7 +16,7 @@ from whisper_peft.files import UnusableFileError, short_repr
 # Larger than the id of any token: the largest vocabulary of a Whisper has 51,866.
 MAX_TOKEN_ID = 1_000_000
 # Words that a message lists at most.
-_MOST_LISTED = 8
+_MOST_LISTED_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def one_of(words: Iterable[str]) -> FieldKind:
         False
     """
     known = tuple(words)
-    listed = ", ".join(known[:_MOST_LISTED])
+    listed = ", ".join(known[:_MOST_LISTED_CHOICES])
     return FieldKind(f"one of {listed}", lambda value: isinstance(value, str) and value in known)
 
 

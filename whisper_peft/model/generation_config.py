@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _COUNT = optional(whole(0, 1_000_000))
 _ID = optional(TOKEN)
-_NUMBERS = optional(either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 100)))
+_NUMBER_OR_NUMBERS = optional(either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 100)))
 _PAIR = list_of(whole(0, 100_000), 2)
 # The fields that we know. The thresholds of the fallback to other temperatures are not among them, because with them
 # transformers fails to generate from encoded sound. They are left out, and a notice says so.
@@ -50,7 +50,7 @@ GENERATION_FIELDS: dict[str, FieldKind] = {
     "is_multilingual": optional(FLAG),
     "lang_to_id": optional(map_of(TOKEN)),
     "language": optional(either(short_text(100), list_of(short_text(100), 1000))),
-    "length_penalty": _NUMBERS,
+    "length_penalty": _NUMBER_OR_NUMBERS,
     "max_initial_timestamp_index": _COUNT,
     "max_length": _COUNT,
     "max_new_tokens": _COUNT,
@@ -67,9 +67,9 @@ GENERATION_FIELDS: dict[str, FieldKind] = {
     "suppress_tokens": optional(list_of(either(TOKEN, whole(-1, -1)))),
     "task": optional(one_of(("transcribe", "translate"))),
     "task_to_id": optional(map_of(TOKEN)),
-    "temperature": _NUMBERS,
+    "temperature": _NUMBER_OR_NUMBERS,
     "top_k": _COUNT,
-    "top_p": _NUMBERS,
+    "top_p": _NUMBER_OR_NUMBERS,
     "transformers_version": optional(short_text(100)),
     "use_cache": optional(FLAG),
 }
@@ -111,7 +111,7 @@ _NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
 # In the order in which a file lists them.
 _TASKS = ("translate", "transcribe")
 # Ignored fields that a notice names.
-_MOST_LISTED = 5
+_MOST_LISTED_FIELDS = 5
 # The end of a message.
 _REMEDY = "delete the file and it is made anew from the tokenizer, or copy it from the base model"
 
@@ -194,8 +194,8 @@ def _read_generation_fields(place: str | Path, page: Mapping[str, Any], remarks:
         if not is_known and not says_nothing:
             ignored.append(name)
     if ignored:
-        listed = ", ".join(printable(name)[:40] for name in ignored[:_MOST_LISTED])
-        more = " and more" if len(ignored) > _MOST_LISTED else ""
+        listed = ", ".join(printable(name)[:40] for name in ignored[:_MOST_LISTED_FIELDS])
+        more = " and more" if len(ignored) > _MOST_LISTED_FIELDS else ""
         remarks.append(f"ignored: {listed}{more}")
     return fields
 

@@ -137,7 +137,7 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
     held_out = eval_rows is None
     if eval_rows is None:
         train_rows, eval_rows = hold_out(train_rows, seed=recipe.train.seed)
-    counts = _count_rows(by_source, train_rows)
+    counts = _count_rows_of_source(by_source, train_rows)
     weights = [source.weight for source in data.sources]
     names = [source.source for source in data.sources]
     return Rows(
@@ -147,7 +147,7 @@ def load_rows(recipe: Recipe, *, n_tokens: Callable[[str], int] = utf8_bytes) ->
         held_out=held_out,
         parts=tuple(zip(counts, weights, strict=True)),
         read=tuple(zip(names, by_source, strict=True)),
-        eval_parts=tuple(_count_rows(by_source, eval_rows)) if held_out else (),
+        eval_parts=tuple(_count_rows_of_source(by_source, eval_rows)) if held_out else (),
         # Several sources may give the same remark.
         remarks=tuple(dict.fromkeys(remarks)),
     )
@@ -174,7 +174,7 @@ def _read_scored_source(
     return _settle_rows(read(source), source, recipe, say)
 
 
-def _count_rows(by_source: list[list[Row]], kept: list[Row]) -> list[int]:
+def _count_rows_of_source(by_source: list[list[Row]], kept: list[Row]) -> list[int]:
     """Count the rows of each source that are among some rows.
 
     Rows are told apart by `id`: two rows of a source may be equal, and only one of them may be held out.
