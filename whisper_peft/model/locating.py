@@ -19,7 +19,7 @@ from whisper_peft.model.identity import base_facts, base_identity, download, kno
 from whisper_peft.recipe_files import HUB_PREFIX, expand_home
 
 # Folders that a message names.
-_MOST_NAMED_FILES = 8
+_MOST_FILES = 8
 # The fields of base.json that tell one base from another, the surest one first, and what a message calls them.
 _IDENTITY_WORDS = {"sha256": "SHA-256", "hub_id": "Hub id"}
 
@@ -83,7 +83,7 @@ def locate(name: str | Path) -> Located:
     if path.parent.is_dir():
         near = sorted(folder.name for folder in path.parent.iterdir() if folder.is_dir() and folder.name[0] != ".")
         raise UserError(
-            f"{argument}: no such folder; {path.parent} holds {', '.join(near[:_MOST_NAMED_FILES]) or 'none'}. For a model "
+            f"{argument}: no such folder; {path.parent} holds {', '.join(near[:_MOST_FILES]) or 'none'}. For a model "
             f"on the Hub write {HUB_PREFIX}{argument}."
         )
     return Located(argument, argument, from_hub=True)
