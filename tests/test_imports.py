@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import resource
@@ -269,3 +270,17 @@ def test_public_names_resolve():
         _ = whisper_peft.trian
     with pytest.raises(ImportError):
         from whisper_peft import trian  # noqa: F401 - it is the import that fails
+
+
+SCRIPTS = sorted(path for folder in ("benchmarks", "recipes", "tools") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_scripts_import_what_is_there(path):
+    """Nothing else runs the benchmarks, so nothing else notices when a name moves."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "whisper_peft":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
