@@ -138,7 +138,7 @@ def test_every_command(name, call, page, lora_run, speech, tmp_path, brief_demo,
         assert (code, out) == (1, "")
         assert one_error(err).count("exists already")
         if name == "train":
-            assert f"whisper-peft train --resume {plain / 'run'} goes on with it" in err
+            assert f"whisper-peft train --resume {plain / 'run'} continues it" in err
 
     arguments = calls_of(page, lora_run, speech, tmp_path)[name]
     code, out, err = call(*arguments, "--no-such-option")

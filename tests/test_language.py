@@ -98,3 +98,12 @@ def test_names_at_the_top_of_modules_are_unlike():
         if len([module for module in modules if not module.startswith("cli/")]) > 1 and not name.startswith("__")
     }
     assert double == {}
+
+
+def test_variables_are_called_what_they_are():
+    """`one` and `found` can be a row, a segment, a path or a dict: the noun says which."""
+    names = []
+    for path in MODULES:
+        stored = [node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)]
+        names += [f"{named(path)}: {name}" for name in stored if name in ("one", "found")]
+    assert names == []

@@ -138,8 +138,8 @@ def _find_mispairings(paired: PairedRows, table: np.ndarray | None) -> list[Misp
         if usable_order:
             orders.append(usable_order)
     gains = None if table is None else gains_of(table)
-    found = find_mispairings(paired.speech_s, paired.sizes, paired.speakers, orders, gains)
-    return [_number_by_source(mispairing, paired.numbers) for mispairing in found]
+    mispairings = find_mispairings(paired.speech_s, paired.sizes, paired.speakers, orders, gains)
+    return [_number_by_source(mispairing, paired.numbers) for mispairing in mispairings]
 
 
 def _number_by_source(mispairing: Mispairing, numbers: Sequence[int]) -> Mispairing:

@@ -186,7 +186,7 @@ def _read_recipe(
     if output is None:
         return None, written
     run = Path(output)
-    runs.refuse_existing(run, f"whisper-peft train --resume {run} goes on with it, or name another --output")
+    runs.refuse_existing(run, f"whisper-peft train --resume {run} continues it, or name another --output")
     runs.refuse_odd_name(run)
     return run, written
 

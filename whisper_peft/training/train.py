@@ -172,7 +172,7 @@ def _open_run(prepared: Prepared, facts: dict) -> Path:
         save_recipe(prepared.recipe, run / runs.RECIPE)
         runs.update_facts(run, finished=None, recipe=as_dict(prepared.recipe), base=facts["base"])
         return run.resolve()
-    with runs.new_folder(run, f"whisper-peft train --resume {run} goes on with it") as folder:
+    with runs.new_folder(run, f"whisper-peft train --resume {run} continues it") as folder:
         save_recipe(prepared.recipe, folder / runs.RECIPE)
         runs.write_json(folder / runs.FACTS, facts)
         (folder / runs.CHECKPOINTS).mkdir()
