@@ -1,4 +1,4 @@
-"""Packed releases: unpacked once, beside themselves, and never outside."""
+"""An archive is unpacked once, into a folder beside it, and nothing is written outside that folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TSV = "client_id\tpath\tsentence\tlocale\n" + "".join(f"s{i}\t{i}.mp3\tवाक
 
 
 def pack(path, members: dict[str, bytes | str], mode: str = "w:gz"):
-    """An archive; a text value is the target of a symbolic link."""
+    """Write an archive; a member whose content is a text becomes a symbolic link to that text."""
     with tarfile.open(path, mode) as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -34,7 +34,7 @@ def release(path, **more):
 
 
 @pytest.mark.parametrize("name", ["cv.tar.gz", "cv.tgz", "cv.tar"])
-def test_a_release_as_it_was_downloaded(tmp_path, name):
+def test_a_downloaded_archive_gives_its_rows_and_is_unpacked_once(tmp_path, name):
     path = release(tmp_path / name)
     rows = load_source(f"{path}:train")
     assert [row.text for row in rows] == [f"वाक्य {i}" for i in range(3)]
@@ -47,7 +47,7 @@ def test_a_release_as_it_was_downloaded(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["../outside.mp3", "/outside.mp3", "te/../../outside.mp3", "..\\outside.mp3", "C:/x.mp3"]
 )
-def test_nothing_leads_out(tmp_path, name):
+def test_a_member_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     folder = tmp_path / "inside"
     folder.mkdir()
     with pytest.raises(UserError, match="leads out of the folder"):
@@ -55,16 +55,16 @@ def test_nothing_leads_out(tmp_path, name):
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["cv.tar.gz"]
 
 
-def test_links_are_passed_over(tmp_path):
+def test_links_in_an_archive_are_skipped(tmp_path):
     (tmp_path / "secret").write_text("secret")
     folder = unpack(release(tmp_path / "cv.tar.gz", **{"cv-25/te/clips/link.mp3": "../../../../secret"}))
     assert len(list((folder / "cv-25/te/clips").iterdir())) == 3
-    # and a file whose folder would be a link stays inside
+    # A file whose folder would be a link stays inside, too.
     folder = unpack(pack(tmp_path / "b.tar.gz", {"d": str(tmp_path / "elsewhere"), "d/a.txt": b"a"}))
     assert (folder / "d/a.txt").read_bytes() == b"a" and not (tmp_path / "elsewhere").exists()
 
 
-def test_broken_off_and_no_archive(tmp_path):
+def test_a_truncated_archive_and_a_file_that_is_no_archive_are_refused(tmp_path):
     path = release(tmp_path / "cv.tar.gz", more=bytes(range(256)) * 4000)
     whole = path.read_bytes()
     for page in (whole[:-200], whole[:-8] + b"checksum", b"no archive"):
@@ -75,7 +75,7 @@ def test_broken_off_and_no_archive(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["cv.tar.gz"]
 
 
-def test_twice_the_same_name(tmp_path):
+def test_an_archive_that_holds_a_name_twice_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for _ in range(2):
             archive.addfile(tarfile.TarInfo("same"), io.BytesIO(b""))
@@ -83,7 +83,7 @@ def test_twice_the_same_name(tmp_path):
         unpack(tmp_path / "a.tar")
 
 
-def test_a_folder_that_is_not_of_this_archive_is_kept(tmp_path):
+def test_a_folder_that_was_not_unpacked_from_this_archive_is_kept(tmp_path):
     path = release(tmp_path / "cv.tar.gz")
     (tmp_path / "cv.unpacked").mkdir()
     with pytest.raises(UserError, match="not what was unpacked"):
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_of_this_archive_is_kept(tmp_path):
         unpack(path)
 
 
-def test_no_room(tmp_path, monkeypatch):
+def test_an_archive_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10}))
     with pytest.raises(UserError, match="no room on this disk"):
         unpack(release(tmp_path / "cv.tar.gz"))

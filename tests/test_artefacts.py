@@ -1,4 +1,4 @@
-"""What a run leaves behind loads in plain peft and plain transformers, where our package cannot be imported."""
+"""The models of a run load in plain peft and plain transformers, where whisper_peft cannot be imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.evaluation.generation import generate
 
-# What a stranger would write; whisper_peft is not there for them.
+# The script of a user who has not installed whisper_peft.
 STRANGER = """
 import importlib.abc, json, sys
 
@@ -62,7 +62,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def artefacts(lora_run, full_run, tmp_path_factory) -> dict[str, Path]:
-    """adapter, full and merged, each moved away from what it was made in."""
+    """An adapter, a full model and a merged model, each moved away from the folder that it was made in."""
     folder = tmp_path_factory.mktemp("moved")
     merge(lora_run, folder / "merged", dtype="float32")
     shutil.copytree(lora_run / "adapter", folder / "adapter")
@@ -70,9 +70,9 @@ def artefacts(lora_run, full_run, tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name for name in ("adapter", "full", "merged")}
 
 
-def test_strangers_hear_the_same(artefacts, speech):
+def test_plain_peft_and_transformers_give_the_same_transcripts(artefacts, speech):
     files = [row.audio for row in load_source(str(speech / "test"))][:3]
-    # Silence after the clip is what both the extractor and our collator pad with.
+    # The extractor and our collator both pad a clip with silence, so their features are the same.
     job = {"models": {name: str(folder) for name, folder in artefacts.items()}, "audio": files}
     answer = subprocess.run(
         [sys.executable, "-c", STRANGER, json.dumps(job)],
@@ -122,16 +122,17 @@ def transcript_ids(folder: Path, files: list[str]) -> list[list[int]]:
 
 
 def plain(ids: list[int]) -> list[int]:
-    """Without prefix, end and timestamps, which transformers' generate keeps or drops by version."""
+    """Drop prefix, end and time tokens, which some versions of transformers' generate keep and others drop."""
     return [number for number in ids if number < 386]
 
 
-def test_each_loads_from_its_folder_alone(artefacts):
+def test_each_model_folder_holds_all_that_loading_needs(artefacts):
     for name, folder in artefacts.items():
         files = {path.name for path in folder.iterdir()}
         # transformers 5 reads processor_config.json, transformers 4 preprocessor_config.json.
         assert {"preprocessor_config.json", "tokenizer.json", "generation_config.json"} <= files
-        assert "processor_config.json" in files or transformers.__version__ < "5"  # which does not know of it
+        # transformers 4 does not know processor_config.json.
+        assert "processor_config.json" in files or transformers.__version__ < "5"
         assert ("adapter_model.safetensors" if name == "adapter" else "model.safetensors") in files
         generation = runs.read_json(folder / "generation_config.json")
         assert generation["language"] == "hi" and generation["task"] == "transcribe"
@@ -143,7 +144,7 @@ def test_each_loads_from_its_folder_alone(artefacts):
             assert "whisper_peft" not in page.read_text(encoding="utf-8"), page
 
 
-def test_adapter_config_names_transformers_class(artefacts):
+def test_the_adapter_config_names_the_transformers_class(artefacts):
     config = runs.read_json(artefacts["adapter"] / "adapter_config.json")
     assert config["task_type"] is None
     mapping = config["auto_mapping"]
@@ -153,7 +154,7 @@ def test_adapter_config_names_transformers_class(artefacts):
     assert len(base["sha256"]) == 64 and base["path"] == config["base_model_name_or_path"]
 
 
-def test_no_pickle_in_what_leaves_the_house(artefacts, lora_run, full_run):
+def test_no_model_folder_holds_a_pickle(artefacts, lora_run, full_run):
     for folder in (*artefacts.values(), lora_run / "adapter", full_run / "model"):
         for path in folder.rglob("*"):
             assert path.suffix in (".json", ".safetensors", ".txt", ".jinja", ""), path
@@ -161,7 +162,7 @@ def test_no_pickle_in_what_leaves_the_house(artefacts, lora_run, full_run):
             assert not content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), path
 
 
-def test_extractors_of_both_layouts_are_the_same(artefacts):
+def test_both_processor_layouts_describe_the_same_extractor(artefacts):
     for folder in artefacts.values():
         old = runs.read_json(folder / "preprocessor_config.json")
         assert old["feature_size"] == 80 and old["chunk_length"] == 3 and old["n_fft"] == 400
@@ -171,8 +172,8 @@ def test_extractors_of_both_layouts_are_the_same(artefacts):
             assert all(nested[key] == old[key] for key in ("feature_size", "chunk_length", "n_fft", "hop_length"))
 
 
-def test_a_padded_clip_is_the_same_clip(artefacts, speech, tmp_path):
-    """Silence appended to a file changes nothing that is heard: padding is silence."""
+def test_silence_after_a_clip_does_not_change_its_transcript(artefacts, speech, tmp_path):
+    """The collator pads a clip with silence, so silence at the end of the file changes nothing."""
     row = load_source(str(speech / "test"))[0]
     wave, rate = soundfile.read(row.audio, dtype="float32")
     padded = tmp_path / "padded.wav"

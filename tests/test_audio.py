@@ -1,4 +1,4 @@
-"""Whole files are read as they are; cut, broken and lying ones are refused, whatever the format."""
+"""In every format, whole files are read, and truncated files, damaged files and files with false headers are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 6.0
 
 
 def speech_like(seconds: float = SECONDS, rate_hz: int = RATE_HZ, *, quiet_s: float = 2.0) -> np.ndarray:
-    """Silence, then a rising tone in noise: the bit rate of a VBR file then varies a lot."""
+    """Make silence, then a rising tone in noise, so that the bit rate of a VBR file varies a lot."""
     time_s = np.arange(round(seconds * rate_hz)) / rate_hz
     noise = np.random.default_rng(0).standard_normal(len(time_s))
     wave = 0.3 * np.sin(2 * np.pi * (200 + 100 * time_s) * time_s) + 0.05 * noise
@@ -46,7 +46,7 @@ def by_pyav(
     codec_options: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """Encode with FFmpeg's libraries; into something like a pipe, if not seekable."""
+    """Encode with FFmpeg's libraries, which write into a pipe if `seekable` is False."""
     import av
 
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def by_pyav(
 
 
 class Pipe:
-    """A file that can only be written on."""
+    """A file that can only be written, as a pipe can."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -111,7 +111,8 @@ def encoded() -> dict[str, bytes]:
 def test_every_format_is_read_whole(encoded, name):
     wave = load_audio(encoded[name])
     assert wave.dtype == np.float32 and wave.ndim == 1
-    assert len(wave) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)  # encoders pad up to two frames
+    # Encoders pad by up to two frames.
+    assert len(wave) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
     original = speech_like()
     delay = np.argmax(np.correlate(wave[40_000:60_000], original[41_000:59_000], "valid")) - 1000
     assert abs(delay) < 0.12 * RATE_HZ
@@ -121,29 +122,30 @@ def test_every_format_is_read_whole(encoded, name):
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.83])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_cut_file_is_refused(encoded, name, share):
+def test_a_truncated_file_is_refused(encoded, name, share):
     data = encoded[name]
     with pytest.raises(AudioError) as refused:
-        # The second cut is for the one case in which nothing tells: exactly between two frames or pages.
+        # A cut exactly between two frames or pages cannot be detected; the second cut is 7 bytes later.
         load_audio(data[: int(len(data) * share)])
         load_audio(data[: int(len(data) * share) + 7])
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["wav", "aiff", "flac", "mp3", "ogg_vorbis", "ogg_opus", "webm", "m4a_index_first"])
-def test_the_reason_says_truncated_and_how_much_there_is(encoded, name):
+def test_the_reason_says_truncated_and_how_many_seconds_were_decoded(encoded, name):
     data = encoded[name]
     with pytest.raises(AudioError, match=r"decoded [\d.]+ s.*truncated"):
         load_audio(data[: len(data) * 51 // 100])
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "m4a"])  # its index is at the end
-def test_the_intact_part_of_a_cut_file_can_be_used(encoded, name):
+# An m4a file has its index at the end, so a cut file has none.
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "m4a"])
+def test_the_intact_part_of_a_truncated_file_can_be_read(encoded, name):
     data = encoded[name]
     assert len(load_audio(data[: len(data) * 2 // 3], start_s=0.25, end_s=1.0)) == 12_000
 
 
-def test_a_few_missing_bytes_are_no_truncation(encoded):
+def test_a_file_that_lacks_a_few_bytes_is_read(encoded):
     assert len(load_audio(encoded["wav"][:-3000])) > 5.8 * RATE_HZ
 
 
@@ -152,7 +154,7 @@ def test_falls_short_needs_both_half_a_second_and_five_percent():
     assert falls_short(9.4, 10.0) and falls_short(94.0, 100.0) and not falls_short(12.0, 10.0)
 
 
-def test_a_vbr_mp3_without_a_frame_count_is_whole_although_its_estimated_length_is_wrong():
+def test_a_vbr_mp3_without_a_frame_count_is_read_whole_despite_a_wrong_estimated_length():
     import soundfile
 
     loud_first = speech_like()[::-1].copy()
@@ -165,21 +167,22 @@ def test_a_vbr_mp3_without_a_frame_count_is_whole_although_its_estimated_length_
     assert duration_s(data) == pytest.approx(SECONDS, abs=0.15)
 
 
-def test_an_mp3_that_holds_more_than_its_count_is_read_to_the_end(encoded):
+def test_an_mp3_that_holds_more_frames_than_it_counts_is_read_to_the_end(encoded):
     two = encoded["mp3"] + encoded["mp3"]
     assert len(load_audio(two)) / RATE_HZ == pytest.approx(2 * SECONDS, abs=0.3)
 
 
 @pytest.mark.parametrize("tail", [b"TAG" + b"\0" * 125, b"APETAGEX" + b"x" * 200, b"\0" * 5000])
-def test_tags_behind_an_mp3_are_no_truncation(encoded, tail):
+def test_an_mp3_with_tags_at_its_end_is_read_whole(encoded, tail):
     for name in ("mp3", "mp3_no_count"):
         assert len(load_audio(encoded[name] + tail)) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_piece_equals_the_slice(encoded, name):
+def test_a_piece_of_a_recording_equals_a_slice_of_the_whole(encoded, name):
     whole = load_audio(encoded[name])
-    edge = 100  # resampling of opus from 48 kHz knows no neighbours at a cut
+    # Opus is resampled from 48 kHz, and the resampler has no neighbouring samples at a cut.
+    edge = 100
     piece = load_audio(encoded[name], start_s=2.5, end_s=4.0)
     assert len(piece) == 24_000
     np.testing.assert_allclose(piece[edge:-edge], whole[40_000 + edge : 64_000 - edge], atol=1e-4)
@@ -192,7 +195,8 @@ def test_a_piece_outside_the_recording_is_refused(encoded, name):
         load_audio(encoded[name], start_s=7.0)
     with pytest.raises(AudioError, match=r"ends at 9 s, but the recording has only [56]"):
         load_audio(encoded[name], start_s=3.0, end_s=9.0)
-    assert len(load_audio(encoded[name], start_s=4.0, end_s=6.3)) > 30_000  # rounded by whoever wrote it
+    # An end time that was rounded up may lie a little past the end of the recording.
+    assert len(load_audio(encoded[name], start_s=4.0, end_s=6.3)) > 30_000
 
 
 @pytest.mark.parametrize(("start_s", "end_s"), [(-1.0, None), (2.0, 2.0), (3.0, 1.0), (float("nan"), None)])
@@ -202,7 +206,7 @@ def test_an_impossible_piece_is_refused(encoded, start_s, end_s):
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
-def test_any_rate_gives_the_same_seconds(rate_hz):
+def test_every_sampling_rate_is_resampled_to_the_same_seconds_and_pitch(rate_hz):
     wave = load_audio(by_soundfile(speech_like(3.0, rate_hz), "WAV", rate_hz=rate_hz))
     assert len(wave) == 48_000
     tone = np.fft.rfft(
@@ -234,7 +238,7 @@ def test_integer_samples_of_both_decoders_have_full_scale_one():
         np.testing.assert_allclose(by_av.wave, load_audio(data), atol=1e-6, err_msg=subtype)
 
 
-def test_path_and_contents_are_the_same(tmp_path, encoded):
+def test_a_path_and_the_bytes_of_its_file_give_the_same_sound(tmp_path, encoded):
     path = tmp_path / "ആദ്യം 1.ogg"
     path.write_bytes(encoded["ogg_vorbis"])
     np.testing.assert_array_equal(load_audio(path), load_audio(encoded["ogg_vorbis"]))
@@ -251,7 +255,7 @@ def test_the_suffix_does_not_matter(tmp_path, encoded):
 
 
 @pytest.mark.parametrize("call", [load_audio, duration_s])
-def test_what_is_no_recording_is_refused_with_a_reason(tmp_path, call, encoded):
+def test_a_file_that_is_no_recording_is_refused_with_a_reason(tmp_path, call, encoded):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.mp3").write_text("this is not audio\n" * 50)
     (tmp_path / "zeros.ogg").write_bytes(b"\0" * 9000)
@@ -277,7 +281,7 @@ def test_what_is_no_recording_is_refused_with_a_reason(tmp_path, call, encoded):
             call(audio)
 
 
-def test_samples_that_are_no_numbers_are_refused():
+def test_samples_that_are_not_finite_are_refused():
     for bad in (np.nan, np.inf, -np.inf):
         wave = speech_like(1.0)
         wave[500] = bad
@@ -285,13 +289,14 @@ def test_samples_that_are_no_numbers_are_refused():
             load_audio(by_soundfile(wave, "WAV", "FLOAT"))
 
 
-def test_a_header_that_claims_ten_hours_allocates_nothing_for_it(encoded):
+def test_a_header_that_claims_ten_hours_allocates_no_memory_for_them(encoded):
     ten_hours = 36_000 * RATE_HZ
     wav = bytearray(encoded["wav"])
     at = wav.index(b"data") + 4
     wav[at : at + 4] = struct.pack("<I", ten_hours * 2)
     flac = bytearray(encoded["flac"])
-    fields = int.from_bytes(flac[18:26], "big")  # STREAMINFO: the last 36 bits are the number of samples
+    # The last 36 bits of these fields of STREAMINFO are the number of samples.
+    fields = int.from_bytes(flac[18:26], "big")
     flac[18:26] = ((fields >> 36 << 36) | ten_hours).to_bytes(8, "big")
     mp3 = bytearray(encoded["mp3"])
     at = max(mp3.find(b"Xing"), mp3.find(b"Info")) + 8
@@ -305,10 +310,11 @@ def test_a_header_that_claims_ten_hours_allocates_nothing_for_it(encoded):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - before < 100 << 20
 
 
-def test_a_wav_without_a_size_is_whole(encoded):
+def test_a_wav_without_a_size_is_read_whole(encoded):
     wav = bytearray(encoded["wav"])
     at = wav.index(b"data") + 4
-    for size in (0xFFFFFFFF, 0x7FFFF000, 0x80000000):  # as ffmpeg, sox and arecord write into a pipe
+    # ffmpeg, sox and arecord write these sizes into a pipe.
+    for size in (0xFFFFFFFF, 0x7FFFF000, 0x80000000):
         wav[at : at + 4] = struct.pack("<I", size)
         assert len(load_audio(bytes(wav))) == SECONDS * RATE_HZ
 
@@ -320,7 +326,7 @@ def test_an_absurd_sampling_rate_is_refused(encoded):
         load_audio(bytes(wav))
 
 
-def test_damage_anywhere_gives_samples_or_a_reason(encoded):
+def test_a_damaged_file_gives_finite_samples_or_a_reason(encoded):
     chance = np.random.default_rng(4)
     for data in encoded.values():
         for _ in range(6):
@@ -334,7 +340,7 @@ def test_damage_anywhere_gives_samples_or_a_reason(encoded):
                     assert "\n" not in str(error)
 
 
-def test_an_mp3_without_a_count_that_is_cut_at_any_byte_is_refused(encoded):
+def test_an_mp3_without_a_frame_count_is_refused_when_truncated_at_any_byte(encoded):
     data = encoded["mp3_no_count"]
     whole = []
     for n_bytes in range(len(data) // 2, len(data) // 2 + 240):
@@ -343,16 +349,17 @@ def test_an_mp3_without_a_count_that_is_cut_at_any_byte_is_refused(encoded):
             whole.append(n_bytes)
         except AudioError as error:
             assert "truncated" in str(error)
-    assert len(whole) <= 3  # exactly between two frames; nothing tells then
+    # A cut exactly between two frames cannot be detected.
+    assert len(whole) <= 3
 
 
-def test_a_flac_behind_a_tag_is_read(encoded):
+def test_a_file_with_a_tag_before_the_sound_is_read(encoded):
     tag = b"ID3\4\0\0\0\0\2\0" + b"\0" * 256
     assert len(load_audio(tag + encoded["flac"])) == SECONDS * RATE_HZ
     assert len(load_audio(tag + encoded["mp3_no_count"])) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
 
 
-def test_real_recordings_of_browsers_and_of_common_voice(shared):
+def test_real_recordings_from_browsers_and_common_voice_are_read_and_refused_when_truncated(shared):
     browser = sorted((shared / "data/webm").glob("*.webm"))
     common_voice = sorted((shared / "data/common_voice_te/te/clips").glob("*.mp3"))[:20]
     longform = sorted((shared / "data/longform").glob("*.mp3"))

@@ -1,4 +1,4 @@
-"""Effects on training clips: seeded, within the model's limits; SpecAugment; what is refused."""
+"""Effects on training clips are seeded and keep to the model's limits; SpecAugment masks training input only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def preparation(tiny_model):
 
 @pytest.fixture(scope="module")
 def noise_folder(tmp_path_factory) -> str:
-    """Two files, one shorter than a clip, at other rates and kinds; and what is no sound."""
+    """Two sound files, one shorter than a clip, in other rates and formats, and a file that is no sound."""
     folder = tmp_path_factory.mktemp("noise")
     (folder / "street").mkdir()
     rng = np.random.default_rng(7)
@@ -56,7 +56,8 @@ def noise_folder(tmp_path_factory) -> str:
 def room_folder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("rooms")
     echo = np.zeros(3000)
-    echo[[700, 1500, 2400]] = 0.5, 0.2, 0.1  # the direct sound comes after 44 ms
+    # The direct sound comes after 44 ms.
+    echo[[700, 1500, 2400]] = 0.5, 0.2, 0.1
     soundfile.write(folder / "hall.wav", echo, 16_000)
     return str(folder)
 
@@ -77,7 +78,7 @@ SIMULATED = ("noise", "room", "telephone")
 
 
 @pytest.mark.parametrize("effect", [*EFFECTS, *(pytest.param(one, marks=pytest.mark.augment) for one in SIMULATED)])
-def test_an_effect_is_drawn_from_its_generator_alone(effect, noise_folder, room_folder):
+def test_an_effect_depends_on_its_generator_alone(effect, noise_folder, room_folder):
     name = effect.split()[0]
     folders = {"noise": {"noise_folder": noise_folder}, "room": {"room_folder": room_folder}}
     one = Augmentation(**{name: 1.0}, **(folders[name] if "folder" in effect else {}))
@@ -90,44 +91,48 @@ def test_an_effect_is_drawn_from_its_generator_alone(effect, noise_folder, room_
     assert first.dtype == np.float32 and np.isfinite(first).all()
     assert len(first) == len(WAVE) or name == "speed"
     assert not np.array_equal(first, WAVE)
-    if effect not in ("room from a folder", "telephone"):  # of which there is one only
+    # Only one room lies in the folder, and the telephone effect draws nothing.
+    if effect not in ("room from a folder", "telephone"):
         assert not np.array_equal(one(WAVE, np.random.default_rng(6))[:9000], first[:9000])
     state = np.random.get_state()[1].copy()
     python = random.getstate()
-    for wave in (WAVE[:1], WAVE[:37], np.zeros(800, np.float32)):  # nor does it fail on what is hardly there
+    # The effect does not fail on very short or silent clips.
+    for wave in (WAVE[:1], WAVE[:37], np.zeros(800, np.float32)):
         found = one(wave, np.random.default_rng(5))
         assert found.dtype == np.float32 and len(found) and np.isfinite(found).all()
     assert np.array_equal(np.random.get_state()[1], state) and random.getstate() == python
     assert torch.equal(torch.get_rng_state(), states[2])
-    assert np.array_equal(Augmentation()(WAVE, np.random.default_rng(5)), WAVE)  # off by default
+    # All effects are off by default.
+    assert np.array_equal(Augmentation()(WAVE, np.random.default_rng(5)), WAVE)
 
 
-def test_speed_within_its_factors():
+def test_speed_changes_length_and_pitch_by_its_factor():
     slow, fast = of(speed=1.0, speed_factor=(0.8, 0.8)), of(speed=1.0, speed_factor=(1.25, 1.25))
     assert len(slow) == pytest.approx(20_000, abs=2) and len(fast) == pytest.approx(12_800, abs=2)
-    peak = np.abs(np.fft.rfft(WAVE)).argmax()  # 1 Hz a bin
+    # One bin is 1 Hz.
+    peak = np.abs(np.fft.rfft(WAVE)).argmax()
     assert np.abs(np.fft.rfft(fast)).argmax() / len(fast) * 16_000 == pytest.approx(1.25 * peak, rel=0.01)
     assert 14_545 <= len(of(speed=1.0)) <= 17_778
 
 
-def test_noise_is_as_far_below_the_clip_as_asked(noise_folder):
+def test_noise_has_the_requested_distance_to_the_clip(noise_folder):
     for below_db in (0.0, 20.0):
         noise = of(noise=1.0, noise_folder=noise_folder, noise_snr_db=(below_db, below_db)) - WAVE
         assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(below_db, abs=0.01)
 
 
 @pytest.mark.augment
-def test_coloured_noise_is_as_far_below_the_clip_as_asked():
+def test_coloured_noise_has_the_requested_distance_to_the_clip():
     noise = of(noise=1.0, noise_snr_db=(10.0, 10.0)) - WAVE
     assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(10.0, abs=0.01)
 
 
-def test_gain_is_all_that_gain_does():
+def test_gain_only_scales_the_samples():
     factor = of(gain=1.0, gain_db=(-6.0, -6.0)) / WAVE
     assert np.allclose(factor[np.abs(WAVE) > 0.01], 10 ** (-6 / 20), rtol=1e-5)
 
 
-def test_a_room_moves_nothing_and_keeps_the_level(room_folder):
+def test_a_room_keeps_the_position_and_level_of_the_sound(room_folder):
     click = np.zeros(16_000, np.float32)
     click[4000] = 1.0
     heard = Augmentation(room=1.0, room_folder=room_folder)(click, np.random.default_rng(0))
@@ -140,17 +145,20 @@ def test_a_simulated_room_has_an_echo():
     click = np.zeros(16_000, np.float32)
     click[4000] = 1.0
     heard = Augmentation(room=1.0)(click, np.random.default_rng(0))
-    direct = int(np.abs(heard).argmax())  # at most 2.5 m away, which sound takes 7 ms for
+    # The source is at most 2.5 m away; sound takes 7 ms for that.
+    direct = int(np.abs(heard).argmax())
     echo, later = heard[direct + 80 : direct + 800], heard[direct + 1600 : direct + 2320]
     assert 4000 <= direct < 4200 and rms(echo) > 0.01 * rms(heard) and rms(echo) > 3 * rms(later)
     assert rms(heard) == pytest.approx(rms(click), rel=1e-3)
 
 
 @pytest.mark.augment
-def test_a_telephone_has_its_band():
+def test_a_telephone_passes_only_its_frequency_band():
     white = np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
-    power = np.abs(np.fft.rfft(Augmentation(telephone=1.0)(white, np.random.default_rng(0)))) ** 2  # 0.5 Hz a bin
-    heard = power[1000:6000].mean()  # 500 to 3,000 Hz
+    # One bin is 0.5 Hz.
+    power = np.abs(np.fft.rfft(Augmentation(telephone=1.0)(white, np.random.default_rng(0)))) ** 2
+    # These bins are 500 to 3,000 Hz.
+    heard = power[1000:6000].mean()
     assert power[8400:].mean() < 1e-4 * heard and power[:200].mean() < 0.05 * heard
     assert heard == pytest.approx((np.abs(np.fft.rfft(white)) ** 2)[1000:6000].mean(), rel=0.2)
 
@@ -171,25 +179,26 @@ def dataset(preparation, rows: list[Row], *, seed: int = 0, timestamps: float = 
     )
 
 
-def test_a_clip_s_effects_are_those_of_seed_epoch_and_row(preparation, clip, noise_folder):
+def test_the_effects_of_a_clip_depend_on_seed_epoch_and_row_alone(preparation, clip, noise_folder):
     settings = {"speed": 0.5, "gain": 0.5, "noise": 0.5, "noise_folder": noise_folder}
     one, other = (dataset(preparation, [clip] * 4, seed=seed, **settings) for seed in (0, 1))
     picks = [Pick(row, epoch) for row in range(4) for epoch in range(3)]
     found = [one[pick].input_features for pick in picks]
-    for pick, features in reversed([*zip(picks, found, strict=True)]):  # whatever was drawn before
+    # The order in which clips are drawn does not matter.
+    for pick, features in reversed([*zip(picks, found, strict=True)]):
         assert np.array_equal(pickle.loads(pickle.dumps(one))[pick].input_features, features)
     assert len({features.tobytes() for features in found}) > 8
     assert any(not np.array_equal(other[pick].input_features, one[pick].input_features) for pick in picks)
 
 
-def test_a_clip_that_comes_twice_in_an_epoch_sounds_otherwise(preparation, clip):
+def test_a_clip_that_comes_twice_in_an_epoch_gets_different_effects(preparation, clip):
     picks = next(steps(2, 5, seed=0, duration_s=lambda row: 1.0, parts=[(1, 3.0), (1, 2.0)]))
     found = dataset(preparation, [clip] * 2, gain=1.0)
     assert sorted((pick.row, pick.again) for pick in picks) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert len({found[pick].input_features.tobytes() for pick in picks}) == 5
 
 
-def test_the_user_s_function_comes_after_the_effects_and_draws_what_it_drew(preparation, clip):
+def test_the_users_function_follows_the_effects_and_draws_the_same_numbers_without_them(preparation, clip):
     drawn, lengths = [], []
 
     def function(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -201,11 +210,12 @@ def test_the_user_s_function_comes_after_the_effects_and_draws_what_it_drew(prep
     for augmentation in (None, slow):
         SpeechDataset([clip], preparation, language="hi", augment=function, augmentation=augmentation)[Pick(0, 2)]
     assert drawn == [np.random.default_rng((0, 2, 0)).random()] * 2 and lengths == [16_000, 32_000]
-    alone = SpeechDataset([clip], preparation, language="hi", augment=slow)[0]  # it is such a function itself
+    # An Augmentation can also be given as the user's function.
+    alone = SpeechDataset([clip], preparation, language="hi", augment=slow)[0]
     assert alone.seconds == 2.0
 
 
-def test_times_go_with_the_speed(preparation, clip):
+def test_segment_times_are_scaled_with_the_speed(preparation, clip):
     row = replace(clip, segments=(Segment("घर", 0.1, 0.4), Segment("पानी", 0.5, 0.9)))
     slow = dataset(preparation, [row], timestamps=1.0, speed=1.0, speed_factor=(0.5, 0.5), gain=1.0)[0]
     ids = slow.decoder_input_ids
@@ -213,7 +223,7 @@ def test_times_go_with_the_speed(preparation, clip):
     assert times == pytest.approx([0.2, 0.8, 1.0, 1.8], abs=0.0101)
 
 
-def test_a_clip_that_would_be_too_long_stays_as_it_was(preparation, clip, tmp_path):
+def test_a_clip_that_an_effect_makes_too_long_is_not_augmented(preparation, clip, tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, make_wave(2.8), 16_000)
     rows = [replace(clip, audio=str(path)), clip]
@@ -226,7 +236,7 @@ def test_a_clip_that_would_be_too_long_stays_as_it_was(preparation, clip, tmp_pa
     assert batch["kept"] == 1
 
 
-def test_noise_that_cannot_be_read_after_all_leaves_the_clip_as_it_was(preparation, clip, tmp_path):
+def test_a_clip_whose_noise_file_becomes_unreadable_is_not_augmented(preparation, clip, tmp_path):
     folder = tmp_path / "noise"
     folder.mkdir()
     soundfile.write(folder / "a.wav", make_wave(2.0), 16_000)
@@ -240,14 +250,14 @@ def test_noise_that_cannot_be_read_after_all_leaves_the_clip_as_it_was(preparati
         assert np.array_equal(found.labels, plain.labels)
 
 
-def test_the_window_is_that_of_the_longest_clip_after_augmentation(preparation, clip):
+def test_the_window_fits_the_longest_clip_after_augmentation(preparation, clip):
     found = dataset(preparation, [clip] * 2, speed=1.0, speed_factor=(0.5, 0.5))
     batch = SpeechCollator(preparation)([found[Pick(number, slack_s=0.2)] for number in range(2)])
     assert batch["input_features"].shape[-1] == pytest.approx(220, abs=4)
     assert batch["seconds"] == pytest.approx(4.0)
 
 
-def test_a_share_of_the_clips_is_noise_alone(preparation, clip, noise_folder):
+def test_a_share_of_the_clips_is_replaced_by_noise_alone(preparation, clip, noise_folder):
     rows = [replace(clip, prompt="नीला")] * 30
     half = dataset(preparation, rows, no_speech=0.5, noise_folder=noise_folder, timestamps=1.0, gain=1.0)
     found = [half[Pick(number, 1)] for number in range(len(rows))]
@@ -262,14 +272,14 @@ def test_a_share_of_the_clips_is_noise_alone(preparation, clip, noise_folder):
     assert abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.05
 
 
-def test_what_is_left_out_is_so_in_every_epoch(preparation, clip, noise_folder):
+def test_a_left_out_clip_is_left_out_even_where_noise_replaces_it(preparation, clip, noise_folder):
     rows = [replace(clip, text=""), replace(clip, text="घर " * 60)]
     silent = dataset(preparation, rows, no_speech=1.0, noise_folder=noise_folder)
     assert silent[Pick(0, 1)].reason == "empty text" and "text tokens" in silent[Pick(1, 1)].reason
 
 
 @pytest.mark.augment
-def test_noise_alone_can_be_simulated():
+def test_noise_that_replaces_a_clip_can_be_simulated():
     wave = Augmentation(no_speech=1.0).without_speech(WAVE, np.random.default_rng(0))
     assert 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30 and abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.1
 
@@ -277,7 +287,7 @@ def test_noise_alone_can_be_simulated():
 # What is refused
 
 
-def test_a_folder_that_will_not_do(tmp_path, noise_folder):
+def test_a_missing_empty_or_unreadable_sound_folder_is_refused(tmp_path, noise_folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.wav").write_bytes(b"RIFF no sound")
@@ -289,7 +299,8 @@ def test_a_folder_that_will_not_do(tmp_path, noise_folder):
         with pytest.raises(UserError, match=message) as caught:
             Augmentation(**settings)
         assert "\n" not in str(caught.value)
-    Augmentation(gain=0.5, noise_folder=str(tmp_path / "none"))  # not used
+    # The folder is not used by this effect, so it is not looked at.
+    Augmentation(gain=0.5, noise_folder=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("effect", ["noise", "room", "telephone", "no_speech"])
@@ -301,7 +312,7 @@ def test_a_missing_package_is_named_with_its_command(effect, monkeypatch):
 
 
 @pytest.mark.augment
-def test_simulated_rooms_need_a_package_more(monkeypatch):
+def test_simulated_rooms_need_a_package_of_their_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
     with pytest.raises(UserError, match=r"augment.room: needs pyroomacoustics; pip install 'whisper-peft\[augment\]'"):
         Augmentation(room=0.1)
@@ -317,7 +328,7 @@ def whisper(tiny_model):
 
 
 def seen(whisper, features: torch.Tensor) -> torch.Tensor:
-    """What reaches the encoder."""
+    """Return the features that reach the encoder."""
     found = []
     hook = whisper.get_encoder().register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].clone()))
     try:
@@ -327,19 +338,21 @@ def seen(whisper, features: torch.Tensor) -> torch.Tensor:
     return found[0]
 
 
-def test_spec_augment_masks_training_input_and_leaves_no_trace(whisper):
+def test_spec_augment_masks_training_input_and_restores_the_config(whisper):
     features, before = torch.randn(2, 80, 120) - 5, whisper.config.to_dict()
     with set_masks(whisper, MASKS, 120):
         assert whisper.config.apply_spec_augment
         hidden = (seen(whisper, features) == 0).all(dim=1)
-    assert ((hidden.sum(1) >= 10) & (hidden.sum(1) <= 20)).all()  # two masks of 10 frames, which may overlap
+    # There are two masks of 10 frames, which may overlap.
+    assert ((hidden.sum(1) >= 10) & (hidden.sum(1) <= 20)).all()
     assert whisper.config.to_dict() == before and not before["apply_spec_augment"]
     with set_masks(whisper, {**MASKS, "mask_time_prob": 0.0, "mask_feature_prob": 0.5}, 120):
         assert (seen(whisper, features) == 0).all(dim=2).any(dim=1).all()
     with set_masks(whisper.eval(), MASKS, 120):
         assert torch.equal(seen(whisper, features), features)
     whisper.train()
-    whisper.config.apply_spec_augment = True  # of a base whose maker left it on
+    # A base may come with SpecAugment switched on.
+    whisper.config.apply_spec_augment = True
     try:
         with set_masks(whisper, {}, 120):
             assert torch.equal(seen(whisper, features), features)
@@ -350,7 +363,7 @@ def test_spec_augment_masks_training_input_and_leaves_no_trace(whisper):
 
 @pytest.mark.parametrize("window_frames", [2, 8, 10, 12, 24])
 @pytest.mark.parametrize("silence", ["condensed", "tight"])
-def test_spec_augment_on_windows_shorter_than_its_masks(whisper, window_frames, silence):
+def test_spec_augment_skips_windows_shorter_than_its_masks(whisper, window_frames, silence):
     from whisper_peft import condense_silence
 
     condense_silence(whisper, silence)
@@ -359,7 +372,8 @@ def test_spec_augment_on_windows_shorter_than_its_masks(whisper, window_frames, 
         reached = seen(whisper, features)
     assert torch.isfinite(reached).all()
     assert torch.equal(reached, features) == (window_frames < 10)
-    if window_frames < 10:  # what transformers says of it
+    # transformers itself raises this error on such a window.
+    if window_frames < 10:
         with pytest.raises(ValueError, match="mask_length"), set_masks(whisper, {**MASKS, "mask_time_length": 1}, 2):
             whisper.config.mask_time_length = 10
             seen(whisper, features)
@@ -369,8 +383,8 @@ def test_spec_augment_on_windows_shorter_than_its_masks(whisper, window_frames, 
 # A run
 
 
-def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
-    """Only the training clips are touched; what is saved knows nothing of it."""
+def test_a_run_with_all_augmentations_trains_and_saves_no_masks(tiny_model, speech, noise_folder, tmp_path):
+    """Augmentation changes only the training clips, and no saved config mentions the masks."""
     import json
 
     changes = {
@@ -405,7 +419,7 @@ def test_a_run_with_everything(tiny_model, speech, noise_folder, tmp_path):
 
 
 def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
-    """A step that runs out of memory is made again with the same batch."""
+    """A step that runs out of memory is computed again from the same batch, so the batch must stay as it is."""
     from test_trainer import first_batches, make_trainer
 
     trainer = make_trainer(tmp_path, tiny_model, speech / "train")
@@ -416,7 +430,7 @@ def test_masks_are_not_written_into_the_batch(tiny_model, speech, tmp_path):
     assert torch.equal(batch["input_features"], before)
 
 
-def test_plan_reckons_with_slower_clips(tiny_model, speech):
+def test_plan_counts_the_extra_length_of_slowed_clips(tiny_model, speech):
     from whisper_peft.model.architecture import PUBLISHED
     from whisper_peft.training.fitting import Clips, loads_of_steps
 
@@ -428,16 +442,17 @@ def test_plan_reckons_with_slower_clips(tiny_model, speech):
         [load.positions for load in loads_of_steps(one, PUBLISHED["small"], clips, "cpu")]
         for one in (recipe, slower, faster)
     )
-    assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain  # 2.5 s of 50 positions each
+    # The clip of 10 s becomes 2.5 s longer, and a second has 50 positions.
+    assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain
 
 
-def test_masks_that_the_model_has_no_room_for_are_refused(tiny_model, speech, tmp_path):
+def test_masks_larger_than_the_models_mel_bins_are_refused(tiny_model, speech, tmp_path):
     changes = {"augment.spec_augment": True, "augment.mask_feature_length": 81}
     with pytest.raises(UserError, match=r"mask_feature_length: 81; the model has 80 mel bins, take fewer"):
         train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
 
 
-def test_the_recipe_s_effects_are_those_of_the_class():
+def test_the_recipe_has_the_effects_and_defaults_of_the_augmentation_class():
     import inspect
 
     settings = override(Recipe(), {"augment.gain": 0.1}).augment
@@ -447,7 +462,7 @@ def test_the_recipe_s_effects_are_those_of_the_class():
     assert Augment().effects == {} and Augment().masks == {}
 
 
-def test_masks_are_transformers_own(tiny_model):
+def test_the_default_masks_are_those_of_transformers(tiny_model):
     from transformers import WhisperConfig
 
     assert {name: getattr(WhisperConfig(), name) for name in MASKS} == MASKS and len(MASKS) == 6

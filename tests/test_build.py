@@ -1,4 +1,4 @@
-"""Where MODEL leads, what is refused, and that what we save loads without us."""
+"""MODEL leads to a base and an adapter, unusable models are refused, and saved models load without whisper_peft."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trainable(model) -> set[str]:
 
 
 def shake(model, seed: int = 1) -> None:
-    """Gives every trainable tensor random values, as training would."""
+    """Give every trainable tensor random values, as training would."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ def logits(model):
 
 
 def save_adapter(base: Path, folder: Path, **options) -> Path:
-    """An adapter with random weights, as a run saves it."""
+    """Save an adapter with random weights in the way that a run saves its adapter."""
     model = add_adapter(load_base(str(base)), **{"rank": 4, **options})
     shake(model)
     model.save_pretrained(str(folder))
@@ -71,19 +71,19 @@ def make_run(run: Path) -> Path:
 # MODEL
 
 
-def test_locate_a_model_folder(tiny_model, monkeypatch):
+def test_a_model_folder_is_its_own_base(tiny_model, monkeypatch):
     found = locate(tiny_model)
     assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), None, None, False)
     monkeypatch.chdir(tiny_model.parent)
     assert locate(tiny_model.name).base == str(tiny_model)
 
 
-def test_locate_an_adapter_folder(adapter, tiny_model):
+def test_an_adapter_folder_leads_to_its_base(adapter, tiny_model):
     found = locate(str(adapter))
     assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), adapter, None, False)
 
 
-def test_locate_a_run(adapter, tiny_model, tmp_path):
+def test_a_finished_run_leads_to_its_model_or_adapter(adapter, tiny_model, tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match=rf"not finished yet.*train --resume {run}"):
         locate(run)
@@ -94,25 +94,26 @@ def test_locate_a_run(adapter, tiny_model, tmp_path):
     assert (locate(run).base, locate(run).adapter, locate(run).run) == (str(tiny_model), run / runs.ADAPTER, run)
 
 
-def test_locate_a_hub_id():
+def test_a_hub_id_leads_to_the_hub():
     for name in ("openai/whisper-small", "hf:openai/whisper-small"):
         found = locate(name)
         assert (found.name, found.base, found.from_hub) == (name, "openai/whisper-small", True)
         assert found.adapter is found.run is None
 
 
-def test_an_existing_path_wins_unless_the_hub_is_forced(tiny_model, tmp_path, monkeypatch):
+def test_an_existing_folder_comes_before_the_hub_unless_hf_is_written(tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model, tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
     assert locate("owner/name").base == str(tmp_path / "owner" / "name")
     assert not locate("owner/name").from_hub
-    with pytest.raises(UserError, match="a local owner/name is in the way"):  # libraries would take the folder
+    # transformers would load the folder instead of the Hub repository.
+    with pytest.raises(UserError, match="a local owner/name is in the way"):
         locate("hf:owner/name")
     monkeypatch.chdir(tmp_path / "owner")
     assert (locate("hf:owner/name").base, locate("hf:owner/name").from_hub) == ("owner/name", True)
 
 
-def test_locate_refuses_what_holds_no_model(tmp_path):
+def test_a_path_that_holds_no_model_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="holds no model"):
@@ -137,14 +138,14 @@ def test_an_adapter_without_a_base_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "tf_model.h5"])
-def test_weights_that_come_as_pickle_only_are_refused(tiny_model, tmp_path, name):
+def test_weights_stored_only_as_pickle_are_refused(tiny_model, tmp_path, name):
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / name)
     with pytest.raises(UserError, match=rf"only {name}.*safetensors.*save_pretrained"):
         load_base(str(tmp_path / "model"))
 
 
-def test_other_bases_that_cannot_be_loaded(tiny_model, tmp_path):
+def test_damaged_weights_missing_weights_and_other_model_types_are_refused(tiny_model, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
@@ -166,17 +167,18 @@ def test_a_hub_id_that_cannot_be_reached_says_what_to_check():
         load_base("owner/none")
 
 
-def test_dtypes(tiny_model):
+def test_a_base_loads_in_float32_unless_another_dtype_is_named(tiny_model):
     import torch
 
     assert load_base(str(tiny_model)).dtype == torch.float32
-    assert load_base(str(QUICKSTART / "model")).dtype == torch.float32  # stored in float16; training wants float32
+    # The weights are stored in float16, and training needs float32.
+    assert load_base(str(QUICKSTART / "model")).dtype == torch.float32
     assert load_base(str(QUICKSTART / "model"), dtype="auto").dtype == torch.float16
     assert load_model(tiny_model, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
 def test_a_processor_saved_by_transformers_5_loads(tiny_model, tmp_path):
-    """transformers 5 writes the special tokens as a list, which 4 cannot read."""
+    """transformers 5 writes the special tokens as a list, which transformers 4 cannot read by itself."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -270,30 +272,32 @@ LAYERS = {
         ("encoder+decoder", ("encoder", "decoder"), ("attention", "mlp")),
     ],
 )
-def test_targets_by_plain_words(tiny_model, targets, halves, layers):
+def test_target_words_select_the_linear_layers_they_name(tiny_model, targets, halves, layers):
     import torch
 
     model = load_base(str(tiny_model))
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     last = set().union(*(LAYERS[layer] for layer in layers))
     wanted = {name for name in linear if set(halves) & {*name.split(".")[1:2]} and name.split(".")[-1] in last}
-    names = {name for name, _ in model.named_modules()}  # before the adapter's own are among them
+    # The names are read before add_adapter adds modules of its own.
+    names = {name for name, _ in model.named_modules()}
     assert {name for name in names if re.fullmatch(make_target_pattern(targets), name)} == wanted
     assert wanted
     learning = trainable(add_adapter(model, rank=2, targets=targets))
     adapted = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in learning}
     assert adapted == wanted
     if targets == "attention+mlp":
-        assert linear - wanted == {"proj_out"}  # the output layer, tied to the embedding
+        # The output layer is tied to the embedding and gets no adapter.
+        assert linear - wanted == {"proj_out"}
 
 
 @pytest.mark.parametrize("targets", ["all", "", "attention+", "attention,mlp", "q_proj"])
-def test_unknown_targets(targets):
+def test_unknown_target_words_are_refused(targets):
     with pytest.raises(UserError, match=r"^lora\.targets: unknown word '.*attention, mlp, encoder, decoder"):
         make_target_pattern(targets)
 
 
-def test_options_of_an_adapter(tiny_model):
+def test_the_options_of_an_adapter_reach_its_config(tiny_model):
     def config(**options):
         return add_adapter(load_base(str(tiny_model)), **options).peft_config["default"]
 
@@ -313,7 +317,7 @@ def test_options_of_an_adapter(tiny_model):
         config(rank=0)
 
 
-def test_a_fresh_adapter_changes_nothing(tiny_model):
+def test_a_new_adapter_leaves_the_logits_as_they_were(tiny_model):
     import torch
 
     base = logits(load_base(str(tiny_model)))
@@ -324,9 +328,10 @@ def test_a_fresh_adapter_changes_nothing(tiny_model):
     assert (logits(model) - base).abs().max() > 1e-2
 
 
-def test_an_adapter_s_config_is_plain(adapter, tiny_model):
+def test_the_config_of_an_adapter_mentions_no_class_of_ours(adapter, tiny_model):
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["task_type"] is None  # SEQ_2_SEQ_LM passes input_ids, also to whoever loads it
+    # With SEQ_2_SEQ_LM, peft would pass input_ids to Whisper, which takes none.
+    assert config["task_type"] is None
     assert config["auto_mapping"]["base_model_class"] == "WhisperForConditionalGeneration"
     assert config["auto_mapping"]["parent_library"].startswith("transformers.")
     assert config["base_model_name_or_path"] == str(tiny_model)
@@ -402,13 +407,13 @@ def pair(tiny_model, adapter, tmp_path) -> tuple[Path, Path]:
 
 
 def retrain(base: Path) -> None:
-    """Other weights at the same place."""
+    """Replace the weights of a base by others."""
     model = load_base(str(base))
     model.model.decoder.layers[0].fc1.weight.data[0, 0] += 1e-3
     model.save_pretrained(str(base))
 
 
-def test_the_identity_of_a_base(pair, tiny_model):
+def test_the_identity_of_a_base_depends_on_its_weights_alone(pair, tiny_model):
     base, _ = pair
     assert base_identity(str(base)) == {"path": str(base), "sha256": weights_sha256(base)}
     assert weights_sha256(base) == weights_sha256(tiny_model)
@@ -419,7 +424,7 @@ def test_the_identity_of_a_base(pair, tiny_model):
     assert weights_sha256(base) != before
 
 
-def test_another_base_is_refused(pair, tiny_model):
+def test_a_base_with_other_weights_is_refused(pair, tiny_model):
     base, adapter = pair
     expected = logits(load_model(adapter)[0])
     retrain(base)
@@ -427,13 +432,14 @@ def test_another_base_is_refused(pair, tiny_model):
         load_model(adapter)
     with pytest.raises(UserError, match="--base MODEL"):
         with_base(locate(adapter), str(base))
-    model, _, _ = load_model(adapter, base=str(tiny_model))  # the same weights elsewhere
+    # The same weights in another folder are accepted.
+    model, _, _ = load_model(adapter, base=str(tiny_model))
     assert (logits(model) == expected).all()
     with pytest.raises(UserError, match="not the weights"):
         load_model(adapter, base=str(QUICKSTART / "model"))
 
 
-def test_a_base_that_has_moved(pair):
+def test_a_moved_base_is_reported_and_can_be_named(pair):
     base, adapter = pair
     base.rename(base.parent / "moved")
     with pytest.raises(UserError, match=rf"{base}: the adapter's base has moved.*--base MODEL"):
@@ -443,7 +449,7 @@ def test_a_base_that_has_moved(pair):
         load_model(adapter, base=str(base.parent / "nowhere"))
 
 
-def test_an_adapter_of_somebody_else_is_taken_at_its_word(pair):
+def test_an_adapter_without_base_facts_loads_on_the_base_that_it_names(pair):
     base, adapter = pair
     (adapter / BASE_FACTS).unlink()
     retrain(base)
@@ -462,17 +468,17 @@ def test_an_adapter_brings_its_own_generation_config(pair):
     assert not model.training
 
 
-# The fork on mode
+# Mode: full or lora
 
 
-def test_full_mode_trains_all_but_the_sinusoids(tiny_model):
+def test_full_mode_trains_all_weights_but_the_encoder_positions(tiny_model):
     model = build_model(locate(tiny_model), "full")
     frozen = {name for name, _ in model.named_parameters()} - trainable(model)
     assert frozen == {"model.encoder.embed_positions.weight"}
     assert "model.decoder.embed_positions.weight" in trainable(model)
 
 
-def test_a_frozen_encoder(tiny_model):
+def test_a_frozen_encoder_is_not_trained(tiny_model):
     full = build_model(locate(tiny_model), "full", freeze="encoder")
     assert trainable(full)
     assert not any(".encoder." in name for name in trainable(full))
@@ -490,8 +496,9 @@ def test_lora_mode_trains_the_adapter_alone(tiny_model):
     assert all(parameter.dtype.is_floating_point for parameter in model.parameters())
 
 
-def test_going_on_from_an_adapter(adapter):
-    model = build_model(locate(adapter), "lora", lora={"rank": 64})  # its own rank stays
+def test_an_adapter_that_is_trained_further_keeps_its_weights_and_rank(adapter):
+    # The adapter keeps its own rank of 4.
+    model = build_model(locate(adapter), "lora", lora={"rank": 64})
     assert (logits(model) == logits(load_model(adapter)[0])).all()
     assert trainable(model)
     assert all("lora_" in name for name in trainable(model))
@@ -506,7 +513,7 @@ def test_full_fine_tuning_of_an_adapter_is_refused(adapter):
 
 @pytest.fixture
 def hub(tiny_model, tmp_path, monkeypatch):
-    """A cache of the Hub's as two downloads of owner/name leave it: commits a… and b…, of which b… is the newest."""
+    """The Hub cache after two downloads of owner/name: commits a… and b…, of which b… is the newest."""
     repository = tmp_path / "hub" / "models--owner--name"
     first, second = "a" * 40, "b" * 40
     for commit in (first, second):
@@ -521,7 +528,7 @@ def hub(tiny_model, tmp_path, monkeypatch):
     return repository
 
 
-def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
+def test_an_adapter_loads_the_commit_of_its_hub_base_that_it_was_trained_on(hub, adapter, tmp_path):
     from whisper_peft import merge
 
     first, second = hub / "snapshots" / ("a" * 40), hub / "snapshots" / ("b" * 40)
@@ -542,7 +549,7 @@ def test_an_adapter_keeps_to_its_commit_of_a_hub_base(hub, adapter, tmp_path):
     assert report.passed and (tmp_path / "merged" / "config.json").exists()
 
 
-def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+def test_a_misspelt_run_is_reported_and_not_searched_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "hindi").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"runs/hindy: no such folder; runs holds hindi.*write hf:runs/hindy"):
@@ -552,7 +559,7 @@ def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("checkpoint", ["float32", "float16"])
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
-def test_an_adapters_base_is_held_in_the_type_of_its_products(tiny_model, tmp_path, checkpoint, quantize):
+def test_the_frozen_base_is_kept_in_the_dtype_that_its_layers_compute_in(tiny_model, tmp_path, checkpoint, quantize):
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -571,5 +578,6 @@ def test_an_adapters_base_is_held_in_the_type_of_its_products(tiny_model, tmp_pa
             assert parameter.dtype == torch.float32, name
         known = weights.get(name.replace(".base_layer", "").replace(".original_module", ""))
         if known is not None and parameter.is_floating_point():
-            assert torch.equal(parameter.float(), known.to(parameter.dtype).float()), name  # nothing rounded twice
+            # Each weight is rounded once, from its exact value.
+            assert torch.equal(parameter.float(), known.to(parameter.dtype).float()), name
     assert whisper.proj_out.weight is whisper.model.decoder.embed_tokens.weight

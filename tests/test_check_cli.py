@@ -1,4 +1,4 @@
-"""check on the command line and in train: every kind of source, exit codes, --fix, a poisoned copy of real speech."""
+"""The check command, its exit codes and --fix, and the checks of train, on every kind of source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(capfd, monkeypatch):
     return run
 
 
-def test_exit_codes_say_errors_none_or_that_nothing_could_be_checked(call, tmp_path):
+def test_the_exit_code_tells_errors_from_a_clean_set_and_from_a_check_that_failed(call, tmp_path):
     rows = make_spoken(tmp_path, 4)
     good = write_manifest(tmp_path / "good.jsonl", rows)
     others = make_spoken(tmp_path, 4, seed=1, name="b{}")
@@ -77,7 +77,8 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
     _, out, _ = call(tmp_path / "r.yaml", "--json", "--no-audio")
     report = json.loads(out)
     assert [(one["split"], one["clips"]) for one in report["sources"]] == [("train", 5), ("train", 5), ("eval", 5)]
-    assert report["checked"]["tokens"] == "counted"  # by the recipe's model, of which no weights are read
+    # Tokens are counted with the tokenizer of the recipe's model; its weights are not read.
+    assert report["checked"]["tokens"] == "counted"
     seen = found(report)
     assert seen["shared-text"] == {"train0.wav", "eval0.wav"} and seen["duplicate-text"] == {"more0.wav"}
     assert all(
@@ -90,7 +91,7 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
     assert code == 0 and "No errors" in out
 
 
-def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
+def test_a_fixed_manifest_has_no_errors_and_the_source_stays_as_it_was(tmp_path):
     folder = tmp_path / "speech"
     rows = make_spoken(folder, 60)
     for row in rows:
@@ -106,7 +107,8 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     rows[3]["text"] = "घर [x]"
     rows[4]["text"] = unicodedata.normalize("NFD", "Café ") + rows[4]["text"]
     rows.append(dict(rows[5]))
-    (folder / rows[32]["audio"]).unlink()  # within the moved texts: whose text is whose behind it?
+    # The missing file lies within the shifted texts, which makes the right pairs behind it uncertain.
+    (folder / rows[32]["audio"]).unlink()
     source = write_manifest(folder / "all.jsonl", rows)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     out = tmp_path / "clean.jsonl"
@@ -116,7 +118,8 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
     assert (report.fixed.kept, report.fixed.manifests) == (len(lines), [str(out)])
     assert report.as_dict()["fixed"]["left_out"] == report.fixed.left_out
     texts = {Path(line["audio"]).name: line["text"] for line in lines}
-    assert len(texts) == len(lines)  # once each
+    # Each file is listed once.
+    assert len(texts) == len(lines)
     assert not {"clip001.wav", "gone.wav"} & texts.keys()
     for name, text in texts.items():
         if name not in ("clip003.wav", "clip004.wav"):
@@ -147,7 +150,7 @@ def test_a_mended_manifest_is_clean_and_the_source_untouched(tmp_path):
         check([str(source), str(source)], audio=False, fix=tmp_path / "x.jsonl")
 
 
-def test_sound_inside_parquet_is_written_out(tmp_path):
+def test_fix_writes_the_sound_inside_parquet_into_files(tmp_path):
     import datasets
 
     rows = make_spoken(tmp_path / "s", 4)
@@ -163,7 +166,7 @@ def test_sound_inside_parquet_is_written_out(tmp_path):
     assert [Path(row.audio).read_bytes() for row in again] == sounds
 
 
-def test_train_says_what_it_sees_and_stops_where_texts_are_moved(tiny_model, tmp_path):
+def test_train_reports_findings_and_stops_at_shifted_texts(tiny_model, tmp_path):
     rows = make_spoken(tmp_path, 60)
     rows[50]["audio"] = "gone.wav"
     texts = [row["text"] for row in rows]
@@ -172,7 +175,8 @@ def test_train_says_what_it_sees_and_stops_where_texts_are_moved(tiny_model, tmp
         row["text"] = text
     moved = str(write_manifest(tmp_path / "moved.jsonl", rows))
     settings = {"data.eval": None, "data.test": None, "train.steps": 1, "evaluate.compare_clips": 0}
-    settings["data.max_left_out"] = 1.0  # half of the clips are over the tiny model's 3 s
+    # Half of the clips are longer than the tiny model's window of 3 s.
+    settings["data.max_left_out"] = 1.0
     said: list[str] = []
     prepare(tiny_recipe(tiny_model, tmp_path, **settings, **{"data.train": [source]}), say=said.append)
     assert any("error: missing, 1 clip, as" in line and "gone.wav" in line for line in said)
@@ -206,8 +210,8 @@ def test_every_shared_folder_can_be_checked(shared, tmp_path, call):
     assert code == 1 and "no segment times beside it" in err
 
 
-def test_the_malayalam_splits_have_few_false_alarms(shared):
-    """Errors: none. Warnings: clips that are mostly silence, and the sentences that the splits do share."""
+def test_the_malayalam_splits_give_few_false_warnings(shared):
+    """Real speech gives no errors; warnings are for mostly silent clips and for sentences that the splits do share."""
     data = shared / "data" / "malayalam"
     report = check([f"{data}:{split}" for split in ("train", "validation", "test")])
     assert report.errors == 0
@@ -216,7 +220,7 @@ def test_the_malayalam_splits_have_few_false_alarms(shared):
 
 
 def poison(source: Path, folder: Path) -> tuple[Path, dict[str, set[str]], dict[str, str]]:
-    """Malayalam's training clips with 34 faults of 17 kinds, 20 texts moved by one, and 60 files paired by letters.
+    """Plant 34 faults of 17 kinds in Malayalam's training clips, shift 20 texts by one, and pair 60 files by letters.
 
     Returns:
         The manifest, kind -> files it was planted in, and file -> what is said in it.
@@ -297,13 +301,14 @@ def poison(source: Path, folder: Path) -> tuple[Path, dict[str, set[str]], dict[
         shutil.copy(row["audio"], copy)
         row["audio"] = str(copy)
         spoken_in[copy.name] = said[number - 1]
-    for number, text_of in zip(letters, said, strict=True):  # the n-th file of the listing has the n-th text
+    # The n-th file in the order of letters gets the n-th text.
+    for number, text_of in zip(letters, said, strict=True):
         block[number - 1]["text"] = text_of
     planted["other-order"] = {f"rec_{n}.ogg" for n, other in zip(range(1, 61), letters, strict=True) if n != other}
     return write_manifest(folder / "poisoned.jsonl", rows), planted, spoken_in
 
 
-def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(shared, tiny_model, tmp_path):
+def test_every_planted_fault_is_found_and_the_fixed_manifest_trains(shared, tiny_model, tmp_path):
     manifest, planted, spoken_in = poison(shared / "data" / "malayalam" / "train", tmp_path)
     assert sum(map(len, planted.values())) >= 30 + 20 and len(planted) >= 15 + 2
     before = manifest.read_bytes()
@@ -324,7 +329,8 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
     for kind, files in planted.items():
         assert files <= seen.get(kind, set()), (kind, files - seen.get(kind, set()))
     alarms = {kind: files - planted.get(kind, set()) for kind, files in found(report, "error").items()}
-    assert sum(map(len, alarms.values())) <= 10, alarms  # the edges of the moved stretch
+    # False errors are possible at the edges of the shifted texts.
+    assert sum(map(len, alarms.values())) <= 10, alarms
     kept = {row.name: row.text for row in load_source(str(clean))}
     texts = {Path(name).name: text for name, text in kept.items()}
     bad = (
@@ -352,7 +358,8 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
     assert len(wrong) <= 1, wrong
     assert len(planted["other-order"] & texts.keys()) == len(planted["other-order"])
     assert len(planted["shifted-texts"] & texts.keys()) >= 8
-    short = tmp_path / "short.jsonl"  # the miniature's window is 3 s and 64 tokens
+    # The tiny model takes 3 s and 64 tokens.
+    short = tmp_path / "short.jsonl"
     lines = [json.loads(line) for line in clean.read_text(encoding="utf-8").splitlines()]
     write_manifest(short, [line for line in lines if len(line["text"].encode()) < 60][:40])
     settings = {
@@ -369,8 +376,8 @@ def test_every_fault_of_a_poisoned_copy_is_found_and_what_is_mended_trains(share
 
 
 @pytest.mark.slow
-def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared, tmp_path):
-    """On Hindi, which Whisper base understands; lengths alone find so few of so few clips by luck only."""
+def test_the_losses_of_a_real_model_find_shifted_texts_and_a_wrong_text(shared, tmp_path):
+    """The clips are Hindi, which Whisper base understands; they are too few to find shifted texts by their lengths."""
     rows = load_source(str(shared / "data" / "hindi_tts" / "test"))[:44]
     lines = [{"audio": row.audio, "text": row.text, "language": "hi"} for row in rows]
     for line, text in zip(lines[12:32], [*[row.text for row in rows[13:32]], rows[12].text], strict=True):
@@ -388,14 +395,14 @@ def test_the_real_model_finds_moved_texts_and_a_wrong_label_clip_by_clip(shared,
     )
 
 
-def test_the_page_names_every_kind():
+def test_the_docs_page_lists_every_kind_of_finding():
     page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
     assert listed == [(name, kind.severity, kind.why) for name, kind in KINDS.items()]
 
 
-def test_hostile_rows_are_findings_and_no_more(call, tmp_path):
-    """A header that claims ten hours, a NUL in a name, a folder for a file, a text of megabytes, terminal escapes."""
+def test_hostile_rows_become_findings_and_do_no_harm(call, tmp_path):
+    """False headers, NUL bytes, folders, huge texts and terminal escapes stop neither the check nor the terminal."""
     [row] = make_spoken(tmp_path, 1)
     content = bytearray((tmp_path / row["audio"]).read_bytes())
     place = content.index(b"data") + 4

@@ -1,4 +1,4 @@
-"""The page of what check found: all of it there, worst first, bounded, and open in a browser."""
+"""The page of check shows all findings, the worst first, stays bounded in size, and opens in a browser."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def written(tmp_path, content: CheckReport, audio=nothing) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_a_page_says_all_of_it_in_order(tmp_path):
+def test_a_page_shows_summary_findings_and_data_in_this_order(tmp_path):
     findings = [
         finding("unreadable", "error", [clip(3), clip(4, duration_s=None)]),
         finding("text-too-long", "warning", [clip(7, suggestion="shorter")], count=1234),
@@ -95,8 +95,10 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
         "683 headers read",
         "680 clips decoded",
     ]
-    parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]  # the contents
-    for one in findings:  # and each in full
+    # The table of contents comes first.
+    parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]
+    # After it, each finding is shown in full.
+    for one in findings:
         parts += [one.severity, f"Why {one.kind} matters.", f"How {one.kind} is mended; tell."]
         for about in one.clips:
             parts += [about.name, f"row {about.row}", about.detail, about.text]
@@ -113,7 +115,7 @@ def test_a_page_says_all_of_it_in_order(tmp_path):
     assert {link[1:] for link in links} < {attributes.get("id") for _, attributes in page.elements}
 
 
-def test_files_are_named_below_the_folder_of_them_all(tmp_path):
+def test_files_are_named_relative_to_their_common_folder(tmp_path):
     names = ("/data/cv/hi/clips/1.mp3", "/data/cv/hi/more/clips/1.mp3")
     clips = [clip(row, name=name, place=f"train.tsv:{row}", start_s=2.5) for row, name in enumerate(names)]
     page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)]), short))
@@ -136,7 +138,7 @@ def test_files_are_named_below_the_folder_of_them_all(tmp_path):
     ]
 
 
-def test_names_texts_and_details_are_text(tmp_path):
+def test_names_texts_and_details_cannot_inject_html(tmp_path):
     def page_with(words: tuple[str, ...]) -> str:
         clips = [
             clip(row, name=word, text=word, source=word, detail=word, suggestion=word) for row, word in enumerate(words)
@@ -156,10 +158,11 @@ def test_names_texts_and_details_are_text(tmp_path):
     )
     for word in HOSTILE:
         assert hostile.text.count(word) >= 7
-    page_with(("\udce9\ud800\0\u202e",))  # what UTF-8 cannot hold is written all the same
+    # A page is written even if a text holds characters that UTF-8 cannot encode.
+    page_with(("\udce9\ud800\0\u202e",))
 
 
-def test_the_worst_clips_of_each_finding_are_heard_and_none_twice(tmp_path):
+def test_the_worst_clips_of_each_finding_get_a_player_and_no_clip_gets_two(tmp_path):
     findings = [
         finding("unreadable", "error", [clip(row) for row in range(60)]),
         finding("silence", "warning", [clip(row) for row in range(100, 160)]),
@@ -177,20 +180,22 @@ def test_the_worst_clips_of_each_finding_are_heard_and_none_twice(tmp_path):
     assert {"clip_100.wav", "clip_119.wav", "clip_200.wav", "clip_217.wav"} < set(heard)
     assert len(asked) == len(set(asked))
     again = [one["href"] for one in page.named("a") if one["href"].startswith("#sound")]
-    assert len(again) == 1  # clip 100, at its second finding
+    # The second finding of clip 100 links to the player at its first.
+    assert len(again) == 1
     assert again[0][1:] in {attributes.get("id") for _, attributes in page.elements}
 
 
-def test_what_is_not_on_the_page_is_counted(tmp_path):
+def test_clips_that_are_not_on_the_page_are_counted(tmp_path):
     findings = [finding("silence", "warning", [clip(row) for row in range(1234)], count=1234)]
     page = assert_self_contained(written(tmp_path, report(findings)))
     listed = len([1 for tag, attributes in page.elements if attributes.get("class") == "clip"])
     assert listed == check_page.MOST_CLIPS_ON_PAGE
     assert f"{1234 - listed:,} more clips not on this page" in page.text
-    assert len(page.named("details")) == 1  # five are seen at once
+    # All clips but the first five are folded away.
+    assert len(page.named("details")) == 1
 
 
-def test_a_page_is_bounded_whatever_it_is_given(tmp_path):
+def test_a_page_is_bounded_in_size_whatever_the_report_holds(tmp_path):
     unseen = "\u202e" * 5_000_000
     clips = [clip(row, name=unseen, text=unseen, detail=unseen, suggestion=unseen) for row in range(60)]
     findings = [finding(f"kind_{number}", "warning", clips) for number in range(40)]
@@ -204,7 +209,7 @@ def test_a_page_is_bounded_whatever_it_is_given(tmp_path):
     assert all(f"Why kind_{number} matters." in parsed.text for number in range(40))
 
 
-def test_players_stop_where_their_room_ends(tmp_path, monkeypatch):
+def test_players_end_at_the_size_limit_of_all_sound(tmp_path, monkeypatch):
     monkeypatch.setattr(check_page, "MOST_SOUND_BYTES", 40_000)
     findings = [finding("silence", "warning", [clip(row) for row in range(50)])]
     page = written(tmp_path, report(findings), short)
@@ -213,7 +218,7 @@ def test_players_stop_where_their_room_ends(tmp_path, monkeypatch):
     assert sum(map(len, players)) <= 40_000
 
 
-def test_a_clean_data_set_is_said_to_be_so(tmp_path):
+def test_the_page_of_a_clean_data_set_says_so(tmp_path):
     empty = source(
         clips=0, hours=0.0, speakers=None, durations_s=[], tokens_per_second=[], characters={}, scripts={}, languages={}
     )
@@ -224,7 +229,7 @@ def test_a_clean_data_set_is_said_to_be_so(tmp_path):
         assert "Nothing found." in page.text and not page.named("audio")
 
 
-def test_a_page_appears_whole_or_not_at_all(tmp_path):
+def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     findings = [finding("silence", "warning", [clip(1)])]
     path = tmp_path / "page.html"
 
@@ -236,7 +241,8 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
     path.write_text("mine")
     with pytest.raises(UserError, match="exists already; name another page"):
-        write_check_page(report(findings), path, breaks)  # and no clip is decoded for it
+        # No clip is decoded for a page that is refused.
+        write_check_page(report(findings), path, breaks)
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -265,7 +271,8 @@ def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
     page.wait_for_function("[...document.querySelectorAll('audio')].every(one => one.readyState > 0 || one.error)")
     sounds = page.evaluate("[...document.querySelectorAll('audio')].map(one => one.duration)")
     np.testing.assert_allclose(sounds, [1.37, 3.0, 2.2], atol=0.03)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to be scrolled sideways
+    # The page needs no sideways scrolling.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     directions = page.evaluate("[...document.querySelectorAll('p.text')].map(one => getComputedStyle(one).direction)")
     assert directions == ["ltr", "ltr", "rtl"]
     assert page.evaluate("document.querySelectorAll('figure svg rect').length") > 4
@@ -276,7 +283,7 @@ def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
     context.close()
 
 
-def test_a_player_holds_the_clip(tmp_path):
+def test_a_player_holds_the_sound_of_its_clip(tmp_path):
     wave = make_wave(1.0)
     findings = [finding("silence", "warning", [clip(1)])]
     page = written(tmp_path, report(findings), lambda one: wave)
@@ -284,7 +291,7 @@ def test_a_player_holds_the_clip(tmp_path):
     assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
 
 
-def test_of_a_long_recording_only_what_is_played_is_decoded(tmp_path, monkeypatch):
+def test_only_the_played_part_of_a_long_recording_is_decoded(tmp_path, monkeypatch):
     import soundfile
 
     from whisper_peft import check

@@ -1,4 +1,4 @@
-"""check's findings: each kind is found where it is planted, and nowhere else."""
+"""Each kind of finding is found in the clips in which it was planted, and nowhere else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from whisper_peft.data.rows import Row
 
 
 def found(report: CheckReport | dict, *severities: str) -> dict[str, set[str]]:
-    """kind -> names of the files that it was found in."""
+    """Return, for each kind of finding, the names of the files that have it."""
     content = report.as_dict() if isinstance(report, CheckReport) else report
     return {
         one["kind"]: {Path(clip["name"]).name for clip in one["clips"]}
@@ -55,8 +55,8 @@ def test_a_clean_set_has_no_errors_and_no_warnings(tmp_path):
     assert content["checked"] == {"headers": 60, "audio": 60, "model": None, "tokens": report.checked.tokens}
 
 
-def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
-    """All in one set of 120 clips: what is wrong with some must not make others look wrong."""
+def test_every_kind_of_fault_is_found_where_it_was_planted(tmp_path):
+    """All faults are in one set of 120 clips, because faults of some clips must not make others look wrong."""
     rows = make_spoken(tmp_path, 120)
     names = iter(range(0, 120, 3))
     planted: dict[str, set[str]] = {}
@@ -111,7 +111,8 @@ def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
     soundfile.write(tmp_path / row["audio"], spoken(row["text"], 3, pace=3.0)[: 29 * 16000], 16000)
     row = plant("steady-noise")
     soundfile.write(tmp_path / row["audio"], 0.1 * np.sin(np.arange(len(wave_of(row))) * 0.2), 16000)
-    for row in rows:  # letters with a dot have two spellings
+    # Letters with a dot have two encodings, so all texts are brought into one first.
+    for row in rows:
         row["text"] = unicodedata.normalize("NFC", row["text"])
     row = next(row for row in rows[1::3] if "ड़" in row["text"])
     row["text"] = row["text"].replace(unicodedata.normalize("NFC", "ड़"), "\u095c")
@@ -129,7 +130,8 @@ def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
     path = write_manifest(tmp_path / "bad.jsonl", rows)
 
     preparation = load_preparation(str(QUICKSTART / "model"))
-    preparation.max_label_tokens = 448  # the miniature's are 64
+    # The tiny model takes only 64 tokens.
+    preparation.max_label_tokens = 448
     parts = [SourceRows("bad", load_source(str(path)), "bad")]
     report = check_sources(parts, limits=Limits(30.0, preparation), language="hi").report()
     seen = found(report)
@@ -146,7 +148,7 @@ def test_every_kind_of_a_source_is_found_where_it_was_planted(tmp_path):
 
 
 def lengths(texts: list[str], rng: np.random.Generator, *, noise: float = 0.15) -> np.ndarray:
-    """Seconds that the texts take, give or take."""
+    """Seconds that it takes to speak the texts, with noise."""
     return (0.4 + 0.07 * np.array([len(text) for text in texts])) * np.exp(noise * rng.standard_normal(len(texts)))
 
 
@@ -154,7 +156,7 @@ def sizes_of(texts: list[str]) -> np.ndarray:
     return text_sizes(texts, [len(text) // 2 for text in texts])
 
 
-def test_moved_texts_are_found_by_the_lengths_and_put_back():
+def test_shifted_texts_are_found_by_their_lengths_and_put_back():
     texts, nobody = sentences(150), [None] * 150
     seconds = lengths(texts, np.random.default_rng(0))
     orders = list(find_name_orders([f"{number:04d}.wav" for number in range(150)]))
@@ -173,8 +175,8 @@ def test_moved_texts_are_found_by_the_lengths_and_put_back():
 
 
 @pytest.mark.parametrize("files_by_letter", [True, False])
-def test_files_paired_in_the_order_of_letters_are_found(files_by_letter):
-    """rec_10 stands before rec_2 in a listing of a folder; the rows may have been shuffled since."""
+def test_files_paired_with_texts_in_the_order_of_letters_are_found(files_by_letter):
+    """rec_10 comes before rec_2 in the listing of a folder; the rows may have been shuffled afterwards."""
     texts, numbers = sentences(120), range(1, 121)
     seconds = dict(zip(numbers, lengths(texts, np.random.default_rng(1)), strict=True))
     letters = sorted(numbers, key=str)
@@ -199,7 +201,7 @@ def test_files_paired_in_the_order_of_letters_are_found(files_by_letter):
     )
 
 
-def test_nothing_is_said_where_lengths_tell_nothing_and_of_sorted_sets():
+def test_random_lengths_sorted_sets_and_equal_texts_give_no_shifted_texts():
     texts = sentences(200)
     rng, nobody, orders = (
         np.random.default_rng(3),
@@ -212,14 +214,15 @@ def test_nothing_is_said_where_lengths_tell_nothing_and_of_sorted_sets():
     assert not find_mispairings(lengths(["पानी"] * 200, rng), sizes_of(["पानी"] * 200), nobody, orders)
 
 
-def test_a_models_losses_find_what_lengths_cannot(tmp_path):
-    """All texts are equally long; the losses say which belongs where. A model that knows nothing says nothing."""
+def test_the_losses_of_a_model_find_shifted_texts_that_lengths_cannot(tmp_path):
+    """Texts of equal length are told apart by their losses; a model that does not know the language finds nothing."""
     texts = [f"{a} {b}" for a in ("आज", "कल") for b in sentences(30, seed=5)]
     rows = [Row(str(tmp_path / f"{n}.wav"), text, end_s=2.0) for n, text in enumerate(texts)]
     soundfile.write(tmp_path / "0.wav", spoken("पानी लाओ", 0), 16000)
     for n in range(1, 60):
         (tmp_path / f"{n}.wav").symlink_to("0.wav")
-    moved = [*range(20), *range(21, 40), 20, *range(40, 60)]  # row -> whose text stands there
+    # For each row, the number of the row whose text stands beside it.
+    moved = [*range(20), *range(21, 40), 20, *range(40, 60)]
     rng = np.random.default_rng(0)
 
     def losses(of: list[Row], *, informed: bool = True) -> np.ndarray:
@@ -240,10 +243,11 @@ def test_a_models_losses_find_what_lengths_cannot(tmp_path):
     assert not blind.facts[0].mispairings
 
 
-def test_splits_share_no_sound_sentence_or_speaker_unseen(tmp_path):
+def test_sounds_sentences_and_speakers_that_splits_share_are_found(tmp_path):
     one = make_spoken(tmp_path, 8, seed=1, name="a{}")
     other = make_spoken(tmp_path, 8, seed=2, name="b{}")
-    other[0]["text"] = one[3]["text"].upper() + "।"  # the same words
+    # The words of both texts are the same.
+    other[0]["text"] = one[3]["text"].upper() + "।"
     other[1]["speaker_id"] = one[0]["speaker_id"]
     shutil.copy(tmp_path / one[4]["audio"], tmp_path / "copy.wav")
     other[2] |= {"audio": "copy.wav", "text": one[4]["text"]}
@@ -270,7 +274,7 @@ def test_splits_share_no_sound_sentence_or_speaker_unseen(tmp_path):
         ("markup", 2, ["Well [laughs] yes", "Tom &amp; Tim", "It (as they say) is late", "3 < 4 and 5 > 4"]),
     ],
 )
-def test_texts_alone(kind, minority, texts):
+def test_the_texts_in_the_minority_get_the_finding(kind, minority, texts):
     rows = [Row(f"{number}.wav", text, language="en") for number, text in enumerate(texts)]
     findings = Findings([SourceRows("texts", rows, "texts")])
     look_at_texts(findings, 0, language=None, task="transcribe")
@@ -278,7 +282,7 @@ def test_texts_alone(kind, minority, texts):
     assert not findings.rows("broken-characters")
 
 
-def test_the_script_is_the_languages_or_that_of_most_texts():
+def test_the_right_script_is_that_of_the_language_or_of_most_texts():
     def wrong(language: str | None, *texts: str, task: str = "transcribe") -> set[int]:
         findings = Findings([SourceRows("x", [Row("a.wav", text) for text in texts], "x")])
         look_at_texts(findings, 0, language=language, task=task)
@@ -287,13 +291,14 @@ def test_the_script_is_the_languages_or_that_of_most_texts():
     assert wrong("ja", "今日はいい天気", "コーヒー", "konnichiwa") == {2}
     assert wrong("sr", "добро јутро", "dobro jutro") == set()
     assert wrong(None, *["добро јутро"] * 12, "dobro") == {12}
-    assert wrong(None, "добро јутро", "dobro jutro") == set()  # who knows
+    # With one text of each script, neither can be called wrong.
+    assert wrong(None, "добро јутро", "dobro jutro") == set()
     assert wrong("hi", "good morning", task="translate") == set()
     assert wrong("ml", "മലയാളം", "മലയാളം radio", "123") == set()
 
 
 def test_every_letter_of_a_language_is_in_its_script():
-    """The script is Unicode's property. Its name begins the names of its letters, but for three that scripts share."""
+    """The Unicode name of a letter begins with the name of its script; three letters that scripts share are exempt."""
     shared = {"\u0374", "\u0640", "\ua9cf"}
     known = {script for scripts in _SCRIPTS_OF_LANGUAGES.values() for script in scripts} | {"Latin"}
     beginnings = {script: script.upper() for script in known} | {"Han": "CJK"}
@@ -305,7 +310,7 @@ def test_every_letter_of_a_language_is_in_its_script():
             assert [script_of(character)] == named, f"{code:04X}"
 
 
-def test_what_is_no_letter_of_one_script_has_none():
+def test_only_letters_of_a_single_script_have_a_script():
     assert {script_of(character) for character in "5 .,-'\u0301\u200d\u0640ー„𝄞"} == {None}
     assert [script_of(character) for character in "々ｱｶﾡΩKªﬁŒ"] == [
         "Han",
@@ -323,15 +328,16 @@ def test_what_is_no_letter_of_one_script_has_none():
     assert count_scripts("हिन्दी 25 km") == {"Devanagari": 6, "Latin": 2}
 
 
-def test_markup_is_taken_out_and_joiners_stay():
+def test_markup_is_removed_and_joiners_stay():
     assert without_markup("<b>Tom</b>  &amp; [noise] Tim\u200b {x}") == "Tom & Tim"
     assert without_markup("AT&amp;amp;T is *really* **good**, *laughs* a &lt;unk&gt;") == "AT&T is really good, a"
-    assert without_markup("c = d*e*f, 5 * 3 * 2, snake_case") == "c = d*e*f, 5 * 3 * 2, snake_case"  # nothing is lost
+    # Signs that are no markup stay.
+    assert without_markup("c = d*e*f, 5 * 3 * 2, snake_case") == "c = d*e*f, 5 * 3 * 2, snake_case"
     assert without_markup("Cafe\u0301 (late)") == "Café (late)"
     assert without_markup("ന്\u200d ക്\u200cക") == "ന്\u200d ക്\u200cക"
 
 
-def test_the_sound_is_measured_not_guessed():
+def test_the_measures_of_a_sound_follow_its_length_level_and_clipping():
     wave = spoken("आज कल रात दिन", 0)
     loud, quiet = (
         measure(wave),
@@ -346,7 +352,7 @@ def test_the_sound_is_measured_not_guessed():
     assert clipped.clipped > 0.01 > 0.002 > loud.clipped
 
 
-def test_a_report_lists_the_worst_and_counts_all():
+def test_a_report_lists_the_worst_clips_and_counts_all():
     rows = [Row(f"{number}.wav", "x") for number in range(MOST_LISTED + 50)]
     findings = Findings([SourceRows("many", rows, "many")])
     for number in range(len(rows)):
