@@ -1,4 +1,4 @@
-"""In every format, whole files are read, and truncated files, damaged files and files with false headers are refused."""
+"""In every format, whole files are read, and truncated, damaged or falsely labelled files are refused."""
 
 from __future__ import annotations
 

@@ -115,14 +115,14 @@ def test_speed_changes_length_and_pitch_by_its_factor():
     assert 14_545 <= len(of(speed=1.0)) <= 17_778
 
 
-def test_noise_has_the_requested_distance_to_the_clip(noise_folder):
+def test_noise_is_as_many_decibels_below_the_clip_as_the_settings_say(noise_folder):
     for below_db in (0.0, 20.0):
         noise = of(noise=1.0, noise_folder=noise_folder, noise_snr_db=(below_db, below_db)) - WAVE
         assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(below_db, abs=0.01)
 
 
 @pytest.mark.augment
-def test_coloured_noise_has_the_requested_distance_to_the_clip():
+def test_coloured_noise_is_as_many_decibels_below_the_clip_as_the_settings_say():
     noise = of(noise=1.0, noise_snr_db=(10.0, 10.0)) - WAVE
     assert 20 * np.log10(rms(WAVE) / rms(noise)) == pytest.approx(10.0, abs=0.01)
 

@@ -330,7 +330,7 @@ def test_a_new_adapter_leaves_the_logits_as_they_were(tiny_model):
 
 def test_the_config_of_an_adapter_mentions_no_class_of_ours(adapter, tiny_model):
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    # With SEQ_2_SEQ_LM, peft would pass input_ids to Whisper, which takes none.
+    # With SEQ_2_SEQ_LM, peft would pass input_ids to Whisper, which takes none, also for whoever loads the adapter.
     assert config["task_type"] is None
     assert config["auto_mapping"]["base_model_class"] == "WhisperForConditionalGeneration"
     assert config["auto_mapping"]["parent_library"].startswith("transformers.")

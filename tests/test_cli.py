@@ -1,4 +1,4 @@
-"""The command line: --json, --quiet, --set and exit codes of every command."""
+"""Every command keeps its promises about --json, --quiet, --set and exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(tiny_model, speech, tmp_path_factory) -> Path:
 
 
 def calls_of(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, list]:
-    """One working call of every command; what it writes goes into `folder`."""
+    """Return one working call of every command, which writes into `folder`."""
     return {
         "check": ["check", speech / "test", "--language", "hi"],
         "train": ["train", page, "--output", folder / "run"],
@@ -80,8 +80,8 @@ def test_every_option_says_what_it_does():
                     assert parameter.help and parameter.help.rstrip(".)")[0].strip(), f"{name}: {parameter.opts}"
 
 
-def test_every_command_is_walked(page, lora_run, speech, tmp_path):
-    """A command that is added must be added here."""
+def test_every_command_is_among_the_calls_that_are_tested(page, lora_run, speech, tmp_path):
+    """Whoever adds a command must add it to calls_of and EXPECTED."""
     names = set()
     for name, command in commands.cli.commands.items():
         names |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
@@ -99,7 +99,7 @@ def test_a_plan_that_does_not_fit_is_shown_and_exits_with_1(call):
     assert code == 0 and "fits" in out and not err
 
 
-def test_the_matrix_has_every_published_size_and_needs_no_torch(run_cli):
+def test_the_plan_matrix_has_every_published_size_and_imports_no_torch(run_cli):
     done = run_cli("plan", "--matrix", "--gpu-memory", "8GB", "--json")
     found = json.loads(done.stdout)
     assert len(found["peaks"]) == 12 and set(found["peaks"]["base"]) == {"full", "lora", "lora 8bit", "lora 4bit"}
@@ -112,7 +112,7 @@ def test_the_matrix_has_every_published_size_and_needs_no_torch(run_cli):
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
-def test_every_command(name, call, page, lora_run, speech, tmp_path, brief_demo, monkeypatch):
+def test_every_command_prints_only_its_result(name, call, page, lora_run, speech, tmp_path, brief_demo, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, as_json, both = (tmp_path / kind for kind in ("plain", "json", "both"))
     for folder in (plain, as_json, both):
@@ -121,19 +121,23 @@ def test_every_command(name, call, page, lora_run, speech, tmp_path, brief_demo,
     code, out, err = call(*calls_of(page, lora_run, speech, plain)[name], "--quiet")
     assert code == 0 and out.strip()
     quiet = [line for line in err.splitlines() if not re.match(r"^(\r?Loading weights|\r?Writing model)", line)]
-    assert not "".join(quiet).strip()  # the bars of transformers are off in a process of their own: see below
+    # The progress bars of transformers are off only in a separate process, which the last test starts.
+    assert not "".join(quiet).strip()
 
     code, out, err = call(*calls_of(page, lora_run, speech, as_json)[name], "--json")
     assert code == 0
-    content = json.loads(out)  # one object and nothing else
+    # The output is one JSON object and nothing else.
+    content = json.loads(out)
     assert isinstance(content, dict) and EXPECTED[name] <= content.keys()
     if name in ("train", "merge"):
-        assert err.strip()  # what happens is said on the other side
+        # Progress goes to stderr.
+        assert err.strip()
 
     code, out, _ = call(*calls_of(page, lora_run, speech, both)[name], "--json", "--quiet")
     assert code == 0 and json.loads(out).keys() == content.keys()
 
-    if name in ("train", "evaluate", "merge", "recipes copy"):  # what writes refuses what is there
+    # Commands that write refuse to overwrite.
+    if name in ("train", "evaluate", "merge", "recipes copy"):
         code, out, err = call(*calls_of(page, lora_run, speech, plain)[name])
         assert (code, out) == (1, "")
         assert one_error(err).count("exists already")
@@ -155,7 +159,7 @@ def one_error(err: str) -> str:
 
 
 def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[list, str]]:
-    """Calls a user can mend, and what the line says."""
+    """Return calls with mistakes that a user can correct, each with the message that names the mistake."""
     wav = speech / "test" / "0.wav"
     return [
         (["train", "quickstrat"], r"no such recipe. Did you mean 'quickstart'\?"),
@@ -195,7 +199,7 @@ def mistakes(page: Path, run: Path, speech: Path, folder: Path) -> list[tuple[li
     ]
 
 
-def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, speech, tmp_path, monkeypatch):
+def test_a_users_mistake_prints_one_line_and_exits_with_1(call, page, lora_run, speech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, message in mistakes(page, lora_run, speech, tmp_path):
         code, out, err = call(*arguments, "--json")
@@ -228,12 +232,12 @@ def test_mistakes_of_the_user_are_one_line_and_exit_1(call, page, lora_run, spee
         ["recipes", "nonsense"],
     ],
 )
-def test_wrong_command_lines_exit_2(arguments, call):
+def test_a_wrong_command_line_exits_with_2(arguments, call):
     code, out, err = call(*arguments)
     assert code == 2 and not out and "Error: " in err and "Traceback" not in err
 
 
-def test_a_bug_of_ours_is_one_line_and_keeps_its_traceback(monkeypatch, lora_run, speech, tmp_path, capsys):
+def test_a_bug_prints_one_line_and_keeps_its_traceback_in_a_file(monkeypatch, lora_run, speech, tmp_path, capsys):
     from whisper_peft.evaluation import scoring
 
     def broken(*arguments, **options):
@@ -250,7 +254,7 @@ def test_a_bug_of_ours_is_one_line_and_keeps_its_traceback(monkeypatch, lora_run
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_set_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):
+def test_set_options_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(
         "train",
@@ -275,14 +279,16 @@ def test_set_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatch):
     recipe = json.loads(out)
     assert code == 0 and recipe["lora"]["rank"] == 2 and recipe["train"]["learning_rate"] == 0.002
     assert recipe["data"]["text"]["lowercase"] is True
-    assert recipe["train"]["steps"] == 4 and recipe["train"]["batch_size"] == 6  # two passes over 12 clips
+    # Two epochs of 12 clips in steps of 6 are 4 steps.
+    assert recipe["train"]["steps"] == 4 and recipe["train"]["batch_size"] == 6
     assert recipe["train"]["mode"] == "full" and recipe["train"]["seed"] == 5
     code, out, _ = call("train", page, "--dry-run", "--set", "train.steps=7", "--steps", 3)
-    assert code == 0 and re.search(r"^  steps: 3$", out, re.M)  # a flag wins
+    # A flag comes before --set.
+    assert code == 0 and re.search(r"^  steps: 3$", out, re.M)
     assert not list(tmp_path.iterdir())
 
 
-def test_default_output_names_what_was_trained_and_never_an_existing_folder(call, page, tmp_path, monkeypatch):
+def test_the_default_output_names_model_and_mode_and_is_never_an_existing_folder(call, page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tiny-full-1").mkdir(parents=True)
     code, out, _ = call("train", page, "--mode", "full", "--quiet", "--set", "evaluate.compare_clips=0")
@@ -294,8 +300,8 @@ def test_default_output_names_what_was_trained_and_never_an_existing_folder(call
     assert "whisper-peft merge runs/tiny-1 runs/tiny-1-merged" in out
 
 
-def test_the_next_commands_that_train_names_do_run(call, tiny_model, speech, tmp_path, monkeypatch):
-    """Also where the columns have names of their own."""
+def test_the_next_commands_that_train_prints_run(call, tiny_model, speech, tmp_path, monkeypatch):
+    """The commands that train prints must also work when the columns have names of their own."""
     monkeypatch.chdir(tmp_path)
     sources = {}
     for name in ("train", "eval", "test"):
@@ -328,7 +334,7 @@ def test_the_next_commands_that_train_names_do_run(call, tiny_model, speech, tmp
         assert code == 0 and out.strip(), err
 
 
-def test_resume_on_the_command_line(call, page, tmp_path, monkeypatch):
+def test_resume_continues_only_with_more_steps_and_no_other_change(call, page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("train", page, "--output", "run", "--quiet")[0] == 0
     code, _, err = call("train", "--resume", "run")
@@ -341,8 +347,8 @@ def test_resume_on_the_command_line(call, page, tmp_path, monkeypatch):
     assert code == 0 and json.loads(out)["steps"] == 2
 
 
-def test_in_processes_of_their_own(run_cli, page, lora_run, speech, tmp_path):
-    """What other tests cannot see from inside: bars and warnings of libraries, tracebacks, buffering."""
+def test_commands_in_separate_processes_print_nothing_but_their_result(run_cli, page, lora_run, speech, tmp_path):
+    """Progress bars, library warnings, tracebacks and buffering can only be seen in a separate process."""
     done = run_cli("train", page, "--output", tmp_path / "run", "--json", "--quiet", cwd=tmp_path)
     assert done.returncode == 0 and EXPECTED["train"] <= json.loads(done.stdout).keys()
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""Padding: log-mels by each clip's own floor, tokens by length, and nothing else."""
+"""The collator pads log-mels with each clip's own floor and tokens by length, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def example(preparation, row: int, seconds: float, text: str, *, gain: float = 1
 
 @pytest.fixture(scope="module")
 def examples(preparation) -> list[Example]:
-    """Five clips of rising length, gains from faint to loud, texts and a prompt of different length."""
+    """Five clips of rising length and gain, with texts of different length and one prompt."""
     texts = ("घर", "घर पानी", "abc", "लाल नीला", "x")
     return [
         example(preparation, row, 0.5 + 0.4 * row, text, gain=2.0 ** (row - 4), prompt="abc" if row == 2 else "")
@@ -41,7 +41,7 @@ def examples(preparation) -> list[Example]:
     ]
 
 
-def test_shapes_and_kinds(preparation, examples):
+def test_a_batch_has_the_expected_keys_shapes_and_dtypes(preparation, examples):
     batch = SpeechCollator(preparation)(examples)
     longest = max(len(one.labels) for one in examples)
     assert set(batch) == {
@@ -75,9 +75,10 @@ def test_log_mels_are_padded_with_each_clip_s_own_floor(preparation, examples):
         assert np.unique(features[:, n_frames:]).tolist() == [np.float32(one.floor)]
 
 
-def test_tokens_are_padded_by_length_never_by_id(preparation, examples):
+def test_tokens_are_masked_by_length_and_never_by_id(preparation, examples):
     eot = preparation.eot
-    assert preparation.tokenizer.pad_token_id == eot  # the trap: masking by id would mask the end, too
+    # The padding token is the end token, so masking by id would also mask the end.
+    assert preparation.tokenizer.pad_token_id == eot
     batch = SpeechCollator(preparation)(examples)
     for inputs, labels, row in zip(batch["decoder_input_ids"], batch["labels"], batch["rows"], strict=True):
         one, n = examples[row], len(examples[row].labels)
@@ -85,14 +86,16 @@ def test_tokens_are_padded_by_length_never_by_id(preparation, examples):
         assert labels[:n].tolist() == one.labels.tolist()
         assert set(inputs[n:].tolist()) <= {eot}
         assert set(labels[n:].tolist()) <= {IGNORED}
-        assert (labels == eot).nonzero().flatten().tolist() == [n - 1]  # once, at its place
+        # The end token is learnt once, at the end of the text.
+        assert (labels == eot).nonzero().flatten().tolist() == [n - 1]
         assert (inputs == preparation.token_id("<|startoftranscript|>")).sum() == 1
-        n_prompt = 5 if row == 2 else 0  # <|startofprev|>, a space and three letters
+        # The prompt has five tokens: <|startofprev|>, a space and three letters.
+        n_prompt = 5 if row == 2 else 0
         assert (labels[:n] == IGNORED).sum() == n_prompt
     assert IGNORED not in batch["decoder_input_ids"]
 
 
-def test_a_batch_of_one_equals_a_batch_of_many(preparation, examples):
+def test_a_clip_is_encoded_alike_alone_and_in_a_batch(preparation, examples):
     collate = SpeechCollator(preparation)
     together = collate(examples)
     for place, row in enumerate(together["rows"]):
@@ -103,7 +106,7 @@ def test_a_batch_of_one_equals_a_batch_of_many(preparation, examples):
         assert torch.equal(alone["labels"][0], together["labels"][place, :n])
 
 
-def test_the_model_sees_the_same_alone_and_together(preparation, examples, tiny_model):
+def test_the_model_gives_a_clip_the_same_logits_alone_and_in_a_batch(preparation, examples, tiny_model):
     model, _, _ = load_model(tiny_model)
     collate = SpeechCollator(preparation)
 
@@ -126,7 +129,8 @@ def test_the_model_sees_the_same_alone_and_together(preparation, examples, tiny_
 
 def test_the_order_of_the_clips_does_not_matter(preparation, examples):
     one, other = SpeechCollator(preparation)(examples), SpeechCollator(preparation)(examples[::-1])
-    assert one["rows"] == other["rows"] == [4, 3, 2, 1, 0]  # the longest first, so that the first piece is the largest
+    # The longest clip comes first, so that the first micro-batch is the largest.
+    assert one["rows"] == other["rows"] == [4, 3, 2, 1, 0]
     for key in ("input_features", "decoder_input_ids", "labels"):
         assert torch.equal(one[key], other[key])
 
@@ -141,15 +145,16 @@ def test_left_out_clips_are_passed_on_and_never_replaced(preparation, examples):
         assert torch.equal(batch[key], without[key])
 
 
-def test_a_step_of_bad_clips_alone_is_an_empty_batch(preparation):
+def test_a_step_of_left_out_clips_alone_is_an_empty_batch(preparation):
     bad = LeftOut(7, "x.wav", "metadata.csv:8", "no such file")
     batch = SpeechCollator(preparation)([bad, bad])
-    assert batch["input_features"].shape == (0, 80, 2)  # no window of its own: over ranks, the largest counts
+    # An empty batch has the shortest window, because the longest window of all ranks counts.
+    assert batch["input_features"].shape == (0, 80, 2)
     assert (batch["labels"] != IGNORED).sum() == 0
     assert (batch["rows"], batch["seconds"], len(batch["left_out"])) == ([], 0, 2)
 
 
-def test_collating_leaves_the_examples_alone(preparation, examples):
+def test_the_collator_does_not_change_the_examples(preparation, examples):
     before = [(one.input_features.copy(), one.labels.copy()) for one in examples]
     SpeechCollator(preparation)(examples)["labels"].fill_(0)
     for (features, labels), one in zip(before, examples, strict=True):
@@ -160,7 +165,7 @@ def test_collating_leaves_the_examples_alone(preparation, examples):
 @pytest.mark.parametrize(
     ("slack_s", "frames"), [(0.0, 100), (0.005, 102), (0.5, 150), (0.51, 152), (9.0, 300), (math.inf, 300)]
 )
-def test_a_window_is_the_longest_clip_and_its_slack(preparation, examples, slack_s, frames):
+def test_a_window_is_the_longest_clip_plus_its_slack(preparation, examples, slack_s, frames):
     clip = dataclasses.replace(
         examples[0], input_features=np.tile(examples[0].input_features, 9)[:, :100], slack_s=slack_s
     )

@@ -1,4 +1,4 @@
-"""One row to one example: what is left out and why, seeded augmentation, languages, and nothing on disk."""
+"""A row becomes one example or is left out with its reason, augmentation is seeded, and nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from whisper_peft.data.sources import load_source
 from whisper_peft.data.text import clean_text
 from whisper_peft.model.configs import load_preparation
 
-WINDOW_S = 3  # of the tiny model
+# The window of the tiny model.
+WINDOW_S = 3
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +111,14 @@ def test_a_bad_clip_is_left_out_with_its_reason(preparation, clip, tmp_path, nam
     assert reason in found.reason
     assert (found.row, found.place) == (1, "metadata.csv:2")
     assert found.audio == ("bytes" if isinstance(bad.audio, bytes) else bad.audio)
-    assert found == dataset[Pick(1, 7)] == dataset[1]  # the same in every epoch
-    assert dataset.duration_s(1) >= 0.0  # nor does the sampler die of it
+    # The result is the same in every epoch.
+    assert found == dataset[Pick(1, 7)] == dataset[1]
+    # The length of a bad clip can be read, too, so that the sampler goes on.
+    assert dataset.duration_s(1) >= 0.0
     assert [isinstance(dataset[i], Example) for i in (0, 2)] == [True, True]
 
 
-def test_a_good_clip(preparation, clip):
+def test_a_good_clip_becomes_its_features_and_tokens(preparation, clip):
     example = SpeechDataset([row(clip)], preparation, language="hi")[Pick(0, 0)]
     features, floor = preparation.encode_audio(soundfile.read(clip, dtype="float32")[0])
     inputs, labels = preparation.encode_text([Segment("घर पानी")], language="hi")
@@ -125,12 +128,12 @@ def test_a_good_clip(preparation, clip):
     assert np.array_equal(example.labels, labels)
 
 
-def test_the_window_itself_fits(preparation, tmp_path):
+def test_a_clip_of_exactly_one_window_fits(preparation, tmp_path):
     dataset = SpeechDataset([row(of_seconds(tmp_path, 3.0))], preparation, language="hi")
     assert dataset[0].input_features.shape == (80, 300)
 
 
-def test_other_rates_channels_and_bytes(preparation, tmp_path):
+def test_clips_of_other_rates_and_channels_and_clips_as_bytes_are_read(preparation, tmp_path):
     path = tmp_path / "stereo.flac"
     soundfile.write(path, np.stack([make_wave(1.0)[:11_025]] * 2, axis=1), 11_025)
     dataset = SpeechDataset([row(path), row(path.read_bytes())], preparation, language="hi")
@@ -139,7 +142,7 @@ def test_other_rates_channels_and_bytes(preparation, tmp_path):
     assert dataset.duration_s(0) == dataset.duration_s(1) == pytest.approx(1.0)
 
 
-def test_a_piece_of_a_recording(preparation, tmp_path):
+def test_a_piece_of_a_recording_is_a_clip_of_its_own(preparation, tmp_path):
     wave = make_wave(10.0)
     path = tmp_path / "long.wav"
     soundfile.write(path, wave, 16_000, subtype="FLOAT")
@@ -149,15 +152,16 @@ def test_a_piece_of_a_recording(preparation, tmp_path):
     assert np.array_equal(dataset[0].input_features, preparation.encode_audio(wave[64_000:104_000])[0])
 
 
-def test_durations_come_from_the_header(preparation, clip, monkeypatch):
+def test_durations_are_read_from_the_header(preparation, clip, monkeypatch):
     import whisper_peft.data.dataset as module
 
     dataset = SpeechDataset([row(clip), row("none.wav"), row(clip, start_s=0.25)], preparation, language="hi")
-    monkeypatch.setattr(module, "read_sound", None)  # nothing is decoded for it
+    # Reading a length decodes nothing.
+    monkeypatch.setattr(module, "read_sound", None)
     assert [dataset.duration_s(i) for i in range(3)] == [1.0, 0.0, 0.75]
 
 
-def test_no_speech_needs_no_text(preparation, clip):
+def test_a_row_without_speech_needs_no_text(preparation, clip):
     dataset = SpeechDataset(
         [row(clip, "", no_speech=True), row(clip, "[noise]", no_speech=True)], preparation, language="hi"
     )
@@ -166,7 +170,7 @@ def test_no_speech_needs_no_text(preparation, clip):
         assert dataset[number].labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot]
 
 
-def test_language_and_task_of_each_row(preparation, clip):
+def test_each_row_has_the_prefix_of_its_language_and_task(preparation, clip):
     rows = [row(clip), row(clip, language="mr"), row(clip, language="en")]
 
     def prefixes(**options) -> list[list[int]]:
@@ -181,7 +185,7 @@ def test_language_and_task_of_each_row(preparation, clip):
     assert borrowed == [preparation.prefix("ne")] * 3
 
 
-def test_a_share_of_the_clips_is_given_what_was_said_before(preparation, clip):
+def test_a_share_of_the_clips_gets_its_prompt(preparation, clip):
     rows = [row(clip, "घर", prompt="पानी")] * 200
 
     def prompted(seed: int = 1, epoch: int = 0, **options) -> list[bool]:
@@ -201,13 +205,13 @@ def test_a_share_of_the_clips_is_given_what_was_said_before(preparation, clip):
     ) + 1
 
 
-def test_the_text_of_a_row_is_learnt_not_its_segments(preparation, clip):
-    """They may differ, and the text is what is scored."""
+def test_the_text_of_a_row_is_learnt_and_not_its_segments(preparation, clip):
+    """Text and segments of a row may differ, and the text is what is scored."""
     dataset = SpeechDataset([row(clip, "घर", segments=(Segment("पानी", 0.0, 0.5),))], preparation, language="hi")
     assert preparation.decode(dataset[0].decoder_input_ids) == dataset.text(0) == "घर"
 
 
-def test_a_share_of_the_clips_is_timed(preparation, clip):
+def test_a_share_of_the_clips_is_learnt_with_times(preparation, clip):
     rows = [row(clip, "घर")] * 40
 
     def dataset(seed: int = 1, **options) -> SpeechDataset:
@@ -229,7 +233,8 @@ def test_a_share_of_the_clips_is_timed(preparation, clip):
     )
     start, inputs = preparation.token_id("<|startofprev|>"), [prompted[i].decoder_input_ids for i in range(len(rows))]
     kinds = [(ids[0] == start, preparation.no_timestamps in ids) for ids in inputs]
-    assert min(map(kinds.count, set(kinds))) > 2 and len(set(kinds)) == 4  # two draws, each of its own
+    # Prompt and times are drawn independently of each other.
+    assert min(map(kinds.count, set(kinds))) > 2 and len(set(kinds)) == 4
 
 
 def times(preparation, ids: np.ndarray) -> list[float]:
@@ -249,8 +254,8 @@ SEGMENTS = {
 
 
 @pytest.mark.parametrize("name", SEGMENTS)
-def test_the_times_of_a_clip(preparation, tmp_path, name):
-    """Of its segments, where they say its text; tokens are 0.02 s apart."""
+def test_the_times_of_a_clip_are_those_of_its_segments(preparation, tmp_path, name):
+    """A clip has the times of its segments if their texts join to its text; time tokens are 0.02 s apart."""
     segments, expected = SEGMENTS[name]
     segments = tuple(Segment(*one) for one in segments)
     source = row(of_seconds(tmp_path, 2.493), "घर  पानी", segments=segments)
@@ -262,8 +267,8 @@ def test_the_times_of_a_clip(preparation, tmp_path, name):
     assert preparation.no_timestamps in plain.decoder_input_ids and not times(preparation, plain.decoder_input_ids)
 
 
-def test_times_leave_no_clip_out(preparation, clip, tmp_path):
-    """Over the token limit with its times, a clip is learnt without them; at the window's end there is a token, too."""
+def test_no_clip_is_left_out_because_of_its_times(preparation, clip, tmp_path):
+    """A clip that exceeds the token limit with its times is learnt without them; the window's end has a time, too."""
     most = preparation.max_label_tokens - len(preparation.prefix("hi"))
     text = next(text for n in range(200, 0, -1) if preparation.n_tokens(text := "a " * n + "a") <= most)
     text += "a" * (most - preparation.n_tokens(text))
@@ -276,8 +281,8 @@ def test_times_leave_no_clip_out(preparation, clip, tmp_path):
     assert times(preparation, long.decoder_input_ids) == [0.0, 3.0]
 
 
-def test_a_wave_of_another_length_has_other_times(preparation, clip):
-    """What the user's function did to the times within it is not known: start and end are."""
+def test_a_wave_of_another_length_keeps_only_start_and_end_time(preparation, clip):
+    """If the user's function changes the length, times inside the clip are unknown; only start and end stay known."""
     source = row(clip, "घर पानी", segments=(Segment("घर", 0.0, 0.3), Segment("पानी", 0.4, 0.8)))
 
     def found(augment) -> list[float]:
@@ -286,10 +291,11 @@ def test_a_wave_of_another_length_has_other_times(preparation, clip):
 
     assert found(lambda wave, rng: wave * 0.5) == [0.0, 0.3, 0.4, 0.8]
     assert found(lambda wave, rng: np.repeat(wave, 2)) == [0.0, 2.0]
-    assert found(lambda wave, rng: np.tile(wave, 4)) == [0.0, 0.3, 0.4, 0.8]  # over the window: as it was
+    # A wave that became longer than the window is replaced by the original, with its times.
+    assert found(lambda wave, rng: np.tile(wave, 4)) == [0.0, 0.3, 0.4, 0.8]
 
 
-def test_the_transcript_is_cleaned(preparation, clip):
+def test_the_transcript_is_cleaned_before_it_is_learnt(preparation, clip):
     def shout(text: str) -> str:
         return text.upper() + "!"
 
@@ -312,13 +318,14 @@ def features(dataset: SpeechDataset, number: int, epoch: int) -> np.ndarray:
     return dataset[Pick(number, epoch)].input_features
 
 
-def test_augmentation_is_seeded_by_seed_epoch_and_row(preparation, clip):
+def test_augmentation_depends_on_seed_epoch_and_row_alone(preparation, clip):
     def dataset(seed: int) -> SpeechDataset:
         return SpeechDataset([row(clip), row(clip)], preparation, language="hi", augment=louder, seed=seed)
 
     one, again, other = dataset(1), dataset(1), dataset(2)
     later = features(one, 1, 3)
-    features(one, 0, 0)  # what was drawn before changes nothing
+    # A draw for another row changes nothing.
+    features(one, 0, 0)
     np.random.seed(5)
     in_worker = pickle.loads(pickle.dumps(one))
     for same in (one, again, in_worker):
@@ -329,13 +336,14 @@ def test_augmentation_is_seeded_by_seed_epoch_and_row(preparation, clip):
     assert np.array_equal(features(plain, 1, 3), features(plain, 0, 0))
 
 
-def test_augmentation_gets_a_wave_of_its_own(preparation, clip):
+def test_the_users_function_gets_its_own_copy_of_the_wave(preparation, clip):
     seen = []
 
     def spoil(wave, rng):
         seen.append((wave.dtype, wave.shape, isinstance(rng, np.random.Generator)))
         wave[:] = 0
-        return list(wave[:8000])  # half as long, and no array
+        # The result is half as long, and it is a list instead of an array.
+        return list(wave[:8000])
 
     dataset = SpeechDataset([row(clip)], preparation, language="hi", augment=spoil)
     assert dataset[0].seconds == 0.5
@@ -343,7 +351,7 @@ def test_augmentation_gets_a_wave_of_its_own(preparation, clip):
     assert seen[0] == (np.float32, (16_000,), True)
 
 
-def test_an_augmented_clip_over_the_limit_keeps_the_original(preparation, clip):
+def test_a_clip_that_becomes_longer_than_the_window_is_not_augmented(preparation, clip):
     plain = SpeechDataset([row(clip)], preparation, language="hi")[0]
     stretched = SpeechDataset([row(clip)], preparation, language="hi", augment=lambda wave, rng: np.tile(wave, 4))[0]
     assert np.array_equal(stretched.input_features, plain.input_features)
@@ -352,7 +360,7 @@ def test_an_augmented_clip_over_the_limit_keeps_the_original(preparation, clip):
     assert fits.seconds == 3.0
 
 
-def test_augmentation_cannot_smuggle_a_long_clip_in(preparation, tmp_path):
+def test_augmentation_cannot_make_a_too_long_clip_usable(preparation, tmp_path):
     dataset = SpeechDataset(
         [row(of_seconds(tmp_path, 4.0))], preparation, language="hi", augment=lambda wave, rng: wave[:16_000]
     )
@@ -360,12 +368,12 @@ def test_augmentation_cannot_smuggle_a_long_clip_in(preparation, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [lambda wave: wave[None], lambda wave: wave[:0], lambda wave: wave * np.nan])
-def test_an_augmentation_that_returns_no_wave_is_named(preparation, clip, wrong):
+def test_a_clip_is_left_out_if_the_users_function_returns_no_wave(preparation, clip, wrong):
     dataset = SpeechDataset([row(clip)], preparation, language="hi", augment=lambda wave, rng: wrong(wave))
     assert "augment returned" in dataset[0].reason
 
 
-def test_a_bug_in_the_user_s_function_is_no_bad_clip(preparation, clip):
+def test_a_bug_in_the_users_function_raises_instead_of_leaving_the_clip_out(preparation, clip):
     def broken(wave, rng):
         return wave.no_such_thing
 
@@ -373,10 +381,11 @@ def test_a_bug_in_the_user_s_function_is_no_bad_clip(preparation, clip):
         SpeechDataset([row(clip)], preparation, language="hi", augment=broken)[0]
 
 
-def test_nothing_is_written_to_disk(preparation, speech, monkeypatch):
+def test_the_dataset_writes_nothing_to_disk(preparation, speech, monkeypatch):
     rows = load_source(str(speech / "train"))
     dataset = SpeechDataset(rows, preparation, language="hi", augment=louder)
-    dataset[0]  # what is imported may write its bytecode
+    # The first import of a module may write its bytecode, so it happens before the watch begins.
+    dataset[0]
     before = {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()}
     real_open, modes = builtins.open, []
     real_os_open, flags = os.open, []
@@ -402,10 +411,11 @@ def test_nothing_is_written_to_disk(preparation, speech, monkeypatch):
     assert all(not set(mode) & set("wax+") for mode in modes)
     assert flags and not any(flag & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) for flag in flags)
     assert {path: path.stat().st_mtime_ns for path in (speech / "train").iterdir()} == before
-    assert not any(isinstance(value, Example) for value in vars(dataset).values())  # nor kept
+    # The dataset keeps no example in memory.
+    assert not any(isinstance(value, Example) for value in vars(dataset).values())
 
 
-def test_rows_stay_as_they_are(preparation, clip):
+def test_rows_are_not_changed_by_the_dataset(preparation, clip):
     original = row(clip, "घर ")
     dataset = SpeechDataset([original], preparation, language="hi", augment=louder)
     dataset[0]

@@ -1,4 +1,4 @@
-"""The demo's page in a real Chromium: files, microphone, examples, messages, hostile names; and its command."""
+"""The page of the demo transcribes files, recordings and examples in a real Chromium, and its command ends cleanly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
 def make_webm(path: Path, wave: np.ndarray) -> Path:
-    """A clip as a browser's recorder saves it: Opus in webm."""
+    """Save a clip as the recorder of a browser does: Opus in webm."""
     import av
 
     with av.open(str(path), "w", format="webm") as container:
@@ -56,7 +56,7 @@ main()
 
 
 class Served:
-    """A demo in a process of its own, which says so on stderr when it asks for another host."""
+    """A demo in a separate process, which reports on stderr when it contacts another host."""
 
     def __init__(self, *arguments: object, uploads: Path):
         command = [sys.executable, "-c", WATCHED, "demo", *map(str, arguments), "--port", "0", "--json"]
@@ -67,19 +67,20 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(uploads), "HF_HUB_OFFLINE": "0"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in a background job it is ignored
+            # A background job ignores SIGINT, so the default is set again.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.facts = json.loads(line)
 
     def page(self, chromium, size: str = "desktop"):
-        """The page, loaded; what it asks of other hosts, and what its scripts complain of, is noted on it."""
+        """Load the page; `elsewhere` collects its requests to other hosts, and `broken` the errors of its scripts."""
         width, height = SIZES[size]
         page = chromium.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
         page.elsewhere, page.broken = [], []
         page.on("request", lambda one: page.elsewhere.append(one.url) if "//127.0.0.1:" not in one.url else None)
-        # What the page's policy refuses is not asked for: Gradio 6.0 wants a script from elsewhere.
+        # Gradio 6.0 names a script on another host, which the page's policy blocks before it is requested.
         page.on("requestfailed", lambda one: page.elsewhere.remove(one.url) if one.failure == "csp" else None)
         page.on("pageerror", lambda error: page.broken.append(str(error)))
         page.goto(self.facts["url"])
@@ -88,12 +89,13 @@ class Served:
 
 
 def heard(page, having: str) -> str:
-    """The text of the result, when all models are done and it has some words in it."""
+    """Return the text of the result, once all models are done and the text includes `having`."""
     page.wait_for_function(
         "having => { const shown = document.querySelector('#result').innerText;"
         " return shown.includes(having) && !shown.includes('listening') }",
         arg=having,
-        timeout=300_000,  # a busy machine
+        # A busy machine may need minutes.
+        timeout=300_000,
     )
     return page.inner_text("#result")
 
@@ -114,7 +116,7 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(lora_run, tmp_path_factory) -> Path:
-    """The run, with something hostile in what its first clip is said to say."""
+    """A run whose first clip has hostile HTML as its reference."""
     folder = shutil.copytree(lora_run, tmp_path_factory.mktemp("demo") / "run")
     scored = runs.read_jsonl(folder / "transcripts.jsonl")
     runs.rewrite_jsonl(folder / "transcripts.jsonl", [{**scored[0], "reference": HOSTILE}, *scored[1:]])
@@ -125,7 +127,7 @@ def run(lora_run, tmp_path_factory) -> Path:
 
 
 def shown_texts(before: str, after: str, **options) -> list[str]:
-    """The two transcripts as the page shows them."""
+    """Return the two transcripts as the page shows them."""
     heard = [{"text": text, "reached_limit": False} for text in (before, after)]
     cards = [("Before", "b", heard[0]), ("After", "a", heard[1])]
     page = demo_page.result("a.wav", 1.0, None, cards, **options)
@@ -152,13 +154,13 @@ def test_differences_are_marked_word_by_word():
     assert counts(*texts, spaces=False) == (3, 2) and before == "今日<del>は</del>" and after == "今日<ins>も</ins>"
 
 
-def test_a_sign_stays_with_its_letter():
+def test_a_vowel_sign_is_marked_together_with_its_letter():
     texts = "กินน้ำ", "กีนน้ำ"
     assert shown_texts(*texts, spaces=False) == ["<del>กิ</del>นน้ำ", "<ins>กี</ins>นน้ำ"]
     assert counts(*texts, spaces=False) == (4, 3)
 
 
-def test_text_runs_in_its_own_direction(chromium):
+def test_right_to_left_text_is_shown_from_right_to_left(chromium):
     long, short = "ذهب الولد الى المدرسة صباح", "ذهب الى المدرسة"
     found = [{"text": said, "reached_limit": False} for said in (long, short)]
     page = chromium.new_page()
@@ -166,11 +168,12 @@ def test_text_runs_in_its_own_direction(chromium):
     for said in page.query_selector_all(".said"):
         assert said.evaluate("one => getComputedStyle(one).direction") == "rtl"
     left = [one.bounding_box()["x"] for one in page.query_selector_all(".said del")]
-    assert left == sorted(left, reverse=True) and len(left) == 2  # the first word is the rightmost
+    # The first word is the rightmost.
+    assert left == sorted(left, reverse=True) and len(left) == 2
     page.close()
 
 
-def test_a_piece_of_a_recording_is_no_example(tmp_path, clip):
+def test_a_piece_of_a_recording_is_not_offered_as_an_example(tmp_path, clip):
     lines = [
         {"audio": str(clip), "reference": "a piece", "start_s": 0.0, "end_s": 0.5},
         {"audio": str(clip), "reference": "all of it"},
@@ -186,7 +189,7 @@ def test_a_language_the_model_lacks_is_refused(tiny_model, monkeypatch):
         demo(tiny_model, language="cantonese", compare="none", port=0, wait=False)
 
 
-def test_a_proxy_is_not_asked_for_the_page(tiny_model, monkeypatch):
+def test_the_page_is_not_requested_through_a_proxy(tiny_model, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -195,7 +198,7 @@ def test_a_proxy_is_not_asked_for_the_page(tiny_model, monkeypatch):
     assert "NO_PROXY" not in os.environ
 
 
-def test_transcripts_and_names_are_text():
+def test_transcripts_and_names_cannot_inject_html():
     found = {"text": HOSTILE, "reached_limit": True, "segments": [{"start": 0.0, "end": 61.0, "text": HOSTILE}]}
     other = {**found, "text": f"{HOSTILE} <script>alert(2)</script>"}
     cards = [("Before", HOSTILE, found), ("After", HOSTILE, other)]
@@ -207,10 +210,11 @@ def test_transcripts_and_names_are_text():
     ):
         tags = set(re.findall(r"<(/?[a-z0-9]*)", shown))
         assert not tags & {"img", "script", "/script", ""}
-        assert shown.count("<bdi>") == shown.count("</bdi>")  # what the name turns round ends with it
+        # A name that turns the writing direction must not turn the text behind it.
+        assert shown.count("<bdi>") == shown.count("</bdi>")
 
 
-def test_a_port_in_use_and_gradio_missing(run, monkeypatch):
+def test_a_port_in_use_and_a_missing_gradio_are_reported(run, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -221,8 +225,8 @@ def test_a_port_in_use_and_gradio_missing(run, monkeypatch):
         demo(run)
 
 
-def test_what_it_is_compared_with(lora_run, full_run, tiny_model, tmp_path):
-    """An adapter with itself switched off, a full run with its base; a merged model with what it says it came from."""
+def test_a_model_is_compared_with_its_base(lora_run, full_run, tiny_model, tmp_path):
+    """An adapter is compared with itself switched off, and a full or merged model with the base that it names."""
 
     def of(model, compare="base") -> tuple[list, list[str]]:
         lines: list[str] = []
@@ -238,7 +242,8 @@ def test_what_it_is_compared_with(lora_run, full_run, tiny_model, tmp_path):
     assert before.name == "model" and before.hear(wave, language="hi") == base
     assert len(of(lora_run, "none")[0]) == 1
     assert of(lora_run, tiny_model)[0][1].hear(wave, language="hi") == base
-    merge(lora_run, tmp_path / "merged")  # its base was a folder, of which it keeps the last name only
+    # The merged model keeps only the last part of its base's path, so the base cannot be found.
+    merge(lora_run, tmp_path / "merged")
     alone, lines = of(tmp_path / "merged")
     assert len(alone) == 1 and "is not known; --compare MODEL" in lines[0]
     provenance = runs.read_json(tmp_path / "merged" / "whisper_peft.json")
@@ -249,7 +254,7 @@ def test_what_it_is_compared_with(lora_run, full_run, tiny_model, tmp_path):
         of(lora_run, "nobody/nothing")
 
 
-def test_shared_only_when_asked_and_with_a_warning(run, monkeypatch):
+def test_the_page_is_shared_only_on_request_and_with_a_warning(run, monkeypatch):
     from gradio import networking
 
     tunnels = []
@@ -259,21 +264,24 @@ def test_shared_only_when_asked_and_with_a_warning(run, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(networking, "setup_tunnel", tunnel)
-    monkeypatch.setenv("GRADIO_SHARE", "true")  # somebody's environment does not share it either
+    # The environment variable of Gradio must not share the page, either.
+    monkeypatch.setenv("GRADIO_SHARE", "true")
     lines: list[str] = []
     page = demo(run, port=0, wait=False, say=lines.append)
     assert page.share_url is None and not tunnels and not lines and page.local_url.startswith("http://127.0.0.1:")
     assert not page.analytics_enabled
-    assert {(one.concurrency_id, one.concurrency_limit) for one in page.fns.values()} == {("hear", 1)}  # one at a time
+    # The model transcribes one recording at a time.
+    assert {(one.concurrency_id, one.concurrency_limit) for one in page.fns.values()} == {("hear", 1)}
     page.close()
     with pytest.raises(UserError, match="--share: Gradio could give no link"):
         demo(run, port=0, share=True, wait=False, say=lines.append)
     assert len(tunnels) == 1 and "anyone who has the link" in lines[0]
     shown = [audio for audio, _ in demo_module.find_examples(load_model(run)[2], "hi", share=True)]
-    assert shown and all("quickstart" in audio for audio in shown)  # the run's own clips are not for everybody
+    # A shared page must not show the clips of the run.
+    assert shown and all("quickstart" in audio for audio in shown)
 
 
-# In Chromium; the page is served by the command, as a user would
+# In Chromium, on a page that the command serves
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +293,7 @@ def served(run, chromium, tmp_path_factory):
     one.process.communicate()
 
 
-def test_a_file_with_a_hostile_name(served, run, tiny_model, clip, chromium):
+def test_a_file_with_a_hostile_name_is_transcribed_and_cannot_inject_html(served, run, tiny_model, clip, chromium):
     page = served.page(chromium)
     said = upload(page, clip, ".webm")
     texts = [transcribe(model, [clip], language="hi")[0]["text"] for model in (tiny_model, run)]
@@ -295,11 +303,12 @@ def test_a_file_with_a_hostile_name(served, run, tiny_model, clip, chromium):
     assert not page.query_selector("#result img") and not page.query_selector("#file img[src=x]")
     assert page.elsewhere == [] and page.broken == []
     fonts = page.evaluate("[...document.fonts].filter(one => one.status == 'loaded').map(one => one.family)")
-    assert fonts == []  # the machine's own
+    # The page uses the fonts of the machine.
+    assert fonts == []
     page.close()
 
 
-def test_the_microphone(served, chromium):
+def test_a_recording_from_the_microphone_is_transcribed(served, chromium):
     page = served.page(chromium)
     page.click("#microphone .record-button")
     page.wait_for_selector("#microphone .stop-button", state="visible")
@@ -311,8 +320,8 @@ def test_the_microphone(served, chromium):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_examples_and_languages(size, served, chromium, tmp_path):
-    """And the page's shape: nothing beyond its edge; cards beside each other where there is room."""
+def test_an_example_is_transcribed_and_again_in_another_language(size, served, chromium, tmp_path):
+    """The page fits its screen, and the cards stand beside each other where there is room."""
     page = served.page(chromium, size)
     page.click("#example-1")
     said = heard(page, "What was said:")
@@ -326,7 +335,8 @@ def test_examples_and_languages(size, served, chromium, tmp_path):
         page.click("#language input")
         page.fill("#language input", "Thai")
         page.keyboard.press("Enter")
-        assert "What was said:" in heard(page, "Thai")  # the same recording again
+        # The same recording is transcribed again in the new language.
+        assert "What was said:" in heard(page, "Thai")
     page.close()
 
 
@@ -336,11 +346,11 @@ def test_examples_and_languages(size, served, chromium, tmp_path):
         ("silent.wav", "silent. Is the microphone muted"),
         ("broken.m4a", "cannot be read as audio"),
         ("long.wav", "31 minutes long, and up to 30 are heard here"),
-        # A random model is never sure, so it makes each window six times.
+        # A random model is never sure, so it decodes each window six times.
         pytest.param("beyond_a_window.wav", "With times", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_said_of_a_recording(name, message, served, chromium, tmp_path):
+def test_unusual_recordings_get_a_message(name, message, served, chromium, tmp_path):
     file = tmp_path / name
     if name == "broken.m4a":
         file.write_bytes(b"no sound at all " * 64)
@@ -358,8 +368,8 @@ def test_what_is_said_of_a_recording(name, message, served, chromium, tmp_path):
     page.close()
 
 
-def test_ctrl_c_ends_it(served):
-    """The last test of the page: recordings do not stay behind, nothing is printed, the port is free."""
+def test_ctrl_c_ends_the_demo_and_removes_the_recordings(served):
+    """This test is the last one of the page, because it ends the demo."""
     assert [path for path in served.uploads.rglob("*.wav")]
     served.process.send_signal(signal.SIGINT)
     out, err = served.process.communicate(timeout=60)
@@ -370,8 +380,8 @@ def test_ctrl_c_ends_it(served):
 
 
 @pytest.mark.slow
-def test_the_real_base_beside_its_tuned_self(shared, chromium, tmp_path):
-    """A few steps on Malayalam, and a clip that a browser recorded: other texts, both on the page."""
+def test_a_real_base_and_its_fine_tuned_model_stand_side_by_side(shared, chromium, tmp_path):
+    """After a few steps on Malayalam, the page shows two different texts for a clip that a browser recorded."""
     from whisper_peft import Recipe, load_source, override, train
 
     lines = [

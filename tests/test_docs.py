@@ -1,4 +1,4 @@
-"""The pages of docs/ say what is so: their commands and code run, their lists are the code's."""
+"""The pages in docs/ are true: their commands and code run, and their lists equal those of the code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ PAGES = sorted(path for path in DOCS.glob("*.md") if "```bash" in path.read_text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs(page, reader_folder, tiny_model, capsys):  # noqa: F811 - the imported fixture
-    if page.stem == "cli":  # takes its recipe from recipes.md
+def test_the_commands_and_code_of_a_page_run(page, reader_folder, tiny_model, capsys):  # noqa: F811 - the imported fixture
+    # The page cli.md uses the recipe of recipes.md.
+    if page.stem == "cli":
         text = dict(blocks(DOCS / "recipes.md"))["yaml"]
         (reader_folder / "my.yaml").write_text(text.replace("openai/whisper-small", str(tiny_model)), encoding="utf-8")
     assert run_page(page, tiny_model, capsys).strip()
 
 
-def test_the_tables_of_settings_are_those_of_the_recipe():
+def test_the_tables_of_settings_list_every_setting_of_the_recipe():
     path = ROOT / "tools" / "write_settings_page.py"
     spec = importlib.util.spec_from_file_location("write_settings_page", path)
     script = importlib.util.module_from_spec(spec)
@@ -35,7 +36,7 @@ def test_the_tables_of_settings_are_those_of_the_recipe():
     assert page.count("\n| `") >= len(SETTINGS)
 
 
-def test_every_shipped_recipe_is_on_the_page():
+def test_the_recipes_page_lists_every_shipped_recipe():
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     for recipe in shipped_recipes():
         assert f"| `{recipe.stem}` |" in page
@@ -43,24 +44,25 @@ def test_every_shipped_recipe_is_on_the_page():
         assert f"`{script.name}`" in page
 
 
-def test_the_python_page_is_the_public_api():
+def test_the_python_page_lists_the_public_api():
     headings = re.findall(r"^### (\w+)$", (DOCS / "python-api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(headings) == sorted(whisper_peft.__all__)
     for name in whisper_peft.__all__:
         assert getattr(whisper_peft, name).__doc__, name
 
 
-def test_the_messages_on_the_page_are_in_the_code():
+def test_the_code_has_the_messages_on_the_command_line_page():
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "whisper_peft").rglob("*.py"))
-    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # strings over several lines
+    # Join the parts of strings that are written over several lines.
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)
     messages = re.findall(r"^\| `([^`]+)` \|", page.partition("## Errors")[2], re.MULTILINE)
     assert len(messages) > 5
     for message in messages:
         assert re.search(re.escape(message).replace("30\\ s", r"\{[^{}]*\}\ s"), code), message
 
 
-def test_the_map_lists_every_module():
+def test_the_architecture_page_lists_every_module():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "whisper_peft"
     sections = re.split(r"^### ", page.partition("## Every file")[2], flags=re.MULTILINE)[1:]

@@ -1,4 +1,4 @@
-"""A few steps from every kind of source, on real speech."""
+"""A tiny model trains a few steps on real speech from every kind of source."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def model(tmp_path_factory) -> Path:
 
 
 def packed(shared: Path, folder: Path) -> str:
-    """The Telugu release as it is downloaded."""
+    """Pack the Telugu release of Common Voice as it is downloaded."""
     with tarfile.open(folder / "te.tar.gz", "w:gz") as archive:
         archive.add(shared / "data" / "common_voice_te" / "te", "cv-corpus-delta/te")
     return f"{folder / 'te.tar.gz'}:other"
 
 
 def parquet(shared: Path, folder: Path) -> str:
-    """Malayalam clips inside a Parquet file."""
+    """Write Malayalam clips into a Parquet file."""
     rows = load_source(str(shared / "data" / "malayalam" / "test"))[:12]
     sound = [{"bytes": Path(row.audio).read_bytes(), "path": Path(row.audio).name} for row in rows]
     table = datasets.Dataset.from_dict({"audio": sound, "sentence": [row.text for row in rows]})
@@ -38,7 +38,7 @@ def parquet(shared: Path, folder: Path) -> str:
 
 
 def manifest(shared: Path, folder: Path) -> str:
-    """Pieces of the story as NeMo writes them."""
+    """Write a manifest of pieces of the story, in the form that NeMo uses."""
     audio = shared / "data" / "longform" / "ml_vasanavikruthi.ogg"
     segments = json.loads(audio.with_suffix(".json").read_text())[:12]
     lines = [
@@ -84,17 +84,17 @@ def few_steps(model: Path, shared: Path, folder: Path, sources: list, **changes)
     )
     run = train(recipe, output=folder / "run")
     assert run.facts["steps"] == 2
-    # The miniature has a token for each byte of Malayalam: some sentences of the story are too long for it.
+    # The tiny model has one token for each byte, so some sentences of the story are too long for it.
     assert all("text tokens" in one["reason"] for one in read_jsonl(run.run / "left_out.jsonl"))
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_few_steps(kind, shared, model, tmp_path):
+def test_every_kind_of_source_trains(kind, shared, model, tmp_path):
     few_steps(model, shared, tmp_path, [SOURCES[kind](shared, tmp_path)])
 
 
 @pytest.mark.parametrize("beside", [None, "folder", "story"])
-def test_a_few_steps_of_a_stream(beside, shared, model, tmp_path):
+def test_a_stream_trains_alone_and_beside_other_sources(beside, shared, model, tmp_path):
     others = [SOURCES[beside](shared, tmp_path)] if beside else []
     streamed = {"data.streaming": True, "data.shuffle_buffer": 8}
     few_steps(model, shared, tmp_path, [parquet(shared, tmp_path), *others], **streamed)

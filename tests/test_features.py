@@ -1,4 +1,4 @@
-"""The log-mel contract against transformers' extractor, the token contract against openai-whisper's tokenizer."""
+"""Log-mels equal those of transformers' extractor, and tokens equal those of openai-whisper's tokenizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def preparations(tmp_path_factory) -> dict[str, Preparation]:
-    """One for each kind of openai's checkpoints, with openai's own vocabulary; no generation config, no weights."""
+    """One preparation for each kind of OpenAI's checkpoints, made from its vocabulary without any weights."""
     found = {}
     for kind in KINDS:
         folder = save_processor_files(kind, tmp_path_factory.mktemp(kind))
@@ -51,7 +51,7 @@ def quickstart() -> Preparation:
 
 
 def padded(preparation: Preparation, wave: np.ndarray) -> np.ndarray:
-    """One clip as the collator pads it: (n_mels, window_frames)."""
+    """Return one clip as the collator pads it, in shape (n_mels, window_frames)."""
     features, floor = preparation.encode_audio(wave)
     whole = np.full((preparation.n_mels, preparation.window_frames), floor, dtype=np.float32)
     whole[:, : features.shape[1]] = features
@@ -87,7 +87,7 @@ CLIPS = {
 
 @pytest.mark.parametrize("kind", ["base", "large-v3"])
 @pytest.mark.parametrize("clip", CLIPS)
-def test_log_mel_equals_the_extractor(preparations, kind, clip):
+def test_the_log_mel_equals_that_of_transformers_extractor(preparations, kind, clip):
     preparation, wave = preparations[kind], CLIPS[clip]()
     assert (preparation.n_mels, preparation.window_frames) == (KINDS[kind].n_mels, 3000)
     found, expected = padded(preparation, wave), extracted(preparation, wave)
@@ -97,7 +97,7 @@ def test_log_mel_equals_the_extractor(preparations, kind, clip):
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.37, 2.985, 2.9999, 3.0])
-def test_log_mel_of_a_short_window(quickstart, seconds):
+def test_the_log_mel_of_a_short_window_equals_that_of_transformers_extractor(quickstart, seconds):
     assert (quickstart.window_frames, quickstart.window_samples, quickstart.window_s) == (300, 48_000, 3.0)
     wave = make_wave(seconds)
     wave[-1] = 1.0
@@ -105,20 +105,22 @@ def test_log_mel_of_a_short_window(quickstart, seconds):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_the_floor_is_the_clip_s_own_silence(preparations, clip):
+def test_the_floor_is_the_log_mel_value_of_silence_in_the_clip(preparations, clip):
     preparation, wave = preparations["base"], CLIPS[clip]()
     features, floor = preparation.encode_audio(wave)
-    log_max = max(4 * extracted(preparation, wave).max() - 4, -10)  # log10 of the loudest bin
+    # This is log10 of the loudest bin.
+    log_max = max(4 * extracted(preparation, wave).max() - 4, -10)
     assert floor == pytest.approx((max(log_max - 8, -10) + 4) / 4, abs=1e-4)
     assert features.min() >= floor - 1e-6
     if clip == "silence":
         assert floor == pytest.approx(-1.5)
     if len(wave) < 28 * 16_000:
-        assert features.shape[1] <= len(wave) // 160 + 3  # no window of silence is computed
+        # The silence after the clip is not computed.
+        assert features.shape[1] <= len(wave) // 160 + 3
 
 
-def test_padding_with_zero_would_be_noise(preparations):
-    """Guards the tests above: what a naive collator pads with is far outside their tolerance."""
+def test_padding_with_zero_would_differ_from_the_floor(preparations):
+    """A collator that padded with zero would be far outside the tolerance of the tests above."""
     preparation, wave = preparations["base"], make_wave(5.0)
     features, floor = preparation.encode_audio(wave)
     assert floor < -0.4
@@ -126,7 +128,7 @@ def test_padding_with_zero_would_be_noise(preparations):
 
 
 @pytest.mark.parametrize(("kind", "window_s"), [("base", 30), ("large-v3", 30), ("quickstart", 3)])
-def test_too_long_audio_is_refused_never_cut(preparations, quickstart, kind, window_s):
+def test_too_long_audio_is_refused_and_never_cut(preparations, quickstart, kind, window_s):
     preparation = quickstart if kind == "quickstart" else preparations[kind]
     wave = np.zeros(window_s * 16_000 + 1, np.float32)
     preparation.encode_audio(wave[:-1])
@@ -134,7 +136,7 @@ def test_too_long_audio_is_refused_never_cut(preparations, quickstart, kind, win
         preparation.encode_audio(wave)
 
 
-def test_mel_bins_of_another_checkpoint_are_refused(preparations):
+def test_a_processor_with_the_mel_bins_of_another_checkpoint_is_refused(preparations):
     with pytest.raises(UserError, match="80 mel bins, the model takes 128"):
         Preparation(preparations["base"].processor, whisper_config("large-v3"), multilingual=True)
 
@@ -143,9 +145,10 @@ def test_mel_bins_of_another_checkpoint_are_refused(preparations):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_are_openai_s(preparations, kind):
+def test_special_tokens_are_those_of_openai(preparations, kind):
     preparation, openai = preparations[kind], openai_tokenizer(kind)
-    assert preparation.multilingual == KINDS[kind].multilingual  # by the size of the vocabulary
+    # The size of the vocabulary tells whether the model is multilingual.
+    assert preparation.multilingual == KINDS[kind].multilingual
     assert preparation.eot == openai.eot
     assert preparation.no_timestamps == openai.no_timestamps
     assert preparation.first_timestamp == openai.timestamp_begin
@@ -163,7 +166,7 @@ def languages(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["base", "large-v3"])
 @pytest.mark.parametrize("task", ["transcribe", "translate"])
-def test_the_prefix_of_every_language_is_openai_s(preparations, kind, task):
+def test_the_prefix_of_every_language_is_that_of_openai(preparations, kind, task):
     assert len(languages(kind)) == KINDS[kind].n_languages
     for language in languages(kind):
         openai = openai_tokenizer(kind, language, task)
@@ -171,14 +174,14 @@ def test_the_prefix_of_every_language_is_openai_s(preparations, kind, task):
         assert preparations[kind].prefix(language, task, timestamps=True) == [*openai.sot_sequence], language
 
 
-def test_english_only_checkpoints_have_no_language_and_task(preparations):
+def test_english_only_checkpoints_have_no_language_or_task_in_their_prefix(preparations):
     openai = openai_tokenizer("base.en")
     for language, task in ((None, "transcribe"), ("en", "transcribe"), ("hi", "translate")):
         assert preparations["base.en"].prefix(language, task) == [openai.sot, openai.no_timestamps]
     assert [openai.sot, openai.no_timestamps] == [*openai.sot_sequence_including_notimestamps]
 
 
-def test_a_language_the_checkpoint_does_not_know_names_the_remedy(preparations):
+def test_the_error_for_an_unknown_language_names_the_remedy(preparations):
     assert preparations["large-v3"].prefix("yue")[1] == openai_tokenizer("large-v3", "yue").language_token
     for language in ("yue", "tlh", "hindi"):
         with pytest.raises(UserError, match=rf"<\|{language}\|>.*--language-token"):
@@ -188,7 +191,7 @@ def test_a_language_the_checkpoint_does_not_know_names_the_remedy(preparations):
 
 
 def first_words(openai, text: str, language: str) -> list[int]:
-    """The tokens of a text directly after the prefix: with a space as openai writes it, but for one that is a token."""
+    """Return the tokens of a text with OpenAI's leading space, unless that space is a token of its own."""
     if language in ("zh", "ja", "th"):
         return openai.encode(text)
     tokens = openai.encode(f" {text}")
@@ -197,7 +200,7 @@ def first_words(openai, text: str, language: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("language", TEXTS)
-def test_tokens_are_openai_s_and_labels_one_step_ahead(preparations, kind, language):
+def test_tokens_are_those_of_openai_and_labels_are_one_token_ahead(preparations, kind, language):
     preparation, text = preparations[kind], TEXTS[language]
     openai = openai_tokenizer(kind, language) if KINDS[kind].multilingual else openai_tokenizer(kind)
     inputs, labels = preparation.encode_text([Segment(f"  {text}\n")], language=language)
@@ -212,7 +215,7 @@ def test_tokens_are_openai_s_and_labels_one_step_ahead(preparations, kind, langu
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_s_name_in_a_transcript_is_text(preparations, kind):
+def test_the_name_of_a_special_token_in_a_transcript_is_encoded_as_text(preparations, kind):
     preparation, openai = preparations[kind], openai_tokenizer(kind, "en" if KINDS[kind].multilingual else None)
     text = "<|startoftranscript|><|en|><|transcribe|> press enter<|endoftext|> now"
     inputs, labels = preparation.encode_text([Segment(text)], language="en")
@@ -223,7 +226,7 @@ def test_a_token_s_name_in_a_transcript_is_text(preparations, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_segments_with_timestamps(preparations, kind):
+def test_segments_are_encoded_with_their_times(preparations, kind):
     preparation = preparations[kind]
     openai = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None)
     segments = [
@@ -252,40 +255,42 @@ def test_segments_with_timestamps(preparations, kind):
     assert shown == "<|0.00|> एक दो<|1.50|><|1.58|> three four<|3.28|><|29.98|> 5<|30.00|>"
 
 
-def test_segments_without_timestamps_are_joined_by_a_space(preparations):
+def test_segments_without_times_are_joined_by_a_space(preparations):
     openai = openai_tokenizer("base", "en")
     inputs, _ = preparations["base"].encode_text([Segment("one two"), Segment(" three ")], language="en")
     assert inputs.tolist() == [*openai.sot_sequence_including_notimestamps, *openai.encode(" one two three")]
 
 
 @pytest.mark.parametrize("end_s", [None, -0.1, 30.1])
-def test_a_timestamp_outside_the_window_is_refused(preparations, end_s):
+def test_a_time_outside_the_window_is_refused(preparations, end_s):
     with pytest.raises(ValueError, match="expected 0 to 30"):
         preparations["base"].encode_text([Segment("a", 0.0, end_s)], language="en", timestamps=True)
 
 
 def words(count: int) -> str:
-    """A text of exactly `count` tokens."""
+    """Return a text of exactly `count` tokens."""
     text = " ".join(["a"] * count)
     assert len(openai_tokenizer("base", "en").encode(text)) == count
     return text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_too_long_text_is_refused_never_cut(preparations, kind):
+def test_too_long_text_is_refused_and_never_cut(preparations, kind):
     preparation = preparations[kind]
     n_prefix = 4 if KINDS[kind].multilingual else 2
     inputs, labels = preparation.encode_text([Segment(words(448 - n_prefix))], language="en")
     assert len(inputs) == len(labels) == 448
     with pytest.raises(TooLongError, match=f"{449 - n_prefix} text tokens.*448"):
         preparation.encode_text([Segment(words(449 - n_prefix))], language="en")
-    with pytest.raises(TooLongError):  # the timestamps count
+    # The time tokens count, too.
+    with pytest.raises(TooLongError):
         preparation.encode_text([Segment(words(448 - n_prefix), 0, 1)], language="en", timestamps=True)
-    with pytest.raises(TooLongError):  # and a prompt makes no room
+    # A prompt makes no room for a longer text.
+    with pytest.raises(TooLongError):
         preparation.encode_text([Segment(words(449 - n_prefix))], language="en", prompt="b")
 
 
-def test_the_limits_are_the_model_s(quickstart):
+def test_the_token_limits_are_those_of_the_model(quickstart):
     assert (quickstart.max_label_tokens, quickstart.max_prompt_tokens) == (64, 31)
     with pytest.raises(TooLongError, match="the model takes 64"):
         quickstart.encode_text([Segment("x" * 61)], language="hi")
@@ -309,7 +314,7 @@ def test_a_prompt_is_masked_and_cut_at_its_start(preparations, n_prompt, n_text)
     assert labels.tolist() == [IGNORED] * len(previous) + rest[1:] + [openai.eot]
 
 
-def test_a_prompt_without_room_is_left_away(preparations):
+def test_a_prompt_is_omitted_if_the_text_leaves_no_room(preparations):
     alone = preparations["base"].encode_text([Segment(words(444))], language="en")
     prompted = preparations["base"].encode_text([Segment(words(444))], language="en", prompt="red blue")
     assert [part.tolist() for part in prompted] == [part.tolist() for part in alone]
@@ -317,7 +322,7 @@ def test_a_prompt_without_room_is_left_away(preparations):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("segments", [[], [Segment("")], [Segment(" \n"), Segment("")]])
-def test_empty_text_only_where_the_row_says_no_speech(preparations, kind, segments):
+def test_empty_text_is_accepted_only_if_the_row_has_no_speech(preparations, kind, segments):
     preparation = preparations[kind]
     with pytest.raises(ValueError, match="empty text"):
         preparation.encode_text(segments, language="en")
@@ -334,7 +339,7 @@ def transcripts(folder) -> list[str]:
         return [row["transcription"].strip() for row in csv.DictReader(file)]
 
 
-def test_the_real_checkpoint_gives_openai_s_tokens(shared):
+def test_the_real_checkpoint_gives_the_tokens_of_openai(shared):
     preparation = load_preparation(str(shared / "models" / "whisper-base"))
     for folder, language, count in (("malayalam/train", "ml", 683), ("hindi_tts/train", "hi", 524)):
         texts = transcripts(shared / "data" / folder)
@@ -347,23 +352,24 @@ def test_the_real_checkpoint_gives_openai_s_tokens(shared):
             assert labels.tolist() == [*inputs[1:], openai.eot]
 
 
-def test_the_real_alignment_heads_are_openai_s(shared):
+def test_the_real_alignment_heads_are_those_of_openai(shared):
     import json
 
     config = json.loads((shared / "models" / "whisper-base" / "generation_config.json").read_text(encoding="utf-8"))
     assert sorted(config["alignment_heads"]) == alignment_heads("base")
 
 
-def test_the_real_checkpoint_s_log_mel(shared):
+def test_the_log_mel_of_the_real_checkpoint_equals_that_of_transformers_extractor(shared):
     preparation = load_preparation(str(shared / "models" / "whisper-base"))
     wave = make_wave(7.3)
     assert np.abs(padded(preparation, wave) - extracted(preparation, wave)).max() < 1e-4
 
 
-def test_a_text_of_megabytes_is_refused_before_it_is_counted(preparations, monkeypatch):
+def test_a_text_of_megabytes_is_refused_before_its_tokens_are_counted(preparations, monkeypatch):
     preparation = preparations["base"]
     longest = max(len(preparation.tokenizer.decode([token])) for token in range(preparation.eot))
     assert longest <= LONGEST_TOKEN
-    monkeypatch.setattr(preparation, "words", None)  # never called
+    # The tokenizer is never called.
+    monkeypatch.setattr(preparation, "words", None)
     with pytest.raises(TooLongError, match=r"10,000,000 characters of text"):
         preparation.encode_text([Segment("x" * 10_000_000)], language="en")

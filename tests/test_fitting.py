@@ -1,4 +1,4 @@
-"""plan: what is predicted for whom, what is taken because of it, and when a run is refused."""
+"""plan predicts the memory of a run; train chooses micro-batches that fit, and refuses a run that cannot fit."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ CARDS |= {"small-hindi-lora": "8gb", "small-hindi-8bit": "8gb"}
 
 
 @pytest.mark.parametrize("name", list(CARDS))
-def test_a_recipe_with_a_card_in_its_name_fits_it(name):
+def test_a_recipe_with_a_card_in_its_name_fits_that_card(name):
     found = plan(name, gpu_memory=CARDS[name])
     assert found.fits and found.remedy is None
-    assert found.memory.peak <= 0.9 * found.device.free  # with room for what a prediction may be off by
-    assert found.memory.peak >= 0.5 * found.device.free  # and the card is used
+    # A tenth of the card stays free, because a prediction may be wrong by as much.
+    assert found.memory.peak <= 0.9 * found.device.free
+    # The recipe uses at least half of the card.
+    assert found.memory.peak >= 0.5 * found.device.free
 
 
 @pytest.mark.parametrize(
@@ -39,17 +41,17 @@ def test_a_recipe_with_a_card_in_its_name_fits_it(name):
         ("12", 12 * GIB),
     ],
 )
-def test_sizes_of_memory(words, size):
+def test_the_size_of_a_gpu_is_read_in_every_usual_form(words, size):
     assert imagined_device(words) == Device("cuda", f"a GPU of {size / GIB:g} GB", int(size), int(size))
 
 
 @pytest.mark.parametrize("words", ["much", "0", "-8GB", "8TB", "", "8GB8"])
-def test_what_is_no_size_is_refused(words):
+def test_a_text_that_is_no_size_is_refused(words):
     with pytest.raises(UserError, match=r"--gpu-memory .*: expected a size, as 8GB"):
         imagined_device(words)
 
 
-def test_published_shapes_need_no_network(tiny_model, monkeypatch):
+def test_the_shapes_of_published_models_need_no_network(tiny_model, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, shape in PUBLISHED.items():
         assert shape_of(f"openai/whisper-{name}") == shape_of(f"hf:openai/whisper-{name}") == shape
@@ -69,10 +71,11 @@ def test_more_memory_takes_more_clips_at_once_and_never_too_many():
         before = fit.load.clips
     assert before == 20
     kept = fit_to_memory(override(recipe, {"train.micro_batch_size": 5}), shape, device, clips, most_s=600.0)
-    assert kept.micro_batch_s is None and kept.load.clips == 5  # what the user says is left alone
+    # A size that the user names is not changed.
+    assert kept.micro_batch_s is None and kept.load.clips == 5
 
 
-def test_the_largest_step_of_the_data_counts():
+def test_a_plan_counts_the_steps_with_the_longest_clips_and_texts():
     recipe = override(Recipe(), {"train.batch_size": 2, "train.micro_batch_s": 20.0, "features.window": "tight"})
     clips = Clips(((1.0, 5), (2.0, 9), (9.0, 50), (9.5, 60), (29.0, 300)), 5)
     short, middle, long = loads_of_steps(recipe, PUBLISHED["base"], clips, "cuda")[:3]
@@ -85,7 +88,7 @@ def test_the_largest_step_of_the_data_counts():
     assert condensed[0].positions == 110 + 64
 
 
-def test_a_plan_looks_at_the_data_and_knows_the_time_of_a_run(tiny_model, speech, lora_run):
+def test_a_plan_reads_the_data_and_takes_the_time_from_a_run(tiny_model, speech, lora_run):
     found = plan(tiny_recipe(tiny_model, speech))
     assert found.clips == 12 and found.hours_per_epoch is None and found.device.kind == "cpu"
     timed = plan(lora_run)
@@ -93,12 +96,14 @@ def test_a_plan_looks_at_the_data_and_knows_the_time_of_a_run(tiny_model, speech
     assert timed.hours_per_epoch == pytest.approx(3 * facts["train_seconds"] / facts["steps"] / 3600)
     assert plan(tiny_recipe(tiny_model, speech), step_s=2.0).hours_per_epoch == pytest.approx(3 * 2 / 3600)
     elsewhere = tiny_recipe(tiny_model, speech, **{"data.train": ["nowhere/at/all"]})
-    assert plan(elsewhere).clips == 0  # and still an answer
-    with pytest.raises(UserError, match="nowhere"):  # what is named on the command line must be there
+    # A plan is made without the data, too.
+    assert plan(elsewhere).clips == 0
+    # A source that is named on the command line must exist.
+    with pytest.raises(UserError, match="nowhere"):
         plan(tiny_recipe(tiny_model, speech), changes={"data.train": ["nowhere/at/all"]})
 
 
-def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speech, lora_run, tmp_path):
+def test_a_plan_for_training_an_adapter_further_has_the_size_of_that_adapter(tiny_model, speech, lora_run, tmp_path):
     changes = {"lora.rank": 64, "lora.targets": "decoder", "train.steps": 1, "evaluate.compare_clips": 0}
     first = train(tiny_recipe(tiny_model, speech, **{**changes, "lora.rank": 3}), output=tmp_path / "first").run
     on = tiny_recipe(tiny_model, speech, **{"model.name": str(first / "adapter"), "lora.rank": 64})
@@ -119,11 +124,11 @@ def test_a_plan_for_an_adapter_that_is_gone_on_with_is_its_own(tiny_model, speec
         (make_target_pattern("attention+mlp"), "attention+mlp"),
     ],
 )
-def test_what_a_saved_adapter_adapts(named, words):
+def test_the_target_words_of_a_saved_adapter_are_recovered(named, words):
     assert describe_targets(named) == words
 
 
-def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_path, monkeypatch):
+def test_train_prints_the_plan_first_and_takes_micro_batches_that_fit(tiny_model, speech, tmp_path, monkeypatch):
     changes = {"evaluate.compare_clips": 0, "train.batch_size": 8, "features.window": "full", "train.steps": 1}
     whole = plan(tiny_recipe(tiny_model, speech, **changes, **{"train.micro_batch_size": 8})).memory.peak
     said, small = [], Device("cpu", "a small machine", 10**9, round(whole / 0.9) - 1000)
@@ -135,7 +140,7 @@ def test_train_says_the_plan_first_and_takes_what_fits(tiny_model, speech, tmp_p
     assert load_recipe(run).train.micro_batch_s == pytest.approx(3.0 * at_once, abs=3.0)
 
 
-def test_train_refuses_what_clearly_does_not_fit_and_force_overrides(tiny_model, speech, tmp_path, monkeypatch):
+def test_train_refuses_a_run_that_clearly_does_not_fit_unless_forced(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "found_device", lambda: Device("cpu", "a tiny machine", 10**9, 10**8))
     recipe = tiny_recipe(tiny_model, speech, **{"evaluate.compare_clips": 0, "train.steps": 1})
     with pytest.raises(UserError, match=r"GB free \(a tiny machine\).*It does not fit: .*; or --force"):
@@ -144,11 +149,13 @@ def test_train_refuses_what_clearly_does_not_fit_and_force_overrides(tiny_model,
     assert train(recipe, output=tmp_path / "run", force=True).facts["steps"] == 1
     almost = Device("cpu", "almost enough", 10**9, int(plan(recipe).memory.peak / 1.1))
     monkeypatch.setattr(room, "found_device", lambda: almost)
-    assert train(recipe, output=tmp_path / "almost").facts["steps"] == 1  # a prediction may be off: it is tried
+    # A prediction may be wrong, so a run that almost fits is tried.
+    assert train(recipe, output=tmp_path / "almost").facts["steps"] == 1
 
 
 def test_the_remedy_is_the_nearest_setting_that_fits():
-    cases = {  # model, mode, card: what is said
+    # Model, mode and card, with a pattern of the remedy.
+    cases = {
         ("small", "full", "5GB"): "train.gradient_checkpointing=true|--mode lora",
         ("medium", "full", "12GB"): "--mode lora",
         ("large-v3", "lora", "6GB"): "--quantize|gradient_checkpointing",
@@ -162,8 +169,8 @@ def test_the_remedy_is_the_nearest_setting_that_fits():
     assert "train.micro_batch_size=auto" in by_hand.remedy
 
 
-def test_what_plan_predicts_is_what_fitting_was_given():
-    """The parts add up, and the device's own share is among them."""
+def test_the_parts_of_the_planned_memory_sum_to_its_peak():
+    """The parts of the memory sum to the peak, and the share of the device is one of them."""
     found = plan(changes={"model.name": "openai/whisper-base"}, gpu_memory="4GB")
     parts = found.as_dict()["memory"]
     assert parts.pop("peak") == sum(parts.values()) and parts["context"] == 550_000_000

@@ -1,4 +1,4 @@
-"""Parquet files and local copies of Hub repositories: the code path of Hub data sets, offline."""
+"""Parquet files and local copies of Hub repositories are read as Hub data sets are, but offline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wav(number: int) -> bytes:
 
 
 def table(n_rows: int, first: int = 0, **columns) -> datasets.Dataset:
-    """As a Hub data set is: sound as Audio, a text, a speaker, a language label."""
+    """Make a table like that of a Hub data set: sound as Audio, a text, a speaker and a language label."""
     numbers = range(first, first + n_rows)
     features = datasets.Features(
         {
@@ -50,7 +50,7 @@ def table(n_rows: int, first: int = 0, **columns) -> datasets.Dataset:
         "language": [number % 2 for number in numbers],
         **{name: [value] * n_rows for name, value in columns.items()},
     }
-    # Encoding as Audio would ask for torchcodec.
+    # The sound is cast and not encoded as Audio, because encoding needs torchcodec.
     return datasets.Dataset.from_dict(rows, features=features).cast_column("audio", datasets.Audio(decode=False))
 
 
@@ -79,7 +79,7 @@ def refusal(source: object, **options: str) -> str:
     return str(refused.value)
 
 
-def test_a_repository_gives_rows_with_their_sound_packed(repository):
+def test_a_repository_gives_rows_with_their_sound(repository):
     rows = load_source(f"{repository}:hi:train")
     assert [row.text for row in rows] == [f"वाक्य {number}" for number in range(6)]
     assert [row.language for row in rows] == ["hi", "te"] * 3 and [row.speaker for row in rows] == ["s0", "s1"] * 3
@@ -87,30 +87,31 @@ def test_a_repository_gives_rows_with_their_sound_packed(repository):
     assert len({row.name for row in rows}) == 6
     assert np.array_equal(load_audio(rows[5].sound()), load_audio(wav(5)))
     assert fingerprint(rows) == fingerprint(load_source(f"{repository}:hi:train"))
-    assert rows == load_source(f"{repository}:hi:train")  # and so may be looked for in sets
+    # Two readings of a source give equal rows, so rows can be looked up in a set.
+    assert rows == load_source(f"{repository}:hi:train")
 
 
-def test_splits_by_synonym_and_joined(repository):
+def test_splits_have_synonyms_and_can_be_joined(repository):
     assert len(load_source(f"{repository}:hi:dev")) == 3
     both = load_source(f"{repository}:hi:train+validation")
     assert [row.text for row in both][5:7] == ["वाक्य 5", "वाक्य 0"] and both[6].sound() == wav(0)
 
 
-def test_what_has_to_be_named(repository):
+def test_a_repository_without_configuration_or_split_names_the_choices(repository):
     assert "name one of its configurations" in refusal(repository)
     assert "no configuration 'mr'; there are hi, te" in refusal(f"{repository}:mr:train")
     assert "no split 'test'; there are train, validation" in refusal(f"{repository}:hi:test")
     assert f"add the split: {repository}:hi:train" in refusal(f"{repository}:hi")
 
 
-def test_a_parquet_file(tmp_path):
+def test_a_parquet_file_gives_rows_with_sound_and_place(tmp_path):
     table(3).to_parquet(str(tmp_path / "a.parquet"))
     rows = load_source(str(tmp_path / "a.parquet"))
     assert [row.sound() for row in rows] == [wav(number) for number in range(3)]
     assert rows[2].place == f"{tmp_path / 'a.parquet'}:3"
 
 
-def test_sound_as_bare_bytes_and_as_paths(tmp_path):
+def test_a_table_may_hold_sound_as_bytes_or_as_paths(tmp_path):
     (tmp_path / "0.wav").write_bytes(wav(0))
     bare = datasets.Dataset.from_dict({"wav": [wav(0)], "text": ["एक"]})
     bare.to_parquet(str(tmp_path / "bare.parquet"))
@@ -127,7 +128,7 @@ def test_sound_as_bare_bytes_and_as_paths(tmp_path):
     assert load_audio(load_source(str(tmp_path / "named.parquet"))[0].sound()).size == 8000
 
 
-def test_columns_that_cannot_be_told(tmp_path):
+def test_ambiguous_columns_are_refused_until_one_is_named(tmp_path):
     both = table(2).add_column("noisy", [{"bytes": wav(9), "path": "9.wav"}] * 2)
     both.to_parquet(str(tmp_path / "both.parquet"))
     assert "audio and noisy hold sound; name one: data.audio_column" in refusal(tmp_path / "both.parquet")
@@ -138,12 +139,12 @@ def test_columns_that_cannot_be_told(tmp_path):
 
 
 @pytest.mark.parametrize("page", [b"", b"PAR1 no parquet", b"PAR1" + bytes(100) + b"PAR1"])
-def test_a_broken_file(tmp_path, page):
+def test_a_broken_parquet_file_is_refused(tmp_path, page):
     (tmp_path / "a.parquet").write_bytes(page)
     assert "cannot be read as a data set" in refusal(tmp_path / "a.parquet")
 
 
-def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
+def test_a_sound_file_of_a_hub_data_set_is_fetched(tmp_path, monkeypatch):
     opened = []
 
     def open_here(address):
@@ -165,7 +166,7 @@ def test_a_file_of_the_hub_data_set_is_fetched(tmp_path, monkeypatch):
     ]
 
 
-def test_a_file_of_the_hub_that_cannot_be_fetched_costs_one_clip(tiny_model):
+def test_a_hub_file_that_cannot_be_fetched_leaves_only_its_clip_out(tiny_model):
     address = "hf://datasets/owner/name/no.wav"
     dataset = SpeechDataset([Row(HubSound(address), "एक", "hi")], load_preparation(str(tiny_model)))
     assert "cannot be fetched" in dataset[0].reason and dataset[0].audio == address
@@ -185,7 +186,7 @@ def test_a_revision_changes_with_the_contents(tmp_path, monkeypatch):
 
 
 class Hub:
-    """What datasets says of a repository on the Hub, at its interface."""
+    """Stands in for the functions of `datasets` that ask the Hub about a repository."""
 
     def __init__(self, monkeypatch, error: Exception, parquet: Path | None = None):
         self.revisions, self.error, self.parquet = [], error, parquet
@@ -212,7 +213,7 @@ class Hub:
 SCRIPT = RuntimeError("Dataset scripts are no longer supported, but found x.py")
 
 
-def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository, caplog):
+def test_a_data_set_with_a_script_is_read_from_its_parquet_revision(monkeypatch, repository, caplog):
     hub = Hub(monkeypatch, SCRIPT, repository)
     assert len(load_source("owner/name:hi:train")) == 6
     assert "not run; its Parquet revision (refs/convert/parquet) is taken" in caplog.text
@@ -232,6 +233,6 @@ def test_of_a_script_the_parquet_revision_is_taken(monkeypatch, repository, capl
         (ConnectionError("Couldn't reach 'x' on the Hub"), "the Hub cannot be reached"),
     ],
 )
-def test_what_the_hub_refuses(monkeypatch, error, said):
+def test_a_refusal_of_the_hub_is_explained(monkeypatch, error, said):
     Hub(monkeypatch, error)
     assert said in refusal("owner/name:hi:train")

@@ -1,4 +1,4 @@
-"""Long recordings with segment times: subtitles read, cut into clips, decoded where they lie."""
+"""A long recording with segment times is cut into clips, and each clip is decoded from its place in the recording."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SEGMENTS = [
 
 @pytest.fixture(scope="module")
 def preparation_of_10_s(tmp_path_factory):
-    """The miniature's vocabulary with a window of 10 s."""
+    """A preparation with the vocabulary of the tiny model and a window of 10 s."""
     return load_preparation(str(make_tiny_model(tmp_path_factory.mktemp("wide") / "model", max_source_positions=500)))
 
 
@@ -85,7 +85,7 @@ def test_all_kinds_of_segments_give_the_same_clips(recording, suffix, page):
     assert len(load_audio(rows[1].sound(), start_s=9.0, end_s=10.25)) == 20_000
 
 
-def test_clips_fill_the_window_and_the_token_limit_and_no_gap():
+def test_a_clip_is_filled_up_to_the_window_the_token_limit_or_a_gap():
     segments = [Segment("word " * 4, 2.0 * i, 2.0 * i + 1.9) for i in range(40)]
     one_each = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
     assert all(row.end_s - row.start_s <= 30 for row in one_each) and len(one_each) == 3
@@ -101,7 +101,7 @@ def test_clips_fill_the_window_and_the_token_limit_and_no_gap():
     assert [(row.text, row.end_s) for row in overlapping] == [("a b", 29), ("c", 31)]
 
 
-def test_segments_of_a_manifest(tmp_path, recording):
+def test_segments_in_a_manifest_become_clips(tmp_path, recording):
     inside = [{"start": 0.0, "end": 1.0, "text": "एक"}, {"start": 1.2, "end": 2.0, "text": "दो"}]
     long = [{"start": 20.0 * i, "end": 20.0 * i + 19, "text": str(i)} for i in range(3)]
     lines = [
@@ -127,7 +127,7 @@ def test_segments_of_a_manifest(tmp_path, recording):
         ("other.srt", SRT, "no recording of this name"),
     ],
 )
-def test_segments_that_cannot_be_read(recording, name, page, said):
+def test_unreadable_segments_are_refused_with_a_reason(recording, name, page, said):
     path = recording.parent / name
     path.write_text(page, encoding="utf-8")
     with pytest.raises(UserError, match=said) as refused:
@@ -135,19 +135,19 @@ def test_segments_that_cannot_be_read(recording, name, page, said):
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_subtitles_in_another_encoding(recording):
+def test_subtitles_that_are_not_utf_8_are_refused(recording):
     path = recording.with_suffix(".srt")
     path.write_bytes(SRT.encode("utf-16"))
     with pytest.raises(UserError, match="not UTF-8"):
         read_segments(path)
 
 
-def test_a_recording_alone_says_what_is_missing(recording):
+def test_the_error_for_a_recording_without_segments_says_what_is_missing(recording):
     with pytest.raises(UserError, match=r"no segment times beside it; put them into talk\.srt"):
         load_source(str(recording))
 
 
-def test_the_long_ones_of_shared(shared):
+def test_a_real_recording_is_cut_into_clips_with_their_own_sound(shared):
     folder = shared / "data" / "longform"
     rows = load_source(str(folder / "ml_vasanavikruthi.ogg"))
     segments = json.loads((folder / "ml_vasanavikruthi.json").read_text())
@@ -176,10 +176,11 @@ segment_lists = st.lists(
 
 @settings(deadline=None, max_examples=300)
 @given(segment_lists)
-def test_every_segment_is_in_a_window_and_no_window_has_sound_without_its_text(segments):
+def test_every_segment_is_in_one_clip_and_no_window_has_speech_without_its_text(segments):
     rows = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
     texts = [(row.start_s + one.start_s, one.text.strip()) for row in rows for one in row.segments]
-    assert [text for _, text in texts] == [one.text.strip() for one in segments]  # each once, in order
+    # Each segment comes once and in order.
+    assert [text for _, text in texts] == [one.text.strip() for one in segments]
     for row in rows:
         known = {round(row.start_s + one.start_s, 6) for one in row.segments}
         for end_s in (row.end_s, row.window_end_s):
@@ -187,12 +188,13 @@ def test_every_segment_is_in_a_window_and_no_window_has_sound_without_its_text(s
                 continue
             whole = [round(one.start_s, 6) for one in segments if row.start_s <= one.start_s and one.end_s <= end_s]
             missing = set(whole) - known
-            assert not missing or end_s == row.end_s  # overlapping speech cannot be cut out of a clip
+            # Speech that overlaps the clip cannot be removed from it.
+            assert not missing or end_s == row.end_s
         if row.window_end_s is not None:
             assert row.end_s <= row.start_s + row.next_start_s < row.window_end_s <= row.start_s + 30 + 1e-6
 
 
-def test_the_window_ends_inside_the_next_segment_only_where_times_are_learnt(preparation_of_10_s, tmp_path):
+def test_the_window_reaches_into_the_next_segment_only_where_times_are_learnt(preparation_of_10_s, tmp_path):
     soundfile.write(tmp_path / "talk.wav", make_wave(30.0), 16000)
     segments = [Segment("घर", 1.0, 4.0), Segment("पानी", 4.5, 8.0), Segment("लाल", 9.0, 14.0)]
     rows = cut_recording(Row(str(tmp_path / "talk.wav"), "", "hi"), segments, n_tokens=len, window_s=10.0)
@@ -209,11 +211,13 @@ def test_the_window_ends_inside_the_next_segment_only_where_times_are_learnt(pre
     assert times == [0.0, 3.0, 3.5, 7.0, 8.0]
     assert timed.labels[-1] == preparation_of_10_s.eot
     half = SpeechDataset(rows, preparation_of_10_s, language="hi", timestamps=0.5)
-    assert {round(half[Pick(0, epoch)].seconds) for epoch in range(20)} == {7, 10}  # both kinds, drawn by the seed
+    # The seed draws clips with times and clips without them.
+    assert {round(half[Pick(0, epoch)].seconds) for epoch in range(20)} == {7, 10}
 
 
-def test_nothing_is_heard_behind_a_long_silence_or_a_whole_segment(tmp_path):
+def test_the_window_ends_before_a_long_silence_and_before_the_end_of_the_next_segment(tmp_path):
     silence = cut_recording(Row("a.wav", ""), [Segment("a", 0, 20), Segment("b", 23, 50)], n_tokens=len)
     assert silence[0].window_end_s is None
     many_tokens = cut_recording(Row("a.wav", ""), [Segment("a", 0, 5), Segment("b", 6, 10)], n_tokens=lambda text: 300)
-    assert many_tokens[0].window_end_s == 8.0  # in the middle of a segment that had room, but not its tokens
+    # The next segment fits into the window but exceeds the token limit, so the window ends in its middle.
+    assert many_tokens[0].window_end_s == 8.0

@@ -1,4 +1,4 @@
-"""Long recordings: every part is heard, the same each time, in memory that does not grow with them."""
+"""Every part of a long recording is transcribed, reproducibly, in memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_peft.evaluation.longform import transcribe_wave
 
 @pytest.fixture
 def once(monkeypatch):
-    """A random model is never sure: it would make each window again and again."""
+    """Switch the fallback off, because a random model is never sure and would decode each window six times."""
     monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
@@ -29,7 +29,7 @@ def tiny(tiny_model):
 
 
 class Windows:
-    """The log-mels that a model's encoder was given."""
+    """Collects the log-mels that the encoder of a model gets."""
 
     def __init__(self, model):
         self.seen: list[np.ndarray] = []
@@ -41,13 +41,13 @@ class Windows:
 
 
 def gap_at(begin: int, window: np.ndarray, whole: np.ndarray) -> float:
-    """How far a window is from the recording's log-mel from a frame on; at a stretch's edge a few frames differ."""
+    """Return the mean gap between a window and the log-mel from frame `begin` on, without a few frames at the edges."""
     there = whole[:, begin + 3 : begin + 290]
     return float(np.abs(there - window[:, 3 : 3 + there.shape[1]]).mean())
 
 
 @pytest.mark.parametrize("stretch_windows", [1, 4])
-def test_every_part_of_a_recording_is_heard(stretch_windows, tiny, once, monkeypatch):
+def test_every_part_of_a_recording_reaches_the_encoder(stretch_windows, tiny, once, monkeypatch):
     model, preparation = tiny
     monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
     wave = make_wave(8.1)
@@ -61,23 +61,25 @@ def test_every_part_of_a_recording_is_heard(stretch_windows, tiny, once, monkeyp
     for window in walked.seen:
         assert window.shape == (80, 300)
         begin, gap = min(((at, gap_at(at, window, whole)) for at in range(0, n_frames - 10, 2)), key=lambda one: one[1])
-        if gap < 0.01:  # else it is all behind the end
+        # A window without a match lies wholly behind the end of the recording.
+        if gap < 0.01:
             heard[begin : begin + 300] = True
-            # transformers fills the last window with 0, which is loud noise
+            # transformers would fill the last window with 0, which is loud noise.
             assert window[:, n_frames - begin + 3 :].max(initial=-1.0) < -0.3
     assert heard.all()
     assert shares[0] == 0 and shares == sorted(shares) and 0.5 < shares[-1] < 1
     assert found["segments"] and all(0 <= one["start"] <= one["end"] <= 8.1 for one in found["segments"])
     starts = [one["start"] for one in found["segments"]]
     assert starts == sorted(starts) and starts[-1] > 4
-    # The spaces between segments are the model's own; this random one says many words without.
+    # Spaces between segments are tokens of the model, and this random model omits many of them.
     assert re.sub(r"\s", "", found["text"]) == re.sub(r"\s", "", "".join(one["text"] for one in found["segments"]))
 
 
-def test_stretches_are_seamless(tiny, once, monkeypatch):
-    """Where one stretch ends and the next begins, transformers would have gone on in the same way."""
+def test_the_transcript_does_not_depend_on_the_length_of_a_stretch(tiny, once, monkeypatch):
+    """Short stretches give the same segments as one long stretch, which transformers decodes in one call."""
     model, preparation = tiny
-    wave = np.tile(make_wave(0.5), 18)  # of one loudness everywhere, so that all stretches have one floor
+    # The wave is equally loud everywhere, so that all stretches have the same floor.
+    wave = np.tile(make_wave(0.5), 18)
     found = []
     for stretch_windows in (1, 100):
         monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
@@ -86,8 +88,8 @@ def test_stretches_are_seamless(tiny, once, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_memory_does_not_grow_with_the_recording(tiny, once, monkeypatch):
-    """transformers keeps the scores of all words for every token; when a stretch begins, those before are gone."""
+def test_memory_does_not_grow_with_the_length_of_the_recording(tiny, once, monkeypatch):
+    """transformers keeps the scores of all words for every token, so they must be freed when a stretch ends."""
     import gc
 
     import torch
@@ -106,7 +108,7 @@ def test_memory_does_not_grow_with_the_recording(tiny, once, monkeypatch):
         assert len(kept) > 1 and (max(kept) > 10) == (stretch_windows > 1) and max(kept) <= most
 
 
-def test_a_fallback_gives_the_same_each_time(tiny, monkeypatch):
+def test_the_fallback_is_reproducible_and_leaves_the_callers_random_state(tiny, monkeypatch):
     import torch
 
     monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0, 1.0))
@@ -117,11 +119,12 @@ def test_a_fallback_gives_the_same_each_time(tiny, monkeypatch):
     first, drawn = transcribe_wave(model, preparation, wave, language="hi"), torch.rand(1)
     assert transcribe_wave(model, preparation, wave, language="hi") == first
     torch.manual_seed(1)
-    assert torch.rand(1) == drawn  # and takes no draw of the caller's
+    # The fallback takes no random number from the generator of the caller.
+    assert torch.rand(1) == drawn
 
 
-def test_short_and_long_recordings_together(lora_run, speech, tmp_path, once, run_cli):
-    """Each in its place; the short ones as they were; a run's adapter and its times on the command line."""
+def test_short_and_long_recordings_are_transcribed_together_as_alone(lora_run, speech, tmp_path, once, run_cli):
+    """Short recordings beside long ones keep their place and transcript, and only long ones get segments."""
     short = [speech / "test" / f"{number}.wav" for number in (0, 1)]
     soundfile.write(tmp_path / "long.wav", make_wave(4.0), 16000)
     soundfile.write(tmp_path / "nearly.wav", make_wave(2.9), 16000)
@@ -142,8 +145,8 @@ def test_short_and_long_recordings_together(lora_run, speech, tmp_path, once, ru
         transcribe(lora_run, [tmp_path / "cut.wav"])
 
 
-def test_right_transcripts_are_not_taken_for_loops(shared):
-    """Compression ratios of half a minute of text, in tokens of the real vocabulary, as transformers takes them."""
+def test_right_transcripts_are_not_mistaken_for_loops(shared):
+    """Half a minute of right text stays under the compression ratio from which transformers assumes a loop."""
     from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
     from whisper_peft import load_preparation, load_source
@@ -164,8 +167,8 @@ def test_right_transcripts_are_not_taken_for_loops(shared):
 
 
 @pytest.mark.slow
-def test_more_than_a_minute_of_real_speech(shared, tmp_path, run_cli):
-    """75 s of an English story by the untouched base: most words are right, in order, with their times."""
+def test_more_than_a_minute_of_real_speech_is_transcribed_mostly_right(shared, tmp_path, run_cli):
+    """The untouched base transcribes 75 s of an English story mostly right, with rising times."""
     from whisper_peft import score
 
     story = next((shared / "data" / "longform").glob("en_*.mp3"))

@@ -1,4 +1,4 @@
-"""Running out of memory: the same step, cut finer; the same transcripts, in smaller batches."""
+"""After running out of memory, a step is repeated in smaller micro-batches, and transcripts in smaller batches."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ CHANGES = {
 
 @pytest.fixture
 def small_device(monkeypatch):
-    """A device on which more than so many clips at a time do not fit: fails half-way through the step."""
+    """Simulate a device that runs out of memory half-way through a step with more than `most` clips at a time."""
     real, tried = SpeechTrainer.compute_loss, []
 
     def fitting(most: int, error: Exception) -> list[int]:
         def compute_loss(self, model, inputs, **options):
             tried.append(len(inputs["labels"]))
-            loss = real(self, model, inputs, **options)  # draws random numbers
+            # The model draws random numbers for its dropout.
+            loss = real(self, model, inputs, **options)
             if len(inputs["labels"]) > most:
-                loss.backward()  # leaves gradients
+                # The failed attempt leaves gradients behind.
+                loss.backward()
                 raise error
             return loss
 
@@ -54,20 +56,25 @@ def weights(run) -> bytes:
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_a_step_that_does_not_fit_is_made_again_cut_finer(tiny_model, speech, tmp_path, small_device, error):
+def test_a_step_that_does_not_fit_is_repeated_in_smaller_micro_batches(
+    tiny_model, speech, tmp_path, small_device, error
+):
     finer = {**CHANGES, "train.micro_batch_size": 1}
     expected = train(tiny_recipe(tiny_model, speech, **finer), output=tmp_path / "expected").run
     tried, said = small_device(1, error), []
     run = train(tiny_recipe(tiny_model, speech, **CHANGES), output=tmp_path / "run", say=said.append).run
-    assert tried == [4, 2, 1, 1, 1, 1] + [1] * 12  # found once, then kept
-    assert weights(run) == weights(expected)  # dropout and all: random numbers and gradients were set back
+    # The size that fits is found once and kept for the following steps.
+    assert tried == [4, 2, 1, 1, 1, 1] + [1] * 12
+    # With dropout the weights are equal only if random numbers and gradients were reset.
+    assert weights(run) == weights(expected)
     lines = [line for line in said if "Out of memory" in line]
     assert [line.split(" at a time")[0].rpartition("with ")[2] for line in lines] == ["2 clips", "1 clips"]
     kept = load_recipe(run).train
-    assert kept.micro_batch_size == "auto" and 0 < kept.micro_batch_s < 3.1  # of the 3 s window: a resume starts so
+    # The run stores the size as seconds of its 3 s window, and a resume begins with it.
+    assert kept.micro_batch_size == "auto" and 0 < kept.micro_batch_s < 3.1
 
 
-def test_the_result_of_the_step_is_that_of_the_whole_batch(tiny_model, speech, tmp_path, small_device):
+def test_the_loss_of_a_repeated_step_equals_that_of_the_whole_step(tiny_model, speech, tmp_path, small_device):
     changes = {**CHANGES, "lora.dropout": 0.0, "train.steps": 2, "features.window": "tight"}
     whole = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "whole").run
     small_device(2, torch.OutOfMemoryError("out of memory"))
@@ -76,20 +83,20 @@ def test_the_result_of_the_step_is_that_of_the_whole_batch(tiny_model, speech, t
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 2
 
 
-def test_one_clip_that_does_not_fit_is_a_clear_message(tiny_model, speech, tmp_path, small_device):
+def test_a_single_clip_that_does_not_fit_gives_a_clear_message(tiny_model, speech, tmp_path, small_device):
     small_device(0, torch.OutOfMemoryError("out of memory"))
     with pytest.raises(UserError, match=r"out of memory with one clip of 3\.0 s.*gradient_checkpointing=true"):
         train(tiny_recipe(tiny_model, speech, **CHANGES, **{"features.window": "full"}), output=tmp_path / "run")
 
 
-def test_other_errors_are_not_taken_for_it(tiny_model, speech, tmp_path, small_device):
+def test_other_errors_are_not_mistaken_for_running_out_of_memory(tiny_model, speech, tmp_path, small_device):
     tried = small_device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         train(tiny_recipe(tiny_model, speech, **CHANGES), output=tmp_path / "run")
     assert tried == [4]
 
 
-def test_an_evaluation_that_does_not_fit_goes_on_in_smaller_batches(tiny_model, speech, monkeypatch):
+def test_an_evaluation_that_does_not_fit_continues_in_smaller_batches(tiny_model, speech, monkeypatch):
     model, preparation, _ = load_model(tiny_model)
     dataset = SpeechDataset(load_source(str(speech / "train")), preparation, language="hi")
     expected = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
@@ -124,8 +131,9 @@ print(resident() - before)
 """
 
 
-def test_what_a_cpu_frees_is_free_for_others_too():
-    if sys.platform != "linux":  # elsewhere nothing is asked of the C library, and nothing breaks
+def test_freed_cpu_memory_is_returned_to_the_system():
+    # On other systems the function asks nothing of the C library and must not fail.
+    if sys.platform != "linux":
         return_large_blocks()
         return
     grown = [
@@ -144,13 +152,14 @@ def test_what_a_cpu_frees_is_free_for_others_too():
         ("tight", False, False),
     ],
 )
-def test_it_is_given_back_where_memory_matters(
+def test_train_returns_freed_memory_for_long_windows_and_with_checkpointing(
     tiny_model, speech, tmp_path, monkeypatch, window, checkpointing, returned
 ):
     from whisper_peft.training import train as room
 
     called = []
-    monkeypatch.setattr(room, "LONG_WINDOW", 149)  # the tiny model's whole window is 150
+    # The whole window of the tiny model is 150 positions.
+    monkeypatch.setattr(room, "LONG_WINDOW", 149)
     monkeypatch.setattr(room, "return_large_blocks", lambda: called.append(True))
     changes = {
         "features.window": window,

@@ -1,4 +1,4 @@
-"""merge: proved equal, never over anything, never from the wrong base."""
+"""merge proves that the merged model equals the adapter, never overwrites, and never takes a wrong base."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_the_adapter_is_not_the_identity(lora_run, tiny_model):
-    """Else all that follows would prove nothing."""
+def test_the_trained_adapter_changes_the_base(lora_run, tiny_model):
+    """If the adapter changed nothing, the other tests would prove nothing."""
     from safetensors.torch import load_file
 
     trained = load_file(lora_run / "adapter" / "adapter_model.safetensors")
@@ -30,11 +30,12 @@ def test_the_adapter_is_not_the_identity(lora_run, tiny_model):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model, speech, tmp_path):
+def test_the_merged_model_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model, speech, tmp_path):
     out, said = tmp_path / "merged", []
     report = merge(lora_run, out, dtype=dtype, say=said.append)
     assert report.passed and report.logit_gap <= report.logit_limit
-    assert report.clips == (2 if dtype == "float16" else 4)  # float16 is slow on a CPU
+    # float16 is slow on a CPU, so fewer clips are checked.
+    assert report.clips == (2 if dtype == "float16" else 4)
     assert "the run's own test clips" in report.checked_on
     assert any(report.checked_on in line for line in said)
     assert runs.read_json(out / "merge_report.json") == report.as_dict()
@@ -56,7 +57,7 @@ def test_merged_equals_the_adapter_within_the_limits(dtype, lora_run, tiny_model
     }
 
 
-def test_the_fold_is_the_formula(lora_run, tiny_model, tmp_path):
+def test_a_merged_weight_is_the_base_plus_the_scaled_product_of_lora(lora_run, tiny_model, tmp_path):
     from safetensors.torch import load_file
 
     merge(lora_run, tmp_path / "merged", dtype="float32")
@@ -67,7 +68,7 @@ def test_the_fold_is_the_formula(lora_run, tiny_model, tmp_path):
     torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + 8 / 4 * (b @ a))
 
 
-def test_default_dtype_is_the_bases_own(tiny_model, speech, tmp_path):
+def test_the_default_dtype_is_that_of_the_base(tiny_model, speech, tmp_path):
     from transformers import WhisperForConditionalGeneration
 
     half = tmp_path / "half"
@@ -82,7 +83,7 @@ def test_default_dtype_is_the_bases_own(tiny_model, speech, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_over_the_limit_there_is_no_out(dtype, lora_run, tmp_path, monkeypatch):
+def test_nothing_is_written_if_the_logits_differ_by_more_than_the_limit(dtype, lora_run, tmp_path, monkeypatch):
     real = merging.load_adapter
 
     def damaged(model, adapter, **options):
@@ -97,7 +98,7 @@ def test_over_the_limit_there_is_no_out(dtype, lora_run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_never_over_anything(lora_run, tmp_path):
+def test_merge_never_overwrites_a_file_or_folder(lora_run, tmp_path):
     for name in ("folder", "file"):
         (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).write_text("mine")
         with pytest.raises(UserError, match="exists already; merge never overwrites"):
@@ -109,7 +110,7 @@ def test_never_over_anything(lora_run, tmp_path):
     assert not list((tmp_path / "folder").iterdir()) and (tmp_path / "file").read_text() == "mine"
 
 
-def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech, tmp_path):
+def test_a_base_with_other_weights_is_refused_and_a_moved_base_can_be_named(tiny_model, speech, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     changes = {"train.steps": 2, "evaluate.compare_clips": 0, "train.learning_rate": 0.02}
@@ -127,7 +128,8 @@ def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech
 
     shutil.copytree(base, tmp_path / "kept")
     shutil.rmtree(base)
-    shutil.copytree(other, base)  # in the base's own place, too
+    # Other weights are refused in the base's own place, too.
+    shutil.copytree(other, base)
     with pytest.raises(UserError, match="another SHA-256"):
         merge(run, tmp_path / "merged")
     shutil.rmtree(base)
@@ -140,28 +142,29 @@ def test_another_base_is_refused_and_a_moved_one_can_be_named(tiny_model, speech
     assert evaluate(run, speech / "test", base=str(tmp_path / "kept"), max_clips=1).clips == 1
 
 
-def test_an_adapter_folder_alone(lora_run, tmp_path):
-    """Without its run there are no evaluation clips: the shipped ones are taken, and it says so."""
+def test_an_adapter_without_its_run_is_checked_on_the_shipped_clips(lora_run, tmp_path):
+    """An adapter without its run has no evaluation clips, so merge takes the shipped clips and says so."""
     adapter = tmp_path / "adapter"
     shutil.copytree(lora_run / "adapter", adapter)
     report = merge(adapter, tmp_path / "merged", dtype="float32")
     assert report.passed and report.clips == 8 and "the shipped Hindi clips" in report.checked_on
 
 
-def test_check_on_clips_of_ones_own(lora_run, speech, tmp_path):
+def test_the_user_can_name_the_clips_of_the_check(lora_run, speech, tmp_path):
     report = merge(lora_run, tmp_path / "merged", check=str(speech / "train"), dtype="float32")
     assert report.clips == 8 and f"{speech / 'train'} (--check)" in report.checked_on
 
 
-def test_check_clips_come_from_what_is_still_there(lora_run, speech, tmp_path):
+def test_the_check_takes_the_eval_clips_if_the_test_clips_are_gone(lora_run, speech, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(lora_run, run)
     page = (run / "recipe.yaml").read_text(encoding="utf-8")
     (run / "recipe.yaml").write_text(page.replace(str(speech / "test"), str(tmp_path / "gone")), encoding="utf-8")
-    assert merge(run, tmp_path / "merged").clips == 4  # eval's
+    # The test clips are gone, so the clips of eval are taken.
+    assert merge(run, tmp_path / "merged").clips == 4
 
 
-def test_what_cannot_be_merged(full_run, lora_run, tmp_path):
+def test_a_full_model_an_unknown_dtype_and_an_adapter_as_base_are_refused(full_run, lora_run, tmp_path):
     with pytest.raises(UserError, match="no adapter to merge"):
         merge(full_run, tmp_path / "merged")
     with pytest.raises(UserError, match="--dtype int8: expected one of"):
@@ -172,7 +175,7 @@ def test_what_cannot_be_merged(full_run, lora_run, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_plain_transformers_pipeline_transcribes_the_merged_folder(dtype, lora_run, speech, tmp_path):
+def test_a_plain_transformers_pipeline_gives_the_transcripts_of_the_merged_model(dtype, lora_run, speech, tmp_path):
     import soundfile
     from transformers import pipeline
 
@@ -186,7 +189,8 @@ def test_plain_transformers_pipeline_transcribes_the_merged_folder(dtype, lora_r
     heard = []
     for row in load_source(str(speech / "test")):
         wave = soundfile.read(row.audio, dtype="float32")[0]
-        padded = np.zeros(3 * 16000, np.float32)  # the pipeline pads with the same silence
+        # The pipeline pads with the same silence as our collator.
+        padded = np.zeros(3 * 16000, np.float32)
         padded[: len(wave)] = wave
         heard.append(recogniser({"raw": padded, "sampling_rate": 16000})["text"].strip())
     assert heard == ours

@@ -1,4 +1,4 @@
-"""Error rates against a hand-made edit distance, their intervals, and the offline `evaluate` metric."""
+"""Error rates equal a hand-made edit distance, intervals cover the truth, and the `evaluate` metric works offline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from whisper_peft.evaluation.metrics import (
 
 
 def edit_distance(reference: Sequence[str], prediction: Sequence[str]) -> int:
-    """The textbook table, row by row."""
+    """Compute the edit distance with the textbook table, row by row."""
     row = list(range(len(prediction) + 1))
     for i, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], i
@@ -61,13 +61,13 @@ def test_counts_equal_a_hand_made_edit_distance(
     assert errors.reference_length == length == errors.hits + errors.substitutions + errors.deletions
     assert errors.hits + errors.substitutions + errors.insertions == sum(len(p) for _, p in pairs)
     assert errors.rate == pytest.approx(distance / length)
-    # Clip by clip, too: the sum above could hide two mistakes that cancel.
+    # The sum above could hide two mistakes that cancel, so the clips are also compared one by one.
     for reference, prediction in zip(references[:20], predictions[:20], strict=True):
         one = errors_of([reference], [prediction])
         assert one.substitutions + one.deletions + one.insertions == edit_distance(split(reference), split(prediction))
 
 
-def test_a_worked_example() -> None:
+def test_errors_of_a_worked_example_are_counted_by_kind() -> None:
     errors = word_errors(["मैं घर जा रहा हूँ", ""], ["मैं घर जाता हूँ", "you you"])
     assert errors == ErrorRate(rate=4 / 5, substitutions=1, deletions=1, insertions=2, hits=3, reference_length=5)
     assert errors.as_dict()["rate"] == 0.8
@@ -85,12 +85,13 @@ def test_empty_references_count_insertions_and_stay_finite() -> None:
     assert character_errors(["", "ab"], ["abc", "ab"]) == ErrorRate(1.5, 0, 0, 3, 2, 2)
 
 
-def test_storage_and_white_space_are_no_errors() -> None:
+def test_unicode_forms_and_white_space_are_no_errors() -> None:
     assert word_errors(["café au\tlait"], ["  cafe\u0301 au  lait\n"]).rate == 0.0
-    assert character_errors(["a b"], [" a  b "]) == ErrorRate(0.0, 0, 0, 0, 3, 3)  # one space counts as one character
+    # One space counts as one character.
+    assert character_errors(["a b"], [" a  b "]) == ErrorRate(0.0, 0, 0, 0, 3, 3)
 
 
-def test_score_is_flat_raw_and_normalised() -> None:
+def test_score_returns_raw_and_normalised_rates_in_a_flat_dictionary() -> None:
     figures = score(["नमस्ते, दुनिया।", "Yes"], ["नमस्ते दुनिया", "yes"])
     assert figures["clips"] == 2
     assert figures["normalizer"] == "whisper-peft mark-preserving v1"
@@ -109,10 +110,11 @@ def test_score_is_flat_raw_and_normalised() -> None:
 
 
 def test_a_lost_vowel_sign_is_an_error_after_normalising() -> None:
-    assert score(["हिन्दी"], ["हनद"])["wer_normalized"] == 1.0  # Whisper's own normaliser calls these equal
+    # Whisper's own normalizer would make these texts equal.
+    assert score(["हिन्दी"], ["हनद"])["wer_normalized"] == 1.0
 
 
-def test_interval_encloses_the_rate_narrows_with_clips_and_repeats() -> None:
+def test_an_interval_encloses_the_rate_narrows_with_more_clips_and_is_reproducible() -> None:
     references = random_sentences(1, 400)
     predictions = [text if i % 3 else "" for i, text in enumerate(references)]
     rate = word_errors(references, predictions).rate
@@ -126,7 +128,7 @@ def test_interval_encloses_the_rate_narrows_with_clips_and_repeats() -> None:
     assert lower < narrow_lower < narrow_upper < upper
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_an_interval_covers_the_true_rate_about_as_often_as_it_claims() -> None:
     rng = random.Random(0)
     covered = 0
     for trial in range(200):
@@ -136,20 +138,22 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_paired_interval_sees_what_two_intervals_cannot() -> None:
+def test_a_paired_interval_shows_a_difference_that_two_intervals_cannot() -> None:
     references = ["a b c d"] * 200
     rng = random.Random(0)
     predictions_a = ["" if rng.random() < 0.5 else "a b c d" for _ in references]
-    predictions_b = [text and "a b c x" for text in predictions_a]  # b is a with one more error in each clip it got
+    # Model b makes one more error than model a in each clip that a got right.
+    predictions_b = [text and "a b c x" for text in predictions_a]
     lower, upper = paired_interval(references, predictions_a, predictions_b, metric="wer")
-    assert 0 < lower < upper < 0.25  # b is worse
+    # Model b is worse.
+    assert 0 < lower < upper < 0.25
     a = bootstrap_interval(references, predictions_a, metric="wer")
     b = bootstrap_interval(references, predictions_b, metric="wer")
     assert upper - lower < (a[1] - a[0]) / 2 and b[0] - a[1] < lower
     assert paired_interval(references, predictions_a, predictions_a, metric="cer") == (0.0, 0.0)
 
 
-def test_intervals_of_normalised_rates() -> None:
+def test_intervals_of_normalised_rates_ignore_case_and_punctuation() -> None:
     assert bootstrap_interval(["A.", "B!"], ["a", "b"], metric="wer_normalized") == (0.0, 0.0)
     assert bootstrap_interval(["A.", "B!"], ["a", "b"], metric="wer") == (1.0, 1.0)
     assert bootstrap_interval(["", ""], ["x", "x"], metric="cer") == (2.0, 2.0)
@@ -159,7 +163,9 @@ def test_intervals_of_normalised_rates() -> None:
     ("references", "predictions", "finding"),
     [([], [], "no clips"), (["a"], ["a", "b"], "1 references but 2 predictions"), ("a", "b", "one string")],
 )
-def test_mistakes_are_named(references: Sequence[str], predictions: Sequence[str], finding: str) -> None:
+def test_unusable_references_and_predictions_are_refused_with_a_reason(
+    references: Sequence[str], predictions: Sequence[str], finding: str
+) -> None:
     for errors_of in (word_errors, character_errors, score):
         with pytest.raises(UserError, match=finding):
             errors_of(references, predictions)
@@ -172,10 +178,11 @@ def test_thousands_of_clips_take_seconds() -> None:
     start_s = time.perf_counter()
     score(references, predictions)
     bootstrap_interval(references, predictions, metric="wer")
-    assert time.perf_counter() - start_s < 15  # about 1 s on an idle machine
+    # This takes about 1 s on an idle machine.
+    assert time.perf_counter() - start_s < 15
 
 
-def test_the_evaluate_metric_gives_the_same() -> None:
+def test_the_evaluate_metric_gives_the_same_figures_as_score() -> None:
     import evaluate
 
     references, predictions = random_sentences(1, 50), random_sentences(2, 50)
@@ -218,7 +225,7 @@ print(json.dumps(speech_error_rate().compute(references=["हिन्दी म
     assert json.loads(done.stdout) == score(["हिन्दी में", ""], ["हिन्दी", "x"])
 
 
-def test_importing_the_module_is_cheap() -> None:
+def test_importing_the_metrics_imports_no_large_library() -> None:
     program = (
         "import sys, whisper_peft.evaluation.metrics; "
         "print([name for name in ('jiwer', 'evaluate', 'datasets', 'torch', 'transformers') if name in sys.modules])"
@@ -227,8 +234,8 @@ def test_importing_the_module_is_cheap() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_paired_interval_of_losses():
-    """A constant gap has no width, noise has one around its mean, and each clip counts by its tokens."""
+def test_the_paired_interval_of_losses_weights_each_clip_by_its_tokens():
+    """A constant gap gives an interval of no width, noise gives a wider one, and each clip counts by its tokens."""
     rng = np.random.default_rng(0)
     tokens, sums = rng.integers(5, 60, 140), rng.uniform(10, 90, 140)
     low, high = paired_loss_interval(sums, sums + 0.25 * tokens, tokens)
