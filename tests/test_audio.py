@@ -1,4 +1,4 @@
-"""In every format, whole files are read, and truncated, damaged or falsely labelled files are refused."""
+"""In every format, whole files are read, and truncated or damaged files and false headers are refused."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_every_sampling_rate_is_resampled_to_the_same_seconds_and_pitch(rate_hz)
     assert np.argmax(np.abs(tone)) == 440
 
 
-def test_thirty_seconds_are_exactly_thirty_seconds():
+def test_a_clip_of_thirty_seconds_has_480_000_samples_at_every_rate():
     for rate_hz in (16_000, 22_050, 44_100, 48_000):
         assert len(load_audio(by_soundfile(np.zeros(30 * rate_hz), "FLAC", rate_hz=rate_hz))) == 480_000
 
@@ -227,7 +227,7 @@ def test_channels_are_averaged(n_channels):
         np.testing.assert_allclose(load_audio(data), channels.mean(axis=1), atol=1e-6)
 
 
-def test_integer_samples_of_both_decoders_have_full_scale_one():
+def test_both_decoders_scale_integer_samples_to_one():
     from whisper_peft.data.ffmpeg_decoder import decode_pyav
 
     wave = speech_like(1.0, quiet_s=0.2)

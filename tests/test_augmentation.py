@@ -272,7 +272,7 @@ def test_a_share_of_the_clips_is_replaced_by_noise_alone(preparation, clip, nois
     assert abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.05
 
 
-def test_a_left_out_clip_is_left_out_even_where_noise_replaces_it(preparation, clip, noise_folder):
+def test_an_unusable_clip_is_left_out_even_where_noise_would_replace_it(preparation, clip, noise_folder):
     rows = [replace(clip, text=""), replace(clip, text="घर " * 60)]
     silent = dataset(preparation, rows, no_speech=1.0, noise_folder=noise_folder)
     assert silent[Pick(0, 1)].reason == "empty text" and "text tokens" in silent[Pick(1, 1)].reason
@@ -304,7 +304,7 @@ def test_a_missing_empty_or_unreadable_sound_folder_is_refused(tmp_path, noise_f
 
 
 @pytest.mark.parametrize("effect", ["noise", "room", "telephone", "no_speech"])
-def test_a_missing_package_is_named_with_its_command(effect, monkeypatch):
+def test_the_error_for_a_missing_package_names_the_pip_command(effect, monkeypatch):
     monkeypatch.setitem(sys.modules, "audiomentations", None)
     with pytest.raises(UserError) as caught:
         Augmentation(**{effect: 0.1})

@@ -162,7 +162,7 @@ def test_damaged_weights_missing_weights_and_other_model_types_are_refused(tiny_
         load_base(str(copy))
 
 
-def test_a_hub_id_that_cannot_be_reached_says_what_to_check():
+def test_the_error_for_an_unreachable_hub_id_says_what_to_check():
     with pytest.raises(UserError, match="owner/none: the model's config is neither a local folder nor reachable"):
         load_base("owner/none")
 

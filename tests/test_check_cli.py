@@ -1,4 +1,4 @@
-"""The check command, its exit codes and --fix, and the checks of train, on every kind of source."""
+"""check reports faults by its exit code, --fix writes a clean manifest, and train stops at shifted texts."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_every_kind_of_fault_is_found_where_it_was_planted(tmp_path):
 
 
 def lengths(texts: list[str], rng: np.random.Generator, *, noise: float = 0.15) -> np.ndarray:
-    """Seconds that it takes to speak the texts, with noise."""
+    """Return the seconds that it takes to speak the texts, with noise."""
     return (0.4 + 0.07 * np.array([len(text) for text in texts])) * np.exp(noise * rng.standard_normal(len(texts)))
 
 

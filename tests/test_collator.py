@@ -63,7 +63,7 @@ def test_a_batch_has_the_expected_keys_shapes_and_dtypes(preparation, examples):
     assert batch["left_out"] == []
 
 
-def test_log_mels_are_padded_with_each_clip_s_own_floor(preparation, examples):
+def test_log_mels_are_padded_with_the_floor_of_their_own_clip(preparation, examples):
     floors = {one.floor for one in examples}
     assert len(floors) == 5
     batch = SpeechCollator(preparation)(examples)

@@ -61,7 +61,7 @@ def test_the_shapes_of_published_models_need_no_network(tiny_model, monkeypatch)
         shape_of("./whisper-small")
 
 
-def test_more_memory_takes_more_clips_at_once_and_never_too_many():
+def test_more_memory_gives_larger_micro_batches_that_still_fit():
     recipe, shape, clips = override(Recipe(), {"train.batch_size": 20}), PUBLISHED["small"], Clips()
     before = 0
     for size in (2, 3, 4, 6, 8, 12, 16, 24, 40, 80):

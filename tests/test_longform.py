@@ -123,7 +123,7 @@ def test_the_fallback_is_reproducible_and_leaves_the_callers_random_state(tiny, 
     assert torch.rand(1) == drawn
 
 
-def test_short_and_long_recordings_are_transcribed_together_as_alone(lora_run, speech, tmp_path, once, run_cli):
+def test_short_recordings_keep_their_transcripts_beside_long_ones(lora_run, speech, tmp_path, once, run_cli):
     """Short recordings beside long ones keep their place and transcript, and only long ones get segments."""
     short = [speech / "test" / f"{number}.wav" for number in (0, 1)]
     soundfile.write(tmp_path / "long.wav", make_wave(4.0), 16000)

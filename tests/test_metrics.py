@@ -173,7 +173,7 @@ def test_unusable_references_and_predictions_are_refused_with_a_reason(
         bootstrap_interval(["a"], ["a"], metric="mer")  # type: ignore[arg-type] - unknown on purpose
 
 
-def test_thousands_of_clips_take_seconds() -> None:
+def test_scores_of_thousands_of_clips_take_seconds() -> None:
     references, predictions = random_sentences(1, 3000), random_sentences(2, 3000)
     start_s = time.perf_counter()
     score(references, predictions)
