@@ -121,7 +121,7 @@ def test_every_command_prints_only_its_result(name, call, page, lora_run, speech
     code, out, err = call(*calls_of(page, lora_run, speech, plain)[name], "--quiet")
     assert code == 0 and out.strip()
     quiet = [line for line in err.splitlines() if not re.match(r"^(\r?Loading weights|\r?Writing model)", line)]
-    # The progress bars of transformers are off only in a separate process, which the last test starts.
+    # The progress bars of transformers are off only in a separate process, which a later test starts.
     assert not "".join(quiet).strip()
 
     code, out, err = call(*calls_of(page, lora_run, speech, as_json)[name], "--json")
@@ -283,7 +283,7 @@ def test_set_options_and_flags_reach_the_recipe(call, page, tmp_path, monkeypatc
     assert recipe["train"]["steps"] == 4 and recipe["train"]["batch_size"] == 6
     assert recipe["train"]["mode"] == "full" and recipe["train"]["seed"] == 5
     code, out, _ = call("train", page, "--dry-run", "--set", "train.steps=7", "--steps", 3)
-    # A flag comes before --set.
+    # A flag overrides --set.
     assert code == 0 and re.search(r"^  steps: 3$", out, re.M)
     assert not list(tmp_path.iterdir())
 

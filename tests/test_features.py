@@ -369,7 +369,7 @@ def test_a_text_of_megabytes_is_refused_before_its_tokens_are_counted(preparatio
     preparation = preparations["base"]
     longest = max(len(preparation.tokenizer.decode([token])) for token in range(preparation.eot))
     assert longest <= LONGEST_TOKEN
-    # The tokenizer is never called.
+    # The text must be refused before it is tokenized, so the function for that is removed.
     monkeypatch.setattr(preparation, "words", None)
     with pytest.raises(TooLongError, match=r"10,000,000 characters of text"):
         preparation.encode_text([Segment("x" * 10_000_000)], language="en")
