@@ -1,4 +1,4 @@
-"""The one-way room rule, and that nothing heavy is imported before it is needed."""
+"""Imports go one way through the rooms, and nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -62,18 +62,20 @@ HEAVY = (
     "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gradio", "jinja2",
 )  # fmt: skip
 LIGHT = {*sys.stdlib_module_names, "numpy", "click", "markupsafe", "whisper_peft"}
-# These subclass transformers' classes, so they need them at their top.
+# These modules subclass classes of transformers, so they import transformers at their top.
 IMPORTED_LAZILY = (
     "whisper_peft.training.trainer", "whisper_peft.training.callbacks", "whisper_peft.model.windows",
 )  # fmt: skip
 
 
 def position(module: str) -> tuple[int, int]:
-    """Where a module stands in the order; a room's own __init__ stands before its modules."""
+    """Return the place of a module in the order; the __init__ of a room stands before its modules."""
     room, *inside = module.split(".")[1:] or [""]
     if not room:
-        return (-1, 0)  # the package itself
-    if not inside and room not in ROOMS:  # a top-level module
+        # This is the package itself.
+        return (-1, 0)
+    # This is a module at the top of the package.
+    if not inside and room not in ROOMS:
         room, inside = "", [room]
     if inside == []:
         return (list(ROOMS).index(room), 0)
@@ -82,11 +84,12 @@ def position(module: str) -> tuple[int, int]:
     within = [place for place, one in enumerate(listed) if one == name or one.startswith(f"{name}.")]
     if not within:
         raise AssertionError(f"{module} has no place in the order of the rooms; give it one here")
-    return (list(ROOMS).index(room), 1 + within[0])  # a folder within a room stands before its modules
+    # A folder within a room stands before its modules.
+    return (list(ROOMS).index(room), 1 + within[0])
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package but the quickstart's."""
+    """Return every module of the package, except those of the quickstart."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -99,7 +102,7 @@ MODULES = modules()
 
 
 def imports_of(module: str, tree: ast.AST, path: Path) -> list[tuple[int, str]]:
-    """(line, module of ours) for every import anywhere in a file, those in functions included."""
+    """Return (line, module of ours) for every import in a file, also for imports inside functions."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = []
     for node in ast.walk(tree):
@@ -122,7 +125,7 @@ def imports_of(module: str, tree: ast.AST, path: Path) -> list[tuple[int, str]]:
 
 
 def top_level_imports(tree: ast.Module) -> list[tuple[int, str]]:
-    """(line, top-level package) for every import that runs when the module is imported."""
+    """Return (line, top-level package) for every import that runs when the module is imported."""
     found = []
 
     def visit(node: ast.AST) -> None:
@@ -142,7 +145,7 @@ def top_level_imports(tree: ast.Module) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_go_one_way(module):
+def test_a_module_imports_only_from_rooms_and_modules_before_it(module):
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     here = position(module)
@@ -154,18 +157,19 @@ def test_imports_go_one_way(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_light_things_at_its_top(module):
+def test_a_module_imports_only_light_packages_at_its_top(module):
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     allowed = LIGHT | ({"torch", "transformers"} if module in IMPORTED_LAZILY else set())
     for line, name in top_level_imports(tree):
         assert name in allowed, f"{path.relative_to(ROOT)}:{line} imports {name} at the top of the module"
-    if module != "whisper_peft":  # its __getattr__ loads the public names
+    # The package's own __getattr__ loads the public names.
+    if module != "whisper_peft":
         named = {node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in ast.walk(tree)}
         assert not named & {"import_module", "__import__"}, f"{path}: an import that this test cannot see"
 
 
-def test_the_lazy_trainer_is_never_imported_at_a_top():
+def test_no_module_imports_the_trainer_at_its_top():
     for module, path in MODULES.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = {
@@ -174,7 +178,8 @@ def test_the_lazy_trainer_is_never_imported_at_a_top():
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
             for node in ast.walk(function)
         }
-        for block in ast.walk(tree):  # what only the type checker reads is not imported
+        # Imports that only the type checker reads do not run.
+        for block in ast.walk(tree):
             if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test):
                 inside |= {id(node) for node in ast.walk(block)}
         for node in ast.walk(tree):
@@ -184,7 +189,7 @@ def test_the_lazy_trainer_is_never_imported_at_a_top():
                 assert not lazy, f"{path}:{node.lineno}"
 
 
-def test_the_rule_sees_imports_wherever_they_hide():
+def test_the_import_rule_sees_imports_inside_functions():
     page = "def f():\n from ..training.train import train\n import whisper_peft.runs\n from whisper_peft import files\n"
     path = PACKAGE / "data" / "audio.py"
     names = [name for _, name in imports_of("whisper_peft.data.audio", ast.parse(page), path)]
@@ -203,7 +208,7 @@ def test_the_rule_sees_imports_wherever_they_hide():
 
 
 def in_fresh_process(code: str, *arguments: str) -> dict:
-    """Runs code that prints JSON, without any bytecode or module of this process."""
+    """Run code that prints JSON in a new process, which shares no module with this one."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -223,7 +228,7 @@ def test_importing_any_module_loads_nothing_heavy():
 
 
 def test_the_package_imports_where_the_module_resource_is_missing():
-    """Windows has none. On Linux psutil imports it, so psutil comes first here."""
+    """Windows has no module resource; the test imports psutil first because psutil needs resource on Linux."""
     names = [name for name in MODULES if name != "whisper_peft.__main__"]
     code = (
         "import importlib, sys, psutil\nsys.modules['resource'] = None\n"
@@ -245,8 +250,9 @@ def test_help_loads_nothing_heavy():
     assert not set(HEAVY) & set(loaded)
 
 
-def test_help_answers_fast(run_cli):
-    run_cli("--help")  # bytecode
+def test_help_takes_less_than_one_second_of_cpu_time(run_cli):
+    # The first call writes the bytecode and is not measured.
+    run_cli("--help")
     walls, used = [], []
     for _ in range(3):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -257,7 +263,8 @@ def test_help_answers_fast(run_cli):
         assert done.returncode == 0, done.stderr
         assert "train" in done.stdout
     assert min(used) < 1.0, "seconds of CPU time; a heavy import costs several"
-    assert min(walls) < 5.0  # generous: the machine may be busy
+    # The bound is generous because the machine may be busy.
+    assert min(walls) < 5.0
 
 
 def test_public_names_resolve():
@@ -276,8 +283,8 @@ SCRIPTS = sorted(path for folder in ("benchmarks", "recipes", "tools") for path 
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_scripts_import_what_is_there(path):
-    """Nothing else runs the benchmarks, so nothing else notices when a name moves."""
+def test_scripts_import_only_names_that_exist(path):
+    """No other test runs the benchmarks, so no other test notices when a name moves."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "whisper_peft":
             module = importlib.import_module(node.module)

@@ -1,6 +1,6 @@
-"""The package is written so that one can read it: guards for docstrings and for folded code.
+"""Guards that keep the package readable: docstrings are plain, and a line of code does one thing.
 
-ruff holds the rest (D400, D401, D205, D417).
+ruff checks the other rules of docstrings (D400, D401, D205, D417).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from conftest import ROOT
 
 MODULES = sorted((ROOT / "whisper_peft").rglob("*.py"))
-# What an entry of Args may not begin with: it would say what the value belongs to, not what it is.
+# An entry of Args may not begin with these words: it would say what the value belongs to, not what it is.
 FRAGMENT = re.compile(r"^(of|that|likewise)\b", re.IGNORECASE)
 OPENING = re.compile(r"^(What|Of|Whether|Likewise)\b")
-# Real tables, which no formatter can lay out: languages, kinds of findings, scripts.
+# These modules hold real tables, which no formatter can lay out: languages, kinds of findings, scripts.
 TABLES = {"data/languages.py", "checking/findings.py", "checking/texts.py"}
 
 
@@ -37,12 +37,12 @@ def documented(tree: ast.Module) -> list[tuple[int, str]]:
 
 
 def entries_of_args(docstring: str) -> list[str]:
-    """List what the Args and Attributes of a docstring say of each value."""
+    """List the entries under Args and Attributes in a docstring, without the names of the values."""
     sections = re.findall(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
     return [text for section in sections for text in re.findall(r"^    \*{0,2}\w+: (.*)$", section, re.MULTILINE)]
 
 
-def test_docstrings_say_what_a_thing_is():
+def test_docstrings_do_not_begin_with_a_fragment():
     faults = []
     for path in MODULES:
         for line, text in documented(parse(path)):
@@ -53,7 +53,7 @@ def test_docstrings_say_what_a_thing_is():
 
 
 def conditionals_of(statement: ast.stmt) -> int:
-    """Count the conditional expressions of a statement, those of the statements in it left out."""
+    """Count the conditional expressions of a statement, but not those of the statements inside it."""
     inside = [child for child in ast.iter_child_nodes(statement) if not isinstance(child, ast.stmt)]
     return sum(isinstance(part, ast.IfExp) for child in inside for part in ast.walk(child))
 
@@ -67,7 +67,7 @@ def is_double(statement: ast.stmt) -> bool:
     )
 
 
-def test_one_assignment_a_line_and_one_decision_a_statement():
+def test_a_line_has_one_assignment_and_a_statement_one_conditional():
     faults = []
     for path in MODULES:
         for node in ast.walk(parse(path)):
@@ -76,13 +76,13 @@ def test_one_assignment_a_line_and_one_decision_a_statement():
     assert faults == []
 
 
-def test_the_formatter_formats():
+def test_only_modules_with_tables_switch_the_formatter_off():
     with_pragma = {named(path) for path in MODULES if re.search(r"#\s*fmt:", path.read_text(encoding="utf-8"))}
     assert with_pragma <= TABLES
 
 
-def test_names_at_the_top_of_modules_are_unlike():
-    """A name that two modules define means two things to a reader. The commands have the names of their functions."""
+def test_no_two_modules_define_the_same_name_at_their_top():
+    """A name that two modules define means two things to a reader; commands may share the name of their function."""
     owners: dict[str, list[str]] = {}
     for path in MODULES:
         for node in parse(path).body:
@@ -100,8 +100,8 @@ def test_names_at_the_top_of_modules_are_unlike():
     assert double == {}
 
 
-def test_variables_are_called_what_they_are():
-    """`one` and `found` can be a row, a segment, a path or a dict: the noun says which."""
+def test_no_variable_is_called_one_or_found():
+    """`one` and `found` can be a row, a segment, a path or a dict; a noun says which."""
     names = []
     for path in MODULES:
         stored = [node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)]

@@ -1,4 +1,4 @@
-"""The scoring normaliser: marks survive in every script, and what nobody hears is no error."""
+"""The scoring normaliser keeps the marks of every script and removes differences that nobody hears."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_words_that_differ_in_a_mark_stay_different() -> None:
         ("—…!", ""),
     ],
 )
-def test_punctuation_symbols_and_space(text: str, expected: str) -> None:
+def test_punctuation_symbols_case_and_spaces_are_normalised(text: str, expected: str) -> None:
     assert normalize(text) == expected
 
 
@@ -86,42 +86,51 @@ def test_punctuation_symbols_and_space(text: str, expected: str) -> None:
         ("မြို့၌ ၏ နေ၏။", "မြို့၌ ၏ နေ၏"),
     ],
 )
-def test_signs_inside_words(text: str, expected: str) -> None:
+def test_signs_that_spell_a_word_stay_and_other_signs_go(text: str, expected: str) -> None:
     assert normalize(text) == expected
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("می\u200cروم", "میروم"),  # Persian, with and without ZWNJ
-        ("क्\u200dष", "क्ष"),  # Devanagari half form
+        # Persian, with and without ZWNJ.
+        ("می\u200cروم", "میروم"),
+        # Half forms of Devanagari.
+        ("क्\u200dष", "क्ष"),
         ("क्\u200cष", "क्ष"),
-        ("ශ්\u200dරී", "ශ්රී"),  # Sinhala conjunct
+        # A conjunct of Sinhala.
+        ("ශ්\u200dරී", "ශ්රී"),
         ("സോഫ്റ്റ്\u200cവെയർ", "സോഫ്റ്റ്വെയർ"),
-        ("അവന്\u200d", "അവൻ"),  # Malayalam chillus, old and new
+        # Malayalam chillus, in the old and in the new encoding.
+        ("അവന്\u200d", "അവൻ"),
         ("അവള്\u200d അവര്\u200d", "അവൾ അവർ"),
         ("എൻ്റെ", "എന്റെ"),
-        ("হঠাত্\u200d", "হঠাৎ"),  # Bengali khanda ta, old and new
-        ("นํ้า", "น้ำ"),  # Thai sara am, typed as two characters on either side of the tone
+        # The Bengali khanda ta, in the old and in the new encoding.
+        ("হঠাত্\u200d", "হঠাৎ"),
+        # The Thai sara am, typed as two characters on either side of the tone.
+        ("นํ้า", "น้ำ"),
         ("น้ํา", "น้ำ"),
         ("เเละ", "และ"),
         ("ສໍາ", "ສຳ"),
-        ("क़लम", "क\u093cलम"),  # a letter with nukta in one code point and in two
+        # A letter with nukta, as one code point and as two.
+        ("क़लम", "क\u093cलम"),
         ("ভো", "ভ\u09c7\u09be"),
-        ("كتـــاب", "كتاب"),  # tatweel
+        # A tatweel only stretches the word.
+        ("كتـــاب", "كتاب"),
         ("cafe\u0301", "CAFÉ"),
         ("co\u00adoperate\u200b", "cooperate"),
         ("\u200fשלום\u200e", "שלום"),
         ("İstanbul", "istanbul"),
         ("ΟΔΟΣ", "οδος"),
-        ("ﹷ".join("بت"), "بَت"),  # the positional form of a vowel sign
+        # The positional form of a vowel sign.
+        ("ﹷ".join("بت"), "بَت"),
     ],
 )
-def test_what_looks_or_sounds_the_same_is_equal(one: str, other: str) -> None:
+def test_texts_that_look_or_sound_the_same_become_equal(one: str, other: str) -> None:
     assert normalize(one) == normalize(other) != ""
 
 
-def test_idempotent_and_clean_on_every_assigned_character() -> None:
+def test_normalising_every_character_twice_changes_nothing_and_leaves_no_symbols() -> None:
     for code in range(0x110000):
         character = chr(code)
         if unicodedata.category(character) in ("Cn", "Cs", "Co"):
@@ -134,7 +143,7 @@ def test_idempotent_and_clean_on_every_assigned_character() -> None:
 
 
 def test_letters_digits_and_marks_are_never_deleted() -> None:
-    """Except the tatweel, the fillers and the variation selectors; Python's Unicode version decides which it knows."""
+    """Only the tatweel, the fillers and the variation selectors go; the characters are those that Python knows."""
     fillers = [0x34F, 0x640, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0]
     documented = {*fillers, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
     kept = ("Lu", "Ll", "Lt", "Lo", "Lm", "Nd", "Nl", "No", "Mn", "Mc")
@@ -143,10 +152,10 @@ def test_letters_digits_and_marks_are_never_deleted() -> None:
             assert normalize(f"a{chr(code)}b") not in ("ab", "a b"), hex(code)
 
 
-def test_as_written_changes_only_storage() -> None:
+def test_as_written_changes_only_the_encoding_and_outer_spaces() -> None:
     assert as_written(" Cafe\u0301,  “OK”।\n") == "Café, “OK”।"
     assert as_written("می\u200cروم") == "می\u200cروم"
 
 
-def test_the_name_carries_a_version() -> None:
+def test_the_name_of_the_normaliser_has_a_version() -> None:
     assert MARK_PRESERVING == "whisper-peft mark-preserving v1"

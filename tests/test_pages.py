@@ -1,4 +1,4 @@
-"""Pieces of a page: text stays text, pictures show the data, and nothing is asked of the network."""
+"""Pieces of a page: text stays text, pictures show the data, and nothing is loaded from the network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VOID = frozenset({"meta", "link", "br", "img", "input", "hr", "wbr"})
 
 
 class Parsed(HTMLParser):
-    """A page taken apart; it must be well nested."""
+    """The elements and texts of a page, which must be well nested."""
 
     def __init__(self, page: str):
         super().__init__(convert_charrefs=True)
@@ -70,12 +70,12 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def shape(self) -> list[tuple]:
-        """Elements and their attributes' names, without what they hold."""
+        """Return the elements and the names of their attributes, without values."""
         return [(tag, sorted(attributes)) for tag, attributes in self.elements]
 
 
 def assert_self_contained(page: str) -> Parsed:
-    """A policy before all else, no script, and no reference but to the page itself and to what it holds."""
+    """Check that a page begins with its policy, has no script, and refers only to itself and to data that it holds."""
     parsed = Parsed(page)
     assert [tag for tag, _ in parsed.elements[:4]] == ["html", "head", "meta", "meta"]
     policy = parsed.elements[3][1]
@@ -92,7 +92,7 @@ def assert_self_contained(page: str) -> Parsed:
 
 
 def frame(title: str, body: str) -> str:
-    """A page of these pieces: the base with its blocks filled."""
+    """Return a page: the base template with its title and its body filled in."""
     template = (
         '{% extends "pages/base.html.jinja" %}'
         "{% block title %}{{ title | escape_attribute }}{% endblock %}{% block main %}{{ body }}{% endblock %}"
@@ -101,7 +101,7 @@ def frame(title: str, body: str) -> str:
 
 
 def body_of(text: str) -> str:
-    """Every piece, with a text wherever one can be."""
+    """Return every piece of a page, with this text wherever a text can be."""
     return "\n".join(
         (
             f'<p dir="auto">{escape_text(text)}</p>',
@@ -127,11 +127,12 @@ def test_every_page_has_the_policy_and_the_whole_style():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_template_escapes_what_it_is_given(text):
+def test_a_template_escapes_the_text_that_it_is_given(text):
     page = _environment().from_string('<p title="{{ text }}">{{ text }}</p>').render(text=text)
     [(tag, attributes)] = Parsed(page).elements
     assert (tag, attributes, Parsed(page).text) == ("p", {"title": text}, text)
-    assert isinstance(render("pages/bars.html.jinja", rows=[(text, "1", text)]), Markup)  # another may take it as it is
+    # A piece is Markup, so another template may include it without escaping it again.
+    assert isinstance(render("pages/bars.html.jinja", rows=[(text, "1", text)]), Markup)
 
 
 def test_a_misspelt_name_in_a_template_is_an_error():
@@ -142,25 +143,29 @@ def test_a_misspelt_name_in_a_template_is_an_error():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_never_markup(text):
     hostile = assert_self_contained(frame(text, body_of(text)))
-    harmless = re.sub("[^/]", "a", text)  # the slashes are where a path may break
+    # The slashes stay because a path may break at them.
+    harmless = re.sub("[^/]", "a", text)
     assert hostile.shape() == Parsed(frame(harmless, body_of(harmless))).shape()
-    assert hostile.text.count(text) >= 7  # also in the page's title; and as it was typed
+    # The text is also in the title of the page, and stands everywhere as it was typed.
+    assert hostile.text.count(text) >= 7
     assert hostile.named("audio")[0]["aria-label"] == text
 
 
-def test_what_cannot_be_seen_is_named():
+def test_characters_that_cannot_be_seen_are_named():
     text = "a\0b\u202ec\u200bd\ufeffe\ud800f\udce9g\ue000h\x85i\nj"
     page = frame(text, body_of(text))
-    page.encode("utf-8")  # half a character, as a broken file name gives it, would fail here
+    # Encoding would fail on half a character, as a broken file name gives it.
+    page.encode("utf-8")
     assert not re.search("[\0\u202e\u200b\ufeff\ud800-\udfff\ue000\x85]", page.partition("<body>")[2])
     shown = Parsed(escape_text(text)).text
     assert shown == r"aU+0000bU+202EcU+200BdU+FEFFeU+D800f\xe9gU+E000hU+0085iU+000Aj"
-    spelling = "ന്‍ क्‌ष می‌خواهم 👩‍🔧 \u0661 é"  # joiners and marks belong to the spelling
+    # Joiners and marks belong to the spelling.
+    spelling = "ന്‍ क्‌ष می‌خواهم 👩‍🔧 \u0661 é"
     assert escape_text(spelling) == spelling
 
 
-def test_a_named_character_does_not_decide_the_direction():
-    # dir="auto" goes by the first letter outside of <bdi>: the U of U+FEFF is inside of one.
+def test_the_name_of_an_invisible_character_does_not_decide_the_text_direction():
+    # dir="auto" takes the direction of the first letter outside of <bdi>. The U of U+FEFF is inside of one.
     assert re.sub("<bdi.*?</bdi>", "", escape_text("\ufeffمرحبا")) == "مرحبا"
 
 
@@ -218,29 +223,30 @@ def test_a_far_value_does_not_flatten_the_rest():
     assert sum(count > 0 for count in counts) > 10
 
 
-def test_counts_are_marked_in_whole_clips():
+def test_the_axis_of_counts_has_whole_evenly_spaced_numbers():
     for highest in (1, 2, 3, 9, 11, 99, 1234):
         figure = draw_histogram([1.0] * highest + [2.0, 9.0], title="Length", unit="s")
         marks = [int(mark.replace(",", "")) for mark in re.findall(r'text-anchor="end">([\d,]+)<', figure)]
         assert marks[0] == 0 and 2 <= len(marks) <= 6
-        assert len(set(np.diff(marks))) == 1, marks  # evenly spaced, so none is rounded
+        # The marks are evenly spaced, so none of them is rounded.
+        assert len(set(np.diff(marks))) == 1, marks
 
 
-def test_a_histogram_of_nothing_says_so():
+def test_a_histogram_without_known_values_says_so():
     for values in ([], [None, math.nan]):
         figure = draw_histogram(values, title="Length", unit="s")
         assert "nothing known" in figure and "<svg" not in figure
         Parsed(figure)
 
 
-def test_the_limit_is_marked_where_it_can_be_seen():
+def test_a_histogram_marks_the_limit_only_if_the_values_reach_it():
     within, without = ([1.0, 20.0, 40.0], [1.0, 2.0])
     assert 'class="limit"' in draw_histogram(within, title="Length", unit="s", limit=30.0)
     assert 'class="limit"' not in draw_histogram(without, title="Length", unit="s", limit=30.0)
 
 
 def sound_of(player: str) -> tuple[np.ndarray, int, str]:
-    """What a player plays: samples, rate, type."""
+    """Return the samples, the sampling rate and the type of the sound in a player."""
     import soundfile
 
     kind, data = re.fullmatch(r"data:(audio/\w+);base64,(.*)", Parsed(player).named("audio")[0]["src"]).groups()
@@ -249,10 +255,11 @@ def sound_of(player: str) -> tuple[np.ndarray, int, str]:
 
 
 @pytest.mark.parametrize("kind", ["audio/mpeg", "audio/wav"])
-def test_a_player_has_its_sound_with_it(kind, monkeypatch):
+def test_a_player_holds_its_sound_inside_the_page(kind, monkeypatch):
     import soundfile
 
-    if kind == "audio/wav":  # libsndfile built without MP3
+    # libsndfile can be built without MP3.
+    if kind == "audio/wav":
         monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "OGG": ""})
     wave = make_wave(2.3)
     heard, rate_hz, found = sound_of(make_player(wave, "clip.wav"))
@@ -261,12 +268,13 @@ def test_a_player_has_its_sound_with_it(kind, monkeypatch):
     assert abs(np.std(heard) / np.std(wave) - 1) < 0.05
 
 
-def test_a_player_of_speech_is_small():
+def test_a_player_takes_about_12000_characters_a_second():
     player = make_player(make_wave(2.0), "clip.wav")
-    assert len(player) < 2.0 * 12_000 + 1000  # WAV would have 43,000 a second
+    # WAV would have 43,000 characters a second.
+    assert len(player) < 2.0 * 12_000 + 1000
 
 
-def test_a_long_recording_is_cut_and_says_so():
+def test_a_player_cuts_a_long_recording_and_says_so():
     wave = np.zeros(16_000 * 195, np.float32)
     player = make_player(wave, "story.mp3")
     assert "the first 30 of 195.0 s" in player
@@ -275,7 +283,7 @@ def test_a_long_recording_is_cut_and_says_so():
     assert "the first" not in make_player(wave[: 30 * 16_000], "clip.mp3", of_s=30.0)
 
 
-def test_a_player_survives_samples_that_are_no_sound():
+def test_a_player_accepts_samples_that_are_not_finite_and_very_short_clips():
     heard, _, _ = sound_of(make_player(np.array([math.nan, math.inf, -math.inf, 7.0] * 400, np.float32), "a"))
     assert np.isfinite(heard).all() and np.abs(heard).max() < 2
     for samples in (1, 17, 1151, 1153):

@@ -1,4 +1,4 @@
-"""One test for each number of docs/pitfalls.md, and the numbers whose feature is not built yet."""
+"""One test for each number of docs/pitfalls.md, and a list of the numbers whose feature is not built yet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOT_BUILT_YET = {
 QUICK = {"train.steps": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 1}
 
 
-def test_every_number_is_held_or_to_come():
+def test_every_number_has_a_test_or_is_not_built_yet():
     held = {int(name[5:7]) for name in globals() if re.match(r"test_\d\d_", name)}
     assert held | NOT_BUILT_YET.keys() == set(range(1, 36))
     assert not held & NOT_BUILT_YET.keys()
@@ -74,7 +74,8 @@ def test_01_encoder_adapters_train_under_gradient_checkpointing(tiny_model, spee
     encoder = [name for name in weights if ".encoder." in name and "lora_B" in name]
     assert encoder and all(weights[name].any() for name in encoder)
 
-    class Detach(TrainerCallback):  # what re-entrant checkpointing comes to
+    # Re-entrant checkpointing has the same effect: the graph ends at the encoder's output.
+    class Detach(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             def cut(module, inputs, output):
                 output.last_hidden_state = output.last_hidden_state.detach()
@@ -86,22 +87,25 @@ def test_01_encoder_adapters_train_under_gradient_checkpointing(tiny_model, spee
         train(recipe, output=tmp_path / "broken", callbacks=[Detach()])
 
 
-def test_02_one_start_of_transcript(batch, preparation):
+def test_02_the_decoder_gets_exactly_one_start_of_transcript(batch, preparation):
     start = preparation.token_id("<|startoftranscript|>")
     assert (batch["decoder_input_ids"] == start).sum(1).tolist() == [1] * 8
     assert batch["decoder_input_ids"][:, 0].eq(start).all() and not batch["labels"].eq(start).any()
-    assert preparation.tokenizer.bos_token_id == preparation.eot  # why a test of bos never fires
+    # This is why a test for the bos token never fires.
+    assert preparation.tokenizer.bos_token_id == preparation.eot
 
 
-def test_03_the_end_of_text_is_learnt_once_and_padding_never(batch, preparation):
-    assert preparation.tokenizer.pad_token_id == preparation.eot  # why masking by id would mask the end
+def test_03_the_model_learns_the_end_of_text_once_and_padding_never(batch, preparation):
+    # This is why masking by the id of the padding would mask the end of the text.
+    assert preparation.tokenizer.pad_token_id == preparation.eot
     lengths = set()
     for labels, inputs in zip(batch["labels"].tolist(), batch["decoder_input_ids"].tolist(), strict=True):
         length = labels.index(preparation.eot) + 1
         assert -100 not in labels[:length] and set(labels[length:]) <= {-100}
         assert inputs[length:] == [preparation.eot] * (len(inputs) - length)
         lengths.add(length)
-    assert len(lengths) > 1  # there is padding
+    # The lengths differ, so there is padding.
+    assert len(lengths) > 1
 
 
 def test_04_adapters_load_and_run_without_a_task_type(lora_run, tiny_model):
@@ -122,7 +126,7 @@ def first_loss(recipe, folder: Path) -> tuple[float, bytes]:
 
 
 def test_05_every_adapter_is_plain_lora(lora_run, tiny_model, speech, tmp_path):
-    """AdaLoRA never changes its ranks where nobody calls its update; peft's other variants need no call."""
+    """AdaLoRA changes its ranks only if somebody calls its update; the other variants of peft need no such call."""
     settings = {"lora.rslora": True, "lora.dora": True, "lora.targets": "attention+decoder", **QUICK}
     varied = train(tiny_recipe(tiny_model, speech, **settings), output=tmp_path / "run").run
     for run in (lora_run, varied):
@@ -139,7 +143,7 @@ def test_06_the_cut_into_micro_batches_does_not_change_the_loss(tiny_model, spee
     assert losses[0] == pytest.approx(losses[1], abs=2e-4) and losses[0] == pytest.approx(losses[2], abs=2e-4)
 
 
-def test_07_warm_up_and_learning_rate_are_remarked_on_before_the_first_step(tiny_model, speech, tmp_path):
+def test_07_a_remark_on_warm_up_and_learning_rate_comes_before_the_first_step(tiny_model, speech, tmp_path):
     events = []
 
     class Steps(TrainerCallback):
@@ -153,7 +157,7 @@ def test_07_warm_up_and_learning_rate_are_remarked_on_before_the_first_step(tiny
     assert "far from" in before and "looks like one for --mode full" in before
 
 
-def test_08_selected_on_one_set_reported_on_another(lora_run, speech, tmp_path, tiny_model):
+def test_08_one_split_selects_the_checkpoint_and_another_gives_the_report(lora_run, speech, tmp_path, tiny_model):
     facts = runs.read_json(lora_run / "run.json")
     assert facts["final"]["split"] == "test"
     heard = {Path(one["audio"]).parent.name for one in runs.read_jsonl(lora_run / "transcripts.jsonl")}
@@ -164,13 +168,13 @@ def test_08_selected_on_one_set_reported_on_another(lora_run, speech, tmp_path, 
     assert facts["final"]["split"] == "eval" and any("selection set, optimistic" in line for line in said)
 
 
-def test_09_the_best_model_is_chosen_by_the_error_rate(tiny_model, speech, tmp_path, monkeypatch):
+def test_09_the_error_rate_selects_the_best_checkpoint(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft.training import scorer as room
 
     real, rates, losses = room.figures, iter([0.5, 0.2, 0.4, 0.6, 0.9]), iter([4.0, 3.0, 2.0, 1.0, 0.9])
 
     def rising(*arguments):
-        """WER rises while the loss falls."""
+        """Let the WER rise while the loss falls."""
         return {**real(*arguments), "wer": next(rates), "token_loss": next(losses)}
 
     monkeypatch.setattr(room, "figures", rising)
@@ -180,7 +184,7 @@ def test_09_the_best_model_is_chosen_by_the_error_rate(tiny_model, speech, tmp_p
 
 
 def left_out(folder: Path, preparation, clips: dict[str, tuple[float, str]]) -> dict[str, str]:
-    """name -> why it was left out, of clips given by seconds and text."""
+    """Make clips from seconds and text; return the name of each clip that is left out, with the reason."""
     folder.mkdir()
     lines = []
     for name, (seconds, text) in clips.items():
@@ -189,14 +193,16 @@ def left_out(folder: Path, preparation, clips: dict[str, tuple[float, str]]) -> 
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     dataset = SpeechDataset(load_source(str(folder)), preparation, language="hi")
     kept = SpeechCollator(preparation)([dataset[number] for number in range(len(clips))])
-    for row, labels in zip(kept["rows"], kept["labels"].tolist(), strict=True):  # whole, not cut
+    # The texts that are kept are whole, not cut.
+    for row, labels in zip(kept["rows"], kept["labels"].tolist(), strict=True):
         tokens = [token for token in labels if token >= 0]
         assert preparation.decode(tokens) == list(clips.values())[row][1]
     return {Path(one.audio).stem: one.reason for one in kept["left_out"]}
 
 
-def test_10_tokens_are_counted_not_characters(preparation, tmp_path):
-    hindi, malayalam = "न" * 40, "മ" * 40  # one token a letter here, and three
+def test_10_the_text_limit_counts_tokens_not_characters(preparation, tmp_path):
+    # Here a letter of Hindi is one token, and a letter of Malayalam is three.
+    hindi, malayalam = "न" * 40, "മ" * 40
     found = left_out(tmp_path / "clips", preparation, {"hindi": (1.0, hindi), "malayalam": (1.0, malayalam)})
     assert list(found) == ["malayalam"] and re.search(r"\d+ text tokens.*the model takes 64", found["malayalam"])
 
@@ -206,7 +212,7 @@ def test_11_audio_over_the_window_is_left_out_whole(preparation, tmp_path):
     assert list(found) == ["long"] and "3.2 s of audio; the model takes 3 s" in found["long"]
 
 
-def test_12_texts_belong_to_the_file_they_name(tmp_path):
+def test_12_a_text_belongs_to_the_file_that_its_row_names(tmp_path):
     folder = make_speech(tmp_path / "clips", 12)
     lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
     for number in range(12):
@@ -217,11 +223,13 @@ def test_12_texts_belong_to_the_file_they_name(tmp_path):
         assert row.text.split()[-1] == re.fullmatch(r"rec_(\d+)", Path(row.audio).stem)[1]
     (folder / "metadata.csv").unlink()
     (folder / "texts.txt").write_text("\n".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(UserError, match="no metadata"):  # nothing is paired by sorting names
+    # Nothing is paired by sorting the names.
+    with pytest.raises(UserError, match="no metadata"):
         load_source(str(folder))
     rows = make_spoken(tmp_path / "sorted", 60, name="rec_{}")
     texts = [row["text"] for row in rows]
-    for row, text in zip(sorted(rows, key=lambda row: row["audio"]), texts, strict=True):  # somebody else did
+    # Somebody else did pair the texts by sorting the names.
+    for row, text in zip(sorted(rows, key=lambda row: row["audio"]), texts, strict=True):
         row["text"] = text
     report = whisper_peft.check(write_manifest(tmp_path / "sorted" / "all.jsonl", rows), audio=False)
     assert report.findings[0].kind == "other-order" and report.findings[0].count > 50
@@ -244,7 +252,7 @@ def test_13_a_bad_file_neither_kills_a_run_nor_is_replaced(tiny_model, speech, t
 
 
 def test_14_check_finds_leaks_duplicates_scripts_silence_clipping_and_texts_too_long(tmp_path):
-    """Each in one clip of two splits; test_checking.py and test_check_cli.py plant every kind."""
+    """Each kind of fault is in one clip of two splits; test_checking.py and test_check_cli.py test every kind."""
     rows = make_spoken(tmp_path, 60)
     train_rows, test_rows = rows[:50], rows[50:]
     for row in test_rows:
@@ -274,7 +282,7 @@ def test_14_check_finds_leaks_duplicates_scripts_silence_clipping_and_texts_too_
     assert test_rows[0]["audio"] in found["shared-speaker"] and not {"shared-audio"} & found.keys()
 
 
-def test_15_common_voice_with_stray_quotes_and_an_empty_split(tmp_path):
+def test_15_common_voice_is_read_with_stray_quotes_and_an_empty_split(tmp_path):
     release = tmp_path / "cv" / "hi"
     (release / "clips").mkdir(parents=True)
     header = "client_id\tpath\tsentence\tup_votes"
@@ -293,7 +301,8 @@ def test_15_common_voice_with_stray_quotes_and_an_empty_split(tmp_path):
 
 def test_16_the_data_path_needs_neither_torchcodec_nor_datasets(preparation, tmp_path, monkeypatch):
     for name in ("torchcodec", "datasets", "torchaudio", "librosa"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it raises
+        # With None in its place, importing the package raises an error.
+        monkeypatch.setitem(sys.modules, name, None)
     wave = make_wave(1.0)
     for suffix in ("wav", "flac", "ogg", "mp3"):
         soundfile.write(tmp_path / f"clip.{suffix}", wave, 16000)
@@ -306,7 +315,7 @@ def test_16_the_data_path_needs_neither_torchcodec_nor_datasets(preparation, tmp
 
 
 def write_webm(path: Path, wave: np.ndarray) -> None:
-    """Opus in webm, as browsers record it; libsndfile cannot read it."""
+    """Write Opus in webm, as browsers record it; libsndfile cannot read it."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -326,7 +335,8 @@ def test_17_no_features_are_written_to_disk(tiny_model, speech, tmp_path, monkey
     before = {path: path.stat().st_size for path in speech.rglob("*")}
     run = train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "run").run
     assert {path: path.stat().st_size for path in speech.rglob("*")} == before
-    one_clip = 80 * 300 * 4  # bytes of a log-mel
+    # The bytes of the log-mel features of one clip.
+    one_clip = 80 * 300 * 4
     large = [
         path.relative_to(tmp_path)
         for path in tmp_path.rglob("*")
@@ -343,15 +353,17 @@ def test_18_vowel_signs_survive_normalisation(lora_run):
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
     right, wrong = "किताब की कीमत", "काताब का कामत"
-    assert BasicTextNormalizer()(right) == BasicTextNormalizer()(wrong)  # the trap
+    # This is the pitfall: the two words become the same.
+    assert BasicTextNormalizer()(right) == BasicTextNormalizer()(wrong)
     assert normalize(right) != normalize(wrong) and normalize("की।") == "की"
     figures = score([right], [wrong])
     assert figures["wer"] == figures["wer_normalized"] == 1.0 and figures["cer_normalized"] > 0.2
     facts = runs.read_json(lora_run / "run.json")["final"]
-    assert {"wer", "wer_normalized", "cer", "cer_normalized", "normalizer"} <= facts.keys()  # side by side, named
+    # Both kinds of rates are stored, and the normaliser is named.
+    assert {"wer", "wer_normalized", "cer", "cer_normalized", "normalizer"} <= facts.keys()
 
 
-def test_21_the_metric_needs_no_network(monkeypatch):
+def test_21_the_metric_works_without_a_network(monkeypatch):
     def no_network(*arguments, **options):
         raise OSError("the metric went to the network")
 
@@ -365,21 +377,23 @@ def test_21_the_metric_needs_no_network(monkeypatch):
     assert isinstance(metric, library.Metric)
 
 
-def test_23_the_generation_config_comes_along(lora_run, full_run, tmp_path):
+def test_23_every_artefact_has_its_generation_config(lora_run, full_run, tmp_path):
     from transformers import GenerationConfig
 
     merge(lora_run, tmp_path / "merged")
     for folder in (lora_run / "adapter", full_run / "model", tmp_path / "merged"):
-        config = GenerationConfig.from_pretrained(folder)  # as a stranger reads it
+        # A stranger reads the folder like this.
+        config = GenerationConfig.from_pretrained(folder)
         assert config.language == "hi" and config.task == "transcribe" and config.is_multilingual
         assert config.lang_to_id["<|hi|>"] and config.task_to_id["transcribe"] and config.suppress_tokens
         assert config.alignment_heads == [[0, 0]] and config.no_timestamps_token_id
 
 
-def test_24_forced_decoder_ids_are_left_behind(tiny_model, speech, tmp_path):
+def test_24_no_artefact_keeps_forced_decoder_ids(tiny_model, speech, tmp_path):
     base = tmp_path / "old"
     shutil.copytree(tiny_model, base)
-    for name in ("config.json", "generation_config.json"):  # as older checkpoints have it
+    # Older checkpoints have it in both files.
+    for name in ("config.json", "generation_config.json"):
         content = {**runs.read_json(base / name), "forced_decoder_ids": [[1, None], [2, 388]]}
         runs.write_json(base / name, content)
     result = train(tiny_recipe(base, speech, **QUICK), output=tmp_path / "run")
@@ -412,16 +426,18 @@ def test_26_merge_folds_into_the_unquantised_base(tiny_model, speech, tmp_path):
     changes = {**QUICK, "train.quantize": "4bit", "train.learning_rate": 0.02}
     run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
     report = merge(run.run, tmp_path / "merged")
-    assert report.quantized.logit_gap > report.logit_limit > report.logit_gap  # shown, and no limit to it
+    # The loss by quantising is shown, but the limit does not apply to it.
+    assert report.quantized.logit_gap > report.logit_limit > report.logit_gap
     base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "merged"))
     adapter, name = load_file(run.model / "adapter_model.safetensors"), "model.encoder.layers.0.fc1"
     factors = [adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA"]
-    exact = base[f"{name}.weight"] + 2 * factors[0] @ factors[1]  # alpha is twice the rank
+    # Alpha is twice the rank.
+    exact = base[f"{name}.weight"] + 2 * factors[0] @ factors[1]
     assert factors[0].any() and torch.allclose(merged[f"{name}.weight"], exact, atol=1e-6)
 
 
 def closed_by_a_time(model: Path, rows) -> int:
-    """For how many clips transformers' own generation says, when it is asked for times, when the text ends."""
+    """Count the clips for which the generation of transformers, when asked for times, says when the text ends."""
     from transformers import WhisperForConditionalGeneration
 
     whisper, preparation = WhisperForConditionalGeneration.from_pretrained(model).eval(), load_preparation(str(model))
@@ -437,8 +453,8 @@ def closed_by_a_time(model: Path, rows) -> int:
     return int(((found >= preparation.first_timestamp).sum(dim=1) >= 2).sum())
 
 
-def test_28_times_are_lost_without_and_kept_with_a_share_of_timed_clips(tiny_model, tmp_path):
-    """Before: a model that says times. It is trained on with a share of 0, and of a half; the bounds were set first."""
+def test_28_a_model_keeps_its_times_only_if_it_trains_on_timed_clips(tiny_model, tmp_path):
+    """A model that says times is trained further, with no timed clips and with a half; the bounds were set first."""
     folder = make_speech(tmp_path / "clips", 8)
     table = "file_name,transcription\n" + "".join(f"{number}.wav,घर पानी\n" for number in range(8))
     (folder / "metadata.csv").write_text(table, encoding="utf-8")
@@ -510,7 +526,7 @@ def test_31_evaluation_generates_and_keeps_no_logits(tiny_model, speech, tmp_pat
     kept, real = [], room.figures
 
     def look(dataset, found):
-        """After an evaluation, before its result is used: nothing of the vocabulary's width is alive."""
+        """Collect the tensors as wide as the vocabulary that are alive after an evaluation."""
         gc.collect()
         alive = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.ndim == 3]
         kept.extend(tuple(one.shape) for one in alive if one.shape[-1] == 531)
@@ -524,14 +540,15 @@ def test_31_evaluation_generates_and_keeps_no_logits(tiny_model, speech, tmp_pat
 
 
 def test_32_an_8_bit_base_generates_in_every_precision(tiny_model, speech, tmp_path):
-    for precision in ("fp32", "bf16"):  # the first convolution and what goes into it agree, within autocast and without
+    # With and without autocast, the first convolution and its input have the same type.
+    for precision in ("fp32", "bf16"):
         changes = {**QUICK, "train.quantize": "8bit", "train.precision": precision}
         run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / precision).run
         for quantize in ("8bit", "4bit", "none"):
             assert evaluate(run, speech / "test", quantize=quantize, max_clips=2).clips == 2
 
 
-def test_33_never_data_parallel(tiny_model, speech, tmp_path, monkeypatch):
+def test_33_training_never_uses_data_parallel(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft.training.trainer import OneDeviceArguments
 
     parent = OneDeviceArguments.__mro__[2]
@@ -549,7 +566,7 @@ def test_33_never_data_parallel(tiny_model, speech, tmp_path, monkeypatch):
     assert wrapped == [(1, "WhisperForConditionalGeneration")] * 2
 
 
-def test_34_memory_is_told_before_the_run_and_no_death_in_it(tiny_model, speech, tmp_path, monkeypatch):
+def test_34_a_run_predicts_its_memory_and_survives_running_out_of_it(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft.training.trainer import SpeechTrainer
 
     told = whisper_peft.plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="8GB")
@@ -568,12 +585,13 @@ def test_34_memory_is_told_before_the_run_and_no_death_in_it(tiny_model, speech,
     assert runs.read_json(tmp_path / "run" / "run.json")["steps"] == 2
 
 
-def test_35_the_oldest_versions_we_allow_are_the_ones_we_test():
+def test_35_the_oldest_versions_that_we_allow_are_tested():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     dependencies = re.search(r"^dependencies = \[(.*?)^\]", project, re.M | re.S)[1]
     bounds = dict(re.findall(r'"([\w-]+)>=([\w.]+)"', dependencies))
     assert {"torch", "transformers", "peft", "datasets", "accelerate", "evaluate", "jiwer"} <= bounds.keys()
-    assert len(bounds) == dependencies.count('"') // 2  # each has a lower bound, none an upper one
+    # Each dependency has a lower bound, and none has an upper one.
+    assert len(bounds) == dependencies.count('"') // 2
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "tests" / "oldest.txt").read_text(), re.M))
 
     def numbers(version: str) -> list[int]:
@@ -584,4 +602,5 @@ def test_35_the_oldest_versions_we_allow_are_the_ones_we_test():
         assert numbers(pinned[name]) == numbers(bound), name
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "pip install -q -r tests/oldest.txt" in ci and 'pip install -q -e ".[test]"' in ci
-    assert 'pip install -q -e ".[test,augment]"' in ci  # alone: it keeps soxr from its newest
+    # The extra augment is tested alone because it holds soxr below its newest version.
+    assert 'pip install -q -e ".[test,augment]"' in ci

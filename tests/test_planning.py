@@ -1,4 +1,4 @@
-"""The memory that is predicted, held against the tensors that are really alive."""
+"""The predicted memory is compared with the tensors that are really alive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIPS, TOKENS, RANK = 3, 30, 8
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors made inside that are alive, and the most there ever were."""
+    """Counts the bytes of the tensors that are made inside and are alive, and their highest number."""
 
     def __init__(self, known):
         super().__init__()
@@ -53,7 +53,7 @@ class Alive(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def deep_model(tmp_path_factory):
-    """Four layers of 64: what is kept of layers outweighs the ends, as in a real one."""
+    """Make a model of four layers of width 64; the layers need more memory than the ends, as in a real model."""
     return make_tiny_model(
         tmp_path_factory.mktemp("deep") / "model",
         d_model=64,
@@ -66,11 +66,12 @@ def deep_model(tmp_path_factory):
 
 
 def measured(model, frames: int, dtype, *, steps: int = 2) -> tuple[int, int]:
-    """(bytes at the highest point of a step beyond the model's own, target tokens)."""
+    """Return the most bytes that a step needs beyond the model, and the number of target tokens."""
     labels = torch.randint(0, 500, (CLIPS, TOKENS))
     labels[0, 25:] = -100
     wanted = labels != -100
-    for _ in range(steps):  # the first one makes what stays
+    # The first step makes the tensors that stay, such as the gradients.
+    for _ in range(steps):
         model.zero_grad()
         alive = Alive([*model.parameters(), *model.buffers()])
         with alive:
@@ -89,9 +90,12 @@ ADAPTED = [(kind, dropout) for kind in ("lora", "8bit", "4bit") for dropout in (
 
 @pytest.mark.parametrize("kind, dropout", [("full", 0.0), *ADAPTED])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("frames", [400, 1600])  # plain attention on short windows in bf16, the fused kernel on long
+# In bf16, attention is plain on short windows and the fused kernel on long ones.
+@pytest.mark.parametrize("frames", [400, 1600])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_a_step_holds_is_what_was_predicted(deep_model, kind, precision, frames, checkpointing, dropout):
+def test_the_predicted_memory_of_a_step_is_near_the_measured_one(
+    deep_model, kind, precision, frames, checkpointing, dropout
+):
     mode, quantize = ("full", None) if kind == "full" else ("lora", None if kind == "lora" else kind)
     dtype = torch.bfloat16 if precision == "bf16" else None
     torch.manual_seed(0)
@@ -117,7 +121,7 @@ def test_what_a_step_holds_is_what_was_predicted(deep_model, kind, precision, fr
 @pytest.mark.parametrize("quantize", [None, "4bit"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
-def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropout):
+def test_the_prediction_holds_for_dora_and_for_modules_trained_in_full(deep_model, quantize, precision, dropout):
     dtype = torch.bfloat16 if precision == "bf16" else None
     lora = {"rank": RANK, "dropout": dropout, "dora": True, "modules_to_save": ("layer_norm",)}
     model = build_model(locate(deep_model), "lora", lora=lora, quantize=quantize, autocast_dtype=dtype).train()
@@ -151,7 +155,7 @@ def test_dora_and_modules_trained_in_full(deep_model, quantize, precision, dropo
         "final_layer_norm",
     ],
 )
-def test_modules_that_can_be_trained_in_full_are_counted(deep_model, name):
+def test_the_parameters_of_each_module_are_counted_exactly(deep_model, name):
     whisper = whisper_of(build_model(locate(deep_model), "full"))
     found = [module for key, module in whisper.named_modules() if key.endswith(name)]
     counted = Architecture.of(whisper.config).parameters_of(name)
@@ -172,7 +176,7 @@ def test_modules_that_can_be_trained_in_full_are_counted(deep_model, name):
         ("decoder+attention", "encoder"),
     ],
 )
-def test_partial_adapters(deep_model, targets, freeze):
+def test_the_prediction_holds_for_adapters_on_a_part_of_the_model(deep_model, targets, freeze):
     model = build_model(locate(deep_model), "lora", lora={"rank": RANK, "targets": targets}, freeze=freeze).train()
     words = targets.split("+")
     method = Method(
@@ -192,12 +196,13 @@ def test_partial_adapters(deep_model, targets, freeze):
     peak, n_targets = measured(model, 800, None)
     found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
     held = found.activations + found.logits + found.gradients
-    assert 0.95 * peak < held < 1.35 * peak  # what lies before the first adapter is counted, though it is not kept
+    # The prediction counts the activations before the first adapter, although they are not kept.
+    assert 0.95 * peak < held < 1.35 * peak
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "8bit", "4bit"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_weights_are_counted_to_the_byte(deep_model, kind, precision):
+def test_the_bytes_of_the_weights_are_counted_exactly(deep_model, kind, precision):
     mode, quantize = ("full", None) if kind == "full" else ("lora", None if kind == "lora" else kind)
     dtype = torch.bfloat16 if precision == "bf16" else None
     model = build_model(locate(deep_model), mode, lora={"rank": RANK}, quantize=quantize, autocast_dtype=dtype)
@@ -213,8 +218,8 @@ def test_weights_are_counted_to_the_byte(deep_model, kind, precision):
         assert count_trainable(shape, dataclasses.replace(method, freeze="encoder")) == wanted
 
 
-def test_the_published_sizes_have_their_published_parameters():
-    """As the checkpoints on the Hub have them, encoder positions included."""
+def test_the_published_sizes_have_as_many_parameters_as_published():
+    """The numbers are those of the checkpoints on the Hub, with the encoder positions."""
     known = {
         "tiny": 37_760_640,
         "base": 72_593_920,
@@ -228,16 +233,17 @@ def test_the_published_sizes_have_their_published_parameters():
     assert {name: PUBLISHED[name].parameters for name in known} == known
 
 
-def test_an_evaluation_counts_where_it_is_the_highest_point():
+def test_the_predicted_peak_is_of_the_evaluation_if_it_needs_the_most_memory():
     shape, method = PUBLISHED["base"], Method(device="cpu")
     step = Load(1, 200, 30, 30)
     evaluated = dataclasses.replace(step, evaluated_clips=64, evaluated_positions=250, evaluated_tokens=200)
     alone, both = predict_memory(shape, method, step), predict_memory(shape, method, evaluated)
     assert alone.generation == 0 < both.generation and both.peak > alone.peak
-    assert both.activations == both.logits == both.gradients == 0  # another point in time
+    # The training step is another point in time.
+    assert both.activations == both.logits == both.gradients == 0
 
 
-def test_while_a_model_loads_there_is_neither_adapter_nor_optimizer():
+def test_the_prediction_of_loading_has_no_adapter_and_no_optimizer():
     method = Method(precision="bf16", device="cpu", gradient_checkpointing=True)
     loading = predict_memory(PUBLISHED["base"], method, Load(1, 100, 20, 20))
     assert loading.loading > 0 and loading.adapters == loading.optimizer == 0
