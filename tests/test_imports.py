@@ -169,7 +169,7 @@ def test_a_module_imports_only_light_packages_at_its_top(module):
         assert not named & {"import_module", "__import__"}, f"{path}: an import that this test cannot see"
 
 
-def test_no_module_imports_the_trainer_at_its_top():
+def test_no_module_imports_a_lazy_module_at_its_top():
     for module, path in MODULES.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = {

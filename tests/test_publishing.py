@@ -1,4 +1,4 @@
-"""publish and train --push, through the real huggingface_hub client, against a small Hub on loopback."""
+"""publish and train --push work with the real huggingface_hub client and a small Hub on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ImportError("whisper_peft is not installed here")
 sys.meta_path.insert(0, Blocker())
 """
-# What strangers write; the first logits of both ways must be the same.
+# This is the code that strangers write. The first logits of the adapter and of the merged model must be the same.
 STRANGER = """
 import json, soundfile, torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -61,7 +61,7 @@ def hub(tiny_model):
 
 @pytest.fixture
 def ask(hub, tmp_path):
-    """Runs Python, or the command line, with this Hub as the Hub: (arguments) -> CompletedProcess."""
+    """Return a function that runs Python or the command line with this Hub: (arguments) -> CompletedProcess."""
 
     def run(*arguments: object, token: str | None = TOKEN, cwd: Path = tmp_path, **env: str):
         environment = {**hub.environment(tmp_path / "hf", token), **env}
@@ -74,7 +74,8 @@ def ask(hub, tmp_path):
             cwd=cwd,
         )
         assert TOKEN not in done.stdout + done.stderr
-        for path in tmp_path.rglob("*"):  # nor is it written anywhere
+        # The token is not written to any file either.
+        for path in tmp_path.rglob("*"):
             assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
         return done
 
@@ -97,12 +98,12 @@ def metadata(card: str) -> dict:
 
 
 def rates(card: str) -> dict[str, float]:
-    """Metric name -> value of the model-index."""
+    """Return the metrics of the model-index by name."""
     (model,) = metadata(card)["model-index"]
     return {one["name"]: one["value"] for one in model["results"][0]["metrics"]}
 
 
-def test_a_run_and_its_merge_go_up_and_load_as_strangers_load_them(hub, ask, lora_run, merged, speech):
+def test_a_published_run_and_its_merge_load_with_plain_peft_and_transformers(hub, ask, lora_run, merged, speech):
     done = ask(*command("publish", lora_run, "me/adapter", "--base", BASE, "--license", "mit", "--json"))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -135,9 +136,10 @@ def test_a_run_and_its_merge_go_up_and_load_as_strangers_load_them(hub, ask, lor
     assert max(by_adapter) > min(by_adapter)
 
 
-@pytest.mark.slow  # one process after the other
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_the_cards_code_runs(kind, hub, ask, lora_run, merged, tmp_path):
+def test_the_code_on_the_card_runs(kind, hub, ask, lora_run, merged, tmp_path):
     import soundfile
 
     model = {"adapter": lora_run, "merged": merged}[kind]
@@ -149,7 +151,7 @@ def test_the_cards_code_runs(kind, hub, ask, lora_run, merged, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
+def test_the_card_has_the_scores_and_facts_of_its_run(lora_run, full_run, merged):
     for model, base, kind, relation in (
         (lora_run, BASE, "adapter", "adapter"),
         (lora_run / "adapter", BASE, "adapter", "adapter"),
@@ -180,8 +182,8 @@ def test_the_card_says_what_the_run_found(lora_run, full_run, merged):
         assert "license" not in page and "No licence is named" in report.card
 
 
-def test_names_are_text_in_the_card(lora_run):
-    """Neither Markdown nor YAML is broken by what a source, a device or a data set is called."""
+def test_odd_names_stay_text_in_the_card(lora_run):
+    """The name of a source, a device or a data set breaks neither the Markdown nor the YAML of the card."""
     odd = "a|b\n# c\n---\n| <img src=x> `d` [e](f) \\ {{ title }} {% raw %}"
     known = provenance(lora_run)
     plain = Subject("adapter", "me/it", BASE, known)
@@ -210,7 +212,7 @@ def test_names_are_text_in_the_card(lora_run):
     assert not re.search(r"(?<!\\)<img", "\n".join(theirs))
 
 
-def test_a_selection_set_is_called_one(lora_run, tmp_path):
+def test_the_card_calls_scores_on_the_selection_split_optimistic(lora_run, tmp_path):
     run = shutil.copytree(lora_run, tmp_path / "run")
     facts = runs.read_json(run / "run.json")
     runs.update_facts(run, final={**facts["final"], "split": "eval"})
@@ -218,7 +220,7 @@ def test_a_selection_set_is_called_one(lora_run, tmp_path):
     assert "Optimistic" not in publish(lora_run, "me/it", base=BASE, dry_run=True).card
 
 
-def test_the_notebooks_card_arguments_have_their_place(lora_run):
+def test_the_card_takes_the_arguments_that_the_notebook_passes(lora_run):
     report = publish(
         lora_run,
         "me/it",
@@ -243,8 +245,9 @@ def test_the_notebooks_card_arguments_have_their_place(lora_run):
     assert data["args"] == "config: hi, split: test" and "# Whisper Hi" in report.card
 
 
-@pytest.mark.slow  # one process after the other
-def test_nothing_of_this_machine_goes_up(hub, ask, lora_run, merged, speech, tiny_model):
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
+def test_no_published_file_has_a_path_of_this_machine(hub, ask, lora_run, merged, speech, tiny_model):
     for number, model in enumerate((lora_run, merged)):
         assert ask(*command("publish", model, f"me/it{number}", "--base", BASE)).returncode == 0
         for name, content in hub.repos[f"me/it{number}"].head.files.items():
@@ -262,15 +265,17 @@ def test_a_dry_run_needs_no_network_and_no_login(hub, ask, lora_run):
     assert list(hub.repos) == [BASE]
 
 
-@pytest.mark.slow  # one process after the other
-def test_what_is_there_stays_and_another_kind_is_refused(hub, ask, lora_run, merged):
-    """The second half is pitfall 30."""
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
+def test_publishing_keeps_the_files_of_the_repository_and_refuses_the_other_kind(hub, ask, lora_run, merged):
+    """Pitfall 30: a repository that holds an adapter is never overwritten by a model, nor a model by an adapter."""
     assert ask(*command("publish", lora_run, "me/it", "--base", BASE)).returncode == 0
     assert is_untouched(hub.repos["me/it"].head.files["README.md"].decode())
     hub.repos["me/it"].head.files["notes.txt"] = b"mine"
     assert ask(*command("publish", lora_run, "me/it", "--base", BASE, "--license", "mit")).returncode == 0
     assert hub.repos["me/it"].head.files["notes.txt"] == b"mine" and len(hub.repos["me/it"].commits) == 2
-    assert b"license: mit" in hub.repos["me/it"].head.files["README.md"]  # an untouched card is written anew
+    # A card that nobody edited is written again.
+    assert b"license: mit" in hub.repos["me/it"].head.files["README.md"]
     hub.repos["me/it"].head.files["README.md"] += b"\nMy own words.\n"
     edited = hub.repos["me/it"].head.files["README.md"]
     done = ask(*command("publish", lora_run, "me/it", "--base", BASE, "--json"))
@@ -292,8 +297,9 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
-@pytest.mark.slow  # one process after the other
-def test_each_mistake_is_one_clear_line(hub, ask, lora_run):
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
+def test_each_mistake_in_publishing_gives_one_clear_line(hub, ask, lora_run):
     publishing = command("publish", lora_run, "me/it", "--base", BASE)
     for token, env, words in (
         (None, {}, "no login"),
@@ -311,11 +317,12 @@ def test_each_mistake_is_one_clear_line(hub, ask, lora_run):
     assert list(hub.repos) == [BASE]
 
 
-def test_names_and_folders_that_cannot_be_published(lora_run, merged, tmp_path):
+def test_wrong_names_and_unsafe_folders_are_refused(lora_run, merged, tmp_path):
     for name in ("alone", "a/b/c", "me/so--not", "me/ä", "me/" + "x" * 97):
         with pytest.raises(UserError, match="not the name of a repository"):
             publish(lora_run, name, dry_run=True)
-    with pytest.raises(UserError, match=r"--base HUB_ID"):  # its base is a folder
+    # The base of this run is a folder.
+    with pytest.raises(UserError, match=r"--base HUB_ID"):
         publish(lora_run, "me/it", dry_run=True)
     pickled = shutil.copytree(merged, tmp_path / "pickled")
     (pickled / "training_args.bin").write_bytes(b"\x80\x04.")
@@ -333,13 +340,14 @@ def push(ask, page: Path, output: Path, *more: object, **env: str) -> subprocess
 
 @pytest.fixture
 def page(hub, speech, tiny_model, tmp_path) -> Path:
-    """A recipe of two checkpoints on a base on the Hub."""
+    """Write a recipe with two checkpoints, whose base is on the Hub."""
     path = tmp_path / "tiny.yaml"
     save_recipe(tiny_recipe(f"hf:{BASE}", speech), path)
     return path
 
 
-@pytest.mark.slow  # one process after the other
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
 def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     done = push(ask, page, tmp_path / "run", "--json", "--private")
     assert done.returncode == 0, done.stderr
@@ -347,7 +355,8 @@ def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     assert published["url"] == f"{hub.endpoint}/me/pushed" and hub.repos["me/pushed"].private
     commits = [one.message for one in hub.repos["me/pushed"].commits]
     assert len(commits) >= 2 and any(one.startswith("Step ") for one in commits)
-    first = hub.repos["me/pushed"].commits[0].files  # a checkpoint's, which loads alone, too
+    # The first commit is a checkpoint, which also loads alone.
+    first = hub.repos["me/pushed"].commits[0].files
     assert "**Not finished:**" in first["README.md"].decode() and "model-index" not in first["README.md"].decode()
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run/recipe.yaml"} <= first.keys()
     assert json.loads(first["generation_config.json"])["language"] == "hi"
@@ -369,8 +378,9 @@ def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     assert files["adapter_model.safetensors"] == weights
 
 
-@pytest.mark.slow  # one process after the other
-def test_training_goes_on_without_the_hub_and_publish_finishes_later(hub, ask, tiny_model, speech, tmp_path):
+# Slow, because it starts several processes one after the other.
+@pytest.mark.slow
+def test_a_run_continues_without_the_hub_and_publish_uploads_it_later(hub, ask, tiny_model, speech, tmp_path):
     page = tmp_path / "local.yaml"
     save_recipe(tiny_recipe(tiny_model, speech), page)
     done = push(ask, page, tmp_path / "run", "--base", BASE, HF_ENDPOINT="http://127.0.0.1:9")
@@ -384,7 +394,7 @@ def test_training_goes_on_without_the_hub_and_publish_finishes_later(hub, ask, t
     assert "adapter_model.safetensors" in hub.repos["me/pushed"].head.files
 
 
-def test_a_push_that_cannot_be_is_refused_before_training(hub, ask, page, tmp_path, merged):
+def test_a_push_that_cannot_work_is_refused_before_training(hub, ask, page, tmp_path, merged):
     hub.add_folder("me/pushed", merged)
     done = push(ask, page, tmp_path / "run")
     assert done.returncode == 1 and "holds a stand-alone model" in done.stderr
@@ -396,12 +406,13 @@ def test_a_push_that_cannot_be_is_refused_before_training(hub, ask, page, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_hindi_run_of_the_real_base(shared, hub, ask, tmp_path):
-    """Adapter and merged model of Whisper base go up, and come down for plain peft and transformers."""
+def test_a_hindi_run_on_whisper_base_is_published_and_loads(shared, hub, ask, tmp_path):
+    """An adapter of Whisper base and its merge are published, and load with plain peft and transformers."""
     model, data = shared / "models" / "whisper-base", shared / "data" / "hindi_tts"
     base = "openai/whisper-base"
     hub.add_folder(base, model)
-    for name, split, clips in (("train", "train", 8), ("eval", "validation", 2)):  # the whole sets take minutes
+    # The whole sets would take minutes.
+    for name, split, clips in (("train", "train", 8), ("eval", "validation", 2)):
         rows = sorted(load_source(str(data / split))[:40], key=lambda row: len(row.text))[:clips]
         lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An adapter on an 8-bit or 4-bit base: over the same preparation, collator and trainer as any other."""
+"""An adapter on an 8-bit or 4-bit base uses the same preparation, collator and trainer as any other adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK = {"train.learning_rate": 0.02, "evaluate.compare_clips": 2, "evaluate.max
 
 
 class Crash(TrainerCallback):
-    """In the third step, after the checkpoint of the second."""
+    """Raises an error in the third step, after the checkpoint of the second step."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -26,7 +26,7 @@ class Crash(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory):
-    """Wide enough for a block of 64 weights to be a part of a row."""
+    """Make a model so wide that a block of 64 weights is only a part of a row."""
     return make_tiny_model(tmp_path_factory.mktemp("wide") / "model", d_model=128, encoder_ffn_dim=256)
 
 
@@ -54,7 +54,7 @@ def test_only_the_linear_layers_are_quantised(wide_model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_computes_is_near_the_unquantised_base(wide_model, kind):
+def test_the_logits_of_a_quantised_base_are_near_those_of_the_unquantised_one(wide_model, kind):
     torch.manual_seed(0)
     features, tokens = torch.randn(2, 80, 120), torch.randint(0, 500, (2, 7))
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_what_it_computes_is_near_the_unquantised_base(wide_model, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_an_evaluation_leaves_the_gradient_as_it_was(wide_model, kind, autocast):
+def test_an_evaluation_does_not_change_the_gradient(wide_model, kind, autocast):
     """In eval mode a 4-bit layer would repack its weights for a kernel that has no backward."""
     dtype = torch.bfloat16 if autocast else None
     torch.manual_seed(0)
@@ -91,7 +91,9 @@ def test_an_evaluation_leaves_the_gradient_as_it_was(wide_model, kind, autocast)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_is_evaluated_as_trained_and_merged(wide_model, speech, tmp_path, quantized_runs, kind):
+def test_an_adapter_on_a_quantised_base_learns_and_is_evaluated_and_merged(
+    wide_model, speech, tmp_path, quantized_runs, kind
+):
     run = quantized_runs[kind]
     facts = runs.read_json(run / "run.json")
     assert facts["base"]["quantize"] == kind == runs.read_json(run / "adapter" / "base.json")["quantize"]
@@ -114,7 +116,7 @@ def test_it_learns_is_evaluated_as_trained_and_merged(wide_model, speech, tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_is_uninterrupted(wide_model, speech, tmp_path, quantized_runs, kind):
+def test_a_resumed_quantised_run_equals_an_uninterrupted_one(wide_model, speech, tmp_path, quantized_runs, kind):
     recipe = tiny_recipe(wide_model, speech, **{**QUICK, "train.quantize": kind})
     with pytest.raises(MemoryError):
         train(recipe, output=tmp_path / "run", callbacks=[Crash()])
@@ -124,7 +126,9 @@ def test_resumed_is_uninterrupted(wide_model, speech, tmp_path, quantized_runs, 
 
 
 @pytest.mark.parametrize("kind", [None, "4bit"])
-def test_an_adapter_goes_on_where_it_was_on_any_base(wide_model, speech, tmp_path, quantized_runs, kind):
+def test_an_adapter_continues_training_on_any_base_with_the_same_token_loss(
+    wide_model, speech, tmp_path, quantized_runs, kind
+):
     done, said = quantized_runs["4bit"], []
     changes = {"model.name": str(done), "train.quantize": kind, "train.steps": 1, "train.learning_rate": 1e-9}
     run = train(tiny_recipe(wide_model, speech, **{**QUICK, **changes}), output=tmp_path / "on", say=said.append).run
@@ -135,7 +139,7 @@ def test_an_adapter_goes_on_where_it_was_on_any_base(wide_model, speech, tmp_pat
     assert bool(noted) == (kind is None)
 
 
-def test_every_mode_sees_the_same_batches(wide_model, speech, tmp_path):
+def test_every_mode_gets_the_same_batches(wide_model, speech, tmp_path):
     from test_trainer import first_batches
 
     from whisper_peft.training import trainer as room
@@ -168,7 +172,7 @@ def test_full_fine_tuning_of_a_quantised_base_is_refused(wide_model, speech, tmp
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_the_optimizer_in_8_bits(wide_model, speech, tmp_path, mode):
+def test_the_8_bit_optimizer_trains_and_keeps_its_state_in_8_bits(wide_model, speech, tmp_path, mode):
     changes = {**QUICK, "train.mode": mode, "train.optimizer": "adamw_8bit", "train.learning_rate": 0.003}
     recipe = tiny_recipe(wide_model, speech, **changes)
     if not torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::optimizer_update_8bit_blockwise", "CPU"):
@@ -183,16 +187,18 @@ def test_the_optimizer_in_8_bits(wide_model, speech, tmp_path, mode):
     sizes = {torch.uint8: 0, torch.float32: 0}
     for own in state.values():
         for part in own.get("__bnb_optimizer_quant_state__", own).values():
-            if isinstance(part, torch.Tensor) and part.numel() > 256:  # else a table of its 256 values
+            # A smaller tensor is the table of the 256 quantised values.
+            if isinstance(part, torch.Tensor) and part.numel() > 256:
                 sizes[part.dtype] += part.numel()
-    if mode == "full":  # the small tensors of an adapter this small stay in float32
+    # The tensors of an adapter as small as this stay in float32.
+    if mode == "full":
         assert sizes[torch.uint8] > sizes[torch.float32]
     losses = [one["loss"] for one in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in one]
     assert losses[-1] < losses[0]
 
 
-def test_the_collator_does_not_know(wide_model, speech, quantized_runs):
-    """What a quantised model is evaluated on is what any other is."""
+def test_the_collator_gives_float32_features_also_for_a_quantised_base(wide_model, speech, quantized_runs):
+    """A quantised model is evaluated on float32 features, as any other model."""
     for kind in KINDS:
         model, preparation, _ = load_model(quantized_runs[kind])
         dataset = SpeechDataset(load_source(str(speech / "test")), preparation, language="hi")

@@ -1,4 +1,4 @@
-"""README's commands and code run as printed; only paths are replaced."""
+"""The commands and the code of the README run as printed; only paths are replaced."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from conftest import QUICKSTART, ROOT, make_speech, make_wave
 
 from whisper_peft.training.defaults import resolve
 
-SET_UP = "pip install"  # these lines are .ci/run's
+# These lines are not run here, because .ci/run installs the package.
+SET_UP = "pip install"
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The fenced blocks of a page: (language, text)."""
+    """Return the fenced blocks of a page as (language, text)."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of its bash blocks."""
+    """Return the lines of the bash blocks of a page."""
     return [line for language, text in blocks(page) if language == "bash" for line in text.splitlines() if line]
 
 
 @pytest.fixture
 def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
-    """The working folder of somebody who follows a page, with all that the pages name."""
+    """Make the folder of a reader who follows a page, with every file that the pages name."""
     for seed, (split, clips) in enumerate({"train": 12, "validation": 3, "test": 3}.items()):
         make_speech(tmp_path / "my-speech" / split, clips, seed=seed)
     release = tmp_path / "cv-corpus" / "hi"
@@ -53,7 +54,8 @@ def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
     soundfile.write(tmp_path / "recording.wav", make_wave(1.0), 16000)
     monkeypatch.chdir(tmp_path)
 
-    def resolve_without_workers(recipe, **facts):  # processes that read audio take seconds to start
+    # Worker processes that read audio would take seconds to start.
+    def resolve_without_workers(recipe, **facts):
         recipe, remarks = resolve(recipe, **facts)
         return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, workers=0)), remarks
 
@@ -62,12 +64,12 @@ def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
 
 
 def with_paths(text: str, tiny_model: Path) -> str:
-    """The one path that cannot be made to fit: a real Whisper is too large for a test."""
+    """Put the tiny model in the place of a real Whisper, which is too large for a test."""
     return text.replace("openai/whisper-small", str(tiny_model))
 
 
 def run_line(line: str, capsys) -> str:
-    """Runs one `whisper-peft …` line in this process, as its entry point would; returns its stdout."""
+    """Run one `whisper-peft …` line in this process, as its entry point would; return its stdout."""
     from whisper_peft.cli.commands import main
 
     program, *arguments = shlex.split(line)
@@ -85,7 +87,7 @@ def run_line(line: str, capsys) -> str:
 
 
 def run_page(page: Path, tiny_model: Path, capsys) -> str:
-    """Runs the bash and Python blocks of a page in order, in one process; yaml and json blocks become its files."""
+    """Run the bash and Python blocks of a page in order in one process; write its yaml and json blocks to files."""
     names: dict[str, object] = {}
     output = []
     for language, text in blocks(page):
@@ -102,7 +104,7 @@ def run_page(page: Path, tiny_model: Path, capsys) -> str:
     return "\n".join(output)
 
 
-def test_the_readme_runs(reader_folder, tiny_model, capsys):
+def test_the_code_and_commands_of_the_readme_run(reader_folder, tiny_model, capsys):
     output = run_page(ROOT / "README.md", tiny_model, capsys)
     assert "WER" in output and "small-hindi-full" in output and "my.yaml" in output
     report = json.loads((reader_folder / "hindi-merged" / "merge_report.json").read_text())
@@ -110,14 +112,14 @@ def test_the_readme_runs(reader_folder, tiny_model, capsys):
     assert len((reader_folder / "hindi-report" / "transcripts.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_set_up_commands_are_the_promised_ones():
+def test_the_readme_begins_with_the_promised_set_up_commands():
     found = commands(ROOT / "README.md")
     assert found[0] == "pip install -e . && whisper-peft train quickstart"
     assert found[1] == 'pip install -e ".[test]" && pytest'
 
 
-def test_the_first_command_starts(run_cli, tmp_path):
-    """As printed, but for two steps; the whole of it is the slow test below, and .ci/run."""
+def test_the_first_command_of_the_readme_trains(run_cli, tmp_path):
+    """The command runs as printed, but with two steps; the slow test below and .ci/run run all of its steps."""
     done = run_cli(*shlex.split("train quickstart"), "--set", "train.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     suggested = [line.strip() for line in done.stdout.splitlines() if line.startswith("  whisper-peft ")]
@@ -135,13 +137,13 @@ def test_the_quickstart_learns(mode, run_cli, tmp_path):
     assert facts["after"]["wer"] < 0.2
 
 
-def test_links_lead_somewhere():
+def test_every_relative_link_leads_to_a_file():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_pages_name_no_machine():
+def test_no_page_has_a_path_of_a_machine():
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*")]
     texts += (ROOT / "recipes").glob("*")
     for page in texts:
@@ -151,7 +153,7 @@ def test_pages_name_no_machine():
             assert not found, f"{page.name}: {found}"
 
 
-def test_the_shipped_files_are_small():
+def test_the_files_of_the_quickstart_are_at_most_8_mib():
     size = sum(
         file.stat().st_size for file in QUICKSTART.rglob("*") if file.is_file() and "__pycache__" not in file.parts
     )

@@ -1,4 +1,4 @@
-"""The real checkpoint and real recordings, where ../shared is; a few steps only."""
+"""A few steps with the real checkpoint and real recordings; the tests need the folder ../shared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(shared) -> Path:
 
 @pytest.fixture(scope="module")
 def few(shared, tmp_path_factory) -> Path:
-    """A manifest of the 8 shortest of the first 40 Hindi training clips."""
+    """Write a manifest of the 8 shortest of the first 40 Hindi training clips."""
     rows = load_source(str(shared / "data" / "hindi_tts" / "train"))[:40]
     rows.sort(key=lambda row: len(row.text))
     manifest = tmp_path_factory.mktemp("few") / "few.jsonl"
@@ -39,7 +39,7 @@ def few(shared, tmp_path_factory) -> Path:
 
 
 def short(manifest: Path, clips: int) -> Path:
-    """The first clips of a manifest, as one of its own."""
+    """Write the first clips of a manifest to a manifest of their own."""
     path = manifest.with_name(f"{clips}.jsonl")
     path.write_text("".join(manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:clips]), encoding="utf-8")
     return path
@@ -74,7 +74,7 @@ def lora(model, few, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_lora_and_its_merge(dtype, lora, few, tmp_path):
+def test_lora_and_its_merge_on_the_real_base(dtype, lora, few, tmp_path):
     losses = [one["loss"] for one in runs.read_jsonl(lora / "metrics.jsonl") if "loss" in one]
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses) and losses[1] < losses[0] + 1
     check = short(few, 2)
@@ -101,7 +101,7 @@ def test_lora_and_its_merge(dtype, lora, few, tmp_path):
 
 
 @pytest.mark.slow
-def test_full(model, few, tmp_path):
+def test_full_training_of_the_real_base_gives_a_model_that_transformers_loads(model, few, tmp_path):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     run = run_of(model, few, tmp_path, "full")
@@ -115,8 +115,8 @@ def test_full(model, few, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
-def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path):
-    """kill -9 in the third of four steps, the second epoch: the same adapter as without, dropout and workers on."""
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one_and_merges(quantize, model, few, tmp_path):
+    """A kill -9 in the third of four steps does not change the adapter, although dropout and workers are on."""
     from test_resume import At, child, run_child
 
     recipe = override(
@@ -141,7 +141,8 @@ def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path
     gone_on = train(resume=tmp_path / "killed").model
     name = "adapter_model.safetensors"
     assert (gone_on / name).read_bytes() == (whole / name).read_bytes()
-    if quantize:  # see test_lora_and_its_merge for the other
+    # test_lora_and_its_merge_on_the_real_base tests the merge of an unquantised base.
+    if quantize:
         report = merge(tmp_path / "killed", tmp_path / "merged", check=str(short(few, 2)))
         assert report.passed and report.logit_gap <= report.logit_limit
         assert report.quantized.base == quantize and report.quantized.logit_gap > report.logit_gap
@@ -151,8 +152,8 @@ def test_killed_gone_on_with_evaluated_and_merged(quantize, model, few, tmp_path
 
 
 @pytest.mark.slow
-def test_a_condensed_window_on_real_speech(model, shared):
-    """The untouched base is nearly as sure as on 30 s; on a window that simply ends it is not."""
+def test_a_condensed_window_hardly_changes_the_token_loss_on_real_speech(model, shared):
+    """The token loss of the untouched base is near that on 30 s; on a tight window it is not."""
     from whisper_peft import condense_silence, load_base, transcribe_rows
 
     dataset = SpeechDataset(
@@ -169,13 +170,14 @@ def test_a_condensed_window_on_real_speech(model, shared):
     assert abs(loss("condensed", 0.2) - whole) < 0.05 < loss("tight", 0.5) - whole
 
 
-def test_browser_recordings_decode(shared):
+def test_recordings_of_browsers_decode(shared):
     rows = load_source(str(shared / "data" / "webm"))
     assert len(rows) == 8
     for row in rows:
         wave = load_audio(row.audio)
         assert 1.0 < len(wave) / 16000 < 30.0 and 0.001 < abs(wave).max() <= 1.5
-        assert any("\u0d00" <= letter < "\u0d80" for letter in row.text)  # Malayalam
+        # The text has letters of Malayalam.
+        assert any("\u0d00" <= letter < "\u0d80" for letter in row.text)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_browser_recordings_decode(shared):
         ("hindi_tts/test", "hi", "\u0900", "\u097f"),
     ],
 )
-def test_sources_of_three_languages(source, language, first, last, shared, model):
+def test_clips_of_three_languages_are_encoded_with_their_texts(source, language, first, last, shared, model):
     rows = load_source(str(shared / "data" / source))
     assert len(rows) >= 8
     preparation = load_preparation(str(model))
@@ -194,7 +196,8 @@ def test_sources_of_three_languages(source, language, first, last, shared, model
     for number in range(3):
         example = dataset[number]
         assert example.input_features.shape[0] == 80 and 0 < example.seconds <= 30
-        assert -1.5 <= example.floor < -0.4  # from silence to clips at full level
+        # The floor lies between that of silence and that of clips at full level.
+        assert -1.5 <= example.floor < -0.4
         assert example.decoder_input_ids[:4].tolist() == preparation.prefix(language)
         text = preparation.decode([token for token in example.labels if token != preparation.eot])
         assert text.strip() == dataset.text(number)
@@ -202,9 +205,9 @@ def test_sources_of_three_languages(source, language, first, last, shared, model
 
 
 def last_times(source: Path, rows: list) -> dict[int, float | None]:
-    """When the text of each clip ends by transformers' own generation on 30 s; None: it ends without a time.
+    """Return the end time of the text of each clip, by the generation of transformers on 30 s; None is no time.
 
-    One that does not end, but repeats itself to the limit, has no say.
+    A clip whose output repeats itself up to the limit is not among them.
     """
     from whisper_peft import SpeechCollator, load_model
 
@@ -230,7 +233,7 @@ def last_times(source: Path, rows: list) -> dict[int, float | None]:
 
 @pytest.mark.slow
 def test_times_survive_training_with_a_share_of_timed_clips(model, shared, tmp_path):
-    """PITFALLS 28: the real base says when a text ends, before 16 LoRA steps and after."""
+    """Pitfall 28: the real base says when a text ends, before and after 16 LoRA steps."""
     clips = load_source(str(shared / "data" / "hindi_tts" / "train"))[:200]
     clips = sorted(clips, key=SpeechDataset.seconds_of)[:64]
     heard = load_source(str(shared / "data" / "hindi_tts" / "test"))[:8]

@@ -1,4 +1,4 @@
-"""Recipes: what is refused and how, paths, round trips, and the shipped ones."""
+"""Recipes: how they are read, changed, refused and saved, how paths are resolved, and the shipped recipes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def value_of(recipe: Recipe, key: str) -> object:
     return recipe
 
 
-# What is refused
+# Recipes that are refused
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def value_of(recipe: Recipe, key: str) -> object:
         ("train: {batch_size: 0}", "train.batch_size: expected more than 0, found 0."),
     ],
 )
-def test_a_page_that_is_refused(tmp_path, page, message):
+def test_a_wrong_recipe_is_refused_with_key_and_remedy(tmp_path, page, message):
     path = written(tmp_path, page)
     with pytest.raises(UserError) as caught:
         load_recipe(path)
@@ -104,7 +104,7 @@ def test_a_page_that_is_refused(tmp_path, page, message):
 
 
 @pytest.mark.parametrize("key", sorted(key for key, setting in SETTINGS.items() if setting.rule.choices))
-def test_choices(key):
+def test_a_key_with_choices_takes_each_choice_and_no_other_word(key):
     choices = SETTINGS[key].rule.choices
     assert value_of(Recipe(), key) in choices
     for choice in choices:
@@ -114,7 +114,7 @@ def test_choices(key):
 
 
 @pytest.mark.parametrize("key", sorted(key for key, setting in SETTINGS.items() if setting.rule.above == 0))
-def test_numbers_that_must_be_positive(key):
+def test_numbers_that_must_be_positive_are_refused_at_zero_and_below(key):
     assert value_of(override(Recipe(), {key: 1}), key) == 1
     for value in (0, -1):
         with pytest.raises(UserError, match=f"^{key}: expected more than 0"):
@@ -132,7 +132,7 @@ def test_every_key_has_a_rule_that_its_default_keeps():
 
 
 @pytest.mark.parametrize("key", sorted(SETTINGS))
-def test_every_number_is_refused_beyond_its_bounds(key):
+def test_every_number_beyond_its_bounds_is_refused(key):
     rule = SETTINGS[key].rule
     beyond = {
         "more than": rule.above,
@@ -149,29 +149,30 @@ def test_every_number_is_refused_beyond_its_bounds(key):
                 override(Recipe(), {key: value})
 
 
-# What is read
+# Recipes that are read
 
 
-def test_an_empty_page_is_the_defaults(tmp_path):
+def test_an_empty_recipe_has_the_defaults(tmp_path):
     assert load_recipe(written(tmp_path, "")) == Recipe()
     assert load_recipe(written(tmp_path, "train: {}\ndata:\n")) == Recipe()
 
 
-def test_numbers_as_people_write_them(tmp_path):
+def test_numbers_are_read_as_people_write_them(tmp_path):
     page = "train: {learning_rate: 1e-3, epochs: 3, weight_decay: 1e-2, steps: 100.0, micro_batch_size: 4}"
     train = load_recipe(written(tmp_path, page)).train
-    assert (train.learning_rate, train.epochs, train.weight_decay) == (0.001, 3.0, 0.01)  # YAML 1.1 reads 1e-3 as text
+    # YAML 1.1 reads 1e-3 as text.
+    assert (train.learning_rate, train.epochs, train.weight_decay) == (0.001, 3.0, 0.01)
     assert (train.steps, train.micro_batch_size) == (100, 4)
     assert [type(value) for value in (train.learning_rate, train.epochs, train.steps)] == [float, float, int]
 
 
-def test_one_source_or_a_list_of_them(tmp_path):
+def test_data_train_takes_one_source_or_a_list_of_sources(tmp_path):
     assert load_recipe(written(tmp_path, "data: {train: cv}")).data.train == ("cv",)
     assert load_recipe(written(tmp_path, "data: {train: [cv, more]}")).data.train == ("cv", "more")
     assert load_recipe(written(tmp_path, "data: {train: null}")).data.train == ()
 
 
-def test_the_page_of_the_design(tmp_path):
+def test_the_example_recipe_of_the_design_loads(tmp_path):
     page = """
         model:    {name: openai/whisper-small, language: hindi, task: transcribe}
         data:     {train: [cv/hi:train], eval: cv/hi:dev, test: cv/hi:test}
@@ -191,7 +192,7 @@ def test_recipes_cannot_be_changed_by_accident():
         Recipe().train.steps = 5
 
 
-def test_round_trip(tmp_path):
+def test_a_saved_recipe_loads_with_the_same_values(tmp_path):
     recipe = override(
         Recipe(),
         {
@@ -208,7 +209,8 @@ def test_round_trip(tmp_path):
     )
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    assert load_recipe(tmp_path) == recipe  # a run folder
+    # A run folder stands for the recipe in it.
+    assert load_recipe(tmp_path) == recipe
     assert "हिन्दी" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     assert list(yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))) == list(as_dict(Recipe()))
 
@@ -216,7 +218,7 @@ def test_round_trip(tmp_path):
 # Changes
 
 
-def test_override():
+def test_override_changes_only_the_named_keys():
     before = Recipe()
     after = override(before, {"train.steps": 5, "data.text.lowercase": True, "data.train": "a"})
     assert (after.train.steps, after.data.text.lowercase, after.data.train) == (5, True, ("a",))
@@ -243,7 +245,7 @@ def test_override_refuses_unknown_keys(key, message):
     assert str(caught.value).startswith(f"--set {message}")
 
 
-def test_settings_of_the_command_line():
+def test_the_command_line_sets_values_by_key():
     settings = [
         "train.steps=5",
         "train.learning_rate=1e-3",
@@ -270,7 +272,7 @@ def test_settings_of_the_command_line():
         ("train.mode=all", "train.mode: 'all' is not among full, lora."),
     ],
 )
-def test_settings_that_are_refused(setting, message):
+def test_wrong_settings_of_the_command_line_are_refused(setting, message):
     with pytest.raises(UserError) as caught:
         override(Recipe(), parse_settings(Recipe(), [setting], place="--set "), place="--set ")
     assert str(caught.value).startswith(f"--set {message}")
@@ -281,7 +283,7 @@ def test_settings_that_are_refused(setting, message):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A folder with a recipe, data and a model beside it, seen from somewhere else."""
+    """Make a folder with a recipe, data and a model, and go to another folder."""
     for name in ("data/hi", "model", "elsewhere", "owner/name", "hf"):
         (tmp_path / "project" / name).mkdir(parents=True)
     (tmp_path / "project" / "my.csv").touch()
@@ -305,16 +307,17 @@ def test_relative_paths_start_at_the_recipe(project):
         assert recipe.augment.room_folder == f"{project}/data/hi"
 
 
-def test_what_is_no_path_stays(project):
+def test_a_source_that_is_not_a_path_stays_as_written(project):
     page = "model: {name: 'hf:owner/name'}\ndata: {train: [no/such], eval: 'owner/data:hi:test', test: 'hf:owner/name'}"
     recipe = load_recipe(written(project, page))
-    assert recipe.model.name == "hf:owner/name"  # although a folder of this name exists
+    # The prefix hf: wins although a folder of this name exists.
+    assert recipe.model.name == "hf:owner/name"
     assert (recipe.data.train, recipe.data.eval) == (("no/such",), "owner/data:hi:test")
     assert recipe.data.test == "hf:owner/name"
     assert load_recipe(written(project, "model: {name: owner/name}")).model.name == str(project / "owner" / "name")
 
 
-def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypatch, tmp_path):
+def test_a_relative_path_of_a_recipe_is_looked_for_only_beside_the_recipe(project, monkeypatch, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "clips").mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
@@ -328,7 +331,7 @@ def test_a_recipes_relative_path_is_never_looked_for_elsewhere(project, monkeypa
         train(page, output=tmp_path / "run")
 
 
-def test_package_paths(project):
+def test_package_paths_lead_into_the_package(project):
     page = """
         model: {name: 'package:quickstart/model'}
         data: {train: ['package:quickstart/speech/train'], eval: 'package:quickstart/speech:validation'}
@@ -339,15 +342,15 @@ def test_package_paths(project):
     assert recipe.data.eval == str(PACKAGE / "quickstart" / "speech") + ":validation"
 
 
-def test_absolute_twice_is_absolute_once(project):
+def test_making_paths_absolute_twice_changes_nothing_more(project):
     recipe = make_paths_absolute(override(Recipe(), {"data.train": ["data/hi:train"], "model.name": "model"}), project)
     assert make_paths_absolute(recipe, Path("/")) == recipe
 
 
-# The shipped ones
+# Shipped recipes
 
 
-def test_an_unknown_recipe_names_the_shipped_ones():
+def test_the_error_for_an_unknown_recipe_names_the_shipped_ones():
     shipped = [path.stem for path in shipped_recipes()]
     with pytest.raises(UserError, match=r"^nonsense: no such recipe\. .*whisper-peft recipes list") as caught:
         load_recipe("nonsense")
@@ -361,11 +364,12 @@ def test_shipped_recipes_load():
     for path in shipped_recipes():
         recipe = load_recipe(path.stem)
         assert load_recipe(path) == recipe
-        assert recipe.data.train or path.stem.endswith("gb"), path.stem  # those for a card want --train
+        # The recipes for a size of GPU memory name no data, because they need --train.
+        assert recipe.data.train or path.stem.endswith("gb"), path.stem
         assert find_recipe(path.stem) == path.resolve()
 
 
-def test_a_copy_is_the_user_s_own(tmp_path, monkeypatch):
+def test_a_copied_recipe_belongs_to_the_user_and_is_never_overwritten(tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     shipped.mkdir()
     (shipped / "one.yaml").write_text("train: {steps: 3}  # why\n", encoding="utf-8")
@@ -377,4 +381,5 @@ def test_a_copy_is_the_user_s_own(tmp_path, monkeypatch):
         copy_recipe("one", tmp_path / "mine.yaml")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").write_text("train: {steps: 4}", encoding="utf-8")
-    assert load_recipe("one").train.steps == 4  # an existing path wins
+    # A path that exists wins over a shipped recipe of the same name.
+    assert load_recipe("one").train.steps == 4

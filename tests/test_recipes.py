@@ -1,4 +1,4 @@
-"""Every shipped recipe is parsed and trained two steps, the spelled-out one like its YAML twin."""
+"""Every shipped recipe trains two steps, and the spelled-out recipe trains like its YAML twin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGES = sorted(RECIPES.glob("*.yaml"))
 
 
 def stand_ins(model: Path, speech: Path) -> dict[str, object]:
-    """The changes that make any recipe run here: another model, other sources, two steps, no GPU."""
+    """Return the changes that make any recipe run here: another model, other sources, two steps, no GPU."""
     return {
         "model.name": str(model),
         "model.language": "hindi",
@@ -47,19 +47,19 @@ def load_script(name: str):
     return module
 
 
-def test_the_pages_are_the_shipped_recipes():
+def test_the_yaml_files_of_the_folder_are_the_shipped_recipes():
     assert [page.stem for page in PAGES] == [path.stem for path in shipped_recipes()]
     assert {"quickstart", "small-hindi-full", "small-hindi-lora"} <= {page.stem for page in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_begins_with_what_it_is(page):
+def test_a_recipe_begins_with_a_line_that_describes_it(page):
     line = page.read_text(encoding="utf-8").splitlines()[0]
     assert line.startswith("# ") and 20 < len(line) <= 120
 
 
 def with_large_ones_slow(pages: list[Path]) -> list:
-    """Mark the pages for larger models, which differ from the small ones in little but the model's name."""
+    """Mark the recipes for larger models as slow; they differ from the small ones in little but the model's name."""
     return [
         pytest.param(page, marks=pytest.mark.slow) if page.stem.startswith(("large", "medium")) else page
         for page in pages
@@ -67,7 +67,7 @@ def with_large_ones_slow(pages: list[Path]) -> list:
 
 
 @pytest.mark.parametrize("page", with_large_ones_slow(PAGES), ids=lambda page: page.stem)
-def test_every_page_trains_two_steps(page, tiny_model, speech, tmp_path):
+def test_every_recipe_trains_two_steps(page, tiny_model, speech, tmp_path):
     recipe = override(load_recipe(page), stand_ins(tiny_model, speech))
     result = train(recipe, output=tmp_path / "run")
     assert result.facts["steps"] == 2
@@ -108,7 +108,8 @@ def test_the_full_recipe_has_the_values_of_the_notebook():
     splits = [
         source.rpartition(":")[2] for source in (*page["data"]["train"], page["data"]["eval"], page["data"]["test"])
     ]
-    assert splits == ["train", "dev", "test"]  # the notebook's were train+validation, test and test
+    # The notebook used train+validation, test and test.
+    assert splits == ["train", "dev", "test"]
 
 
 def test_the_spelled_out_recipe_has_the_values_of_its_twin():
@@ -130,7 +131,7 @@ def test_the_spelled_out_recipe_has_the_values_of_its_twin():
 
 
 def test_the_spelled_out_recipe_trains_like_its_twin(tiny_model, speech, tmp_path, monkeypatch, capsys):
-    """The same batches, bit by bit, and the same losses, dropout included: over the end of the first epoch, too."""
+    """Both have the same batches, bit by bit, and the same losses with dropout, also beyond the first epoch."""
     ours, twins = [], []
     step = SpeechTrainer.training_step
 
@@ -159,7 +160,8 @@ def test_the_spelled_out_recipe_trains_like_its_twin(tiny_model, speech, tmp_pat
         for key in ("input_features", "decoder_input_ids", "labels"):
             assert torch.equal(batch[key], twin_batch[key].cpu()), key
         assert loss == pytest.approx(twin_loss, rel=1e-5)
-    assert len({round(loss, 4) for _, loss in ours}) == 5  # it does learn
+    # The loss differs in each step, so the weights change.
+    assert len({round(loss, 4) for _, loss in ours}) == 5
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     final = json.loads((tmp_path / "twin" / "run.json").read_text())["final"]
     assert rates["clips"] == final["clips"] == 4
@@ -172,7 +174,8 @@ def test_the_custom_recipe_is_short_and_trains(tiny_model, speech, tmp_path, cap
     custom = load_script("custom_recipe")
     result = custom.main(str(tmp_path / "run"), stand_ins(tiny_model, speech) | {"train.batch_size": 4})
     assert result.facts["steps"] == 2
-    assert "step 2: WER" in capsys.readouterr().out  # the callback
+    # The callback prints this.
+    assert "step 2: WER" in capsys.readouterr().out
     wave = np.ones(100, dtype=np.float32)
     changed = custom.louder_and_noisier(wave, np.random.default_rng(0))
     assert changed.dtype == np.float32 and not np.array_equal(changed, wave)
@@ -182,13 +185,14 @@ def test_the_custom_recipe_is_short_and_trains(tiny_model, speech, tmp_path, cap
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
-    """Its code cells, in order, in a fresh process; fewer steps, else as they are."""
+    """The code cells run in order in a new process, with fewer steps and no other change."""
     import nbformat
 
     notebook = nbformat.read(RECIPES / "quickstart.ipynb", as_version=4)
     nbformat.validate(notebook)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # nothing that was not run here
+    # The notebook is stored without outputs, because none of them was made here.
+    assert not any(cell.get("outputs") for cell in notebook.cells)
     page = "\n\n".join(cells)
     assert "steps = 200" in page
     page = page.replace("steps = 200", "steps = 2")

@@ -1,4 +1,4 @@
-"""Scores of whole recordings."""
+"""The scores of whole recordings count errors, speech without output, and loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whisper_peft.evaluation.recording_scores import count_loops, score_recordin
 REFERENCE = [Segment("one two", 0.0, 4.0), Segment("three four", 5.0, 9.0), Segment("five", 40.0, 44.0)]
 
 
-def test_a_perfect_output():
+def test_a_perfect_output_has_no_errors():
     score = score_recording(REFERENCE, REFERENCE)
     assert (score.wer, score.cer, score.uncovered_s, score.start_error_s) == (0, 0, 0, 0)
     assert (score.speech_s, score.loops, score.empty_windows) == (12.0, 0, 0)
@@ -25,12 +25,12 @@ def test_speech_without_output_is_counted_in_seconds_and_in_windows():
     assert score.wer == pytest.approx(2 / 5)
 
 
-def test_no_output_at_all():
+def test_an_empty_output_covers_no_speech():
     score = score_recording(REFERENCE, [])
     assert (score.wer, score.uncovered_s, score.start_error_s, score.empty_windows) == (1, 12.0, None, 2)
 
 
-def test_loops_of_the_output_are_counted_and_those_of_the_speaker_are_not():
+def test_loops_of_the_output_count_and_loops_of_the_speaker_do_not():
     looping = [Segment("and then " * 8, 0.0, 30.0)]
     assert score_recording(REFERENCE, looping).loops == 1
     assert score_recording(looping, looping).loops == 0

@@ -1,4 +1,4 @@
-"""A run that was killed or interrupted, and gone on with, ends with the same weights as one that was not."""
+"""A run that is killed or interrupted and then resumed ends with the same weights as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from transformers import TrainerCallback
 
 from whisper_peft import UserError, runs, train
 
-# Each child is a process of its own that can be killed; the server has the heavy imports behind it.
+# Each child is a process of its own that can be killed. The server has done the heavy imports before.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["whisper_peft.training.trainer", "whisper_peft.training.train", "peft"])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def importable_by_the_server():
-    """Before Python 3.12 the server does not get this process's sys.path, and would preload nothing."""
+    """Before Python 3.12, the server does not get the sys.path of this process, and would preload nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
 
-STEPS = 8  # of 4 clips, 12 clips: three steps an epoch; a checkpoint every 2
+# A step has 4 of the 12 clips, so that an epoch has three steps; a checkpoint is stored every 2 steps.
+STEPS = 8
 CHANGES = {
     "lora": {
         "train.mode": "lora",
@@ -60,7 +61,7 @@ def recipe_of(mode: str, model: Path, speech: Path):
 
 @pytest.fixture(scope="module")
 def dropout_model(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model with dropout, so that full training draws random numbers, too."""
+    """Copy the tiny model with dropout, so that full training draws random numbers, too."""
     folder = tmp_path_factory.mktemp("dropout") / "model"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -70,13 +71,13 @@ def dropout_model(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(dropout_model, speech, tmp_path_factory) -> dict:
-    """mode -> the finished run."""
+    """Train one run of each mode to its end; return the results by mode."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return {mode: train(recipe_of(mode, dropout_model, speech), output=folder / mode) for mode in CHANGES}
 
 
 class At(TrainerCallback):
-    """Sends this very process a signal, after a step or after its evaluation."""
+    """Sends a signal to its own process after a step or after an evaluation."""
 
     def __init__(self, step: int, event: str = "on_step_end", number: int = signal.SIGKILL):
         self.step, self.event, self.number = step, event, number
@@ -93,7 +94,8 @@ class At(TrainerCallback):
 
 
 def child(at: At | None, options: dict) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # a server's child would start its workers by a new server
+    # The child of a fork server would start its workers by a new server.
+    multiprocessing.set_start_method("fork", force=True)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
     train(**options, callbacks=[at] if at else [])
 
@@ -112,9 +114,10 @@ def assert_same_weights(run: Path, other: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_killed_three_times_equals_never_killed(mode, uninterrupted, dropout_model, speech, tmp_path):
+def test_a_run_killed_three_times_equals_one_never_killed(mode, uninterrupted, dropout_model, speech, tmp_path):
     run, recipe = tmp_path / "run", recipe_of(mode, dropout_model, speech)
-    # Between checkpoints; right after an evaluation, before its checkpoint; in the third epoch, after a resume.
+    # The first kill comes between checkpoints, the second between an evaluation and its checkpoint, the third in the
+    # third epoch of the resumed run.
     assert run_child(child, At(3), {"recipe": recipe, "output": run}) == -signal.SIGKILL
     assert [path.name for path in runs.complete_checkpoints(run)] == ["checkpoint-2"]
     assert run_child(child, At(6, "on_evaluate"), {"resume": run}) == -signal.SIGKILL
@@ -128,7 +131,7 @@ def test_killed_three_times_equals_never_killed(mode, uninterrupted, dropout_mod
     assert result.facts["best_step"] == uninterrupted[mode].facts["best_step"]
 
     def figures(folder: Path) -> list[dict]:
-        """What does not depend on the clock."""
+        """Return the records without the figures that depend on the clock."""
         clock = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
         records = [
             {key: value for key, value in record.items() if key not in clock and not key.endswith("_per_second")}
@@ -136,11 +139,12 @@ def test_killed_three_times_equals_never_killed(mode, uninterrupted, dropout_mod
         ]
         return [record for record in records if "loss" in record or "eval_wer" in record]
 
-    assert figures(run) == figures(uninterrupted[mode].run)  # each step once: what the killed runs wrote is replaced
+    # Each step is there once, because the resumed run replaces what the killed runs wrote.
+    assert figures(run) == figures(uninterrupted[mode].run)
 
 
-def test_killed_after_the_last_checkpoint(uninterrupted, dropout_model, speech, tmp_path):
-    """All steps are made, but the adapter is not written yet: resuming makes no further step."""
+def test_a_run_killed_after_its_last_checkpoint_does_no_step_again(uninterrupted, dropout_model, speech, tmp_path):
+    """All steps are done, but the adapter is not written yet: resuming does no further step."""
     run = tmp_path / "run"
     shutil.copytree(uninterrupted["lora"].run, run)
     shutil.rmtree(run / "adapter")
@@ -153,7 +157,9 @@ def test_killed_after_the_last_checkpoint(uninterrupted, dropout_model, speech, 
     assert [path.name for path in runs.complete_checkpoints(run)][-1] == f"checkpoint-{STEPS}"
 
 
-def test_killed_before_the_first_checkpoint(uninterrupted, dropout_model, speech, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_ends_the_same(
+    uninterrupted, dropout_model, speech, tmp_path
+):
     run = tmp_path / "run"
     assert run_child(child, At(1), {"recipe": recipe_of("lora", dropout_model, speech), "output": run}) < 0
     assert not runs.complete_checkpoints(run)
@@ -161,7 +167,7 @@ def test_killed_before_the_first_checkpoint(uninterrupted, dropout_model, speech
     assert_same_weights(run, uninterrupted["lora"].run, "lora")
 
 
-def test_a_half_written_checkpoint_is_ignored(uninterrupted, dropout_model, speech, tmp_path):
+def test_a_resumed_run_ignores_half_written_checkpoints(uninterrupted, dropout_model, speech, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted["lora"].run, run)
     for name in ("checkpoint-6", "checkpoint-8"):
@@ -184,7 +190,7 @@ def test_a_half_written_checkpoint_is_ignored(uninterrupted, dropout_model, spee
 
 
 def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
-    """The command line, which gets a signal in its third step."""
+    """Run the command line, and send it a signal in its third step."""
     from whisper_peft.cli import commands
     from whisper_peft.training import callbacks
 
@@ -199,7 +205,9 @@ def interrupted_child(number: int, arguments: list[str], err: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "number", "code"), [("lora", signal.SIGINT, 130), ("full", signal.SIGTERM, 143)])
-def test_interrupted_after_a_checkpoint(mode, number, code, uninterrupted, dropout_model, speech, tmp_path):
+def test_an_interrupted_run_stores_a_checkpoint_and_resumes_to_the_same_weights(
+    mode, number, code, uninterrupted, dropout_model, speech, tmp_path
+):
     from whisper_peft.recipe_files import save_recipe
 
     run, page, err = tmp_path / "run", tmp_path / "recipe.yaml", tmp_path / "err"
@@ -214,8 +222,8 @@ def test_interrupted_after_a_checkpoint(mode, number, code, uninterrupted, dropo
     assert_same_weights(run, uninterrupted[mode].run, mode)
 
 
-def test_interrupted_during_the_first_scoring(dropout_model, speech, tmp_path, monkeypatch):
-    """Before the first step there is nothing to save; the run can be gone on with all the same."""
+def test_a_run_interrupted_during_the_first_scoring_can_be_resumed(dropout_model, speech, tmp_path, monkeypatch):
+    """Before the first step there is nothing to save, but the run can be resumed."""
     from whisper_peft.errors import Interrupted
     from whisper_peft.training import scorer as room
 
@@ -229,12 +237,13 @@ def test_interrupted_during_the_first_scoring(dropout_model, speech, tmp_path, m
         with pytest.raises(Interrupted) as stop:
             train(recipe, output=tmp_path / "run")
     assert stop.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
+    # The handlers are put back.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert train(resume=tmp_path / "run").facts["steps"] == 2
 
 
 def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_model, speech, tmp_path):
-    """The workers that read audio are in the terminal's process group, too."""
+    """The workers that read audio also get the signal, because they are in the process group of the terminal."""
     import subprocess
     import time
 
@@ -253,17 +262,19 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_prints_one_line(dropout_
     )
     for _ in range(600):
         children = [file.read_text().split() for file in Path("/proc").glob(f"{child.pid}/task/*/children")]
-        if run.exists() and sum(map(len, children)) >= 2:  # both that read audio: the first scoring has begun
+        # Both workers that read audio run, so the first scoring has begun.
+        if run.exists() and sum(map(len, children)) >= 2:
             break
         time.sleep(0.1)
-    time.sleep(1.5)  # forking is over, 200 clips are not
+    # By now no process is forked any more, and the 200 clips are not all scored.
+    time.sleep(1.5)
     os.killpg(child.pid, signal.SIGINT)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 130
     assert len(err.strip().splitlines()) == 1 and err.startswith("Stopped: interrupted"), err
 
 
-def test_only_steps_may_be_raised(uninterrupted, dropout_model, speech, tmp_path):
+def test_a_resumed_run_may_raise_its_steps_and_change_nothing_else(uninterrupted, dropout_model, speech, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted["lora"].run, run)
     with pytest.raises(UserError, match=r"finished already; raise --steps above 8"):
@@ -280,7 +291,7 @@ def test_only_steps_may_be_raised(uninterrupted, dropout_model, speech, tmp_path
     assert any("Steps raised from 8 to 10" in line and "schedule" in line for line in said)
     rates = {one["step"]: one["learning_rate"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one}
     assert sorted(rates) == list(range(1, 11))
-    # Of each step made: the old plan up to the eighth, then as if ten had been planned.
+    # Up to the eighth step the rates follow the old plan; then they are as if ten steps had been planned.
     plan = [1 - step / 8 for step in range(8)] + [1 - step / 10 for step in (8, 9)]
     assert [rates[step] for step in range(1, 11)] == pytest.approx([0.003 * share for share in plan])
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
@@ -288,7 +299,7 @@ def test_only_steps_may_be_raised(uninterrupted, dropout_model, speech, tmp_path
         train(resume=run)
 
 
-def test_changed_data_is_refused(dropout_model, tmp_path):
+def test_a_run_is_not_resumed_on_changed_data(dropout_model, tmp_path):
     for number, name in enumerate(("train", "eval", "test")):
         make_speech(tmp_path / "speech" / name, 4, seed=number)
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The run folder: whole or not at all, what counts as complete, and what a killed process leaves."""
+"""A run folder appears whole or not at all, and a killed process leaves nothing that looks complete."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ def names(folder: Path) -> list[str]:
 # Folders
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path):
+def test_a_new_folder_appears_only_when_it_is_whole(tmp_path):
     with runs.new_folder(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("1", encoding="utf-8")
         assert not (tmp_path / "deep" / "out").exists()
-        assert folder.parent == tmp_path / "deep"  # beside its place: the rename stays on one disk
+        # The folder is made beside its final place, so that the rename stays on one disk.
+        assert folder.parent == tmp_path / "deep"
     assert (tmp_path / "deep" / "out" / "a").read_text(encoding="utf-8") == "1"
     assert names(tmp_path / "deep") == ["out"]
-    assert stat.S_IMODE((tmp_path / "deep" / "out").stat().st_mode) == 0o755  # others may read it
+    # Others may read the folder.
+    assert stat.S_IMODE((tmp_path / "deep" / "out").stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_nothing(tmp_path, error):
+def test_a_failure_leaves_no_folder(tmp_path, error):
     with pytest.raises(error), runs.new_folder(tmp_path / "out") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").touch()
@@ -39,7 +41,7 @@ def test_a_failure_leaves_nothing(tmp_path, error):
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link"])
-def test_an_existing_place_is_refused_before_any_work(tmp_path, kind):
+def test_an_existing_path_is_refused_before_any_work(tmp_path, kind):
     out = tmp_path / "out"
     if "folder" in kind:
         out.mkdir()
@@ -60,7 +62,7 @@ def test_an_existing_place_is_refused_before_any_work(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file"])
-def test_what_appears_meanwhile_is_not_overwritten(tmp_path, kind):
+def test_a_path_that_appears_meanwhile_is_not_overwritten(tmp_path, kind):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="exists already"), runs.new_folder(out) as folder:
         (folder / "ours").touch()
@@ -77,7 +79,7 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path, kind):
 # JSON
 
 
-def test_json_is_the_old_file_or_the_new_one(tmp_path):
+def test_a_failed_write_of_json_leaves_the_old_file(tmp_path):
     path = tmp_path / "run.json"
     runs.write_json(path, {"a": "हिन्दी"})
     assert runs.read_json(path) == {"a": "हिन्दी"}
@@ -89,7 +91,7 @@ def test_json_is_the_old_file_or_the_new_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"])
-def test_json_that_cannot_be_read_is_named(tmp_path, content):
+def test_the_error_names_a_json_file_that_cannot_be_read(tmp_path, content):
     path = tmp_path / "run.json"
     if content is not None:
         path.write_bytes(content)
@@ -97,13 +99,13 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content):
         runs.read_json(path)
 
 
-def test_facts_are_added_to(tmp_path):
+def test_new_facts_are_added_to_the_old_ones(tmp_path):
     assert runs.update_facts(tmp_path, a=1, b=1) == {"a": 1, "b": 1}
     assert runs.update_facts(tmp_path, b=2) == {"a": 1, "b": 2}
     assert runs.read_json(tmp_path / runs.FACTS) == {"a": 1, "b": 2}
 
 
-def test_jsonl_round_trip(tmp_path):
+def test_jsonl_gives_back_the_records_that_were_appended(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert runs.read_jsonl(path) == []
     runs.append_jsonl(path, {"step": 1, "text": "एक\u2028दो\u0085\n\x0b"}, {"step": 2})
@@ -115,18 +117,19 @@ def test_jsonl_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("n_bytes", [1, 5, 12])
-def test_a_last_line_cut_short_by_a_kill(tmp_path, n_bytes):
+def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, n_bytes):
     path = tmp_path / "metrics.jsonl"
     runs.append_jsonl(path, {"step": 1}, {"step": 2})
     last = json.dumps({"step": 3, "text": "हिन्दी"}, ensure_ascii=False).encode()
     with path.open("ab") as file:
         file.write(last[:n_bytes])
     assert [one["step"] for one in runs.read_jsonl(path)] == [1, 2]
-    runs.append_jsonl(path, {"step": 3})  # the resumed run goes on
+    # The resumed run appends to the file.
+    runs.append_jsonl(path, {"step": 3})
     assert [one["step"] for one in runs.read_jsonl(path)] == [1, 2, 3]
 
 
-def test_a_last_line_cut_within_a_character(tmp_path):
+def test_a_last_line_that_ends_within_a_character_is_dropped(tmp_path):
     path = tmp_path / "left_out.jsonl"
     runs.append_jsonl(path, {"row": 1})
     with path.open("ab") as file:
@@ -163,7 +166,7 @@ def steps_of(run: Path) -> list[int]:
     return [runs.checkpoint_step(path) for path in runs.complete_checkpoints(run)]
 
 
-def test_only_marked_checkpoints_count_in_order_of_their_steps(tmp_path):
+def test_only_checkpoints_marked_complete_count_in_the_order_of_their_steps(tmp_path):
     assert runs.complete_checkpoints(tmp_path) == []
     for step in (900, 1000, 90):
         make_checkpoint(tmp_path, step)
@@ -172,9 +175,10 @@ def test_only_marked_checkpoints_count_in_order_of_their_steps(tmp_path):
     assert runs.read_json(runs.complete_checkpoints(tmp_path)[0] / runs.COMPLETE) == {"step": 90}
 
 
-def test_a_half_written_mark_is_no_mark(tmp_path):
+def test_a_half_written_mark_does_not_make_a_checkpoint_complete(tmp_path):
     checkpoint = make_checkpoint(tmp_path, 10, complete=False)
-    (checkpoint / f".{runs.COMPLETE}.part").write_text("{", encoding="utf-8")  # killed before the rename
+    # The process was killed before the rename.
+    (checkpoint / f".{runs.COMPLETE}.part").write_text("{", encoding="utf-8")
     assert steps_of(tmp_path) == []
 
 
@@ -189,7 +193,7 @@ def test_a_half_written_mark_is_no_mark(tmp_path):
         (9, None, [10, 20, 30, 40, 50]),
     ],
 )
-def test_the_newest_and_the_best_stay(tmp_path, keep, best, expected):
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path, keep, best, expected):
     for step in (10, 20, 30, 40, 50):
         make_checkpoint(tmp_path, step)
     best_folder = best and tmp_path / runs.CHECKPOINTS / f"checkpoint-{best}"
@@ -218,7 +222,7 @@ def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(tmp_path, monk
     assert steps_of(tmp_path) == [20]
 
 
-def test_is_run(tmp_path):
+def test_a_run_folder_has_a_recipe_and_facts(tmp_path):
     assert not runs.is_run(tmp_path)
     runs.update_facts(tmp_path)
     assert not runs.is_run(tmp_path)
@@ -227,7 +231,7 @@ def test_is_run(tmp_path):
     assert not runs.is_run(tmp_path / "none")
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_a_new_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "page.html"
     with pytest.raises(RuntimeError), runs.new_file(path) as part:
         part.write_text("half")

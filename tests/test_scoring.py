@@ -1,4 +1,4 @@
-"""evaluate and transcribe: figures that equal hand-scored transcripts, and what does not change them."""
+"""evaluate and transcribe: their figures equal hand-scored transcripts and do not depend on the batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from whisper_peft.evaluation.generation import Loops
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """Five clips of different length, and two that cannot be used."""
+    """Make five clips of different lengths, and two that cannot be used."""
     folder = make_speech(tmp_path_factory.mktemp("mixed") / "clips", 5, seconds=(0.3, 2.5), seed=7)
     soundfile.write(folder / "long.wav", make_wave(4.0), 16000)
     with (folder / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def mixed(tmp_path_factory) -> Path:
 
 
 def distance(reference: list, prediction: list) -> int:
-    """Levenshtein's, by the book."""
+    """Return the Levenshtein distance of two lists."""
     row = list(range(len(prediction) + 1))
     for i, a in enumerate(reference, 1):
         above, row[0] = row[0], i
@@ -47,7 +47,7 @@ def distance(reference: list, prediction: list) -> int:
     return row[-1]
 
 
-def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
+def test_the_figures_equal_those_of_hand_scored_transcripts(lora_run, mixed, tmp_path):
     report = evaluate(lora_run, mixed, output=tmp_path / "report")
     clips = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")
     assert report.clips == len(clips) == 5 and report.left_out == 2
@@ -69,7 +69,7 @@ def test_figures_equal_hand_scored_transcripts(lora_run, mixed, tmp_path):
     assert low <= report.wer <= high and report.normalizer and report.language == "hi"
 
 
-def test_report_files(lora_run, mixed, tmp_path):
+def test_the_report_folder_holds_figures_transcripts_and_left_out_clips(lora_run, mixed, tmp_path):
     report = evaluate(lora_run, mixed, output=tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "report.json",
@@ -88,7 +88,7 @@ def test_report_files(lora_run, mixed, tmp_path):
         evaluate(lora_run, mixed, output=tmp_path / "report")
 
 
-def test_batch_size_and_order_change_nothing(lora_run, mixed, tmp_path):
+def test_the_batch_size_does_not_change_the_transcripts(lora_run, mixed, tmp_path):
     reports, texts = [], []
     for size in (1, 2, 8):
         reports.append(evaluate(lora_run, mixed, output=tmp_path / str(size), batch_size=size))
@@ -99,8 +99,8 @@ def test_batch_size_and_order_change_nothing(lora_run, mixed, tmp_path):
         assert report.token_loss == pytest.approx(reports[0].token_loss, rel=1e-5)
 
 
-def test_token_loss_equals_the_models_own(full_run, speech):
-    """In plain transformers: each clip's own mean loss, weighted by its tokens."""
+def test_the_token_loss_equals_that_of_plain_transformers(full_run, speech):
+    """Plain transformers gives the mean loss of each clip, which is weighted by the number of its tokens."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     model = WhisperForConditionalGeneration.from_pretrained(full_run / "model").eval()
@@ -125,13 +125,15 @@ def test_outputs_that_reach_the_limit_are_counted(tiny_model, lora_run, mixed, t
     assert short.max_new_tokens == 2
     assert short.reached_limit == sum(one["reached_limit"] for one in clips) == 5
     full = evaluate(lora_run, mixed)
-    assert full.max_new_tokens == 64 - 4  # the model's own
+    # This is the limit of the model.
+    assert full.max_new_tokens == 64 - 4
 
 
-def test_loops_are_found_and_speech_is_not():
+def test_loops_are_found_in_loops_and_not_in_speech():
     eot, prefix = 9999, [9000, 9001, 9002, 9003]
     speech = torch.randint(0, 9000, (200,), generator=torch.Generator().manual_seed(0)).tolist()
-    refrain = [*speech[:30], 5, 6, 7, 5, 6, 7, 5, 6, 7, *speech[30:]]  # three times is no loop
+    # Three times the same is not yet a loop.
+    refrain = [*speech[:30], 5, 6, 7, 5, 6, 7, 5, 6, 7, *speech[30:]]
     rows = {
         "speech": [*prefix, *speech],
         "refrain": [*prefix, *refrain],
@@ -150,7 +152,7 @@ def test_loops_are_found_and_speech_is_not():
     assert 54 + 24 <= first["one word"] <= 54 + 28 and 44 + 120 <= first["long loop"] <= 44 + 124
 
 
-def test_stopping_loops_changes_only_what_loops(speech):
+def test_stopping_loops_changes_only_transcripts_that_loop(speech):
     model, preparation, _ = load_model(QUICKSTART / "model")
     dataset = SpeechDataset(load_source(str(QUICKSTART / "speech" / "test")), preparation, language="hi")
 
@@ -160,7 +162,8 @@ def test_stopping_loops_changes_only_what_loops(speech):
 
     assert heard(stop_loops=True) == heard()
     word = preparation.tokenizer("क", add_special_tokens=False).input_ids[-1]
-    with torch.no_grad():  # from now on it says one thing only
+    # From here on, the model repeats one token.
+    with torch.no_grad():
         model.model.decoder.layer_norm.weight.zero_()
         model.model.decoder.layer_norm.bias.copy_(10 * model.proj_out.weight[word])
     assert {one[1:] for one in heard()} == {(60, True)}
@@ -168,7 +171,7 @@ def test_stopping_loops_changes_only_what_loops(speech):
     assert {reached_limit for _, _, reached_limit in heard(stop_loops=True)} == {True}
 
 
-def test_batches_are_of_like_length_one_language_and_within_the_budget(tiny_model, speech):
+def test_a_batch_has_clips_of_like_length_in_one_language_within_the_budget(tiny_model, speech):
     preparation = load_preparation(str(tiny_model))
     rows = load_source(str(speech / "train"))
     rows = [dataclasses.replace(row, language=("hi", "mr")[number % 2]) for number, row in enumerate(rows)]
@@ -179,12 +182,13 @@ def test_batches_are_of_like_length_one_language_and_within_the_budget(tiny_mode
         assert len({dataset.language_of(pick.row) for pick in batch}) == 1 and len(batch) <= 4
         seconds = [dataset.duration_s(pick.row) for pick in batch]
         assert seconds == sorted(seconds, reverse=True)
-    assert len(_batches(dataset, range(len(rows)), "auto", 0.5)) == 2  # 240 s take them all, by language
+    # 240 s of audio are enough for all clips, so there is one batch for each language.
+    assert len(_batches(dataset, range(len(rows)), "auto", 0.5)) == 2
     assert {pick.slack_s for batch in batches for pick in batch} == {0.5}
 
 
 def test_generation_encodes_each_window_once_and_passes_no_features(lora_run, speech, monkeypatch):
-    """`generate(input_features=...)` would encode again, and pad what is short with loud noise."""
+    """`generate(input_features=...)` would encode a second time, and pad short windows with loud noise."""
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     frames, real = [], WhisperEncoder.forward
@@ -198,12 +202,13 @@ def test_generation_encodes_each_window_once_and_passes_no_features(lora_run, sp
     assert frames == [(3, 80, 300), (1, 80, 300)]
 
 
-def test_a_stray_timestamp_does_not_send_generation_looking_for_more_audio(tiny_model, speech):
-    """transformers splits the output at timestamp tokens, and would go on behind the last one."""
+def test_a_stray_timestamp_does_not_make_generation_look_for_more_audio(tiny_model, speech):
+    """transformers splits the output at timestamp tokens, and would continue behind the last one."""
     from whisper_peft import SpeechCollator, SpeechDataset, transcribe_rows
 
     model, preparation, _ = load_model(tiny_model)
-    with torch.no_grad():  # a model that says nothing but one timestamp, over and over
+    # This model says nothing but one timestamp token, again and again.
+    with torch.no_grad():
         model.model.decoder.layer_norm.weight.zero_()
         model.model.decoder.layer_norm.bias.copy_(model.proj_out.weight[preparation.first_timestamp + 5] * 1e3)
     dataset = SpeechDataset(load_source(str(speech / "test")), preparation, language="hi")
@@ -212,7 +217,7 @@ def test_a_stray_timestamp_does_not_send_generation_looking_for_more_audio(tiny_
     assert [(one.text, one.n_tokens, one.reached_limit) for one in found] == [("", 7, True)] * 4
 
 
-def test_every_kind_of_model(tiny_model, lora_run, full_run, speech, tmp_path):
+def test_every_kind_of_model_is_evaluated(tiny_model, lora_run, full_run, speech, tmp_path):
     adapter = evaluate(lora_run / "adapter", speech / "test", max_clips=2)
     assert adapter.wer == evaluate(lora_run, speech / "test", max_clips=2).wer
     assert evaluate(full_run, speech / "test", max_clips=2).clips == 2
@@ -223,7 +228,7 @@ def test_every_kind_of_model(tiny_model, lora_run, full_run, speech, tmp_path):
         evaluate(lora_run, tmp_path / "nothing.csv")
 
 
-def test_transcribe(lora_run, full_run, speech, tmp_path):
+def test_transcribe_gives_the_transcripts_of_evaluate_in_the_order_of_the_files(lora_run, full_run, speech, tmp_path):
     report = tmp_path / "report"
     evaluate(lora_run, speech / "test", output=report)
     said = [one["prediction"] for one in runs.read_jsonl(report / "transcripts.jsonl")]
@@ -236,7 +241,7 @@ def test_transcribe(lora_run, full_run, speech, tmp_path):
     assert len(transcribe(full_run, [other_rate], language="hindi")) == 1
 
 
-def test_what_transcribe_refuses(lora_run, mixed):
+def test_transcribe_refuses_files_that_do_not_exist(lora_run, mixed):
     with pytest.raises(UserError, match="no such file") as error:
         transcribe(lora_run, [mixed / "0.wav", mixed / "gone.wav"])
     assert str(mixed / "gone.wav") in str(error.value)
