@@ -1,4 +1,4 @@
-"""Pieces of long recordings are decoded from near their start, and are what decoding from the beginning gives."""
+"""A piece of a long recording is decoded from near its start, and equals that slice of the whole recording."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from whisper_peft.data.ffmpeg_decoder import decode_pyav
 from whisper_peft.data.xing import count_down_header, is_counted_alike
 
 SECONDS = 20.0
-OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")  # of one channel; 312 samples are dropped
+# The head of a file with one channel says that the decoder drops 312 samples.
+OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")
 VBR = {"flags": "+qscale", "global_quality": "236"}
-NO_NOISE = {"aac_pns": "0"}  # no bands of the decoder's own noise, which would be another one wherever decoding begins
+# The decoder fills some bands with noise of its own, which would differ with the place where decoding begins.
+NO_NOISE = {"aac_pns": "0"}
 
 
 def loud_and_quiet(rate_hz: int) -> np.ndarray:
-    """Tones and noise that come and go, so that the bit rate of a VBR file varies a lot."""
+    """Make tones and noise that come and go, so that the bit rate of a VBR file varies a lot."""
     return speech_like(SECONDS, rate_hz, quiet_s=3.0) * np.repeat([1.0, 0.02, 0.3, 1.0], round(5 * rate_hz))
 
 
@@ -31,7 +33,7 @@ def encode(file_format: str, codec: str, rate_hz: int, **options) -> tuple[bytes
 
 
 def rewritten(recordings: list[bytes], file_format: str, stamp_s, **options: str) -> bytes:
-    """Write the packets of recordings one behind the other, with other time stamps: (number, seconds) -> seconds."""
+    """Write the packets of several recordings to one file; stamp_s maps the number and the old time to the new time."""
     import av
 
     target = io.BytesIO()
@@ -54,7 +56,7 @@ def rewritten(recordings: list[bytes], file_format: str, stamp_s, **options: str
 
 
 def jitter(number: int, stamp_s: float) -> float:
-    """The time stamps of a browser: some milliseconds off, from the middle on after a pause of 3 s."""
+    """Return a time stamp as a browser writes it: some milliseconds off, and with a pause of 3 s in the middle."""
     return 1.0 + stamp_s + 0.004 * (number % 3) + (3.0 if stamp_s > SECONDS / 2 else 0.0)
 
 
@@ -95,13 +97,13 @@ OGG = {"ogg_opus": lambda: (by_soundfile(loud_and_quiet(48_000), "OGG", "OPUS", 
 
 @pytest.fixture(scope="module")
 def encoded() -> dict[str, tuple[bytes, int]]:
-    """Name -> contents of the file, and its sampling rate."""
+    """Make every file; return its contents and its sampling rate by name."""
     return {name: make() for name, make in {**MP3, **PACKETS, **OGG}.items()}
 
 
 @pytest.fixture
 def from_start(monkeypatch) -> list[float]:
-    """The starts of the pieces that were decoded from the start of their file."""
+    """Collect the start of each piece that is decoded from the start of its file."""
     starts = []
 
     def counted(file, structure, start_s, end_s):
@@ -124,7 +126,7 @@ def pieces(n_pieces: int, seed: int = 0) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", [*MP3, *PACKETS, *OGG])
-def test_pieces_are_slices_of_the_whole(encoded, from_start, name):
+def test_a_piece_equals_its_slice_of_the_whole_recording(encoded, from_start, name):
     data, rate_hz = encoded[name]
     whole = load_audio(data, sample_rate_hz=rate_hz)
     for start_s, end_s in pieces(15):
@@ -137,13 +139,14 @@ def test_pieces_are_slices_of_the_whole(encoded, from_start, name):
     tail = load_audio(data, start_s=SECONDS - 4.0, sample_rate_hz=rate_hz)
     assert len(tail) == len(whole) - round((SECONDS - 4.0) * rate_hz)
     assert level_db(tail - whole[-len(tail) :]) < -60
-    if name not in OGG:  # libsndfile seeks in these itself
+    # libsndfile seeks in these files itself.
+    if name not in OGG:
         assert all(name in AAC and start_s < 12.0 for start_s in from_start)
 
 
 @pytest.mark.parametrize("name", [*MP3, *PACKETS])
 @pytest.mark.parametrize("share", [0.45, 0.8])
-def test_a_cut_file_has_the_same_faults_as_when_it_is_read_from_its_start(encoded, monkeypatch, name, share):
+def test_a_cut_file_gives_the_same_errors_as_decoding_from_its_start(encoded, monkeypatch, name, share):
     data, rate_hz = encoded[name]
     cut = data[: int(len(data) * share) + 5]
 
@@ -162,7 +165,7 @@ def test_a_cut_file_has_the_same_faults_as_when_it_is_read_from_its_start(encode
     assert any(isinstance(outcome, str) for outcome in sought)
 
 
-def test_damage_is_found_in_the_pieces_that_it_concerns(encoded):
+def test_damage_is_found_in_the_pieces_that_hold_it(encoded):
     data = encoded["m4a"][0]
     middle = data.index(b"mdat") + len(data) // 2
     damaged = data[:middle] + b"\xff" * 3000 + data[middle + 3000 :]
@@ -176,7 +179,7 @@ def test_damage_is_found_in_the_pieces_that_it_concerns(encoded):
             outcomes.append("right")
         except AudioError:
             outcomes.append("refused")
-    # The damage lies at about 10 s. A piece of AAC is refused, too, where it lies in the 10 s before the piece.
+    # The damage lies at about 10 s. A piece of AAC is also refused if the damage lies in the 10 s before the piece.
     assert outcomes[:3] == ["right"] * 3
     assert outcomes.count("refused") >= 1
 
@@ -189,14 +192,14 @@ def test_damage_is_found_in_the_pieces_that_it_concerns(encoded):
         pytest.param(lambda data: data + data, id="two files in one"),
     ],
 )
-def test_an_mp3_whose_frames_do_not_tell_the_time_is_read_from_its_start(encoded, from_start, change):
+def test_an_mp3_whose_frames_do_not_tell_the_time_is_decoded_from_its_start(encoded, from_start, change):
     data = change(encoded["mp3"][0])
     piece = load_audio(data, start_s=4.0, end_s=6.0, sample_rate_hz=44_100)
     assert from_start == [4.0]
     assert level_db(piece - load_audio(data, end_s=6.0, sample_rate_hz=44_100)[-len(piece) :]) < -60
 
 
-def test_a_codec_with_noise_of_its_own_is_read_from_the_start(from_start):
+def test_a_codec_with_noise_of_its_own_is_decoded_from_its_start(from_start):
     data, rate_hz = encode("matroska", "ac3", 48_000)
     whole = load_audio(data, sample_rate_hz=rate_hz)
     piece = load_audio(data, start_s=12.0, end_s=14.0, sample_rate_hz=rate_hz)
@@ -204,7 +207,7 @@ def test_a_codec_with_noise_of_its_own_is_read_from_the_start(from_start):
     np.testing.assert_array_equal(piece, whole[12 * rate_hz : 14 * rate_hz])
 
 
-def test_packets_of_two_sizes_are_no_clock(from_start):
+def test_a_file_with_packets_of_two_sizes_is_decoded_from_its_start(from_start):
     recordings = [encode("webm", "libopus", 48_000, codec_options={"frame_duration": ms})[0] for ms in ("20", "60")]
     n_short = round(SECONDS / 0.02) + 1
 
@@ -219,7 +222,7 @@ def test_packets_of_two_sizes_are_no_clock(from_start):
     np.testing.assert_array_equal(piece, whole[25 * 48_000 : 27 * 48_000])
 
 
-def test_a_file_with_noise_that_the_decoder_makes_is_decoded_from_the_start(from_start):
+def test_an_aac_file_with_noise_that_the_decoder_makes_is_decoded_from_its_start(from_start):
     data, rate_hz = encode("mp4", "aac", 44_100, codec_options={"b": "48000"})
     whole = load_audio(data, sample_rate_hz=rate_hz)
     for start_s in (16.0, 14.0, 3.5, 18.5):
@@ -229,7 +232,7 @@ def test_a_file_with_noise_that_the_decoder_makes_is_decoded_from_the_start(from
     assert from_start == [16.0, 14.0, 3.5, 18.5]
 
 
-def test_packets_that_are_not_as_at_the_beginning_are_no_clock(encoded):
+def test_a_piece_fails_if_its_packets_differ_from_those_at_the_beginning(encoded):
     data, rate_hz = encoded["m4a"]
     marks = seeking._read_packet_marks(io.BytesIO(data))
     assert (marks.packet_samples, marks.rate_hz) == (1024, rate_hz)
@@ -240,7 +243,7 @@ def test_packets_that_are_not_as_at_the_beginning_are_no_clock(encoded):
     assert "no packet" in decode_pyav(io.BytesIO(data), 9.0, 10.0, moved, 7).failure
 
 
-def test_a_file_is_looked_through_once_and_again_when_it_has_changed(tmp_path, encoded, monkeypatch):
+def test_the_packets_of_a_file_are_read_once_and_again_if_it_changes(tmp_path, encoded, monkeypatch):
     expected = load_audio(encoded["mp3"][0], start_s=12.0, end_s=14.0)
     looked = []
     for name in ("read_structure", "_read_packet_marks"):
@@ -256,7 +259,7 @@ def test_a_file_is_looked_through_once_and_again_when_it_has_changed(tmp_path, e
     assert looked[2:] == ["read_structure"]
 
 
-def test_a_piece_that_is_sought_decodes_a_few_seconds(encoded, monkeypatch):
+def test_a_piece_is_decoded_from_a_few_seconds_before_it(encoded, monkeypatch):
     from whisper_peft.data import ffmpeg_decoder
 
     n_decoded = []
@@ -291,7 +294,7 @@ def test_the_count_down_header_of_an_mp3_states_what_is_left(encoded):
     assert not is_counted_alike(b"\xff\xfb\x90\x64" + b"\0" * 32 + b"VBRI", b"", n_frames, 0)
 
 
-def test_real_recordings_of_browsers_are_sought(shared, from_start):
+def test_pieces_of_real_browser_recordings_are_not_decoded_from_the_start(shared, from_start):
     n_sought = 0
     for path in sorted((shared / "data/webm").glob("*.webm"))[:8]:
         whole = load_audio(path, sample_rate_hz=48_000)

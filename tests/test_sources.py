@@ -1,4 +1,4 @@
-"""Every row of a source arrives as it was written, or one line says where it is wrong and what to do."""
+"""Every row of a source is read as it was written, or one line says where the fault is and what to do."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_manifest_gives_back_what_was_written(tmp_path, name, write):
         )
 
 
-def test_tsv_knows_no_quotes_and_csv_does(tmp_path):
+def test_quotes_have_a_meaning_in_csv_and_none_in_tsv(tmp_path):
     stray = [
         {"path": "1.mp3", "sentence": '"stray'},
         {"path": "2.mp3", "sentence": "b"},
@@ -135,13 +135,14 @@ def test_tsv_knows_no_quotes_and_csv_does(tmp_path):
 @pytest.mark.parametrize(
     ("encoding", "delimiter"), [("utf-8-sig", ","), ("utf-8", ";"), ("utf-8-sig", ";"), ("utf-8", "\t")]
 )
-def test_csv_as_spreadsheets_write_it(tmp_path, encoding, delimiter):
+def test_csv_is_read_as_spreadsheets_write_it(tmp_path, encoding, delimiter):
     path = write_csv(tmp_path / "m.csv", clips(5), encoding=encoding, delimiter=delimiter)
-    path.write_bytes(path.read_bytes() + (delimiter + "\r\n").encode() * 3)  # empty rows below the table
+    # A spreadsheet can leave empty rows below the table.
+    path.write_bytes(path.read_bytes() + (delimiter + "\r\n").encode() * 3)
     assert [row.text for row in load_source(str(path))] == [clip["transcription"] for clip in clips(5)]
 
 
-def test_line_ends_and_blank_lines(tmp_path):
+def test_windows_line_ends_and_blank_lines_do_not_change_the_rows(tmp_path):
     for name in ("m.csv", "m.tsv"):
         between = "," if name == "m.csv" else "\t"
         (tmp_path / name).write_bytes(f"audio{between}text\r\n1.wav{between}a\r\n\r\n2.wav{between}b".encode())
@@ -155,7 +156,7 @@ def test_line_ends_and_blank_lines(tmp_path):
     assert [row.place for row in load_source(str(tmp_path / "m.jsonl"))] == ["m.jsonl:1", "m.jsonl:3"]
 
 
-def test_nemo_manifest(tmp_path):
+def test_a_nemo_manifest_is_read_with_offset_and_duration(tmp_path):
     for name in ("m.jsonl", "train_manifest.json"):
         path = write_jsonl(
             tmp_path / name,
@@ -169,12 +170,12 @@ def test_nemo_manifest(tmp_path):
         assert (second.audio, second.start_s, second.end_s) == (str(tmp_path / "2.wav"), 0.0, 3.25)
 
 
-def test_duration_elsewhere_is_no_end(tmp_path):
+def test_a_duration_without_offset_in_csv_is_not_an_end_time(tmp_path):
     path = write_csv(tmp_path / "m.csv", [{"file_name": "1.wav", "text": "a", "duration": 3.0}])
     assert load_source(str(path))[0].end_s is None
 
 
-def test_no_speech(tmp_path):
+def test_no_speech_is_read_in_its_usual_spellings(tmp_path):
     path = write_jsonl(
         tmp_path / "m.jsonl",
         [{"audio": "1.wav", "no_speech": True}, {"audio": "2.wav", "text": "a", "no_speech": False}],
@@ -192,7 +193,7 @@ def test_no_speech(tmp_path):
     assert "m.csv:2: no_speech is 'perhaps'" in refusal(path)
 
 
-def test_empty_texts_are_rows_and_left_to_the_bad_clip_rule(tmp_path):
+def test_a_clip_with_an_empty_text_is_still_a_row(tmp_path):
     path = write_jsonl(
         tmp_path / "m.jsonl",
         [{"audio": "1.wav", "text": ""}, {"audio": "2.wav", "text": None}, {"audio": "3.wav", "text": 7}],
@@ -200,7 +201,7 @@ def test_empty_texts_are_rows_and_left_to_the_bad_clip_rule(tmp_path):
     assert [row.text for row in load_source(str(path))] == ["", "", "7"]
 
 
-def test_languages_of_rows(tmp_path):
+def test_the_language_of_a_row_becomes_a_code_of_whisper(tmp_path):
     names = ["Hindi", "hi-IN", "castilian", "", "lg", "ga-IE"]
     path = write_csv(tmp_path / "m.csv", [{"audio": "1.wav", "text": "a", "language": name} for name in names])
     assert [row.language for row in load_source(str(path))] == ["hi", "hi", "es", None, None, None]
@@ -215,12 +216,12 @@ def test_languages_of_rows(tmp_path):
 @pytest.mark.parametrize(
     "text_name", ["transcription", "text", "sentence", "transcript", "transcription_text", "normalized_text", "Text"]
 )
-def test_columns_by_their_usual_names(tmp_path, audio_name, text_name):
+def test_columns_are_found_by_their_usual_names(tmp_path, audio_name, text_name):
     path = write_csv(tmp_path / "m.csv", [{"x": 1, text_name: "t", audio_name: "1.wav"}])
     assert [(row.text, row.audio) for row in load_source(str(path))] == [("t", str(tmp_path / "1.wav"))]
 
 
-def test_two_candidates_that_differ_must_be_told_apart(tmp_path):
+def test_the_user_must_choose_between_two_text_columns_that_differ(tmp_path):
     rows = [
         {"file": "1.wav", "text": "a", "normalized_text": "a"},
         {"file": "2.wav", "text": "B!", "normalized_text": "b"},
@@ -229,15 +230,17 @@ def test_two_candidates_that_differ_must_be_told_apart(tmp_path):
     message = refusal(path)
     assert "m.csv:3" in message and "'text' and 'normalized_text'" in message and "data.text_column" in message
     assert [row.text for row in load_source(str(path), text_column="normalized_text")] == ["a", "b"]
-    assert len(load_source(str(write_csv(path, rows[:1])))) == 1  # the same in both
+    # Both columns have the same text.
+    assert len(load_source(str(write_csv(path, rows[:1])))) == 1
     write_csv(path, [{"file": "1.wav", "path": "x/1.wav", "text": "a"}])
     assert "data.audio_column" in refusal(path)
     assert load_source(str(path), audio_column="path")[0].audio == str(tmp_path / "x/1.wav")
-    write_csv(path, [{"file": "", "path": "x/1.wav", "text": "a"}])  # an empty one is no candidate
+    # An empty column is no candidate.
+    write_csv(path, [{"file": "", "path": "x/1.wav", "text": "a"}])
     assert load_source(str(path))[0].audio == str(tmp_path / "x/1.wav")
 
 
-def test_missing_columns_name_those_that_are_there(tmp_path):
+def test_the_error_for_a_missing_column_names_the_columns_that_exist(tmp_path):
     path = write_csv(tmp_path / "m.csv", [{"clip": "1.wav", "words": "a"}])
     assert "'clip', 'words'" in refusal(path) and "data.audio_column" in refusal(path)
     assert "data.text_column" in refusal(path, audio_column="clip")
@@ -274,7 +277,7 @@ def test_missing_columns_name_those_that_are_there(tmp_path):
         ("m.jsonl", "\n\n", "no rows"),
     ],
 )
-def test_what_is_wrong_in_a_manifest_is_said_with_its_place(tmp_path, name, content, message):
+def test_a_fault_in_a_manifest_is_named_with_its_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogatepass"))
     assert re.search(message, refusal(tmp_path / name)[:2000])
 
@@ -288,7 +291,7 @@ def test_other_encodings_are_refused(tmp_path, suffix, encoding):
     assert "UTF-8" in refusal(path) and path.name in refusal(path)
 
 
-def test_any_bytes_give_rows_or_one_line(tmp_path):
+def test_any_bytes_give_rows_or_an_error_of_one_line(tmp_path):
     chance = random.Random(0)
     alphabet = [
         '"',
@@ -322,7 +325,7 @@ def test_any_bytes_give_rows_or_one_line(tmp_path):
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
-def test_audio_folder_of_one_table(tmp_path):
+def test_an_audio_folder_with_one_table_is_read(tmp_path):
     for name, write in (("metadata.csv", write_csv), ("metadata.jsonl", write_jsonl)):
         folder = tmp_path / name
         write(folder / name, clips(4))
@@ -331,7 +334,7 @@ def test_audio_folder_of_one_table(tmp_path):
         assert rows == load_source(str(folder / name))
 
 
-def test_audio_folder_of_splits(tmp_path):
+def test_an_audio_folder_is_read_by_splits_and_their_synonyms(tmp_path):
     for split, n in (("train", 5), ("validation", 3), ("test", 2)):
         write_csv(tmp_path / split / "metadata.csv", clips(n, split))
     message = refusal(tmp_path)
@@ -345,12 +348,12 @@ def test_audio_folder_of_splits(tmp_path):
     assert "split without a name" in refusal(f"{tmp_path}:") and "split without a name" in refusal(f"{tmp_path}:train+")
 
 
-def test_audio_folder_with_one_split_needs_no_name(tmp_path):
+def test_an_audio_folder_with_one_split_needs_no_split_name(tmp_path):
     write_csv(tmp_path / "train" / "metadata.csv", clips(5))
     assert len(load_source(str(tmp_path))) == 5
 
 
-def test_audio_folder_with_one_table_for_all_splits(tmp_path):
+def test_one_table_of_an_audio_folder_can_hold_all_splits(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
     write_csv(tmp_path / "metadata.csv", clips(3, "train/") + clips(2, "test/"))
@@ -359,7 +362,7 @@ def test_audio_folder_with_one_table_for_all_splits(tmp_path):
     assert "no split 'dev'" in refusal(f"{tmp_path}:dev")
 
 
-def test_an_existing_path_wins_over_the_reading_as_a_split(tmp_path):
+def test_an_existing_path_with_a_colon_is_not_read_as_a_split(tmp_path):
     write_csv(tmp_path / "data:train" / "metadata.csv", clips(2))
     write_csv(tmp_path / "data" / "train" / "metadata.csv", clips(7))
     assert len(load_source(f"{tmp_path}/data:train")) == 2
@@ -392,7 +395,7 @@ def test_two_tables_in_one_folder_are_refused(tmp_path):
         "x\0y",
     ],
 )
-def test_what_is_no_source_says_what_would_be(tmp_path, monkeypatch, name):
+def test_the_error_for_something_that_is_no_source_lists_the_kinds_of_sources(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     if name.startswith("a"):
         (tmp_path / name).write_bytes(b"x")
@@ -402,11 +405,11 @@ def test_what_is_no_source_says_what_would_be(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["owner/name", "hf:owner/name:en:train", "typo/train:dev"])
-def test_the_hub_is_out_of_reach_of_tests(name):
+def test_a_missing_folder_is_looked_for_on_the_hub_which_tests_cannot_reach(name):
     assert "the Hub cannot be reached" in refusal(name) and "no such file or folder" in refusal(name)
 
 
-def test_a_folder_of_sounds_is_refused(tmp_path):
+def test_a_folder_of_sound_files_without_a_table_is_refused(tmp_path):
     (tmp_path / "rec_2.wav").write_bytes(b"")
     (tmp_path / "rec_2.txt").write_bytes(b"")
     assert "no metadata.csv" in refusal(tmp_path)
@@ -444,7 +447,7 @@ def common_voice(folder: Path, columns: list[str], locale: str = "te", **sizes: 
 
 
 @pytest.mark.parametrize("columns", [COMMON_VOICE_11, COMMON_VOICE_13])
-def test_common_voice(tmp_path, columns):
+def test_a_common_voice_release_is_read_by_splits(tmp_path, columns):
     folder = common_voice(tmp_path / "corpus" / "te", columns, train=7, dev=3, test=0, other=2)
     for source in (folder, folder.parent):
         rows = load_source(f"{source}:train+dev")
@@ -466,12 +469,12 @@ def test_common_voice(tmp_path, columns):
     assert load_source(str(folder / "train.tsv")) == load_source(f"{folder}:train")
 
 
-def test_common_voice_of_a_language_whisper_does_not_know(tmp_path):
+def test_common_voice_in_a_language_unknown_to_whisper_has_rows_without_a_language(tmp_path):
     folder = common_voice(tmp_path / "lg", COMMON_VOICE_13, "lg", train=2)
     assert [row.language for row in load_source(f"{folder}:train")] == [None, None]
 
 
-def test_common_voice_of_several_languages_must_be_named(tmp_path):
+def test_common_voice_with_several_languages_needs_the_name_of_one(tmp_path):
     for locale in ("te", "ml"):
         common_voice(tmp_path / locale, COMMON_VOICE_13, locale, train=1)
     assert "several languages" in refusal(f"{tmp_path}:train")
@@ -481,7 +484,7 @@ def test_common_voice_of_several_languages_must_be_named(tmp_path):
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 
-def test_many_rows_load_without_a_look_at_the_files(tmp_path, monkeypatch):
+def test_many_rows_load_without_touching_each_sound_file(tmp_path, monkeypatch):
     path = common_voice(tmp_path / "te", COMMON_VOICE_13, train=20_000)
     monkeypatch.setattr(Path, "stat", counted := Counter(Path.stat))
     assert len(load_source(f"{path}:train")) == 20_000
@@ -489,7 +492,7 @@ def test_many_rows_load_without_a_look_at_the_files(tmp_path, monkeypatch):
 
 
 class Counter:
-    """A method that counts its calls."""
+    """Wraps a method and counts its calls."""
 
     def __init__(self, method: Callable) -> None:
         self.method, self.n = method, 0
@@ -502,7 +505,7 @@ class Counter:
         return call
 
 
-def test_fingerprint_is_of_path_times_and_text_in_order():
+def test_the_fingerprint_changes_with_path_times_text_and_order_of_the_rows():
     rows = [Row("/a.wav", "a"), Row("/b.wav", "b", start_s=1.0, end_s=2.0)]
     assert fingerprint(rows) == fingerprint(iter(rows)) and re.fullmatch("[0-9a-f]{64}", fingerprint(rows))
     assert fingerprint(rows) == fingerprint([Row("/a.wav", "a", speaker="s", place="p", language="hi"), rows[1]])
@@ -520,7 +523,7 @@ def test_fingerprint_is_of_path_times_and_text_in_order():
 
 
 @pytest.mark.parametrize("n", [2, 9, 10, 11, 95, 1000, 8000])
-def test_held_out_clips_are_a_tenth_and_no_text_is_on_both_sides(n):
+def test_about_a_tenth_is_held_out_and_no_text_is_in_both_splits(n):
     chance = random.Random(n)
     rows = [Row(f"/{i}.wav", f"Text  {chance.randrange(n)}", speaker="s" if i else None) for i in range(n)]
     rows[0] = Row("/0.wav", "only here")
@@ -534,13 +537,13 @@ def test_held_out_clips_are_a_tenth_and_no_text_is_on_both_sides(n):
         assert hold_out(rows, seed=2)[1] != held_out
 
 
-def test_empty_texts_are_not_one_text():
+def test_clips_with_empty_texts_do_not_count_as_clips_of_one_text():
     rows = [Row(f"/{i}.wav", "", no_speech=True) for i in range(50)]
     assert [len(side) for side in hold_out(rows, seed=0)] == [45, 5]
 
 
 @pytest.mark.parametrize(("n_speakers", "n"), [(2, 40), (3, 31), (20, 400), (700, 9000)])
-def test_held_out_speakers_are_not_in_training(n_speakers, n):
+def test_no_held_out_speaker_is_in_training(n_speakers, n):
     chance = random.Random(n)
     rows = [Row(f"/{i}.wav", f"text {i}", speaker=f"s{chance.randrange(n_speakers)}") for i in range(n)]
     for seed in range(5):
@@ -552,14 +555,14 @@ def test_held_out_speakers_are_not_in_training(n_speakers, n):
             assert 0.6 * min(500, n / 10) <= len(held_out) <= n / 10
 
 
-def test_two_large_speakers_still_give_at_most_500():
+def test_at_most_500_clips_are_held_out_of_two_large_speakers():
     rows = [Row(f"/{i}.wav", f"text {i}", speaker=f"s{i % 2}") for i in range(4000)]
     train, held_out = hold_out(rows, seed=0)
     assert len(train) == 2000 and len(held_out) == 500
     assert {row.speaker for row in train}.isdisjoint(row.speaker for row in held_out)
 
 
-def test_few_shared_texts_are_left_out_of_the_held_out_speakers():
+def test_a_text_shared_with_training_is_left_out_of_the_held_out_speakers():
     rows = [Row(f"/{i}.wav", "same for all" if i % 10 == 0 else f"text {i}", speaker=f"s{i // 20}") for i in range(800)]
     _, held_out = hold_out(rows, seed=3)
     assert len(held_out) == 72 and "same for all" not in {row.text for row in held_out}
@@ -567,13 +570,13 @@ def test_few_shared_texts_are_left_out_of_the_held_out_speakers():
     assert [len(side) for side in hold_out(everybody, seed=3)] == [720, 80]
 
 
-def test_what_cannot_be_parted_is_refused():
+def test_rows_that_cannot_be_split_are_refused():
     for rows in ([Row("/a.wav", "a")], [Row(f"/{i}.wav", "same") for i in range(9)]):
         with pytest.raises(UserError, match="--eval"):
             hold_out(rows, seed=0)
 
 
-def test_the_shared_data(shared):
+def test_the_data_sets_of_the_shared_folder_are_read(shared):
     data = shared / "data"
     assert [len(load_source(f"{data}/hindi_tts:{split}")) for split in ("train", "dev", "test")] == [524, 70, 90]
     assert len(load_source(f"{data}/malayalam:train+validation+test")) == 914

@@ -1,4 +1,4 @@
-"""Stitching: which clips are joined, what lies between them, and where their speech is."""
+"""Stitching joins clips of one voice, with natural noise between them and the time of each text."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def test_speech_is_found_over_the_noise_of_its_own_clip(noise, before_s, after_s
     assert end_s == pytest.approx(before_s + 2.0, abs=0.12)
 
 
-def test_a_clip_without_a_silence_or_without_speech_is_taken_whole():
+def test_the_speech_of_a_clip_without_silence_or_without_speech_is_the_whole_clip():
     for wave in (tone(1.0, 0.2), np.zeros(16000, np.float32), np.zeros(0, np.float32), tone(0.03, 0.2)):
         start_s, end_s = find_speech(wave, 16000)
         assert start_s == 0.0
         assert end_s == pytest.approx(len(wave) / 16000)
 
 
-def test_a_click_is_no_speech():
+def test_a_click_does_not_count_as_speech():
     wave = np.concatenate([np.zeros(16000), tone(1.0, 0.2), np.zeros(16000)]).astype(np.float32)
     wave[3200:3300] = 0.9
     start_s, _ = find_speech(wave, 16000)
     assert start_s == pytest.approx(1.0, abs=0.12)
 
 
-def test_noise_has_the_level_and_the_colour_of_the_quiet_parts():
+def test_the_noise_between_clips_has_the_level_and_spectrum_of_their_quiet_parts():
     rng = np.random.default_rng(0)
     hum = 0.01 * np.sin(2 * np.pi * 100 * np.arange(32000) / 16000)
     wave = np.concatenate([hum, tone(1.0, 0.3)]).astype(np.float32)
@@ -68,7 +68,7 @@ voices = st.lists(st.integers(0, 5), min_size=1, max_size=200)
 
 
 @given(voices, st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_groups_are_of_one_voice_and_no_clip_is_lost(voices, share, seed):
+def test_a_group_has_one_voice_and_no_clip_is_lost(voices, share, seed):
     order = np.random.default_rng(seed).permutation(len(voices))
     of_row = np.array(voices)
     new, groups = gather(order, of_row, share, np.random.default_rng(seed), most_clips=7)
@@ -85,14 +85,14 @@ def test_groups_are_of_one_voice_and_no_clip_is_lost(voices, share, seed):
     assert np.array_equal(groups, again[1])
 
 
-def test_a_share_of_a_usual_set_is_joined():
+def test_nearly_the_whole_share_of_a_usual_data_set_is_joined():
     of_row = np.random.default_rng(0).integers(0, 60, 683)
     _, groups = gather(np.arange(683), of_row, 0.2, np.random.default_rng(1))
     assert 0.17 * 683 <= (groups >= 0).sum() <= 0.2 * 683 + 1
 
 
 @given(st.lists(st.floats(0.1, 30), max_size=60), st.floats(5, 30))
-def test_windows_are_full_and_never_over_their_length(seconds, window_s):
+def test_a_stitched_window_never_exceeds_its_length_and_no_clip_is_lost(seconds, window_s):
     windows = fill_windows(seconds, [10] * len(seconds), window_s=window_s, max_tokens=100)
     assert [place for window in windows for place in range(window.start, window.stop)] == list(range(len(seconds)))
     for window in windows:
@@ -131,12 +131,13 @@ def test_a_step_has_its_number_of_clips_and_an_epoch_has_each_clip_once(seconds,
     assert sorted(rows) == list(range(len(seconds)))
     for step in epoch:
         for pick in step:
-            assert len({clip.row % 7 for clip in pick.clips}) == 1  # one voice
+            # All clips of a stitched window have one voice.
+            assert len({clip.row % 7 for clip in pick.clips}) == 1
             assert len(pick.clips) == 1 or sum(seconds[clip.row] for clip in pick.clips) <= 30
 
 
 @pytest.mark.parametrize("start", [0, 1, 31, 32, 33, 80])
-def test_a_later_start_is_the_same_as_skipping(start):
+def test_starting_at_a_later_step_gives_the_same_steps_as_skipping(start):
     seconds = np.random.default_rng(0).uniform(1, 8, 300).tolist()
     whole = take_steps(start + 40, seconds, 8, 0.3)
     assert take_steps(40, seconds, 8, 0.3, start) == whole[start:]
@@ -146,12 +147,13 @@ def test_a_later_start_is_the_same_as_skipping(start):
         for part in (other_epoch[:38], other_epoch[38:76])
     ]
     assert windows[0]
-    assert windows[0] != windows[1]  # drawn anew in each epoch
+    # The windows are drawn again in each epoch.
+    assert windows[0] != windows[1]
 
 
 @pytest.fixture(scope="module")
 def preparation(tmp_path_factory):
-    """The miniature's vocabulary with a window of 10 s."""
+    """Make the preparation of a tiny model with a window of 10 s."""
     model = make_tiny_model(tmp_path_factory.mktemp("wide") / "model", max_source_positions=500)
     preparation = load_preparation(str(model))
     assert preparation.window_s == 10
@@ -160,7 +162,7 @@ def preparation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[Row]:
-    """Three clips of one speaker: 0.5 s of silence, 1 s of sound, 0.5 s of silence."""
+    """Make three clips of one speaker, each with 0.5 s of silence, 1 s of sound and 0.5 s of silence."""
     folder = tmp_path_factory.mktemp("clips")
     rows = []
     for number, text in enumerate(("घर पानी", "किताब सड़क", "लाल नीला")):
@@ -173,7 +175,7 @@ def clips(tmp_path_factory) -> list[Row]:
 WINDOW = Pick(0, joined=(Pick(1), Pick(2)))
 
 
-def test_a_window_has_all_sounds_in_order_and_the_time_of_each_text(preparation, clips):
+def test_a_stitched_window_has_all_clips_in_order_and_the_time_of_each_text(preparation, clips):
     dataset = SpeechDataset(clips, preparation, timestamps=1.0)
     window = dataset[WINDOW]
     assert isinstance(window, Example)
@@ -194,22 +196,23 @@ def test_a_window_has_all_sounds_in_order_and_the_time_of_each_text(preparation,
     again = SpeechDataset(clips, preparation, timestamps=1.0)[WINDOW]
     assert np.array_equal(window.input_features, again.input_features)
     other = dataset[dataclasses.replace(WINDOW, epoch=1)]
-    assert other.seconds != window.seconds  # other gaps
+    # Another epoch has other gaps.
+    assert other.seconds != window.seconds
 
 
-def test_a_window_without_times_has_the_joined_text(preparation, clips):
+def test_a_stitched_window_without_times_has_the_joined_text(preparation, clips):
     window = SpeechDataset(clips, preparation)[WINDOW]
     assert not (window.labels >= preparation.first_timestamp).any()
     assert preparation.decode(window.labels.tolist()) == "घर पानी किताब सड़क लाल नीला"
 
 
-def test_a_single_clip_that_is_learnt_with_times_has_those_of_its_speech(preparation, clips):
+def test_a_single_timed_clip_has_the_times_of_its_speech(preparation, clips):
     labels = SpeechDataset(clips, preparation, timestamps=1.0)[0].labels
     times = [(int(token) - preparation.first_timestamp) * 0.02 for token in labels if token > preparation.no_timestamps]
     assert times == pytest.approx([0.5, 1.5], abs=0.15)
 
 
-def test_a_clip_that_cannot_be_used_leaves_its_window(preparation, clips):
+def test_a_clip_that_cannot_be_used_is_left_out_of_its_window(preparation, clips):
     rows = [clips[0], dataclasses.replace(clips[1], audio="gone.wav"), dataclasses.replace(clips[2], text=" ")]
     dataset = SpeechDataset(rows, preparation)
     window = dataset[WINDOW]
@@ -223,7 +226,7 @@ def test_a_clip_that_cannot_be_used_leaves_its_window(preparation, clips):
     assert sorted(clip.row for clip in batch["left_out"]) == [0, 1, 1, 2, 2]
 
 
-def test_clips_that_grew_in_augmentation_still_fit(preparation, clips):
+def test_clips_that_augmentation_made_longer_still_fit_into_the_window(preparation, clips):
     dataset = SpeechDataset(clips, preparation, augment=lambda wave, rng: np.tile(wave, 2))
     window = dataset[WINDOW]
     assert window.seconds <= preparation.window_s

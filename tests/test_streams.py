@@ -1,4 +1,4 @@
-"""Streams: mixed by weight, nothing drawn twice, gone on with after a kill; and sources mixed without one."""
+"""Streams mix sources by weight, draw no row twice in an epoch, and resume after a kill; so do listed sources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from whisper_peft.data.streams import ListedRows, RowStream, StreamSource, first
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory) -> Path:
-    """Twelve clips in three files."""
+    """Write twelve clips to three files."""
     folder = tmp_path_factory.mktemp("stream") / "train"
     folder.mkdir()
     for number in range(3):
@@ -32,7 +32,7 @@ def texts(drawn: list[tuple[Row, int]]) -> list[str]:
     return [row.text for row, _ in drawn]
 
 
-def test_every_row_once_an_epoch_whatever_file_it_is_in(parquet):
+def test_a_stream_draws_every_row_of_every_file_once_an_epoch(parquet):
     stream = RowStream([open_stream(str(parquet), load_source)], seed=1)
     drawn = stream.draw(36)
     everything = sorted(row.text for row in load_source(str(parquet)))
@@ -44,8 +44,8 @@ def test_every_row_once_an_epoch_whatever_file_it_is_in(parquet):
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_going_on_draws_what_would_have_come(parquet, blocks):
-    """At any state, also behind the end of an epoch, with a source of listed rows beside."""
+def test_a_resumed_stream_draws_the_same_rows_as_an_uninterrupted_one(parquet, blocks):
+    """This holds for any state, also after the end of an epoch, and with a source of listed rows in the mixture."""
 
     def fresh() -> RowStream:
         listed = StreamSource([ListedRows([Row(f"{n}.wav", f"l{n}") for n in range(5)], 7)], 2.0, "listed")
@@ -59,12 +59,13 @@ def test_going_on_draws_what_would_have_come(parquet, blocks):
     other = fresh()
     other.go_on(state)
     assert [texts(other.draw(7)) for _ in range(4)] == wanted
-    stream.go_on(state)  # and in the same process
+    # The state also works in the same process.
+    stream.go_on(state)
     assert [texts(stream.draw(7)) for _ in range(4)] == wanted
     assert other.fingerprint() == stream.fingerprint()
 
 
-def test_a_fingerprint_is_of_sources_weights_and_revisions(parquet, tmp_path):
+def test_the_fingerprint_of_a_stream_changes_with_its_sources_and_weights(parquet, tmp_path):
     folder = make_speech(tmp_path / "listed", clips=1)
 
     def of(weight: float, *rows: str) -> str:
@@ -74,7 +75,7 @@ def test_a_fingerprint_is_of_sources_weights_and_revisions(parquet, tmp_path):
     assert of(1.0, "a") == of(1.0, "a") and len({of(1.0, "a"), of(2.0, "a"), of(1.0, "b")}) == 3
 
 
-def test_weights_of_a_stream():
+def test_a_stream_draws_from_its_sources_by_weight():
     sources = []
     for name, weight in (("a", 3.0), ("b", 1.0)):
         sources.append(StreamSource([ListedRows([Row(f"{name}.wav", name)] * 3, 0)], weight, name))
@@ -82,13 +83,13 @@ def test_weights_of_a_stream():
     assert 2850 < counts["a"] < 3150
 
 
-def test_a_source_without_rows_says_so():
+def test_a_stream_names_a_source_without_rows():
     stream = RowStream([StreamSource([ListedRows([], 0)], 1.0, "nothing")], seed=0)
     with pytest.raises(UserError, match="nothing: no rows"):
         stream.draw(1)
 
 
-def test_a_stream_that_breaks_off_says_how_to_go_on(parquet, tmp_path):
+def test_a_stream_that_breaks_off_says_how_to_resume(parquet, tmp_path):
     folder = shutil.copytree(parquet, tmp_path / "train")
     stream = RowStream([open_stream(str(folder), load_source)], seed=0)
     (folder / "train-00001-of-00003.parquet").write_bytes(b"no parquet any more")
@@ -96,7 +97,7 @@ def test_a_stream_that_breaks_off_says_how_to_go_on(parquet, tmp_path):
         stream.draw(12)
 
 
-def test_the_first_rows_are_scored(parquet):
+def test_the_first_rows_of_a_stream_keep_the_order_of_the_source(parquet):
     assert [row.text for row in first_rows(str(parquet), load_source, most=3)] == ["वाक्य 0", "वाक्य 1", "वाक्य 2"]
 
 
@@ -110,7 +111,7 @@ def rows_of_an_epoch(parts: list[tuple[int, float]], epoch: int, batch_size: int
     return [pick.row for _ in range(per_epoch) for pick in next(drawn)]
 
 
-def test_weights_of_listed_sources():
+def test_an_epoch_takes_rows_of_listed_sources_by_weight():
     parts = [(10, 2.0), (40, 0.25), (3, 1.0)]
     seen = Counter()
     for epoch in range(4):
@@ -118,15 +119,16 @@ def test_weights_of_listed_sources():
         assert all(counts[row] == 2 for row in range(10)) and all(counts[row] == 1 for row in range(50, 53))
         assert sum(counts[row] for row in range(10, 50)) == 10
         seen += Counter({row: counts[row] for row in range(10, 50) if counts[row]})
-    assert set(seen.values()) == {1} and len(seen) == 40  # other ones in each epoch
+    # Each epoch draws other rows.
+    assert set(seen.values()) == {1} and len(seen) == 40
 
 
-def test_no_source_is_left_out_for_its_small_weight():
+def test_a_source_with_a_small_weight_still_gives_at_least_one_row():
     assert clips_per_epoch([(3, 0.01), (20, 1.0)]) == 21
     assert len({rows_of_an_epoch([(3, 0.01), (20, 1.0)], epoch, 21)[i] for epoch in range(3) for i in range(21)}) == 23
 
 
-def test_one_source_is_what_it_was():
+def test_a_mixture_of_one_source_gives_the_same_steps_as_the_source_alone():
     assert rows_of_an_epoch([(17, 1.0)], 2) == [
         pick.row
         for step in [steps(17, 4, seed=5, duration_s=lambda row: 1.0, start=10)]
@@ -158,7 +160,7 @@ def test_a_mixture_trains_each_source_in_its_language(tiny_model, speech, tmp_pa
     assert "train, other (weight 0.5): " in card and str(tmp_path) not in card
 
 
-def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, speech, parquet, tmp_path):
+def test_a_resumed_streamed_run_equals_an_uninterrupted_one(tiny_model, speech, parquet, tmp_path):
     from safetensors.torch import load_file
 
     changes = {
@@ -193,7 +195,7 @@ def test_a_streamed_run_that_was_stopped_equals_one_that_was_not(tiny_model, spe
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_what_a_stream_needs(tiny_model, speech, parquet, tmp_path):
+def test_a_streamed_run_needs_steps_and_an_eval_source(tiny_model, speech, parquet, tmp_path):
     stream = {"data.train": [str(parquet)], "data.streaming": True}
     for changes, said in (
         ({"train.steps": None, "train.epochs": 1.0}, "set --steps"),

@@ -1,4 +1,4 @@
-"""Subtitles and other files: lines that can be read in every script, times in order, and text that stays text."""
+"""Subtitles and other files have readable lines in every script, times in order, and text that stays text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def squeezed(text: str) -> str:
 
 
 def check_cues(cues, text: str) -> None:
-    """What must be so of all subtitles."""
+    """Check what must hold for all subtitles."""
     assert squeezed("".join(line for cue in cues for line in cue.lines)) == squeezed(text)
     assert all(cue.end_s <= following.start_s + 1e-9 for cue, following in pairwise(cues))
     for cue in cues:
@@ -55,11 +55,12 @@ def check_cues(cues, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "length"), [(2.0, 400), (6.0, 84), (12.0, 400), (29.0, 90), (29.0, 400), (120.0, 400)]
 )
-def test_lines_of_every_script(language, seconds, length):
+def test_lines_of_every_script_break_at_good_places(language, seconds, length):
     text = (TEXTS[language] * 2)[:length].strip()
     cues = make_cues([{"start": 3.0, "end": 3.0 + seconds, "text": text}])
     check_cues(cues, text)
-    if language in ("english", "malayalam", "urdu"):  # these are broken at spaces only
+    # These scripts are broken at spaces only.
+    if language in ("english", "malayalam", "urdu"):
         assert " ".join(line for cue in cues for line in cue.lines).split() == text.split(), cues
     clusters = [one for one in regex.findall(r"\X", text) if not one.isspace()]
     written = [one for cue in cues for line in cue.lines for one in regex.findall(r"\X", line) if not one.isspace()]
@@ -72,14 +73,14 @@ def test_lines_of_every_script(language, seconds, length):
             assert line[-1] not in "「（เแโใไ"
 
 
-def test_a_wide_character_counts_for_two():
+def test_a_wide_character_takes_two_columns():
     assert columns_of("字幕") == 4 and columns_of("ab") == 2 and columns_of("മലയാളം") == 4
     assert columns_of("ｈｉ") == 4 and columns_of("e\u0301") == 1
     cues = make_cues([{"start": 0.0, "end": 5.0, "text": "あ" * 60}])
     assert max(len(line) for cue in cues for line in cue.lines) == 21
 
 
-def test_a_short_text_stays_whole_and_two_lines_are_alike():
+def test_a_short_text_stays_on_one_line_and_two_lines_are_of_like_length():
     (cue,) = make_cues([{"start": 1.0, "end": 2.5, "text": "  Good\tmorning. "}])
     assert (cue.start_s, cue.end_s, cue.lines) == (1.0, 2.5, ("Good morning.",))
     (cue,) = make_cues([{"start": 0.0, "end": 4.0, "text": "one two three four five six seven eight nine ten eleven"}])
@@ -88,7 +89,7 @@ def test_a_short_text_stays_whole_and_two_lines_are_alike():
 
 
 def test_word_times_decide_when_a_long_segment_is_cut():
-    """All words are spoken in the last fifth: a cue is shown when its words are, not at its share of the time."""
+    """All words are spoken in the last fifth; a cue appears when its words are spoken, not at its share of the time."""
     words = ENGLISH.split()
     timed = [{"word": f" {word}", "start": 24.0 + 0.3 * at, "end": 24.3 + 0.3 * at} for at, word in enumerate(words)]
     segment = {"start": 0.0, "end": 30.0, "text": ENGLISH.strip()}
@@ -100,11 +101,12 @@ def test_word_times_decide_when_a_long_segment_is_cut():
     assert all(
         starts[min(starts, key=lambda at, cue=cue: abs(at - cue.start_s))] == cue.lines[0].split()[0] for cue in known
     )
-    other = make_cues([{**segment, "words": timed[:-1]}])  # words of another text count for nothing
+    # Words of another text are ignored.
+    other = make_cues([{**segment, "words": timed[:-1]}])
     assert [cue.lines for cue in other] == [cue.lines for cue in guessed]
 
 
-def test_segments_without_length_and_in_a_crowd_are_shown_one_after_the_other():
+def test_segments_at_the_same_time_are_shown_one_after_the_other():
     crowd = [{"start": 2.0, "end": 2.0, "text": f"word{number}"} for number in range(50)]
     check_cues(make_cues(crowd), "".join(one["text"] for one in crowd))
     backwards = [{"start": 9.0, "end": 4.0, "text": "first"}, {"start": 3.0, "end": 5.0, "text": "second"}]
@@ -130,7 +132,7 @@ def test_any_segments_give_subtitles_in_order(drawn):
     assert all(cue.end_s <= following.start_s + 1e-9 for cue, following in pairwise(cues))
 
 
-def test_a_page_of_text_without_a_break_takes_no_time():
+def test_a_long_text_without_a_break_is_cut_quickly():
     import time
 
     began = time.monotonic()
@@ -161,7 +163,7 @@ NASTY = [
 
 
 def visible(text: str) -> str:
-    """Without what no player shows."""
+    """Return a text without the characters that no player shows."""
     return squeezed(regex.sub(r"[\p{Cc}\u2028\u2029]", "", text))
 
 
@@ -182,13 +184,14 @@ def test_no_text_becomes_markup(text):
     same = str.maketrans("＜＞｛", "<>{")
     assert visible(lines[2].translate(same)) == visible(text)
     assert "\\" not in text or "\\" in lines[2]
-    if not text.startswith("00:"):  # pysubs2's own reader takes any line with two times for the head of a cue
+    # The reader of pysubs2 takes any line with two times for the head of a cue.
+    if not text.startswith("00:"):
         assert len(pysubs2.SSAFile.from_string(vtt, format_="vtt")) == 1
     assert json.loads(render_transcript(transcript, "json"))["text"] == text
     assert len(render_transcript(transcript, "tsv").splitlines()) == 2 or "\u2028" in text
 
 
-def test_table_and_json_have_the_shape_of_openai_whisper():
+def test_table_and_json_have_the_columns_and_keys_of_openai_whisper():
     words = [{"word": " Hi", "start": 0.5, "end": 0.8}, {"word": " there", "start": 0.8, "end": 1.25}]
     segments = [
         {"start": 0.5, "end": 1.25, "text": "Hi\tthere", "words": words},
@@ -204,7 +207,7 @@ def test_table_and_json_have_the_shape_of_openai_whisper():
     assert render_transcript(transcript, "txt") == "Hi there End\n"
 
 
-def test_the_table_is_that_of_openai_whisper(tmp_path):
+def test_the_table_equals_the_one_that_openai_whisper_writes(tmp_path):
     whisper_utils = pytest.importorskip("whisper.utils")
     segments = [{"start": 0.5, "end": 1.254, "text": " Hi there "}, {"start": 61.0, "end": 62.0, "text": "പാട്ട്"}]
     whisper_utils.get_writer("tsv", str(tmp_path))({"segments": segments}, "a.wav", {})
@@ -212,7 +215,7 @@ def test_the_table_is_that_of_openai_whisper(tmp_path):
     assert render_transcript({"segments": segments, "text": ""}, "tsv") == table
 
 
-def test_formats_are_named_in_many_ways():
+def test_formats_are_given_one_by_one_in_a_list_or_as_all():
     assert parse_formats(["srt", "txt,json"]) == ("txt", "srt", "json")
     assert parse_formats(["ALL"]) == ("txt", "srt", "vtt", "tsv", "json")
     for wrong in (["docx"], ["srt,"], []):
@@ -220,7 +223,7 @@ def test_formats_are_named_in_many_ways():
             parse_formats(wrong)
 
 
-def test_no_two_recordings_have_one_name():
+def test_two_recordings_never_get_the_same_output_name():
     assert output_names([("/x/talk.wav", "talk.wav"), ("/x/end.mp3", "end.mp3")]) == ["talk", "end"]
     assert output_names([("/x/talk.wav", "talk.wav"), ("/x/talk.mp3", "talk.mp3")]) == ["talk.wav", "talk.mp3"]
     assert output_names([("/a/b/talk.wav", "talk.wav"), ("/a/c/talk.mp3", "talk.mp3")]) == ["b/talk", "c/talk"]
@@ -228,7 +231,8 @@ def test_no_two_recordings_have_one_name():
     assert output_names([("/a/b/t.wav", "b/t.wav"), ("/a/c/t.wav", "c/t.wav")]) == ["b/t", "c/t"]
     assert output_names([("/a/talk.2024", "talk.2024"), ("/a/talk.2025", "talk.2025")]) == ["talk.2024", "talk.2025"]
     again = output_names([("/x/talk.wav", "talk.wav")] * 2)
-    assert again == ["talk", "talk"]  # the same recording
+    # Both entries are the same recording.
+    assert again == ["talk", "talk"]
 
 
 @given(
@@ -240,7 +244,7 @@ def test_no_two_recordings_have_one_name():
     )
 )
 @settings(deadline=None)
-def test_names_differ_and_do_not_depend_on_the_order(drawn):
+def test_output_names_differ_and_do_not_depend_on_the_order(drawn):
     recordings = []
     for first, second, stem, suffix, is_in_folder in drawn:
         path = f"/{first}/{second}/{stem}{suffix}"
@@ -259,7 +263,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>subtitles</title>
 
 
 def served(folder):
-    """A server of a folder on this machine: Chromium loads no <track> from a file."""
+    """Serve a folder on this machine, because Chromium loads no <track> from a file."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     handler.func.log_message = lambda *arguments: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -267,8 +271,8 @@ def served(folder):
     return server
 
 
-def test_chromium_shows_what_was_said(chromium, tmp_path):
-    """Each script as WebVTT, and as .srt turned into it by nothing but its head: text, times, order; no markup."""
+def test_chromium_shows_the_text_and_times_of_every_cue(chromium, tmp_path):
+    """Chromium shows each script from WebVTT, and from .srt with a WebVTT head, with text and times and no markup."""
     soundfile.write(tmp_path / "sound.wav", make_wave(12.0), 16000)
     expected = {}
     for name, text in {**TEXTS, "nasty": " ".join(one for one in NASTY if one.isprintable())}.items():
@@ -281,7 +285,8 @@ def test_chromium_shows_what_was_said(chromium, tmp_path):
         (tmp_path / f"{name}-srt.html").write_text(PAGE.format(name=f"{name}-srt"), encoding="utf-8")
         cues = make_cues(segments)
         expected[name] = cues
-        if name != "nasty":  # & and < are no text of a WebVTT file
+        # In a WebVTT file, & and < are not plain text.
+        if name != "nasty":
             expected[f"{name}-srt"] = cues
     server = served(tmp_path)
     page = chromium.new_page()

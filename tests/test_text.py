@@ -1,4 +1,4 @@
-"""Cleaning keeps what spells a word; languages are Whisper's own, by every name."""
+"""Cleaning keeps every character that spells a word; a language is found by each of its names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def test_languages_are_those_of_transformers_and_openai_in_their_order():
 
     assert len(LANGUAGES) == 100
     for theirs in (transformers_own, openai_own):
-        assert list(LANGUAGES.items()) == list(theirs.LANGUAGES.items())  # the order is that of the tokens
+        # The order of the languages is that of their tokens.
+        assert list(LANGUAGES.items()) == list(theirs.LANGUAGES.items())
         for name, code in theirs.TO_LANGUAGE_CODE.items():
             assert language_code(name) == code
 
@@ -42,12 +43,12 @@ def test_every_code_name_and_alias_leads_to_a_known_code():
         ("nb-NO", "no"),
     ],
 )
-def test_locales_of_data_sets_are_understood(locale, code):
+def test_a_locale_of_a_data_set_leads_to_its_language_code(locale, code):
     assert language_code(locale) == code
 
 
 @pytest.mark.parametrize(("name", "close"), [("hindii", "hindi"), ("telegu", "telugu"), ("malayalm", "malayalam")])
-def test_an_unknown_language_names_close_ones_and_the_way_on(name, close):
+def test_the_error_for_an_unknown_language_names_close_ones_and_the_remedy(name, close):
     with pytest.raises(UserError, match=f"did you mean.*{close}") as refused:
         language_code(name)
     assert "--language-token LANG" in str(refused.value) and "\n" not in str(refused.value)
@@ -59,7 +60,7 @@ def test_a_language_whisper_does_not_know_is_refused(name):
         language_code(name)
 
 
-def test_scripts_without_spaces():
+def test_eight_languages_are_written_without_spaces():
     assert {code for code in LANGUAGES if not has_spaces(code)} == {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
 
 
@@ -68,7 +69,7 @@ def test_whitespace_is_collapsed_and_stripped():
     assert clean_text(" \n\t ") == clean_text("") == ""
 
 
-def test_normal_forms():
+def test_a_text_gets_the_normal_form_that_is_set():
     decomposed = unicodedata.normalize("NFD", "Über क़लम")
     assert clean_text(decomposed) == unicodedata.normalize("NFC", decomposed)
     assert clean_text(decomposed, normal_form=None) == decomposed
@@ -77,7 +78,7 @@ def test_normal_forms():
         clean_text("a", normal_form="nfc")
 
 
-def test_nothing_but_spaces_changes_by_default():
+def test_cleaning_changes_only_spaces_by_default():
     for text in ("Don't — stop!", "Ärger 3,5 % (ja?)", "कमल, 'राम'। ५०₹"):
         assert clean_text(text) == text
 
@@ -98,11 +99,11 @@ def test_nothing_but_spaces_changes_by_default():
         ("?!", ""),
     ],
 )
-def test_punctuation_goes_and_spelling_stays(text, clean):
+def test_cleaning_removes_punctuation_and_keeps_spelling(text, clean):
     assert clean_text(text, remove_punctuation=True) == clean
 
 
-def test_no_mark_letter_digit_or_joiner_of_any_script_is_lost():
+def test_cleaning_keeps_marks_letters_digits_and_joiners_of_every_script():
     chance = random.Random(0)
     keep = [chr(c) for c in range(0x20, 0x30000) if unicodedata.category(chr(c))[0] in "LMN"] + ["\u200c", "\u200d"]
     text = " ".join("".join(chance.choices(keep, k=5)) for _ in range(2000))
@@ -124,5 +125,5 @@ def test_cleaning_twice_changes_nothing_more():
             assert clean_text(once, **options) == once
 
 
-def test_lowercase():
+def test_cleaning_can_lower_the_case():
     assert clean_text("ÀB Ωμέγα हिंदी", lowercase=True) == "àb ωμέγα हिंदी"
