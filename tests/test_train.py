@@ -1,4 +1,4 @@
-"""train(recipe): bad clips, splits, what it starts from, and what it says before the first step."""
+"""train(recipe): how it treats bad clips, splits and starting models, and what it says before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 0, "
 
 
 def half_an_mp3(folder: Path) -> bytes:
-    """Return a file whose header promises 2 s of sound, and which ends halfway."""
+    """Return the contents of a file whose header promises 2 s of sound, but which ends halfway."""
     soundfile.write(folder / "whole.mp3", make_wave(2.0), 16000)
     content = (folder / "whole.mp3").read_bytes()
     (folder / "whole.mp3").unlink()
@@ -28,7 +28,7 @@ def half_an_mp3(folder: Path) -> bytes:
 
 
 def add_bad_clips(folder: Path, *, missing: int = 1) -> None:
-    """Beside the good clips: missing files, a truncated mp3, an empty text, a clip and a text over the limits.
+    """Add missing files, a truncated mp3, an empty text, and a clip and a text over the limits to the good clips.
 
     The tiny model takes 3 s and 64 tokens, where Whisper takes 30 s and 448.
     """
@@ -48,7 +48,7 @@ def add_bad_clips(folder: Path, *, missing: int = 1) -> None:
         )
 
 
-def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
+def test_five_bad_clips_among_sixty_good_ones_are_left_out_and_named(tiny_model, speech, tmp_path):
     add_bad_clips(make_speech(tmp_path / "clips", 60, seconds=(0.3, 0.8)))
     recipe = tiny_recipe(
         tiny_model,
@@ -67,10 +67,12 @@ def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
     seen = []
     result = train(recipe, output=tmp_path / "run", loss=counting_loss(seen))
     assert result.facts["steps"] == 18 and result.facts["left_out"] == 5
-    assert sum(seen) == 2 * 60  # the good ones, each once an epoch; nothing in a bad one's place
+    # Each good clip is learnt once an epoch, and nothing takes the place of a bad one.
+    assert sum(seen) == 2 * 60
     named = {Path(one["audio"]).name: one for one in runs.read_jsonl(result.run / "left_out.jsonl")}
     assert set(named) == {"gone-0.wav", "cut.mp3", "empty.wav", "long.wav", "wordy.wav"}
-    assert len(runs.read_jsonl(result.run / "left_out.jsonl")) == 5  # each once, in two epochs
+    # Each bad clip is listed once, although there are two epochs.
+    assert len(runs.read_jsonl(result.run / "left_out.jsonl")) == 5
     for name, reason in {
         "gone-0.wav": "no such file",
         "cut.mp3": "truncated",
@@ -83,7 +85,7 @@ def test_five_bad_clips_among_sixty_good_ones(tiny_model, speech, tmp_path):
 
 
 def counting_loss(seen: list):
-    """A loss that notes how many clips, which is ends of text, it is taken of."""
+    """Return a loss that notes its number of clips, which is the number of ends of text."""
     from whisper_peft import load_preparation, token_loss_sum
 
     eot = load_preparation(str(QUICKSTART / "model")).eot
@@ -96,9 +98,10 @@ def counting_loss(seen: list):
     return loss
 
 
-def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_gone_on_with(tiny_model, speech, tmp_path):
+def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_resumed(tiny_model, speech, tmp_path):
     clips = make_speech(tmp_path / "clips", 6)
-    content = half_an_mp3(clips)  # only decoding shows that it is cut, so the first look at headers lets it pass
+    # Only decoding shows that the file is truncated, so the first look at headers lets it pass.
+    content = half_an_mp3(clips)
     with (clips / "metadata.csv").open("a", newline="", encoding="utf-8") as file:
         for number in range(10):
             (clips / f"cut-{number}.mp3").write_bytes(content)
@@ -112,17 +115,20 @@ def test_ten_bad_clips_among_six_good_ones_stop_the_run_which_can_be_gone_on_wit
     assert f"{run}/left_out.jsonl" in message
     assert f"whisper-peft train --resume {run} --set data.max_left_out=1" in message
     assert len(runs.read_jsonl(run / "left_out.jsonl")) == 10
-    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-4"  # the end of the first epoch
+    # This step is the end of the first epoch.
+    assert runs.complete_checkpoints(run)[-1].name == "checkpoint-4"
     assert "finished" not in runs.read_json(run / "run.json") and not (run / "adapter").exists()
 
-    result = train(resume=run, changes={"data.max_left_out": 1})  # as the command line reads --set data.max_left_out=1
+    # The command line reads --set data.max_left_out=1 like this.
+    result = train(resume=run, changes={"data.max_left_out": 1})
     assert result.facts["steps"] == 6 and result.facts["left_out"] == 10
     assert len(runs.read_jsonl(run / "left_out.jsonl")) == 10
     assert load_recipe(run / "recipe.yaml").data.max_left_out == 1
 
 
-def test_a_short_run_with_few_bad_clips_that_are_too_many_is_not_called_trained(tiny_model, speech, tmp_path):
-    add_bad_clips(make_speech(tmp_path / "clips", 4), missing=5)  # 9 of 13
+def test_too_many_bad_clips_in_a_small_data_set_stop_the_run_before_it_begins(tiny_model, speech, tmp_path):
+    # 9 of the 13 clips are bad.
+    add_bad_clips(make_speech(tmp_path / "clips", 4), missing=5)
     changes = {"data.train": [str(tmp_path / "clips")], "train.steps": 4, "train.batch_size": 4}
     recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
     with pytest.raises(UserError, match=r"data\.train: \d of 13 clips cannot be used"):
@@ -143,13 +149,14 @@ def test_without_an_eval_source_a_tenth_of_train_is_held_out_and_named(tiny_mode
     data = result.facts["data"]
     assert (data["train_clips"], data["eval_clips"], data["eval_held_out"]) == (11, 1, True)
     assert any("1 eval (held out of train)" in line and "optimistic" in line for line in said)
-    assert result.facts["after"]["split"] == "eval"  # nothing calls it a test
+    # No figure is called one of the test split.
+    assert result.facts["after"]["split"] == "eval"
     heard = {one["audio"] for one in runs.read_jsonl(result.run / "transcripts.jsonl")}
     assert len(heard) == 1
 
 
-def test_selection_and_report_are_on_different_sets(lora_run, speech):
-    """Best by eval, reported on test: the figures of the run are those of the test clips."""
+def test_one_split_selects_the_checkpoint_and_another_gives_the_report(lora_run, speech):
+    """The eval split selects the best checkpoint, and the final figures of the run are those of the test split."""
     facts = runs.read_json(lora_run / "run.json")
     heard = runs.read_jsonl(lora_run / "transcripts.jsonl")
     assert {Path(one["audio"]).parent for one in heard} == {speech / "test"}
@@ -164,7 +171,7 @@ def test_selection_and_report_are_on_different_sets(lora_run, speech):
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_a_frozen_encoder_does_not_move(mode, tiny_model, speech, tmp_path):
+def test_training_does_not_change_a_frozen_encoder(mode, tiny_model, speech, tmp_path):
     from safetensors.torch import load_file
 
     changes = {**QUICK, "train.mode": mode, "train.freeze": "encoder", "train.steps": 2, "train.learning_rate": 0.01}
@@ -180,7 +187,7 @@ def test_a_frozen_encoder_does_not_move(mode, tiny_model, speech, tmp_path):
         assert moved and all(".decoder." in name for name in moved)
 
 
-def test_full_training_moves_every_weight_but_the_sinusoids(full_run, tiny_model):
+def test_full_training_changes_every_weight_except_the_encoder_positions(full_run, tiny_model):
     from safetensors.torch import load_file
 
     before, after = load_file(tiny_model / "model.safetensors"), load_file(full_run / "model" / "model.safetensors")
@@ -189,7 +196,7 @@ def test_full_training_moves_every_weight_but_the_sinusoids(full_run, tiny_model
 
 
 @pytest.mark.parametrize("start", ["run", "adapter"])
-def test_going_on_from_an_adapter(start, lora_run, tiny_model, speech, tmp_path):
+def test_training_continues_from_an_adapter_where_it_ended(start, lora_run, tiny_model, speech, tmp_path):
     from safetensors.torch import load_file
 
     model = lora_run if start == "run" else lora_run / "adapter"
@@ -204,7 +211,8 @@ def test_going_on_from_an_adapter(start, lora_run, tiny_model, speech, tmp_path)
         assert (weight - second[name]).abs().max() < 1e-5
     assert any(not first[name].equal(second[name]) for name in first)
     facts = runs.read_json(lora_run / "run.json")
-    assert result.facts["before"]["wer"] == facts["final"]["wer"]  # it starts where the other ended
+    # The new run starts where the other run ended.
+    assert result.facts["before"]["wer"] == facts["final"]["wer"]
     assert result.facts["base"] == facts["base"]
     config = json.loads((result.model / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_model)
@@ -216,7 +224,7 @@ def test_full_training_of_an_adapter_is_refused(lora_run, speech, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_going_on_from_a_full_run(full_run, speech, tmp_path):
+def test_training_continues_from_the_model_of_a_full_run(full_run, speech, tmp_path):
     result = train(tiny_recipe(full_run, speech, **QUICK), output=tmp_path / "run")
     assert result.facts["base"]["path"] == str(full_run / "model")
 
@@ -231,7 +239,8 @@ def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
         recipe = tiny_recipe(tiny_model, speech, **{**QUICK, **changes})
         prepare(recipe, output=tmp_path / "run", say=said.append)
         notes = [line for line in said if line.startswith("Note: ")]
-        few = [line for line in notes if "4 eval clips choose the best checkpoint" in line]  # the splits are small here
+        # This note comes because the splits are small here.
+        few = [line for line in notes if "4 eval clips choose the best checkpoint" in line]
         notes = [line for line in notes if line not in few]
         assert len(few) == 1
         assert len(notes) == 1 and remark in notes[0]
@@ -242,7 +251,7 @@ def test_remarks_come_before_the_first_step(tiny_model, speech, tmp_path):
 
 
 @pytest.mark.parametrize("d_model", [384, 512, 768, 1024, 1280])
-def test_default_rates_fit_their_mode_and_the_other_modes_rate_is_remarked_on(d_model):
+def test_a_learning_rate_that_suits_the_other_mode_gets_a_remark(d_model):
     rates = {}
     for mode in ("full", "lora"):
         recipe = override(Recipe(), {"train.mode": mode, "model.language": "hi", "train.steps": 1000})
@@ -256,7 +265,7 @@ def test_default_rates_fit_their_mode_and_the_other_modes_rate_is_remarked_on(d_
         assert len(remarks) == 1 and f"looks like one for --mode {other}" in remarks[0]
 
 
-def test_best_metric_is_cer_where_a_script_has_no_spaces():
+def test_the_cer_is_the_best_metric_for_a_script_without_spaces():
     for language, metric in (("hi", "wer"), ("thai", "cer"), ("ja", "cer"), (None, "wer")):
         recipe = override(Recipe(), {"model.language": language, "train.steps": 10})
         resolved, _ = resolve(recipe, n_rows=100, d_model=512, multilingual=True)
@@ -285,7 +294,7 @@ def test_a_language_whisper_does_not_know_borrows_a_token(tiny_model, speech, tm
     assert json.loads((result.model / "generation_config.json").read_text())["language"] == "hi"
 
 
-def test_english_only_checkpoints(speech, tmp_path):
+def test_an_english_only_checkpoint_trains_without_language_tokens(speech, tmp_path):
     from whisper_peft import SpeechDataset, load_preparation, load_source
 
     model = make_tiny_model(tmp_path / "tiny.en")
@@ -308,14 +317,15 @@ def test_english_only_checkpoints(speech, tmp_path):
     result = train(tiny_recipe(model, speech, **changes), output=tmp_path / "run", loss=look)
     preparation = load_preparation(str(model))
     assert not preparation.multilingual
-    assert starts[0] == preparation.no_timestamps  # straight after <|startoftranscript|>
+    # This token comes straight after <|startoftranscript|>.
+    assert starts[0] == preparation.no_timestamps
     timed = SpeechDataset(load_source(str(speech / "test")), preparation, timestamps=1.0)[0].decoder_input_ids
     assert timed[:2].tolist() == [preparation.token_id("<|startoftranscript|>"), preparation.first_timestamp]
     assert "language" not in json.loads((result.model / "generation_config.json").read_text())
     assert evaluate(result.run, speech / "test", max_clips=2).language is None
 
 
-def test_settings_that_cannot_be(tiny_model, speech, tmp_path):
+def test_impossible_settings_are_refused_in_one_line(tiny_model, speech, tmp_path):
     for changes, message in (
         ({"data.train": []}, "data.train: not set"),
         ({"data.train": [str(tmp_path / "nothing")]}, "no such file or folder"),
@@ -340,7 +350,7 @@ def test_settings_that_cannot_be(tiny_model, speech, tmp_path):
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_evaluate"])
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_a_callback_may_stop_a_run_off_an_evaluation_step(event, mode, tiny_model, speech, tmp_path):
+def test_a_run_that_a_callback_stops_is_evaluated_and_stored_at_that_step(event, mode, tiny_model, speech, tmp_path):
     from transformers import TrainerCallback
 
     def stop(self, args, state, control, **kwargs):
@@ -356,7 +366,7 @@ def test_a_callback_may_stop_a_run_off_an_evaluation_step(event, mode, tiny_mode
 
 
 @pytest.mark.parametrize("changed", ["base", "eval", "test"])
-def test_a_run_is_not_gone_on_with_on_another_base_or_other_clips(changed, tiny_model, tmp_path):
+def test_a_run_is_not_resumed_on_another_base_or_other_clips(changed, tiny_model, tmp_path):
     model = tmp_path / "base"
     shutil.copytree(tiny_model, model)
     for seed, name in enumerate(("train", "eval", "test")):
@@ -373,19 +383,20 @@ def test_a_run_is_not_gone_on_with_on_another_base_or_other_clips(changed, tiny_
         train(resume=tmp_path / "run", changes={"train.steps": 2})
 
 
-def test_a_run_stopped_early_and_killed_while_scoring_does_not_train_on(tiny_model, speech, tmp_path):
+def test_a_run_stopped_early_and_killed_while_scoring_resumes_without_training(tiny_model, speech, tmp_path):
     changes = {"train.steps": 9, "evaluate.every_steps": 1, "train.early_stopping": 1, "train.learning_rate": 1e-6}
     recipe = tiny_recipe(tiny_model, speech, **changes)
     facts = train(recipe, output=tmp_path / "run").facts
     assert facts["steps"] < 9
-    shutil.rmtree(tmp_path / "run" / "adapter")  # as a kill during the final scoring leaves it
+    # A kill during the final scoring leaves the run like this.
+    shutil.rmtree(tmp_path / "run" / "adapter")
     runs.update_facts(tmp_path / "run", finished=None, after=None, final=None)
     again = train(resume=tmp_path / "run").facts
     assert (again["steps"], again["best_step"]) == (facts["steps"], facts["best_step"])
     assert again["after"] == facts["after"]
 
 
-def test_splits_that_share_clips_are_remarked_on(tiny_model, speech, tmp_path):
+def test_splits_that_share_clips_get_a_remark(tiny_model, speech, tmp_path):
     said = []
     recipe = tiny_recipe(tiny_model, speech, **{"data.eval": str(speech / "test")})
     prepare(recipe, say=said.append)
@@ -393,7 +404,7 @@ def test_splits_that_share_clips_are_remarked_on(tiny_model, speech, tmp_path):
     assert not any("data.train" in line for line in said)
 
 
-def test_settings_are_refused_before_the_run_folder_is_made(tiny_model, speech, tmp_path):
+def test_wrong_settings_are_refused_before_the_run_folder_is_made(tiny_model, speech, tmp_path):
     for changes, word in (
         ({"train.report_to": ["nonsense"]}, "train.report_to: 'nonsense' is not known or not installed"),
         ({"lora.modules_to_save": ["nonsense"]}, "no module 'nonsense'"),
@@ -407,13 +418,13 @@ def test_settings_are_refused_before_the_run_folder_is_made(tiny_model, speech, 
         train(tiny_recipe(tiny_model, speech), output=tmp_path / "file.txt" / "run")
 
 
-def test_several_processes_are_refused(tiny_model, speech, tmp_path, monkeypatch):
+def test_training_in_several_processes_is_refused(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes is not supported yet"):
         train(tiny_recipe(tiny_model, speech), output=tmp_path / "run")
 
 
-def test_an_adapter_that_is_gone_on_with_keeps_its_rank_and_says_so(lora_run, speech, tmp_path):
+def test_an_adapter_that_continues_training_keeps_its_rank_and_a_note_says_so(lora_run, speech, tmp_path):
     said = []
     prepared = prepare(tiny_recipe(lora_run, speech, **{"lora.rank": 64}), say=said.append)
     note = "lora.rank: ignored; the adapter that you continue training has rank 4."
@@ -434,7 +445,7 @@ def test_the_hours_of_a_large_corpus_are_estimated_from_a_sample(tiny_model, spe
     assert 0.1 <= facts.hours(dataset, {1, 3}) <= 0.2 and len(asked) == 5 and not {1, 3} & set(asked)
 
 
-def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
+def test_a_dry_run_resolves_the_recipe_and_writes_nothing(tiny_model, speech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepared = prepare(tiny_recipe(tiny_model, speech, **{"train.learning_rate": None}))
     assert prepared.run is None and not prepared.is_resumed and prepared.plan.clips == 12
@@ -442,7 +453,8 @@ def test_a_dry_run_resolves_and_writes_nothing(tiny_model, speech, tmp_path, mon
     assert dataclasses.is_dataclass(recipe)
     assert recipe.train.learning_rate > 0 and recipe.train.warmup_steps is not None and recipe.train.steps == 4
     assert recipe.lora.alpha == 8 and recipe.train.precision in ("fp32", "bf16", "fp16")
-    assert list(flatten(as_dict(recipe))) == list(flatten(as_dict(Recipe())))  # the same page, in the same order
+    # The recipe has the same keys in the same order.
+    assert list(flatten(as_dict(recipe))) == list(flatten(as_dict(Recipe())))
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="exists already"):
         prepare(tiny_recipe(tiny_model, speech), output=tmp_path)
@@ -461,7 +473,7 @@ def test_a_pickled_base_is_refused(tiny_model, speech, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"lora.rslora": True}, {"lora.dora": True}, {"lora.targets": "decoder"}])
-def test_kinds_of_adapters(changes, tiny_model, speech, tmp_path):
+def test_each_kind_of_adapter_trains_and_is_named_in_its_config(changes, tiny_model, speech, tmp_path):
     result = train(tiny_recipe(tiny_model, speech, **{**QUICK, **changes}), output=tmp_path / "run")
     config = json.loads((result.model / "adapter_config.json").read_text())
     assert config["use_rslora"] == ("lora.rslora" in changes) and config["use_dora"] == ("lora.dora" in changes)

@@ -1,4 +1,4 @@
-"""The step: its cut, its loss, its gradients, its schedule; and what a run writes down about them."""
+"""A training step: its micro-batches, loss, gradients and schedule, and the records that a run keeps of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from whisper_peft.training.trainer import OneDeviceArguments, SpeechTrainer
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory) -> Path:
-    """8 clips whose texts have from 1 to 8 words."""
+    """Make 8 clips whose texts have from 1 to 8 words."""
     import soundfile
 
     folder = tmp_path_factory.mktemp("uneven") / "clips"
@@ -42,7 +42,7 @@ def uneven(tmp_path_factory) -> Path:
 
 
 def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepare=lambda model: None, **changes):
-    """A SpeechTrainer as `train` makes it, without its run folder's comforts."""
+    """Make a SpeechTrainer as `train` does, but without a run folder."""
     from transformers import set_seed
 
     workers = changes.pop("train.workers", 0)
@@ -85,7 +85,7 @@ def make_trainer(folder: Path, model: Path, source: Path, *, callbacks=(), prepa
 
 
 def first_batches(trainer: SpeechTrainer, count: int) -> list[dict]:
-    """The first optimizer steps as the trainer will see them."""
+    """Return the batches of the first steps as the trainer gets them."""
     return list(itertools.islice(iter(trainer.get_train_dataloader()), count))
 
 
@@ -106,9 +106,11 @@ def gradients_of(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_step_does_not_depend_on_its_cut(mode, tiny_model, uneven, tmp_path):
     losses, gradients, after = [], [], []
-    for micro in (1, 2, 8):  # 8 x 1, 4 x 2, 1 x 8
+    # The step is cut into 8 micro-batches of 1 clip, 4 of 2, and 1 of 8.
+    for micro in (1, 2, 8):
         changes = {"train.mode": mode, "train.micro_batch_size": micro}
-        if mode == "lora":  # other lengths, other windows: the same under every cut
+        # Augmentation changes lengths and windows, but in the same way under every cut.
+        if mode == "lora":
             changes |= {"augment.speed": 0.5, "augment.gain": 0.5}
         trainer = make_trainer(tmp_path / str(micro), tiny_model, uneven, **changes)
         (batch,) = first_batches(trainer, 1)
@@ -126,28 +128,30 @@ def test_a_step_does_not_depend_on_its_cut(mode, tiny_model, uneven, tmp_path):
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
         for name, weight in after[0].items():
-            # Adam's first step is lr * sign(gradient): where a gradient is all rounding, so is its sign.
+            # Adam's first step is lr * sign(gradient). If a gradient is only rounding, its sign is, too.
             certain = gradients[0][name].abs() > 1e-5
             torch.testing.assert_close(other_weights[name][certain], weight[certain], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_full_and_lora_see_byte_identical_batches(tiny_model, speech, tmp_path):
+def test_full_and_lora_training_get_byte_identical_batches(tiny_model, speech, tmp_path):
     seen = []
     for mode, workers in (("full", 0), ("lora", 0), ("lora", 2)):
         changes = {"train.mode": mode, "train.batch_size": 4, "train.workers": workers}
         trainer = make_trainer(tmp_path / f"{mode}{workers}", tiny_model, speech / "train", **changes)
-        seen.append(first_batches(trainer, 5))  # into the second epoch
+        # The five steps reach into the second epoch.
+        seen.append(first_batches(trainer, 5))
     for batches in seen[1:]:
         for ours, theirs in zip(seen[0], batches, strict=True):
             assert ours["rows"] == theirs["rows"]
             for key in ("input_features", "decoder_input_ids", "labels"):
                 assert ours[key].numpy().tobytes() == theirs[key].numpy().tobytes()
                 assert ours[key].dtype == theirs[key].dtype and ours[key].shape == theirs[key].shape
-    assert seen[0][0]["rows"] != seen[0][3]["rows"]  # the second epoch is shuffled anew
+    # The second epoch is shuffled again.
+    assert seen[0][0]["rows"] != seen[0][3]["rows"]
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_exactly_one_start_of_transcript_reaches_the_decoder(mode, tiny_model, uneven, tmp_path):
+def test_the_decoder_gets_exactly_one_start_of_transcript(mode, tiny_model, uneven, tmp_path):
     trainer = make_trainer(tmp_path, tiny_model, uneven, **{"train.mode": mode, "train.micro_batch_size": 4})
     reached = []
     base = trainer.model if mode == "full" else trainer.model.get_base_model()
@@ -168,7 +172,7 @@ def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_pa
     trainer = make_trainer(tmp_path, tiny_model, uneven, **changes)
     (batch,) = first_batches(trainer, 1)
     ours = trainer.training_step(trainer.model, batch).item()
-    # By hand, clip by clip, with transformers' own extractor, tokens and loss.
+    # The expected loss is computed clip by clip with the extractor, the tokens and the loss of transformers.
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32).train()
     processor = WhisperProcessor.from_pretrained(tiny_model)
     processor.tokenizer.set_prefix_tokens(language="hindi", task="transcribe")
@@ -187,16 +191,19 @@ def test_the_loss_is_the_token_mean_of_the_whole_step(tiny_model, uneven, tmp_pa
         counts.append(labels.numel())
     assert max(counts) > 2 * min(counts)
     assert ours == pytest.approx(np.average(means, weights=counts), abs=1e-4)
-    assert abs(ours - np.mean(means)) > 1e-3  # the mean of means is another number here
+    # Here the mean of the means is another number.
+    assert abs(ours - np.mean(means)) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1.0, 100.0])  # 100: most targets' probabilities are zero in float32
-def test_the_loss_and_its_gradient_are_cross_entropys(dtype, scale):
+# With a scale of 100, the probabilities of most targets are zero in float32.
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_loss_and_its_gradient_equal_those_of_cross_entropy(dtype, scale):
     from whisper_peft import token_loss_sum
 
     draw = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 50, (3, 31), generator=draw)  # 93 rows: not a multiple of those taken at a time
+    # The loss takes a fixed number of rows at a time, and 93 rows are not a multiple of it.
+    labels = torch.randint(0, 50, (3, 31), generator=draw)
     labels[1, 20:] = -100
     logits = (scale * torch.randn(3, 31, 50, generator=draw)).to(dtype)
     results = []
@@ -219,7 +226,7 @@ def test_the_loss_and_its_gradient_are_cross_entropys(dtype, scale):
 
 
 def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, tmp_path):
-    """Only decoding shows that these clips cannot be used."""
+    """The headers of these clips are whole, so only decoding shows that the clips cannot be used."""
     import soundfile
 
     rows = (speech / "train" / "metadata.csv").read_text(encoding="utf-8").splitlines()
@@ -229,7 +236,7 @@ def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, 
     cut.write_bytes(content[: len(content) // 2])
     manifest.write_text("\n".join([rows[0], f"{cut},a", f"{cut},b", *rows[1:3]]), encoding="utf-8")
     try:
-        # Their headers are whole and state 2 s, so they come last; the two good ones make the other step of the epoch.
+        # The headers of the cut clips state 2 s, so these clips come last. The two good clips are the other step.
         changes = {"train.batch_size": 2, "train.mode": "full", "train.weight_decay": 0.1}
         trainer = make_trainer(tmp_path / "a", tiny_model, manifest, **{**changes, "train.steps": 2})
         batches = first_batches(trainer, 2)
@@ -252,7 +259,7 @@ def test_a_step_without_usable_clips_is_skipped_and_counted(tiny_model, speech, 
         assert same == (not batch["rows"])
 
 
-def test_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, uneven, tmp_path):
+def test_the_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, uneven, tmp_path):
     gradients = []
     for checkpointing in (False, True):
         check = GradientCheck()
@@ -268,14 +275,15 @@ def test_gradient_check_passes_with_non_reentrant_checkpointing(tiny_model, unev
         layer.fc1.register_forward_hook(lambda *_, reruns=reruns: reruns.append(1))
         trainer.train()
         assert check.is_done
-        assert len(reruns) == (4 if checkpointing else 2)  # run again in the backward pass, so it is really on
+        # Checkpointing is really on, because the layer runs again in the backward pass.
+        assert len(reruns) == (4 if checkpointing else 2)
         gradients.append(weights_of(trainer.model))
     for name, weight in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def break_encoder(model) -> None:
-    """The encoder's output without its graph: as re-entrant checkpointing leaves it."""
+    """Detach the output of the encoder from its graph, as re-entrant checkpointing does."""
 
     def detach(module, inputs, output):
         output.last_hidden_state = output.last_hidden_state.detach()
@@ -285,14 +293,14 @@ def break_encoder(model) -> None:
 
 
 def reentrant(model) -> None:
-    """As transformers 4 has it: the decoder's embeddings are made to require a gradient, the encoder's input is not."""
+    """Use re-entrant checkpointing as transformers 4 does: the input of the encoder requires no gradient."""
     embeddings = model.get_base_model().get_decoder().embed_tokens
     embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
 def silence_values(model) -> None:
-    """Zero weights after fc1 of the encoder: nothing flows back to it."""
+    """Set the weights after fc1 of the encoder to zero, so that no gradient flows back to fc1."""
     torch.nn.init.zeros_(model.get_encoder().layers[0].fc2.weight)
 
 
@@ -310,7 +318,7 @@ def explode(model) -> None:
         ("lora", explode, "non-finite gradient"),
     ],
 )
-def test_gradient_check_raises(mode, fault, finding, tiny_model, uneven, tmp_path):
+def test_the_gradient_check_names_a_weight_with_a_wrong_gradient(mode, fault, finding, tiny_model, uneven, tmp_path):
     changes = {"train.mode": mode, "train.steps": 2, "train.max_grad_norm": 0.0}
     trainer = make_trainer(tmp_path, tiny_model, uneven, callbacks=[GradientCheck()], prepare=fault, **changes)
     with pytest.raises(AssertionError, match=finding):
@@ -318,7 +326,7 @@ def test_gradient_check_raises(mode, fault, finding, tiny_model, uneven, tmp_pat
     assert trainer.state.global_step == 0
 
 
-def test_train_checks_gradients(tiny_model, speech, tmp_path, monkeypatch):
+def test_train_checks_the_gradients(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft.training import train as room
 
     def broken(*arguments, **options):
@@ -331,17 +339,18 @@ def test_train_checks_gradients(tiny_model, speech, tmp_path, monkeypatch):
         train(tiny_recipe(tiny_model, speech, **{"evaluate.compare_clips": 0}), output=tmp_path / "run")
 
 
-def test_two_visible_gpus_never_mean_data_parallel(tiny_model, uneven, tmp_path, monkeypatch):
+def test_two_visible_gpus_do_not_start_data_parallel_training(tiny_model, uneven, tmp_path, monkeypatch):
     monkeypatch.setattr(OneDeviceArguments.__mro__[2], "n_gpu", property(lambda self: 2))
     trainer = make_trainer(tmp_path, tiny_model, uneven)
-    assert super(OneDeviceArguments, trainer.args).n_gpu == 2  # the machine that is played
+    # The machine seems to have two GPUs.
+    assert super(OneDeviceArguments, trainer.args).n_gpu == 2
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 1
     trainer.train()
     assert not isinstance(trainer.model_wrapped, torch.nn.DataParallel)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_schedules(schedule, tiny_model, uneven, tmp_path):
+def test_the_learning_rate_follows_its_schedule(schedule, tiny_model, uneven, tmp_path):
     peak, warmup, steps = 1e-3, 2, 8
     trainer = make_trainer(
         tmp_path,
@@ -353,7 +362,8 @@ def test_schedules(schedule, tiny_model, uneven, tmp_path):
     scheduler = trainer.create_scheduler(steps, optimizer)
     rates = []
     for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])  # of the step about to be made
+        # This is the rate of the step that comes next.
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     shape = {
@@ -365,7 +375,7 @@ def test_schedules(schedule, tiny_model, uneven, tmp_path):
     assert rates == pytest.approx(wanted, abs=1e-9)
 
 
-def test_early_stopping(tiny_model, speech, tmp_path):
+def test_early_stopping_ends_a_run_after_two_evaluations_without_gain(tiny_model, speech, tmp_path):
     changes = {
         "train.learning_rate": 1e-9,
         "train.early_stopping": 2,
@@ -375,7 +385,8 @@ def test_early_stopping(tiny_model, speech, tmp_path):
         "evaluate.compare_clips": 0,
     }
     result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run")
-    assert result.facts["steps"] == 3 and result.facts["best_step"] == 1  # one that set the mark, two no better
+    # The first evaluation sets the mark, and the next two are no better.
+    assert result.facts["steps"] == 3 and result.facts["best_step"] == 1
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, {2, 5}), (2, {2, 4, 5})])
@@ -386,7 +397,8 @@ def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
 
     from whisper_peft.training import scorer as room
 
-    plan = iter([0.9, 0.3, 0.5, 0.6, 0.4, 1.0])  # the last is of the test set, after training
+    # The last rate is that of the test split, after training.
+    plan = iter([0.9, 0.3, 0.5, 0.6, 0.4, 1.0])
     real = room.figures
     monkeypatch.setattr(room, "figures", lambda *arguments: {**real(*arguments), "wer": next(plan)})
     seen = []
@@ -411,7 +423,7 @@ def test_the_newest_and_the_best_checkpoint_stay_and_the_best_is_the_result(
     assert not all(torch.equal(final[name], seen[4][name]) for name in final)
 
 
-def test_what_a_run_writes_down(lora_run, tiny_model):
+def test_a_run_records_its_facts_losses_and_evaluations(lora_run, tiny_model):
     facts = runs.read_json(lora_run / "run.json")
     assert facts["mode"] == "lora" and facts["steps"] == 4 and facts["device"].startswith(("CPU", "NVIDIA"))
     assert {"python", "whisper-peft", "torch", "transformers", "peft"} <= facts["versions"].keys()
@@ -420,14 +432,16 @@ def test_what_a_run_writes_down(lora_run, tiny_model):
     assert facts["train_hours"] > 0 and facts["train_seconds"] > 0 and facts["peak_memory_bytes"] > 1e7
     assert 0 < facts["trainable_parameters"] < facts["parameters"]
     assert facts["before"]["split"] == facts["after"]["split"] == facts["final"]["split"] == "test"
-    assert facts["before"]["max_new_tokens"] == facts["after"]["max_new_tokens"]  # the same clips, the same limit
+    # Both transcribe the same clips with the same limit.
+    assert facts["before"]["max_new_tokens"] == facts["after"]["max_new_tokens"]
     assert facts["before"]["clips"] == facts["after"]["clips"] == facts["final"]["clips"] == 4
 
     records = runs.read_jsonl(lora_run / "metrics.jsonl")
     losses = [record for record in records if "loss" in record]
     assert [record["step"] for record in losses] == [1, 2, 3, 4]
     assert all(math.isfinite(record["loss"]) and "learning_rate" in record for record in losses)
-    assert [record["epoch"] for record in losses] == [0.3333, 0.6667, 1.0, 1.3333]  # 12 clips in steps of 4
+    # There are 12 clips in steps of 4.
+    assert [record["epoch"] for record in losses] == [0.3333, 0.6667, 1.0, 1.3333]
     evaluations = [record for record in records if "eval_wer" in record]
     assert [record["step"] for record in evaluations] == [2, 4]
     assert {"eval_cer", "eval_loss", "eval_reached_limit", "eval_wer_insertions"} <= evaluations[0].keys()
@@ -444,7 +458,7 @@ def test_what_a_run_writes_down(lora_run, tiny_model):
     }
 
 
-def test_tensorboard_has_the_losses(lora_run):
+def test_tensorboard_has_the_losses_and_error_rates(lora_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(lora_run / "tensorboard")).Reload()
@@ -452,7 +466,7 @@ def test_tensorboard_has_the_losses(lora_run):
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
-def test_a_run_in_bf16_leaves_the_next_one_in_its_own_precision(tiny_model, speech, tmp_path):
+def test_a_run_in_bf16_does_not_change_the_precision_of_the_next_run(tiny_model, speech, tmp_path):
     from torch import is_autocast_enabled
     from transformers import TrainerCallback
 
@@ -469,13 +483,13 @@ def test_a_run_in_bf16_leaves_the_next_one_in_its_own_precision(tiny_model, spee
         seen.clear()
 
 
-def test_the_written_recipe_runs_again_to_the_same_weights(lora_run, tmp_path):
+def test_the_recipe_in_a_run_folder_trains_to_the_same_weights(lora_run, tmp_path):
     again = train(str(lora_run / "recipe.yaml"), output=tmp_path / "again", changes={"train.report_to": []})
     ours = (lora_run / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (again.model / "adapter_model.safetensors").read_bytes() == ours
 
 
-def test_own_loss_augmentation_callback_and_checkpoint_function(tiny_model, speech, tmp_path):
+def test_train_uses_the_loss_augmentation_callback_and_checkpoint_function_of_the_user(tiny_model, speech, tmp_path):
     from transformers import TrainerCallback
 
     from whisper_peft import token_loss_sum
@@ -503,7 +517,8 @@ def test_own_loss_augmentation_callback_and_checkpoint_function(tiny_model, spee
         callbacks=[Count()],
         on_checkpoint=[lambda folder: folders.append((folder.name, (folder / runs.COMPLETE).is_file()))],
     )
-    assert len(heard) == 4 * 4 and len({draw for _, draw in heard}) == 16  # train clips only, each draw its own
+    # Only train clips are augmented, and each draw has a random number of its own.
+    assert len(heard) == 4 * 4 and len({draw for _, draw in heard}) == 16
     assert calls == [True] * 4
     assert steps == [1, 2, 3, 4]
     assert folders == [("checkpoint-2", True), ("checkpoint-4", True)]
@@ -529,11 +544,12 @@ def test_bf16_trains_on_the_cpu(tiny_model, speech, tmp_path):
     result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", callbacks=[Spy()])
     losses = [one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
-    assert types == {(torch.bfloat16, torch.float32)}  # computed in bf16, in training and in evaluation; kept in fp32
+    # Training and evaluation compute in bf16, but the weights stay in fp32.
+    assert types == {(torch.bfloat16, torch.float32)}
 
 
 def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, source: Path) -> None:
-    """One rank of a data-parallel run on the CPU; the first one stores the weights."""
+    """Train as one rank of a data-parallel run on the CPU, and store the weights and the losses."""
     sys.stdout = sys.stderr = (folder / f"{n_ranks}-{rank}.log").open("w")
     os.environ.update(
         RANK=str(rank),
@@ -555,7 +571,7 @@ def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, so
 
 
 def test_two_ranks_give_the_weights_of_one(tiny_model, uneven, tmp_path, monkeypatch):
-    """9 clips in steps of 8: the second step leaves the second rank without a clip."""
+    """There are 9 clips in steps of 8, so the second rank has no clip in the second step."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     lines = (uneven / "metadata.csv").read_text(encoding="utf-8").splitlines()
     source = tmp_path / "nine.csv"
@@ -578,6 +594,7 @@ def test_two_ranks_give_the_weights_of_one(tiny_model, uneven, tmp_path, monkeyp
         results[n_ranks] = torch.load(tmp_path / f"{n_ranks}-0.pt")
     (one, one_losses), (two, two_losses) = results[1], results[2]
     assert one_losses == pytest.approx(two_losses, abs=1e-5)
-    for name, weight in one.items():  # Adam divides by the gradient's size: rounding shows where it is tiny
+    # Adam divides by the size of the gradient, so rounding shows where the gradient is tiny.
+    for name, weight in one.items():
         difference = (weight - two[name]).abs()
         assert difference.mean() < 1e-6 and difference.max() < 2.1e-3, name

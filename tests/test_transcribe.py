@@ -1,4 +1,4 @@
-"""The transcribe command: which recordings, in which order, what is written when, and what happens to a bad one."""
+"""The transcribe command finds recordings, writes each when it is ready, and continues after a bad one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from whisper_peft.evaluation.word_times import _cheapest_path, add_word_times
 
 @pytest.fixture
 def once(monkeypatch):
-    """A random model is never sure: it would make each window again and again."""
+    """Switch the fallback off, because a random model is never sure and would repeat each window many times."""
     monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch, request):
-    """A random model says as much as it may, so it may say little here; the real one is left alone."""
+    """Limit the output to 12 tokens, because a random model always uses its limit; the real model keeps its own."""
     if request.node.get_closest_marker("slow"):
         return
     for module in (longform, stretches, transcriber, chunks):
@@ -42,19 +42,20 @@ def brief(monkeypatch, request):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model):
-    """The tiny model, which takes 3 s, and its preparation."""
+    """Load the tiny model, whose window is 3 s, and its preparation."""
     model, preparation, _ = load_model(tiny_model)
     return model, preparation
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run the command line in this process: (arguments) -> exit code, stdout, stderr."""
+    """Return a function that runs the command line in this process: (arguments) -> exit code, stdout, stderr."""
     from whisper_peft.cli.commands import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["whisper-peft", "transcribe", *map(str, arguments)])
-        capsys.readouterr()  # what was said before
+        # Everything that was printed before is dropped.
+        capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
         return stop.value.code, *capsys.readouterr()
@@ -64,7 +65,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def talks(tmp_path):
-    """A folder of short recordings, with a folder in it, and something that is no sound."""
+    """Make a folder with short recordings, a folder inside it, and a file that is no sound."""
     folder = tmp_path / "talks"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("b.wav", "a.flac", "more/a.wav")):
@@ -78,10 +79,10 @@ def write_wave(path, seconds: float, seed: int = 0):
     return path
 
 
-# --- which recordings ---
+# --- finding the recordings ---
 
 
-def test_files_folders_and_patterns(talks, monkeypatch):
+def test_recordings_are_found_by_files_folders_and_patterns(talks, monkeypatch):
     monkeypatch.chdir(talks.parent)
     (talks / ".hidden.wav").write_bytes(b"x")
     found = find_recordings(["talks", talks / "b.wav", "talks/*.wav", "talks/**/a.*", "nowhere/*.mp3", "gone.wav"])
@@ -100,10 +101,11 @@ def test_files_folders_and_patterns(talks, monkeypatch):
     (talks / "empty").mkdir()
     assert "without sound files" in find_recordings([talks / "empty"])[0].problem
     (talks / "what[1].wav").write_bytes((talks / "b.wav").read_bytes())
-    assert find_recordings([talks / "what[1].wav"])[0].place == "what[1].wav"  # a file of that very name
+    # A file of exactly this name exists, so it is not a pattern.
+    assert find_recordings([talks / "what[1].wav"])[0].place == "what[1].wav"
 
 
-def test_a_list_on_stdin(lora_run, talks, tmp_path):
+def test_the_list_of_recordings_can_come_from_stdin(lora_run, talks, tmp_path):
     listed = f"{talks / 'b.wav'}\r\n\n{talks / 'more'}\n"
     done = subprocess.run(
         [sys.executable, "-m", "whisper_peft", "transcribe", str(lora_run), "-", "--output", str(tmp_path / "out")],
@@ -119,7 +121,7 @@ def test_a_list_on_stdin(lora_run, talks, tmp_path):
 # --- formats and files ---
 
 
-def test_every_format_of_short_and_long_recordings(lora_run, talks, tmp_path, once, call):
+def test_short_and_long_recordings_are_written_in_every_format(lora_run, talks, tmp_path, once, call):
     long = write_wave(tmp_path / "long.wav", 4.0)
     out = tmp_path / "out"
     code, printed, said = call(lora_run, talks, long, "--format", "all", "--output", out, "--word-times")
@@ -143,7 +145,7 @@ def test_every_format_of_short_and_long_recordings(lora_run, talks, tmp_path, on
     assert not list(out.rglob(".*"))
 
 
-def test_a_short_recording_has_times_where_they_are_asked_for(tiny_model, talks, once):
+def test_a_short_recording_has_times_only_if_they_are_asked_for(tiny_model, talks, once):
     file = talks / "b.wav"
     (plain,) = transcribe(tiny_model, [file], language="hi")
     (timed,) = transcribe(tiny_model, [file], language="hi", times=True)
@@ -173,10 +175,10 @@ def test_recordings_of_one_name_do_not_collide(lora_run, talks, tmp_path, call):
     assert written == ["more/a.txt", "talks/a.txt"]
 
 
-# --- what is done, and what is not ---
+# --- recordings that are done, bad or interrupted ---
 
 
-def test_what_is_done_is_passed_over_and_never_overwritten(lora_run, talks, tmp_path, call, monkeypatch):
+def test_recordings_that_are_done_are_skipped_and_never_overwritten(lora_run, talks, tmp_path, call, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "b.txt").write_text("mine")
@@ -184,17 +186,19 @@ def test_what_is_done_is_passed_over_and_never_overwritten(lora_run, talks, tmp_
     assert code == 0 and "1 of 3 recordings were done before" in said and "delete its files" in said
     assert (out / "b.txt").read_text() == "mine"
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
-    monkeypatch.setattr(transcribing, "load_to_run", None)  # nothing is left to load a model for
+    # Every recording is done, so no model is loaded.
+    monkeypatch.setattr(transcribing, "load_to_run", None)
     code, _, said = call(lora_run, talks, "--output", out)
     assert code == 0 and "3 of 3 recordings were done before" in said
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
     monkeypatch.undo()
-    code, _, _ = call(lora_run, talks, "--output", out, "--format", "txt,tsv")  # the missing format is added
+    # Only the missing format is added.
+    code, _, _ = call(lora_run, talks, "--output", out, "--format", "txt,tsv")
     assert code == 0 and len(list(out.rglob("*.tsv"))) == 3 and (out / "b.txt").read_text() == "mine"
 
 
-def test_a_bad_file_is_named_and_the_others_are_done(lora_run, tmp_path, call):
-    """100 short files in one command, some of them broken in different ways."""
+def test_a_bad_recording_is_named_and_the_others_are_transcribed(lora_run, tmp_path, call):
+    """One command gets 100 short files, of which four are broken in different ways."""
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(96):
@@ -218,7 +222,7 @@ def test_a_bad_file_is_named_and_the_others_are_done(lora_run, tmp_path, call):
     assert (code, printed) == (1, "") and said.count("\n") == 1
 
 
-def test_a_recording_whose_file_cannot_be_made_does_not_stop_the_others(lora_run, tmp_path, call):
+def test_a_transcript_that_cannot_be_written_does_not_stop_the_others(lora_run, tmp_path, call):
     folder = tmp_path / "in"
     folder.mkdir()
     write_wave(folder / ("x" * 240 + ".wav"), 0.3)
@@ -231,7 +235,7 @@ def test_a_recording_whose_file_cannot_be_made_does_not_stop_the_others(lora_run
     assert code == 1 and said.count("\n") == 1 and "cannot be made" in said
 
 
-def test_names_of_any_bytes_reach_the_terminal_and_the_files(lora_run, tmp_path, call):
+def test_file_names_of_any_bytes_are_printed_and_written(lora_run, tmp_path, call):
     folder = tmp_path / "in"
     folder.mkdir()
     for number, name in enumerate((b"caf\xe9.wav", b"a\nb\x1b[2J.wav")):
@@ -247,8 +251,10 @@ def test_names_of_any_bytes_reach_the_terminal_and_the_files(lora_run, tmp_path,
     assert code == 0 and b"caf\xe9.json" in written and b"a\nb\x1b[2J.vtt" in written and len(written) == 10
 
 
-def test_each_recording_in_the_language_that_the_model_hears(tiny_model, talks, tmp_path, once, monkeypatch, call):
-    """Short ones, long ones side by side, and chunks; each as if its language had been named."""
+def test_each_recording_is_transcribed_in_the_language_that_the_model_hears(
+    tiny_model, talks, tmp_path, once, monkeypatch, call
+):
+    """Each short, long or chunked recording is transcribed as if the user had named its language."""
     files = [talks / "b.wav", write_wave(tmp_path / "one.wav", 3.5), write_wave(tmp_path / "two.wav", 7.0, 2)]
     codes = {str(files[0]): "hi", str(files[1]): "th", str(files[2]): "hi"}
     heard: list[tuple[str, float | None]] = []
@@ -271,7 +277,9 @@ def test_each_recording_in_the_language_that_the_model_hears(tiny_model, talks, 
     assert code == 1 and said.count("\n") == 1
 
 
-def test_results_come_in_the_order_given_each_when_it_is_ready(lora_run, talks, tmp_path, once, call, monkeypatch):
+def test_the_command_prints_in_the_given_order_and_the_function_when_ready(
+    lora_run, talks, tmp_path, once, call, monkeypatch
+):
     long = write_wave(tmp_path / "long.wav", 4.0)
     files = [long, talks / "b.wav", talks / "a.flac", long]
     code, printed, _ = call(lora_run, *files)
@@ -279,7 +287,8 @@ def test_results_come_in_the_order_given_each_when_it_is_ready(lora_run, talks, 
     names = [line.split(": ")[0].rsplit("/")[-1] for line in printed.splitlines()]
     assert names == ["long.wav", "b.wav", "a.flac", "long.wav"]
     numbers = [number for number, _ in transcribe_each(lora_run, files)]
-    assert sorted(numbers) == [0, 1, 2, 3] and numbers[0] == 1  # the short ones first
+    # The short recordings come first.
+    assert sorted(numbers) == [0, 1, 2, 3] and numbers[0] == 1
 
 
 STOPPED = """
@@ -309,7 +318,7 @@ main()
         pytest.param("SIGTERM", 143, True, marks=pytest.mark.slow),
     ],
 )
-def test_row_54_what_is_done_before_an_interruption_stays(name, code, written, lora_run, tmp_path):
+def test_row_54_recordings_done_before_an_interruption_stay(name, code, written, lora_run, tmp_path):
     for number in range(12):
         write_wave(tmp_path / f"{number:02}.wav", 0.3, number)
     out = ["--output", str(tmp_path / "out")] if written else []
@@ -335,7 +344,7 @@ def test_row_54_what_is_done_before_an_interruption_stays(name, code, written, l
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_recordings_side_by_side_are_as_each_alone(beams, tiny, once):
+def test_recordings_transcribed_together_equal_each_one_alone(beams, tiny, once):
     model, preparation = tiny
     waves = [make_wave(seconds, seed) for seed, seconds in enumerate((7.3, 2.0, 14.5, 3.2))]
     decoding = Decoding("hi", beams=beams)
@@ -355,8 +364,8 @@ def test_recordings_side_by_side_are_as_each_alone(beams, tiny, once):
     assert all(told == sorted(told) and told[-1] < 1 for told in shares.values()) and len(shares) == 4
 
 
-def test_a_doubtful_stretch_is_made_again_alone(tiny, monkeypatch):
-    """With fallback, too: each recording as if it had been heard alone."""
+def test_a_doubtful_stretch_is_repeated_without_changing_other_recordings(tiny, monkeypatch):
+    """With the fallback, each recording is still transcribed as if it were alone."""
     model, preparation = tiny
     monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0, 1.0))
     waves = [make_wave(3.5, 1), make_wave(4.0, 2)]
@@ -367,11 +376,12 @@ def test_a_doubtful_stretch_is_made_again_alone(tiny, monkeypatch):
     found = []
     monkeypatch.setattr(stretches, "_is_doubtful", lambda *arguments: found.append(1) and False)
     calm = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
-    assert found and [calm[0], calm[1]] != alone  # a random model is doubtful
+    # The stretches of a random model are doubtful.
+    assert found and [calm[0], calm[1]] != alone
 
 
-def test_an_hour_is_heard_in_order_and_in_flat_memory(tiny, once, monkeypatch):
-    """An hour for a model of 30 s is six minutes for one of 3 s; what is kept of it does not grow."""
+def test_a_long_recording_is_transcribed_in_order_and_in_constant_memory(tiny, once, monkeypatch):
+    """The recording is 20 windows long, and the number of tensors that are kept does not grow with it."""
     import torch
 
     model, preparation = tiny
@@ -390,7 +400,7 @@ def test_an_hour_is_heard_in_order_and_in_flat_memory(tiny, once, monkeypatch):
     assert len(kept) >= 20 and max(kept) <= 3
 
 
-def test_chunks_cover_a_recording_and_are_in_order(tiny):
+def test_segments_of_chunks_are_in_order_and_within_the_recording(tiny):
     model, preparation = tiny
     wave = make_wave(10.0)
     shares: list[float] = []
@@ -402,7 +412,7 @@ def test_chunks_cover_a_recording_and_are_in_order(tiny):
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.0, 3.1, 8.0, 8.95])
-def test_chunks_are_those_of_the_pipeline_of_transformers(seconds, tiny):
+def test_chunks_equal_those_of_the_pipeline_of_transformers(seconds, tiny):
     from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
     _, preparation = tiny
@@ -416,7 +426,7 @@ def test_chunks_are_those_of_the_pipeline_of_transformers(seconds, tiny):
 # --- words, prompts, precision ---
 
 
-def test_the_cheapest_path_through_a_map():
+def test_the_cheapest_path_follows_the_low_costs():
     cost = np.full((4, 12), 1.0)
     for row, (first, last) in enumerate(((0, 3), (3, 5), (5, 9), (9, 12))):
         cost[row, first:last] = -1.0
@@ -437,7 +447,7 @@ def test_word_times_need_alignment_heads(tmp_path, talks, tiny_model, call):
         assert ("alignment_heads left out" in said) == (heads is not None)
 
 
-def test_word_times_lie_within_their_window(tiny, once):
+def test_word_times_are_in_order_and_within_the_recording(tiny, once):
     model, preparation = tiny
     wave = make_wave(7.0)
     ((_, found),) = transcribe_waves(model, preparation, [(0, wave)], Decoding("hi"))
@@ -467,19 +477,20 @@ def test_a_prompt_stands_before_every_window(tiny, once, monkeypatch):
     seen.clear()
     for limit in (ids, long):
         found = transcribe_short_wave(model, preparation, make_wave(1.0), Decoding("hi", prompt_ids=limit))
-        assert "पानी किताब पानी" not in found["text"]  # the prompt is no part of the text
+        # The prompt is not a part of the text.
+        assert "पानी किताब पानी" not in found["text"]
         assert tuple(seen[0][: len(limit)]) == limit
         seen.clear()
     hook.remove()
 
 
-def test_a_prompt_on_the_command_line(lora_run, talks, call):
+def test_the_command_takes_a_prompt_and_says_if_it_is_cut(lora_run, talks, call):
     code, printed, said = call(lora_run, talks, "--prompt", "पानी " * 400)
     assert code == 0 and len(printed.splitlines()) == 3 and "tokens were cut at its start" in said
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_precision(precision, lora_run, full_run, speech, once, tmp_path):
+def test_a_model_runs_in_each_precision(precision, lora_run, full_run, speech, once, tmp_path):
     import torch
 
     from whisper_peft.evaluation.loading import load_to_run
@@ -496,12 +507,13 @@ def test_precision(precision, lora_run, full_run, speech, once, tmp_path):
     assert abs(report.token_loss - evaluate(full_run, speech / "test").token_loss) < 0.05
 
 
-def test_the_default_precision(lora_run, monkeypatch):
+def test_the_default_precision_depends_on_the_device(lora_run, monkeypatch):
     import torch
 
     from whisper_peft.model import devices
 
-    assert devices.running_precision("auto") == "fp32"  # on a CPU, whatever it can
+    # On a CPU the default is fp32, even if the CPU can compute in bf16.
+    assert devices.running_precision("auto") == "fp32"
     monkeypatch.setattr(devices, "best_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(devices, "best_precision", lambda: "bf16")
     assert devices.running_precision("auto") == "bf16" and devices.running_precision("fp32") == "fp32"
@@ -509,7 +521,7 @@ def test_the_default_precision(lora_run, monkeypatch):
         devices.running_precision("half")
 
 
-def test_generation_with_times_gives_times(tiny):
+def test_generation_with_times_begins_with_a_time(tiny):
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -525,8 +537,8 @@ def test_generation_with_times_gives_times(tiny):
 
 
 @pytest.mark.slow
-def test_minutes_of_real_speech_in_every_way(shared):
-    """Words of an English story lie where they are spoken, by whichever way the story was heard."""
+def test_minutes_of_real_speech_are_transcribed_alone_together_and_in_chunks(shared):
+    """Each way of transcribing an English story gives nearly the same text, and words have the right times."""
     story = next((shared / "data" / "longform").glob("en_*.mp3"))
     model, preparation, _ = load_model(str(shared / "models" / "whisper-base"))
     waves = [load_audio(story, start_s=start_s, end_s=start_s + 60.0) for start_s in (0.0, 60.0)]

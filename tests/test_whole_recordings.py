@@ -1,4 +1,4 @@
-"""evaluate on recordings with segment times: whole recordings are decoded as `transcribe` does, and scored."""
+"""evaluate decodes whole recordings with segment times as `transcribe` does, and scores them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from whisper_peft.evaluation import stretches, transcriber
 from whisper_peft.evaluation.recording_scores import score_recording, uncovered_spans
 from whisper_peft.evaluation.whole_recordings import score_recordings
 
-# Silence over 2 s parts them, so that each is a clip that fits into the tiny model's window of 3 s.
+# More than 2 s of silence lies between the segments, so each is a clip that fits into the tiny model's window of 3 s.
 SEGMENTS = (("घर पानी", 1.0, 3.0), ("लाल नीला", 35.0, 37.0), ("आज कल", 62.0, 64.0))
 
 
 def make_recording(path: Path, segments=SEGMENTS, *, seconds: float = 66.0, seed: int = 0) -> Path:
-    """Write a recording, and its segments beside it."""
+    """Write a recording, and a file with its segments beside it."""
     soundfile.write(path, make_wave(seconds, seed), 16000)
     listed = [{"text": text, "start": start_s, "end": end_s} for text, start_s, end_s in segments]
     path.with_suffix(".json").write_text(json.dumps(listed), encoding="utf-8")
@@ -32,7 +32,7 @@ def make_recording(path: Path, segments=SEGMENTS, *, seconds: float = 66.0, seed
 
 
 def answer(monkeypatch, *transcripts: list[tuple[str, float, float]], joint: str = " ") -> list[tuple[int, object]]:
-    """Let the model make these segments of the recordings it is given; returns what it was given."""
+    """Let the model give these segments for the recordings; return the lengths and settings that it was given."""
     given = []
 
     def heard(model, preparation, waves, decoding, *, at_once, progress):
@@ -49,7 +49,7 @@ def answer(monkeypatch, *transcripts: list[tuple[str, float, float]], joint: str
 
 @pytest.fixture
 def once(monkeypatch):
-    """A random model is never sure: it would make each window again and again."""
+    """Switch the fallback off, because a random model is never sure and would repeat each window many times."""
     monkeypatch.setitem(stretches.FALLBACK, "temperature", (0.0,))
 
 
@@ -88,7 +88,7 @@ def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_pat
     assert runs.read_json(tmp_path / "report" / "report.json")["recordings"] == report.recordings
 
 
-def test_what_text_scores_hide_reaches_the_output(lora_run, monkeypatch, tmp_path, capsys):
+def test_the_output_shows_uncovered_speech_loops_and_empty_windows(lora_run, monkeypatch, tmp_path, capsys):
     path = make_recording(tmp_path / "talk.wav")
     answer(monkeypatch, [("घर पानी", 1.5, 3.0), ("और फिर " * 8, 61.6, 63.0)])
     out = tmp_path / "report"
@@ -106,7 +106,7 @@ def test_what_text_scores_hide_reaches_the_output(lora_run, monkeypatch, tmp_pat
     assert "(median), 1 loop, 1 empty window\n" in printed
 
 
-def test_cut_scores_clips_only(lora_run, monkeypatch, tmp_path, capsys):
+def test_the_option_cut_scores_only_clips(lora_run, monkeypatch, tmp_path, capsys):
     path = make_recording(tmp_path / "talk.wav")
     given = answer(monkeypatch, [("घर पानी", 1.0, 3.0)])
     line = ["whisper-peft", "evaluate", str(lora_run), str(path), "--json", "--quiet"]
@@ -114,7 +114,8 @@ def test_cut_scores_clips_only(lora_run, monkeypatch, tmp_path, capsys):
     assert len(given) == 1
     report = ["--cut", "--output", str(tmp_path / "report")]
     clips = json.loads(run_line(shlex.join([*line, *report]), capsys))
-    assert len(given) == 1  # no whole recording was decoded
+    # No whole recording was decoded.
+    assert len(given) == 1
     del both["recordings"]
     assert {**clips, "seconds": 0} == {**both, "seconds": 0} and clips["clips"] == 3
     assert not [one for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl") if "recording" in one]
@@ -149,7 +150,7 @@ def test_segments_are_joined_as_the_language_joins_words(monkeypatch, tmp_path, 
     assert (found["cer"], found["wer"], scores["cer"], scores["wer"]) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_recordings_and_clips_of_one_manifest(lora_run, monkeypatch, tmp_path):
+def test_one_manifest_can_hold_recordings_and_clips(lora_run, monkeypatch, tmp_path):
     soundfile.write(tmp_path / "talk.wav", make_wave(50.0), 16000)
     soundfile.write(tmp_path / "clip.wav", make_wave(1.5), 16000)
     long = [
@@ -176,7 +177,7 @@ def test_recordings_and_clips_of_one_manifest(lora_run, monkeypatch, tmp_path):
     assert not any(row.is_recording for row in load_source(str(page)))
 
 
-def test_recordings_without_all_of_their_clips_are_not_scored(lora_run, monkeypatch, tmp_path):
+def test_a_recording_is_not_scored_as_a_whole_if_some_of_its_clips_are_left_out(lora_run, monkeypatch, tmp_path):
     folder = tmp_path / "talks"
     folder.mkdir()
     for seed, name in enumerate("ab"):
@@ -191,7 +192,7 @@ def test_recordings_without_all_of_their_clips_are_not_scored(lora_run, monkeypa
     assert "recordings" not in evaluate(lora_run, folder, max_clips=2).as_dict()
 
 
-def test_intervals_are_over_five_recordings_at_least(lora_run, monkeypatch, tmp_path):
+def test_an_interval_needs_at_least_five_recordings(lora_run, monkeypatch, tmp_path):
     folder = tmp_path / "talks"
     folder.mkdir()
     segments = (("घर पानी लाल", 0.5, 2.0),)
@@ -209,7 +210,9 @@ def test_intervals_are_over_five_recordings_at_least(lora_run, monkeypatch, tmp_
     assert (found["wer_interval"], found["cer_interval"]) == (None, None)
 
 
-def test_the_language_of_a_recording(tiny_model, lora_run, monkeypatch, tmp_path):
+def test_a_recording_is_decoded_in_its_own_language_or_the_one_that_is_set_or_heard(
+    tiny_model, lora_run, monkeypatch, tmp_path
+):
     path = make_recording(tmp_path / "talk.wav", (("घर पानी", 0.5, 2.0),), seconds=4.0)
     given = answer(monkeypatch, [("घर", 0.5, 2.0)])
     evaluate(tiny_model, path, language="marathi")
@@ -226,14 +229,13 @@ def test_the_language_of_a_recording(tiny_model, lora_run, monkeypatch, tmp_path
     def hear_tamil(model, preparation, rows):
         return [dataclasses.replace(row, language="ta") for row in rows]
 
-    monkeypatch.setattr(transcriber, "listen_for_languages", hear_tamil)  # to the recording itself, not to its clips
+    # The model listens to the recording itself, not to its clips.
+    monkeypatch.setattr(transcriber, "listen_for_languages", hear_tamil)
     evaluate(tiny_model, path, language="auto")
     assert given[-1][1].language == "ta"
 
 
-def test_references_are_cleaned_as_those_of_clips_and_decoded_in_the_borrowed_language(
-    tiny_model, monkeypatch, tmp_path
-):
+def test_a_recording_uses_the_cleaning_and_the_borrowed_language_of_the_clips(tiny_model, monkeypatch, tmp_path):
     path = make_recording(tmp_path / "talk.wav", (("Ab, CD!", 0.5, 2.0), ("...", 2.5, 3.0)), seconds=4.0)
     model, preparation, _ = load_model(tiny_model)
     dataset = SpeechDataset(
@@ -249,8 +251,8 @@ def test_references_are_cleaned_as_those_of_clips_and_decoded_in_the_borrowed_la
     assert len(given) == 1
 
 
-def test_an_english_only_checkpoint(once, tmp_path):
-    """It has no language tokens: nothing is named, and nothing is listened for."""
+def test_an_english_only_checkpoint_is_scored_on_whole_recordings(once, tmp_path):
+    """The checkpoint has no language tokens, so no language is named and none is detected."""
     path = make_recording(tmp_path / "talk.wav", (("one two", 0.5, 2.0),), seconds=4.0)
     model = make_tiny_model(tmp_path / "tiny.en")
     page = json.loads((model / "generation_config.json").read_text())
@@ -263,7 +265,7 @@ def test_an_english_only_checkpoint(once, tmp_path):
     assert {**plain, "seconds": 0} == {**listened, "seconds": 0}
 
 
-def test_speech_that_no_segment_covers():
+def test_uncovered_spans_are_the_speech_that_no_segment_covers():
     reference = [Segment("a", 0.0, 4.0), Segment("b", 3.0, 6.0), Segment(" ", 7.0, 9.0), Segment("c", 10.0, 12.0)]
     output = [Segment("a", 1.0, 2.0), Segment("b", 1.5, 3.0), Segment("", 3.0, 6.0), Segment("c", 5.0, 11.0)]
     assert uncovered_spans(reference, output) == [(0.0, 1.0), (3.0, 5.0), (11.0, 12.0)]

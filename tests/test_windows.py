@@ -1,4 +1,4 @@
-"""The encoder on short windows: exact at the whole one, near to it when condensed, plain when saved."""
+"""The encoder is exact on the full window and near it on a condensed one, and is saved as a plain model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_peft.model.windows import attention_bias, silence_positions, silenc
 
 @pytest.fixture(scope="module")
 def whisper():
-    """The quickstart's model: small, but trained."""
+    """Load the model of the quickstart, which is small but trained."""
     return load_base(str(QUICKSTART / "model")).eval()
 
 
@@ -37,7 +37,7 @@ def batch_of(dataset, rows, slack_s: float) -> dict:
 
 
 @pytest.mark.parametrize("window", ["full", "condensed", "tight"])
-def test_the_whole_window_is_bit_identical_to_transformers(window, whisper, dataset):
+def test_the_full_window_is_bit_identical_to_transformers(window, whisper, dataset):
     from transformers import WhisperForConditionalGeneration
 
     plain = WhisperForConditionalGeneration.from_pretrained(QUICKSTART / "model", dtype=torch.float32).eval()
@@ -48,7 +48,7 @@ def test_the_whole_window_is_bit_identical_to_transformers(window, whisper, data
         assert torch.equal(whisper(**inputs).logits, plain(**inputs).logits)
 
 
-def test_a_condensed_window_is_nearer_to_the_whole_one_than_a_tight_one(whisper, dataset):
+def test_a_condensed_window_is_nearer_to_the_full_one_than_a_tight_one(whisper, dataset):
     rows = [row for row in range(len(dataset)) if dataset.duration_s(row) < 1.6][:8]
     whole, short = batch_of(dataset, rows, math.inf), batch_of(dataset, rows, 0.1)
     assert short["input_features"].shape[-1] < 0.6 * whole["input_features"].shape[-1]
@@ -61,25 +61,27 @@ def test_a_condensed_window_is_nearer_to_the_whole_one_than_a_tight_one(whisper,
 
     reference = answers(whole, "full")
     gap = {
-        window: (reference.exp() * (reference - answers(short, window))).sum(-1).mean().item()  # Kullback-Leibler
+        # This is the Kullback-Leibler divergence.
+        window: (reference.exp() * (reference - answers(short, window))).sum(-1).mean().item()
         for window in ("tight", "condensed")
     }
     assert 0 <= gap["condensed"] < gap["tight"] / 2, gap
 
 
-def test_where_nothing_is_saved_the_condensed_window_is_the_whole_one(whisper, dataset):
+def test_a_condensed_window_that_saves_no_positions_equals_the_full_one(whisper, dataset):
     condense_silence(whisper, "condensed")
     whole = batch_of(dataset, range(2), math.inf)["input_features"]
-    n_frames = 2 * (150 - silence_positions(150))  # the silence behind it has as many positions as would speak for it
+    # The silence behind the clip gets as many positions as stand for it in the condensed window.
+    n_frames = 2 * (150 - silence_positions(150))
     short = encode(whisper, whole[..., :n_frames])
     assert short.shape[1] == 150
-    # But for the last position, whose convolution ends in zeros, which are no silence.
+    # The last position is left out: its convolution ends in zeros, which are not silence.
     torch.testing.assert_close(short[:, :-1], encode(whisper, whole)[:, :-1], atol=5e-2, rtol=0)
     longer = encode(whisper, whole[..., : n_frames + 4])
     assert longer.shape[1] == 150
 
 
-def test_the_weights_stand_for_all_positions():
+def test_the_weights_of_silence_stand_for_all_positions_of_the_full_window():
     for n_head in (1, 100, 700, 1436, 1437, 1499, 1500):
         chosen = min(64, 1500 - n_head)
         weight = silence_weight(n_head + chosen, chosen, 1500)
@@ -94,8 +96,8 @@ def test_the_weights_stand_for_all_positions():
         assert attention_bias(states, 64, 1500).dtype == torch.bfloat16
 
 
-def test_a_clip_alone_is_encoded_as_in_its_batch(whisper, dataset):
-    """Silence differs from clip to clip; each has its own behind it."""
+def test_a_clip_is_encoded_alone_as_in_a_batch(whisper, dataset):
+    """Silence differs from clip to clip, so each clip has its own silence behind it."""
     condense_silence(whisper, "condensed")
     batch = batch_of(dataset, range(4), 0.2)["input_features"]
     together = encode(whisper, batch)
@@ -116,11 +118,12 @@ def test_generation_encodes_the_short_window_once(window, whisper, dataset, monk
     hook.remove()
     longest = max(dataset[row].input_features.shape[1] for row in rows)
     assert len(found.transcripts) == 4
-    assert len(frames) == 1 and longest + 20 <= frames[0] <= longest + 30  # the edge of silence included
+    # The frames include the edge of silence.
+    assert len(frames) == 1 and longest + 20 <= frames[0] <= longest + 30
 
 
-def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
-    """The bias on the decoder's attention holds in every step of generation, not in the first only."""
+def test_cached_generation_chooses_the_same_tokens_as_teacher_forcing(whisper, dataset):
+    """The bias on the attention of the decoder holds in every step of generation, not only in the first."""
     condense_silence(whisper, "condensed")
     preparation = dataset.preparation
     row = min(range(len(dataset)), key=dataset.duration_s)
@@ -136,8 +139,8 @@ def test_cached_generation_equals_the_teacher_forced_choice(whisper, dataset):
     assert preparation.decode(chosen) == found.transcripts[0].text
 
 
-def test_generation_in_bf16_is_that_in_float32(whisper, dataset):
-    """One query at a time over cached keys: all of them are seen, in another kind of attention than in float32."""
+def test_generation_in_bf16_gives_nearly_the_transcripts_of_float32(whisper, dataset):
+    """In bf16, each single query must see all cached keys, although the kind of attention differs from float32."""
     condense_silence(whisper, "condensed")
 
     def heard(**options) -> list[str]:
@@ -155,8 +158,8 @@ def test_generation_in_bf16_is_that_in_float32(whisper, dataset):
 
 
 @pytest.mark.parametrize("kind", ["encoder", "causal", "one query", "cross", "cross with a mask"])
-def test_plain_attention_equals_the_fused_one(kind):
-    """On a CPU in bf16, where it is quicker."""
+def test_plain_attention_equals_fused_attention(kind):
+    """Plain attention is used on a CPU in bf16, because it is faster there."""
     from types import SimpleNamespace
 
     from whisper_peft.model.attention import attention
@@ -176,19 +179,21 @@ def test_plain_attention_equals_the_fused_one(kind):
     torch.testing.assert_close(call(torch.bfloat16).float(), call(torch.float32), atol=3e-2, rtol=3e-2)
     if kind == "causal":
         later = key.clone()
-        later[:, :, 12:] += 9.0  # what comes later is not seen
+        # Attention must not see the keys that come later.
+        later[:, :, 12:] += 9.0
         some = (one.bfloat16() for one in (query, later, value))
         other = attention(module, *some, None, scaling=0.25)[0]
         assert torch.equal(other[:, :12], call(torch.bfloat16)[:, :12])
 
 
-def test_half_precision_and_gradient_checkpointing(dataset):
+def test_a_condensed_window_works_with_gradient_checkpointing_and_bf16(dataset):
     model = load_base(str(QUICKSTART / "model"))
     condense_silence(model, "condensed")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = batch_of(dataset, range(4), 0.1)
     gradients = []
-    for training in (True, False):  # checkpointing works in training mode only; this model has no dropout
+    # Checkpointing works only in training mode. This model has no dropout, so both modes compute the same.
+    for training in (True, False):
         model.train(training)
         model.zero_grad()
         model(
@@ -204,7 +209,7 @@ def test_half_precision_and_gradient_checkpointing(dataset):
     assert hidden.isfinite().all()
 
 
-def test_saved_models_and_adapters_name_transformers_class(whisper, tmp_path):
+def test_saved_models_and_adapters_name_the_class_of_transformers(whisper, tmp_path):
     from whisper_peft import add_adapter
     from whisper_peft.runs import read_json
 
@@ -216,8 +221,8 @@ def test_saved_models_and_adapters_name_transformers_class(whisper, tmp_path):
     assert auto["parent_library"] == "transformers.models.whisper.modeling_whisper"
 
 
-def test_silence_of_a_masked_clip_is_still_silence(whisper, dataset):
-    """SpecAugment writes zeros, which are loud, into the features; the silence behind must not become loud."""
+def test_the_silence_behind_a_masked_clip_stays_silence(whisper, dataset):
+    """SpecAugment writes zeros, which are loud, into the features; the silence behind the clip must stay silent."""
     condense_silence(whisper, "condensed")
     features = batch_of(dataset, [0], 0.2)["input_features"]
     masked = features.clone()
