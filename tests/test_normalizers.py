@@ -36,7 +36,7 @@ def test_marked_words_survive_unchanged(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", ["hindi", "malayalam", "thai", "arabic with harakat"])
-def test_whispers_own_normaliser_destroys_these_words(language: str) -> None:
+def test_the_normaliser_of_whisper_destroys_the_same_words(language: str) -> None:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
     words = MARKED_WORDS[language]

@@ -169,7 +169,7 @@ def test_the_name_of_an_invisible_character_does_not_decide_the_text_direction()
     assert re.sub("<bdi.*?</bdi>", "", escape_text("\ufeffمرحبا")) == "مرحبا"
 
 
-def test_a_long_text_is_cut_and_says_so():
+def test_a_long_text_is_cut_and_a_note_says_so():
     shown = escape_text("<" * 2_000_000)
     assert len(shown) < 3000 and "of 2,000,000 characters" in shown
     assert escape_text("x" * MOST_SHOWN_CHARACTERS) == "x" * MOST_SHOWN_CHARACTERS

@@ -235,7 +235,7 @@ def test_12_a_text_belongs_to_the_file_that_its_row_names(tmp_path):
     assert report.findings[0].kind == "other-order" and report.findings[0].count > 50
 
 
-def test_13_a_bad_file_neither_kills_a_run_nor_is_replaced(tiny_model, speech, tmp_path):
+def test_13_a_bad_clip_does_not_stop_a_run_and_no_other_clip_takes_its_place(tiny_model, speech, tmp_path):
     folder = make_speech(tmp_path / "clips", 7)
     (folder / "3.wav").write_bytes(b"not audio")
     seen, eot = [], whisper_peft.load_preparation(str(tiny_model)).eot

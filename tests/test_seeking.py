@@ -279,7 +279,7 @@ def test_a_piece_is_decoded_from_a_few_seconds_before_it(encoded, monkeypatch):
         assert 1.9 < sum(n_decoded) / rate_hz < most_s, name
 
 
-def test_the_count_down_header_of_an_mp3_states_what_is_left(encoded):
+def test_the_count_down_header_of_an_mp3_states_the_remaining_frames(encoded):
     data = encoded["mp3"][0]
     name = max(data.find(b"Xing"), data.find(b"Info"))
     frame = data[name - 36 : name + 200]

@@ -86,7 +86,7 @@ def refusal(source: object, **options: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "write"), [("m.csv", write_csv), ("m.tsv", write_tsv), ("m.jsonl", write_jsonl)])
-def test_every_manifest_gives_back_what_was_written(tmp_path, name, write):
+def test_a_manifest_gives_back_every_row_as_it_was_written(tmp_path, name, write):
     written = [
         {
             "audio": f"a b/{i}.wav",

@@ -530,7 +530,7 @@ def test_train_uses_the_loss_augmentation_callback_and_checkpoint_function_of_th
     assert doubled == pytest.approx(2 * single, rel=0.05)
 
 
-def test_bf16_trains_on_the_cpu(tiny_model, speech, tmp_path):
+def test_training_in_bf16_works_on_the_cpu(tiny_model, speech, tmp_path):
     from transformers import TrainerCallback
 
     types = set()
@@ -570,7 +570,7 @@ def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, so
     torch.save((weights_of(trainer.model), [loss.item() for loss in losses]), folder / f"{n_ranks}-{rank}.pt")
 
 
-def test_two_ranks_give_the_weights_of_one(tiny_model, uneven, tmp_path, monkeypatch):
+def test_two_ranks_train_to_the_same_weights_as_one_rank(tiny_model, uneven, tmp_path, monkeypatch):
     """There are 9 clips in steps of 8, so the second rank has no clip in the second step."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     lines = (uneven / "metadata.csv").read_text(encoding="utf-8").splitlines()

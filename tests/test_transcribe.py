@@ -166,7 +166,7 @@ def test_one_format_of_one_recording_goes_to_stdout(lora_run, talks, once, call)
     assert code == 1 and "a file; --output names a folder" in said
 
 
-def test_recordings_of_one_name_do_not_collide(lora_run, talks, tmp_path, call):
+def test_recordings_of_the_same_name_get_different_files(lora_run, talks, tmp_path, call):
     out = tmp_path / "out"
     again = talks / "a.flac"
     code, _, _ = call(lora_run, again, talks / "more" / "a.wav", again, "--output", out)
