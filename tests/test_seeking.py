@@ -19,7 +19,8 @@ SECONDS = 20.0
 # The head of a file with one channel says that the decoder drops 312 samples.
 OPUS_HEAD = b"OpusHead\x01\x01" + (312).to_bytes(2, "little")
 VBR = {"flags": "+qscale", "global_quality": "236"}
-# The decoder fills some bands with noise of its own, which would differ with the place where decoding begins.
+# This switches off the bands that the decoder fills with noise of its own. That noise would differ with the place
+# where decoding begins.
 NO_NOISE = {"aac_pns": "0"}
 
 
