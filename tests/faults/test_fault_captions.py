@@ -1,4 +1,4 @@
-"""Captions as video sites, downloaders and transcription programs give them, and caption files that are hostile."""
+"""Captions as video sites, downloaders and transcription programs write them, and hostile caption files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SPOKEN = ["so today we're going", "to talk", "no", "no", "about cats & dogs"]
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
-    """The message, which has to be one line without control characters once it is shown."""
+    """Return the message of a refusal, which must be one line."""
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -97,7 +97,7 @@ def srt(*cues: tuple[float, float, str]) -> str:
 
 
 def cues_of(page: str) -> list[tuple[float, float, str]]:
-    """The cues of YOUTUBE_VTT as a downloader converts them: without marks, times kept."""
+    """Return the cues of YOUTUBE_VTT as a downloader converts them: without markup, with their times."""
     found = []
     for block in page.split("Language: en\n\n")[1].split("\n\n"):
         times, _, text = block.partition("\n")
@@ -113,15 +113,15 @@ def cues_of(page: str) -> list[tuple[float, float, str]]:
 # rolling captions -----------------------------------------------------------------------------------------------------
 
 
-def test_row_08_rolling_vtt_comes_once_with_the_times_of_its_words(tmp_path):
+def test_row_08_each_line_of_a_rolling_vtt_comes_once_with_the_times_of_its_words(tmp_path):
     segments = read_segments(captions(tmp_path, "talk.vtt", YOUTUBE_VTT))
     assert [segment.text for segment in segments] == SPOKEN
     assert [one.start_s for one in segments] == pytest.approx([0.16, 2.639, 4.799, 5.799, 7.1])
     assert [one.end_s for one in segments] == pytest.approx([2.639, 4.799, 5.799, 6.799, 9.789])
 
 
-def test_row_08_blank_lines_of_a_vtt_do_not_end_a_cue(tmp_path):
-    """Editors strip the space that the site writes into its blank lines."""
+def test_row_08_a_blank_line_inside_a_vtt_cue_does_not_end_the_cue(tmp_path):
+    """A video site writes a space into blank lines inside a cue, and editors strip it."""
     page = YOUTUBE_VTT.replace("\n \n", "\n\n")
     assert [segment.text for segment in read_segments(captions(tmp_path, "talk.vtt", page))] == SPOKEN
     page = page.replace("\n", "\r\n")
@@ -131,14 +131,14 @@ def test_row_08_blank_lines_of_a_vtt_do_not_end_a_cue(tmp_path):
 
 
 @pytest.mark.parametrize("joined", ["\n", " "])
-def test_row_08_rolling_srt_that_a_downloader_made_comes_once(tmp_path, joined):
+def test_row_08_each_line_of_a_rolling_srt_from_a_downloader_comes_once(tmp_path, joined):
     cues = [(a, b, joined.join(text.split("\n"))) for a, b, text in cues_of(YOUTUBE_VTT)]
     segments = read_segments(captions(tmp_path, "talk.srt", srt(*cues)))
     assert [segment.text for segment in segments] == SPOKEN
 
 
 @pytest.mark.parametrize("n_lines", [2, 3])
-def test_row_08_roll_up_of_broadcasters_comes_once(tmp_path, n_lines):
+def test_row_08_each_line_of_broadcast_roll_up_captions_comes_once(tmp_path, n_lines):
     lines = ["GOOD EVENING", "HERE IS THE NEWS", "IT RAINED", "ALL DAY", "IN THE NORTH", "OF THE COUNTRY"]
     shown = [lines[max(0, n + 1 - n_lines) : n + 1] for n in range(len(lines))]
     cues = [(2.0 * n, 2.0 * n + 2, "\n".join(text)) for n, text in enumerate(shown)]
@@ -148,14 +148,14 @@ def test_row_08_roll_up_of_broadcasters_comes_once(tmp_path, n_lines):
     ]
 
 
-def test_row_08_captions_that_grow_word_by_word_come_once(tmp_path):
+def test_row_08_each_word_of_captions_that_grow_word_by_word_comes_once(tmp_path):
     words = ["live", "captions", "grow", "word", "by", "word", "on", "the", "screen"]
     cues = [(0.5 * n, 0.5 * n + 0.5, " ".join(words[: n + 1])) for n in range(len(words))]
     segments = read_segments(captions(tmp_path, "live.srt", srt(*cues)))
     assert " ".join(segment.text for segment in segments).split() == words
 
 
-def test_row_08_cues_that_overlap_by_their_tails_come_once(tmp_path):
+def test_row_08_words_that_two_successive_cues_share_come_once(tmp_path):
     words = [f"word{n}" for n in range(24)]
     cues = [(2.0 * n, 2.0 * n + 2, " ".join(words[4 * n : 4 * n + 8])) for n in range(5)]
     segments = read_segments(captions(tmp_path, "a.srt", srt(*cues)))
@@ -171,14 +171,14 @@ def test_row_08_cues_that_overlap_by_their_tails_come_once(tmp_path):
         ["la la la", "la la la", "la la la", "la la la"],
     ],
 )
-def test_row_08_what_a_speaker_repeats_stays(tmp_path, texts):
+def test_row_08_words_that_a_speaker_repeats_stay(tmp_path, texts):
     cues = [(1.5 * n, 1.5 * n + 1.4, text) for n, text in enumerate(texts)]
     segments = read_segments(captions(tmp_path, "talk.srt", srt(*cues)))
     assert [segment.text for segment in segments] == [" ".join(text.split()) for text in texts]
 
 
-def test_row_08_cues_made_to_be_read_do_not_lie_over_one_another(tmp_path):
-    """Video sites show each of two lines until the next but one comes."""
+def test_row_08_cues_that_all_overlap_are_shortened_and_a_single_overlap_stays(tmp_path):
+    """Video sites show two lines at once: each line stays until the next but one comes."""
     cues = [(2.0 * n, 2.0 * n + 4, f"line {n}") for n in range(5)]
     segments = read_segments(captions(tmp_path, "a.srt", srt(*cues)))
     assert [(one.start_s, one.end_s) for one in segments] == [
@@ -224,7 +224,7 @@ X-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:900000
 """
 
 
-def test_row_08_markup_of_vtt_never_becomes_text(tmp_path):
+def test_row_08_vtt_markup_never_becomes_text(tmp_path):
     segments = read_segments(captions(tmp_path, "a.vtt", MARKED_VTT))
     assert [segment.text for segment in segments] == [
         "Hi <you> & me 漢 x y 3 < 4 <3",
@@ -253,8 +253,9 @@ def test_row_08_markup_of_vtt_never_becomes_text(tmp_path):
         ("क्ष\u200dत्र", "क्ष\u200dत्र"),
     ],
 )
-def test_row_08_markup_of_srt_never_becomes_text_and_text_is_no_markup(tmp_path, written, text):
-    for page in (srt((1, 2, written)), srt((1, 2, written)).partition("\n")[2]):  # with and without numbers
+def test_row_08_srt_markup_is_removed_and_text_that_looks_like_markup_stays(tmp_path, written, text):
+    # With the numbers of the cues, and without them.
+    for page in (srt((1, 2, written)), srt((1, 2, written)).partition("\n")[2]):
         assert [one.text for one in read_segments(captions(tmp_path, "a.srt", page))] == [text]
 
 
@@ -267,7 +268,7 @@ def test_row_08_markup_of_srt_never_becomes_text_and_text_is_no_markup(tmp_path,
         ("7\n00:00:01.5-->00:00:2.0 X1:10\none\n\nand more\n\n8\n0:03 --> 0:04\ntwo\n", ["one and more", "two"]),
     ],
 )
-def test_row_08_numbers_of_cues_are_no_text(tmp_path, page, texts):
+def test_row_08_the_numbers_of_cues_do_not_become_text(tmp_path, page, texts):
     assert [one.text for one in read_segments(captions(tmp_path, "a.srt", page))] == texts
 
 
@@ -279,7 +280,7 @@ def test_row_08_numbers_of_cues_are_no_text(tmp_path, page, texts):
         {"language": "en", "segments": [{"id": 0, "seek": 0, "start": 0.5, "end": 2.0, "text": " one", "tokens": [1]}]},
     ],
 )
-def test_json_of_each_whisper_program_is_read(tmp_path, content):
+def test_the_json_of_each_whisper_program_is_read(tmp_path, content):
     assert read_segments(captions(tmp_path, "a.json", json.dumps(content))) == [Segment(" one", 0.5, 2.0)]
 
 
@@ -310,10 +311,11 @@ PLAIN = srt((0.5, 2, "एक दो"), (2.1, 4, "तीन"))
         ("talk.wav", "talk.sdh.srt", None),
     ],
 )
-def test_row_08_names_of_downloaders_are_found(tmp_path, recording, name, language):
+def test_row_08_captions_are_found_under_the_names_that_downloaders_give(tmp_path, recording, name, language):
     sound(tmp_path / "x.wav").rename(tmp_path / recording)
     path = captions(tmp_path, name, PLAIN)
-    captions(tmp_path, "talk.info.json", "{}")  # of a downloader: about the video
+    # Downloaders also write such a file about the video. It holds no captions.
+    captions(tmp_path, "talk.info.json", "{}")
     for source in (tmp_path / recording, path, tmp_path):
         rows = load_source(str(source))
         assert [(row.text, row.language) for row in rows] == [("एक दो तीन", language)]
@@ -321,7 +323,7 @@ def test_row_08_names_of_downloaders_are_found(tmp_path, recording, name, langua
 
 
 @pytest.mark.parametrize("name", ["talk.wav.vtt", "talk.en.VTT", "talk.wav.json", "talk.ml.json"])
-def test_all_suffixes_are_found(tmp_path, name):
+def test_captions_with_any_suffix_are_found(tmp_path, name):
     sound(tmp_path / "talk.wav")
     page = (
         "WEBVTT\n\n00:01.000 --> 00:02.000\nएक\n" if "vtt" in name.lower() else '[{"start": 1, "end": 2, "text": "एक"}]'
@@ -330,7 +332,7 @@ def test_all_suffixes_are_found(tmp_path, name):
     assert [row.text for row in load_source(str(tmp_path / "talk.wav"))] == ["एक"]
 
 
-def test_a_language_is_asked_for_where_there_are_several(tmp_path, caplog):
+def test_captions_in_several_languages_are_refused_until_the_user_names_one(tmp_path, caplog):
     sound(tmp_path / "my talk.wav")
     captions(tmp_path, "my talk.en.srt", PLAIN)
     captions(tmp_path, "my talk.en-orig.vtt", YOUTUBE_VTT)
@@ -342,11 +344,12 @@ def test_a_language_is_asked_for_where_there_are_several(tmp_path, caplog):
     assert [row.language for row in load_source(f"{tmp_path}:hi")] == ["hi"]
     assert load_source(str(hindi)) == load_source(f"{tmp_path}:hindi")
     assert "says which language is spoken: hi (1 recording)" in caplog.text
-    captions(tmp_path, "my talk.srt", PLAIN)  # a file without a language is the recording's own
+    # Captions without a language in their name belong to the recording itself, so they are taken.
+    captions(tmp_path, "my talk.srt", PLAIN)
     assert [row.language for row in load_source(str(tmp_path / "my talk.wav"))] == [None]
 
 
-def test_of_two_sound_files_with_the_same_captions_one_is_taken(tmp_path, caplog):
+def test_one_of_two_sound_files_with_the_same_captions_is_taken(tmp_path, caplog):
     for name in ("talk.wav", "talk.flac", "alone.wav"):
         sound(tmp_path / name)
     captions(tmp_path, "talk.srt", PLAIN)
@@ -373,7 +376,7 @@ def test_of_two_sound_files_with_the_same_captions_one_is_taken(tmp_path, caplog
     ],
 )
 @pytest.mark.parametrize("name", ["a.srt", "a.vtt"])
-def test_hostile_cues_are_named(tmp_path, name, page, said):
+def test_a_hostile_cue_is_refused_with_its_file_and_the_reason(tmp_path, name, page, said):
     path = captions(
         tmp_path, name, f"WEBVTT\n\n00:00:00.000 --> 00:00:00.500\nok\n\n{page}\n"[8 if "srt" in name else 0 :]
     )
@@ -405,7 +408,7 @@ def test_hostile_cues_are_named(tmp_path, name, page, said):
         ('{"chunks": [{"timestamp": [0.0, null], "text": "a"}]}', "segment 1: None is no time"),
     ],
 )
-def test_hostile_json_segments_are_named(tmp_path, page, said):
+def test_a_hostile_json_segment_is_refused_with_its_file_and_the_reason(tmp_path, page, said):
     path = captions(tmp_path, "a.json", page)
     with pytest.raises(UserError, match=said) as refused:
         read_segments(path)
@@ -425,14 +428,14 @@ def test_hostile_json_segments_are_named(tmp_path, page, said):
     ],
 )
 @pytest.mark.parametrize("name", ["a.srt", "a.vtt"])
-def test_what_is_no_caption_file_is_one_line(tmp_path, name, content, said):
+def test_a_file_that_holds_no_captions_is_refused_in_one_line(tmp_path, name, content, said):
     path = tmp_path / name
     path.write_bytes(content)
     message = refusal(read_segments, path)
     assert str(path) in message and said in message
 
 
-def test_row_34_a_fifo_as_captions_is_refused_before_it_is_opened(tmp_path):
+def test_row_34_a_fifo_in_place_of_captions_is_refused_before_it_is_opened(tmp_path):
     sound(tmp_path / "talk.wav")
     os.mkfifo(tmp_path / "talk.srt")
     for source in (tmp_path / "talk.wav", tmp_path):
@@ -454,12 +457,13 @@ def test_row_34_a_fifo_as_captions_is_refused_before_it_is_opened(tmp_path):
     ],
     ids=lambda text: repr(text[:9]),
 )
-def test_a_line_of_a_megabyte_takes_no_time(tmp_path, text):
+def test_a_line_of_a_megabyte_is_read_or_refused_within_seconds(tmp_path, text):
     path = captions(tmp_path, "a.vtt", f"WEBVTT\n\n00:00.000 --> 00:01.000\nok\n\n00:02.000 --> 00:03.000\nb {text}\n")
     began = time.process_time()
     with contextlib.suppress(UserError):
         read_segments(path)
-    assert time.process_time() - began < 10  # what grows with the square takes minutes
+    # Work that grows with the square of the length would take minutes.
+    assert time.process_time() - began < 10
 
 
 def test_a_huge_caption_file_is_refused(tmp_path):
@@ -509,7 +513,7 @@ CUE_PIECES = st.one_of(
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(CUE_PIECES, max_size=40), st.sampled_from([".srt", ".vtt"]))
-def test_any_caption_text_gives_segments_or_one_line(tmp_path_factory, pieces, suffix):
+def test_any_caption_text_gives_segments_or_a_message_of_one_line(tmp_path_factory, pieces, suffix):
     path = tmp_path_factory.mktemp("any") / f"a{suffix}"
     path.write_text("".join(pieces), encoding="utf-8", newline="")
     check_segments(path)
@@ -541,14 +545,14 @@ SEGMENT_LISTS = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(st.one_of(SEGMENT_LISTS, JSON_VALUES), st.sampled_from([None, "segments", "transcription", "chunks"]))
-def test_any_segment_list_gives_segments_or_one_line(tmp_path_factory, content, key):
+def test_any_list_of_segments_gives_segments_or_a_message_of_one_line(tmp_path_factory, content, key):
     path = tmp_path_factory.mktemp("any") / "a.json"
     path.write_text(json.dumps(content if key is None else {key: content}), encoding="utf-8")
     check_segments(path)
 
 
 def check_segments(path: Path) -> None:
-    """Segments in order with proper times, or one line that names the file; soon, and in little memory."""
+    """Check that a file gives ordered segments or one line that names it, within seconds and in little memory."""
     tracemalloc.start()
     began = time.process_time()
     try:
@@ -567,7 +571,8 @@ def check_segments(path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 200e6
-    assert time.process_time() - began < 5  # CPU seconds, traced; untraced it is under one
+    # In CPU seconds. The trace of memory slows reading down: without it, reading takes under one second.
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -580,13 +585,13 @@ def check_segments(path: Path) -> None:
     ],
     ids=["growing", "growing Thai", "rolling", "not rolling"],
 )
-def test_row_08_captions_without_spaces_roll_by_their_characters(texts, expected, tmp_path):
+def test_row_08_each_character_of_rolling_captions_without_spaces_comes_once(texts, expected, tmp_path):
     page = "".join(f"00:00:0{n},000 --> 00:00:0{n + 1},000\n{text}\n\n" for n, text in enumerate(texts))
     (tmp_path / "talk.srt").write_text(page, encoding="utf-8")
     assert [segment.text for segment in read_segments(tmp_path / "talk.srt")] == expected
 
 
-def test_row_08_word_marks_in_a_text_without_spaces_count_characters(tmp_path):
+def test_row_08_each_line_of_a_rolling_vtt_without_spaces_and_with_word_times_comes_once(tmp_path):
     page = "WEBVTT\n\n00:00.000 --> 00:02.000\n\n大家<00:00:00.500><c>好</c><00:00:01.000><c>吗</c>\n\n"
     page += "00:02.000 --> 00:02.010\n大家好吗\n\n00:02.010 --> 00:04.000\n大家好吗\n欢迎<00:00:02.500><c>来</c>\n\n"
     (tmp_path / "talk.vtt").write_text(page, encoding="utf-8")
@@ -594,7 +599,7 @@ def test_row_08_word_marks_in_a_text_without_spaces_count_characters(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["2\n00:00:02,0", "2\n00:00:02,000", "2\n00:00:02,000 --", "00:00:02,000 -->"])
-def test_a_file_that_breaks_off_in_its_times_is_refused(end, tmp_path):
+def test_a_caption_file_that_breaks_off_in_its_times_is_refused(end, tmp_path):
     path = tmp_path / "talk.srt"
     path.write_text(f"1\n00:00:01,000 --> 00:00:02,000\nhello\n\n{end}", encoding="utf-8")
     with pytest.raises(UserError, match=r"talk\.srt.*cue 2"):

@@ -1,4 +1,4 @@
-"""A column means what the user said: prompts, splits, times, languages, and cells of every wrong kind."""
+"""Columns are read as the user says: prompts, splits, times and languages; and cells of every wrong type."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def clips(tmp_path_factory) -> Path:
 
 
 def rows_of(clips: Path, count: int = 12, **fields) -> list[dict]:
-    """Rows with absolute paths; a field is a value, or a function of the row's number."""
+    """Return rows with absolute paths. A field is a value, or a function from the number of the row to its value."""
     return [
         {
             "audio": str(clips / f"{number}.wav"),
@@ -100,7 +100,7 @@ def dry_run(model: Path, folder: Path, source: object, **changes) -> list[str]:
 
 @pytest.mark.parametrize("suffix", TABLES)
 @pytest.mark.parametrize("column", ["prompt", "Prompt"])
-def test_a_column_called_prompt_is_used_only_when_it_is_named(clips, tmp_path, suffix, column):
+def test_a_prompt_column_is_ignored_until_the_user_names_it(clips, tmp_path, suffix, column):
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows_of(clips, 3, **{column: "पहले"}))
     said: list[str] = []
     assert [row.prompt for row in load_source(str(path), say=said.append)] == ["", "", ""]
@@ -111,7 +111,7 @@ def test_a_column_called_prompt_is_used_only_when_it_is_named(clips, tmp_path, s
     assert "no column 'before' (data.prompt_column)" in refusal(load_source, str(path), prompt_column="before")
 
 
-def test_a_prompt_that_only_some_rows_have(clips, tmp_path):
+def test_a_row_without_a_prompt_has_an_empty_prompt(clips, tmp_path):
     rows = rows_of(clips, 3)
     rows[1]["before"] = "पहले"
     path = write_jsonl(tmp_path / "m.jsonl", rows)
@@ -137,7 +137,7 @@ def test_check_and_train_say_that_a_prompt_column_is_ignored(clips, tmp_path, ti
         ("घर", "", False),
     ],
 )
-def test_a_text_within_its_own_prompt_is_an_error(clips, tmp_path, prompt, text, is_held):
+def test_check_reports_a_text_that_its_prompt_already_contains(clips, tmp_path, prompt, text, is_held):
     row = {"audio": str(clips / "0.wav"), "text": text, "before": prompt}
     path = write_jsonl(tmp_path / "m.jsonl", [row])
     report = check(str(path), language="hi", audio=False, prompt_column="before")
@@ -146,19 +146,19 @@ def test_a_text_within_its_own_prompt_is_an_error(clips, tmp_path, prompt, text,
     assert "text-in-prompt" not in kinds(check(str(path), language="hi", audio=False))
 
 
-def test_a_text_within_its_prompt_without_spaces(clips, tmp_path):
+def test_check_finds_a_text_in_its_prompt_when_only_the_spaces_differ(clips, tmp_path):
     row = {"audio": str(clips / "0.wav"), "text": "而对楼市成交", "before": "说：而 对 楼市 成交。"}
     path = write_jsonl(tmp_path / "m.jsonl", [row])
     assert "text-in-prompt" in kinds(check(str(path), language="zh", audio=False, prompt_column="before"))
 
 
-def test_the_first_look_of_train_names_a_text_within_its_prompt(clips, tmp_path, tiny_model, speech):
+def test_the_first_look_of_train_reports_texts_that_their_prompts_already_contain(clips, tmp_path, tiny_model, speech):
     path = write_jsonl(tmp_path / "m.jsonl", rows_of(clips, 4, prompt=lambda number: f"घर पानी {number}"))
     said = dry_run(tiny_model, speech, path, **{"data.prompt_column": "prompt"})
     assert any("error: text-in-prompt, 4 clips" in line for line in said)
 
 
-def test_of_several_sources_not_all_need_to_have_prompts(clips, tmp_path, tiny_model, speech):
+def test_some_of_several_sources_may_lack_the_prompt_column_but_not_all(clips, tmp_path, tiny_model, speech):
     with_prompts = str(write_jsonl(tmp_path / "m.jsonl", rows_of(clips, 4, before="पहले")))
     without = str(write_jsonl(tmp_path / "n.jsonl", rows_of(clips, 4)))
     settings = {"data.train": [with_prompts, without], "data.prompt_column": "before"}
@@ -176,7 +176,7 @@ SPLITS = ["train"] * 5 + ["validation"] * 3 + ["test"] * 4
 
 
 @pytest.mark.parametrize("suffix", TABLES)
-def test_a_split_column_is_honoured(clips, tmp_path, suffix):
+def test_a_split_column_decides_which_rows_a_split_holds(clips, tmp_path, suffix):
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows_of(clips, split=lambda number: SPLITS[number]))
     message = refusal(load_source, str(path))
     assert all(f"{path}:{name} ({n} rows)" in message for name, n in (("train", 5), ("validation", 3), ("test", 4)))
@@ -191,7 +191,7 @@ def test_a_split_column_is_honoured(clips, tmp_path, suffix):
     assert "no column 'split'" in refusal(load_source, f"{plain}:train")
 
 
-def test_a_split_column_in_a_folder(clips, tmp_path):
+def test_a_split_column_in_a_folder_decides_which_rows_a_split_holds(clips, tmp_path):
     write_csv(tmp_path / "metadata.csv", rows_of(clips, split=lambda number: SPLITS[number]))
     assert f"{tmp_path}:train (5 rows)" in refusal(load_source, str(tmp_path))
     assert len(load_source(f"{tmp_path}:test")) == 4
@@ -204,12 +204,12 @@ def test_a_split_column_in_a_folder(clips, tmp_path):
     assert "several splits" in refusal(load_source, f"{folder}:test")
 
 
-def test_a_column_split_that_is_about_something_else_is_passed_over(clips, tmp_path):
+def test_a_split_column_that_names_no_splits_is_ignored(clips, tmp_path):
     rows = [{**row, "split": number} for number, row in enumerate(rows_of(clips) * 6)]
     assert len(load_source(str(write_csv(tmp_path / "m.csv", rows)))) == 72
 
 
-def test_a_column_of_splits_under_another_name_is_named(clips, tmp_path):
+def test_a_message_names_a_column_that_holds_splits_under_another_name(clips, tmp_path):
     says = []
     path = write_csv(tmp_path / "m.csv", rows_of(clips, subset=lambda number: SPLITS[number]))
     assert len(load_source(str(path), say=says.append)) == 12
@@ -231,22 +231,22 @@ def test_a_column_of_splits_under_another_name_is_named(clips, tmp_path):
         ({"language": "Bhojpuri", "language_code": "bho"}, None, "Bhojpuri"),
     ],
 )
-def test_columns_of_a_language_in_other_words_agree(cells, language, unknown, clips, tmp_path):
+def test_language_columns_that_name_one_language_in_different_words_agree(cells, language, unknown, clips, tmp_path):
     [row] = load_source(str(write_csv(tmp_path / "m.csv", rows_of(clips, **cells)[:1])))
     assert (row.language, row.unknown_language) == (language, unknown)
 
 
-def test_columns_of_two_languages_are_refused(clips, tmp_path):
+def test_columns_that_name_two_languages_are_refused(clips, tmp_path):
     path = write_csv(tmp_path / "m.csv", rows_of(clips, language="Hindi", locale="en-IN"))
     assert "could both be the language, and differ" in refusal(load_source, str(path))
 
 
-def test_begin_is_a_start(clips, tmp_path):
+def test_a_column_called_begin_holds_start_times(clips, tmp_path):
     [row] = load_source(str(write_csv(tmp_path / "m.csv", rows_of(clips, begin="0.25", end="0.75")[:1])))
     assert (row.start_s, row.end_s) == (0.25, 0.75)
 
 
-def test_a_parquet_folder_with_a_split_column(clips, tmp_path):
+def test_a_split_column_in_a_parquet_folder_decides_which_rows_a_split_holds(clips, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     write_parquet(folder / "clips.parquet", rows_of(clips, split=lambda number: SPLITS[number]))
@@ -292,7 +292,7 @@ SPONTANEOUS = [
 
 @pytest.fixture
 def release(tmp_path) -> Path:
-    """A release as it comes: sound in audios/, one table, another one of what was reported."""
+    """A release as Common Voice publishes it: sound in audios/, a table of clips, and a table of reported clips."""
     folder = tmp_path / "sps-corpus-1.0-2025-09-05-hi"
     make_speech(folder / "audios", 8)
     (folder / "audios" / "metadata.csv").unlink()
@@ -327,7 +327,7 @@ def release(tmp_path) -> Path:
     return folder
 
 
-def test_row_05_a_spontaneous_speech_release_is_read_as_it_comes(release, tmp_path):
+def test_row_05_a_spontaneous_speech_release_is_read_as_it_is_published(release, tmp_path):
     archive = tmp_path / "mcv-spontaneous-hi.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(release, release.name)
@@ -346,14 +346,14 @@ def test_row_05_a_spontaneous_speech_release_is_read_as_it_comes(release, tmp_pa
     assert load_source(f"{release}:train", prompt_column="prompt")[0].prompt == 'क्या "आपको" पानी पसंद है?'
 
 
-def test_row_05_the_marks_of_spontaneous_speech_are_named_and_mended(release, tmp_path):
+def test_row_05_check_reports_and_fixes_marks_in_spontaneous_speech(release, tmp_path):
     report = check(f"{release}:train+test", fix=tmp_path / "clean.jsonl", audio=False)
     assert kinds(report)["markup"]["clips"][0]["detail"] == "[disfluency]"
     assert not any("[" in row.text for row in load_source(str(tmp_path / "clean.jsonl")))
     assert kinds(check(f"{release}:unassigned", audio=False))["empty-text"]["count"] == 1
 
 
-def test_row_05_a_table_that_was_copied_beside_its_sound(release, tmp_path):
+def test_row_05_a_table_that_lies_beside_its_sound_files_finds_them(release, tmp_path):
     for path in (release / "audios").glob("*.wav"):
         path.rename(release / path.name)
     (release / "audios").rmdir()
@@ -365,13 +365,13 @@ def test_row_05_a_table_that_was_copied_beside_its_sound(release, tmp_path):
 
 
 def source_times(number: int) -> dict:
-    """Start and end in a recording from which 0.wav, 1.wav ... were cut one after another."""
+    """Return the start and end of a clip in the recording from which 0.wav, 1.wav and so on were cut in order."""
     start = sum(1.0 + 0.1 * before for before in range(number))
     return {"start": round(start, 3), "end": round(start + 1.0 + 0.1 * number, 3)}
 
 
 @pytest.mark.parametrize("names", [("start", "end"), ("start_s", "end_s"), ("offset", "duration")])
-def test_times_in_another_recording_are_one_question(clips, tmp_path, names, tiny_model, speech):
+def test_times_of_another_recording_are_refused_until_the_user_decides(clips, tmp_path, names, tiny_model, speech):
     rows = rows_of(clips)
     for number, row in enumerate(rows):
         times = source_times(number)
@@ -393,13 +393,13 @@ def test_times_in_another_recording_are_one_question(clips, tmp_path, names, tin
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1000, "milliseconds"), (16_000, "samples")])
-def test_times_in_another_unit_are_one_question(clips, tmp_path, factor, unit):
+def test_check_names_the_unit_of_times_that_are_not_in_seconds(clips, tmp_path, factor, unit):
     rows = rows_of(clips, start=int(0.1 * factor), end=lambda number: int((0.9 + 0.1 * number) * factor))
     found = kinds(check(str(write_csv(tmp_path / "m.csv", rows)), language="hi", audio=False))
     assert found["times-elsewhere"]["count"] == 12 and unit in found["times-elsewhere"]["clips"][0]["detail"]
 
 
-def test_pieces_that_disagree_with_the_stated_duration_are_said(clips, tmp_path, tiny_model, speech):
+def test_check_and_train_report_pieces_that_disagree_with_the_stated_duration(clips, tmp_path, tiny_model, speech):
     rows = rows_of(clips, start=0.1, end=0.5, duration=lambda number: 1.0 + 0.1 * number)
     path = write_csv(tmp_path / "m.csv", rows)
     found = kinds(check(str(path), language="hi", audio=False))
@@ -412,7 +412,7 @@ def test_pieces_that_disagree_with_the_stated_duration_are_said(clips, tmp_path,
     assert found["times-cut"]["count"] == 1
 
 
-def test_pieces_of_one_recording_and_trimmed_clips_are_no_question(clips, tmp_path):
+def test_pieces_of_one_recording_and_trimmed_clips_are_not_reported(clips, tmp_path):
     soundfile.write(tmp_path / "talk.wav", make_wave(12.0), 16000)
     pieces = [{"audio": "talk.wav", "text": "घर", "start": float(n), "end": n + 0.9} for n in range(12)]
     found = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", pieces)), language="hi", audio=False))
@@ -422,14 +422,14 @@ def test_pieces_of_one_recording_and_trimmed_clips_are_no_question(clips, tmp_pa
     assert not {"times-elsewhere", "times-cut"} & set(found)
 
 
-def test_one_row_beyond_its_file_stays_a_fault_of_that_file(clips, tmp_path):
+def test_a_single_row_that_ends_after_its_file_is_reported_as_truncated(clips, tmp_path):
     rows = rows_of(clips, start=0.0, end=lambda number: 1.0 + 0.1 * number)
     rows[4]["end"] = 9.0
     found = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", rows)), language="hi"))
     assert "times-elsewhere" not in found and found["truncated"]["count"] == 1
 
 
-def test_two_columns_of_times_that_differ_are_named_with_a_way_on(clips, tmp_path):
+def test_two_columns_of_start_times_that_differ_are_refused_with_a_remedy(clips, tmp_path):
     path = write_csv(tmp_path / "m.csv", rows_of(clips, 2, start=5.0, offset=0.0))
     assert "'start' and 'offset'" in refusal(load_source, str(path)) and "--times ignore" in refusal(
         load_source, str(path)
@@ -499,7 +499,7 @@ def test_any_times_are_judged_without_a_traceback(times):
         ("bur", "my"),
     ],
 )
-def test_row_06_languages_by_all_their_names(name, code):
+def test_row_06_a_language_is_recognised_under_all_its_names(name, code):
     assert language_code(name) == code
 
 
@@ -520,19 +520,19 @@ def test_row_06_languages_by_all_their_names(name, code):
         "x" * 9999,
     ],
 )
-def test_what_is_no_language_of_whisper_is_never_guessed(name):
+def test_a_language_that_whisper_does_not_know_is_never_guessed(name):
     message = refusal(language_code, name)
     assert "--language-token" in message and len(message) < 500
 
 
-def test_every_name_leads_to_a_language_of_whisper():
+def test_every_known_name_stands_for_a_language_of_whisper():
     for table in (CODES_BY_ISO_639, NATIVE_NAMES):
         assert set(table.values()) <= set(LANGUAGES)
         assert all(language_code(name) == code for name, code in table.items())
 
 
 @pytest.mark.parametrize("suffix", TABLES)
-def test_row_06_codes_of_three_letters_are_mapped_row_by_row(clips, tmp_path, suffix):
+def test_row_06_the_language_of_each_row_is_mapped_to_a_code_of_whisper(clips, tmp_path, suffix):
     named = ["hin", "eng", "", "und", "unknown", "None", "nan", "Hindi", "hi-IN", "ml", "mal", "English"]
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows_of(clips, language=lambda number: named[number]))
     rows = load_source(str(path))
@@ -542,7 +542,7 @@ def test_row_06_codes_of_three_letters_are_mapped_row_by_row(clips, tmp_path, su
 
 @pytest.fixture
 def mixed(clips, tmp_path) -> Path:
-    """Hindi and English rows, and five that name no language of Whisper."""
+    """Rows in Hindi and English, and five rows in languages that Whisper does not know."""
     named = ["hin"] * 4 + ["eng"] * 3 + ["xx"] * 3 + ["Adyghe (West Circassian)"] * 2
     return write_jsonl(tmp_path / "m.jsonl", rows_of(clips, language=lambda number: named[number]))
 
@@ -563,11 +563,11 @@ def test_row_06_unknown_languages_are_counted_and_named(mixed, tiny_model, speec
         assert "--language-token" in message
 
 
-def test_unknown_languages_with_a_borrowed_token(mixed, tiny_model, speech):
+def test_rows_in_unknown_languages_are_trained_with_a_borrowed_token(mixed, tiny_model, speech):
     dry_run(tiny_model, speech, mixed, **{"model.language": None, "model.language_token": "hindi"})
 
 
-def test_a_source_in_one_unknown_language_is_taken_for_what_the_user_says(clips, tmp_path, tiny_model, speech):
+def test_a_source_in_one_unknown_language_gets_the_language_that_the_user_names(clips, tmp_path, tiny_model, speech):
     path = write_jsonl(tmp_path / "m.jsonl", rows_of(clips, language="bho"))
     said = dry_run(tiny_model, speech, path)
     assert any("12 rows say 'bho'" in line and "taken for hindi" in line for line in said)
@@ -577,17 +577,17 @@ def test_a_source_in_one_unknown_language_is_taken_for_what_the_user_says(clips,
     assert "12 rows say 'bho'" in message and "--language LANG" in message
 
 
-def test_unknown_languages_are_left_out_where_nobody_settled_them(clips, tiny_model):
+def test_a_row_in_an_unknown_language_is_left_out_with_the_reason(clips, tiny_model):
     row = Row(str(clips / "0.wav"), "घर", unknown_language="xx")
     dataset = SpeechDataset([row], load_preparation(str(tiny_model)), language="hi")
     assert "'xx'" in dataset[0].reason
 
 
-# Cells of every wrong kind -------------------------------------------------------------------------------------------
+# Cells of every wrong type -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
-def test_row_12_a_text_of_megabytes_is_named_and_left_out(clips, tmp_path, suffix, tiny_model, speech):
+def test_row_12_a_text_of_megabytes_is_reported_and_left_out(clips, tmp_path, suffix, tiny_model, speech):
     rows = rows_of(clips)
     rows[3]["text"] = "पानी " * 400_000 if suffix == "jsonl" else "a" * 10_000_000
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows)
@@ -602,7 +602,7 @@ def test_row_12_a_text_of_megabytes_is_named_and_left_out(clips, tmp_path, suffi
     assert "characters of text" in dataset[3].reason
 
 
-def test_row_12_a_text_of_megabytes_in_a_csv_is_named(clips, tmp_path):
+def test_row_12_a_text_of_megabytes_in_a_csv_is_refused_with_its_line(clips, tmp_path):
     rows = rows_of(clips)
     rows[3]["text"] = "a" * 10_000_000
     assert re.search(
@@ -620,7 +620,9 @@ BAD_SEGMENTS = [
 
 @pytest.mark.parametrize(("segments", "reason"), BAD_SEGMENTS)
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_row_12_segments_that_cannot_be_are_named_and_left_out(clips, tmp_path, suffix, segments, reason, tiny_model):
+def test_row_12_a_clip_with_impossible_segments_is_reported_and_left_out(
+    clips, tmp_path, suffix, segments, reason, tiny_model
+):
     cell = json.dumps(segments) if suffix == "csv" else segments
     rows = rows_of(clips, 3, segments=cell, end_s=lambda number: 1.0 + 0.1 * number)
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows)
@@ -630,12 +632,12 @@ def test_row_12_segments_that_cannot_be_are_named_and_left_out(clips, tmp_path, 
     assert reason in dataset[0].reason
 
 
-def test_segments_beyond_the_file_are_named_by_its_header(clips, tmp_path):
+def test_check_finds_segments_beyond_the_end_of_a_file_from_its_header(clips, tmp_path):
     rows = rows_of(clips, 3, segments=[{"start": 0.0, "end": 20.0, "text": "घर"}])
     assert kinds(check(str(write_jsonl(tmp_path / "m.jsonl", rows)), language="hi", audio=False))["bad-segments"]
 
 
-def test_two_speakers_at_once_are_no_fault():
+def test_segments_of_two_speakers_at_once_are_no_fault():
     assert not find_fault((Segment("a", 0.0, 4.0), Segment("b", 0.1, 4.0), Segment("c", 4.0, 6.0)), 6.2)
 
 
@@ -673,7 +675,7 @@ BIG = int("9" * 400)
         ({"no_speech": {"a": [1]}}, "no_speech is"),
     ],
 )
-def test_row_27_a_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, finding):
+def test_row_27_a_cell_of_the_wrong_type_is_refused_with_its_row(clips, tmp_path, fields, finding):
     rows = rows_of(clips, 3)
     rows[1] |= fields
     message = refusal(load_source, str(write_jsonl(tmp_path / "m.jsonl", rows)))
@@ -690,19 +692,19 @@ def test_row_27_a_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, 
         ({"segments": [{"text": "a", "start": 1e300, "end": 1.0}]}, "is no time"),
     ],
 )
-def test_row_27_a_parquet_cell_of_the_wrong_kind_names_the_row(clips, tmp_path, fields, finding):
+def test_row_27_a_parquet_cell_of_the_wrong_type_is_refused_with_its_row(clips, tmp_path, fields, finding):
     rows = [{**row, **fields} for row in rows_of(clips, 2)]
     assert re.search(
         rf"m\.parquet:1: .*{finding}", refusal(load_source, str(write_parquet(tmp_path / "m.parquet", rows)))
     )
 
 
-def test_a_missing_text_of_pandas_is_empty(clips, tmp_path):
+def test_a_missing_text_written_by_pandas_is_an_empty_text(clips, tmp_path):
     rows = rows_of(clips, 1, text=float("nan"))
     assert load_source(str(write_jsonl(tmp_path / "m.jsonl", rows)))[0].text == ""
 
 
-def test_row_22_and_34_a_table_that_is_none(tmp_path):
+def test_row_22_and_34_a_file_that_is_no_table_is_refused_with_the_reason(tmp_path):
     (tmp_path / "lfs.csv").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n")
     (tmp_path / "page.tsv").write_bytes(b"<!DOCTYPE html><html></html>")
     assert "git lfs pull" in refusal(load_source, str(tmp_path / "lfs.csv"))
@@ -768,7 +770,7 @@ def gives_rows_or_one_line(path: Path) -> None:
 
 @FEW
 @given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "json"]), st.booleans())
-def test_any_bytes_give_rows_or_one_line(tmp_path_factory, content, suffix, has_header):
+def test_any_bytes_give_rows_or_a_message_of_one_line(tmp_path_factory, content, suffix, has_header):
     path = tmp_path_factory.mktemp("bytes") / f"table.{suffix}"
     head = {"csv": b"audio,text,split\n", "tsv": b"client_id\taudio_file\ttranscription\n"}.get(
         suffix, b'{"audio": "x"}\n'
@@ -779,7 +781,7 @@ def test_any_bytes_give_rows_or_one_line(tmp_path_factory, content, suffix, has_
 
 @FEW
 @given(st.lists(st.dictionaries(NAMES, CELLS, max_size=8), max_size=6), st.booleans())
-def test_any_cells_give_rows_or_one_line(tmp_path_factory, rows, is_usual):
+def test_any_cells_give_rows_or_a_message_of_one_line(tmp_path_factory, rows, is_usual):
     path = tmp_path_factory.mktemp("cells") / "table.jsonl"
     usual = {"audio": "a.wav", "text": "a"} if is_usual else {}
     path.write_text("".join(json.dumps({**usual, **row}) + "\n" for row in rows), encoding="utf-8")
@@ -787,7 +789,7 @@ def test_any_cells_give_rows_or_one_line(tmp_path_factory, rows, is_usual):
 
 
 @pytest.mark.parametrize("asked", ["", ":nope"])
-def test_a_name_of_a_split_with_a_line_break_stays_in_the_line(tmp_path, asked):
+def test_a_line_break_in_the_name_of_a_split_is_shown_escaped(tmp_path, asked):
     path = tmp_path / "table.jsonl"
     path.write_text('{"audio": "a", "split": "train"}\n{"audio": "b", "split": "a\\nb"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"a\\nb \(1 row\)"):
@@ -796,9 +798,10 @@ def test_a_name_of_a_split_with_a_line_break_stays_in_the_line(tmp_path, asked):
 
 @FEW
 @given(st.lists(NAMES, max_size=6), st.lists(st.lists(st.text(max_size=12), max_size=6), max_size=4), st.booleans())
-def test_any_names_of_columns_give_rows_or_one_line(tmp_path_factory, names, lines, is_csv):
+def test_any_names_of_columns_give_rows_or_a_message_of_one_line(tmp_path_factory, names, lines, is_csv):
     path = tmp_path_factory.mktemp("names") / ("table.csv" if is_csv else "table.tsv")
-    # Python 3.10 cannot write a null character; `test_any_bytes_give_rows_or_one_line` has them.
+    # The csv module of Python 3.10 cannot write null characters. `test_any_bytes_give_rows_or_a_message_of_one_line`
+    # has them.
     cells = [[cell.replace("\0", "") for cell in line] for line in (names, *lines)]
     with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
         csv.writer(file, delimiter="," if is_csv else "\t").writerows(cells)
@@ -816,14 +819,14 @@ SECONDS = st.floats() | st.integers() | st.integers(10**300, 10**400) | st.none(
     | CELLS,
     st.booleans(),
 )
-def test_any_segments_give_rows_or_one_line(tmp_path_factory, segments, has_text):
+def test_any_segments_in_a_row_give_rows_or_a_message_of_one_line(tmp_path_factory, segments, has_text):
     path = tmp_path_factory.mktemp("segments") / "table.jsonl"
     row = {"audio": "a.wav", "segments": segments, **({"text": "a"} if has_text else {})}
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     gives_rows_or_one_line(path)
 
 
-def test_a_stream_in_an_unknown_language_is_taken_for_what_the_user_says(clips, tmp_path, tiny_model, speech):
+def test_a_stream_in_one_unknown_language_gets_the_language_that_the_user_names(clips, tmp_path, tiny_model, speech):
     from whisper_peft.training.splits import load_rows
 
     path = write_parquet(tmp_path / "m.parquet", rows_of(clips, language="bho"))
@@ -834,7 +837,7 @@ def test_a_stream_in_an_unknown_language_is_taken_for_what_the_user_says(clips, 
     assert "say 'bho'" in refusal(load_rows, tiny_recipe(tiny_model, speech, **changes, **{"model.language": None}))
 
 
-def test_the_flags_of_the_command_line_reach_the_columns(clips, tmp_path, monkeypatch, capsys):
+def test_check_obeys_the_options_times_and_prompt_column(clips, tmp_path, monkeypatch, capsys):
     from whisper_peft.cli import commands
 
     rows = [{**row, **source_times(number)} for number, row in enumerate(rows_of(clips, prompt="पहले"))]

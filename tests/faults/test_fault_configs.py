@@ -1,4 +1,4 @@
-"""Configs, tokenizers and languages: what a checkpoint's JSON files say is believed only as far as it can be true."""
+"""Configs, tokenizers and languages: a value in the JSON files of a checkpoint is used only if it is possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MADE_OF_NOTHING = [[], 5, "text", None, True, -1, 1.5, float("nan"), float("inf"
 
 @pytest.fixture
 def model(tiny_model, tmp_path) -> Path:
-    """A copy of the tiny model, to be spoilt."""
+    """A copy of the tiny model, whose files a test may damage."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
@@ -90,7 +90,7 @@ def refusal(load, *arguments, **options) -> str:
         ({"model_type": 5}, "names no model_type"),
     ],
 )
-def test_row_26_a_config_that_cannot_be_is_one_line(fields, words, model):
+def test_row_26_an_impossible_config_is_refused_in_one_line(fields, words, model):
     change(model, "config.json", **fields)
     message = refusal(load_config, str(model))
     assert words in message
@@ -98,7 +98,7 @@ def test_row_26_a_config_that_cannot_be_is_one_line(fields, words, model):
         assert "config.json" in message
 
 
-def test_row_26_a_config_that_names_a_huge_model_costs_nothing(model):
+def test_row_26_a_config_of_a_huge_model_is_refused_in_little_time_and_memory(model):
     change(model, "config.json", encoder_layers=200, decoder_layers=200, d_model=16_384, encoder_ffn_dim=131_072)
     tracemalloc.start()
     began = time.monotonic()
@@ -139,7 +139,7 @@ def test_row_26_fields_that_mean_nothing_to_whisper_are_ignored(model):
         ("processor_config.json", load_processor),
     ],
 )
-def test_row_26_a_json_file_of_another_kind_is_named(name, load, model):
+def test_row_26_a_json_file_that_holds_no_object_is_refused_with_its_name(name, load, model):
     if name == "preprocessor_config.json":
         (model / "processor_config.json").unlink(missing_ok=True)
     for content in NO_OBJECTS:
@@ -167,7 +167,7 @@ def test_row_34_a_pipe_in_place_of_a_config_is_refused(model):
 CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\ndef generate(*a, **k): pass\n"
 
 
-def test_row_39_the_code_of_a_checkpoint_is_never_asked_for_and_never_run(model, tmp_path, monkeypatch):
+def test_row_39_code_in_a_checkpoint_is_never_run_and_nobody_is_asked(model, tmp_path, monkeypatch):
     mark = tmp_path / "ran"
     (model / "custom_generate").mkdir()
     for name in ("evil.py", "custom_generate/generate.py", "modeling_whisper.py"):
@@ -189,7 +189,7 @@ def test_row_39_the_code_of_a_checkpoint_is_never_asked_for_and_never_run(model,
     assert not mark.exists()
 
 
-def test_every_from_pretrained_of_configs_says_that_code_is_not_trusted():
+def test_every_call_of_from_pretrained_sets_trust_remote_code():
     import ast
 
     import whisper_peft
@@ -201,7 +201,7 @@ def test_every_from_pretrained_of_configs_says_that_code_is_not_trusted():
                 assert "trust_remote_code" in {keyword.arg for keyword in node.keywords}
 
 
-def test_row_42_an_attention_kernel_of_the_hub_is_ignored(model):
+def test_row_42_an_attention_kernel_from_the_hub_is_ignored(model):
     change(
         model,
         "config.json",
@@ -224,7 +224,7 @@ def without_tokenizer(model: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",), ("vocab.json",), ("merges.txt",)])
-def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tmp_path, run_cli):
+def test_row_21_a_folder_without_a_tokenizer_is_refused_with_a_remedy(kept, model, tiny_model, tmp_path, run_cli):
     without_tokenizer(model)
     for name in kept:
         shutil.copy(QUICKSTART / "model" / name, model / name)
@@ -264,10 +264,11 @@ def test_row_21_a_folder_without_a_tokenizer_says_so(kept, model, tiny_model, tm
         ("added_tokens.json", {"<|x|>": "5"}, "added_tokens"),
     ],
 )
-def test_row_26_a_tokenizer_that_cannot_be_is_one_line(name, fields, words, model):
+def test_row_26_an_impossible_tokenizer_is_refused_in_one_line(name, fields, words, model):
     if not (model / name).is_file():
         (model / name).write_text("{}")
-    if fields == {"added_tokens": []}:  # then nothing has the special tokens
+    # Take the special tokens out of the other files, too.
+    if fields == {"added_tokens": []}:
         change(model, "tokenizer_config.json", added_tokens_decoder={})
         for other in ("vocab.json", "added_tokens.json"):
             (model / other).unlink(missing_ok=True)
@@ -275,7 +276,7 @@ def test_row_26_a_tokenizer_that_cannot_be_is_one_line(name, fields, words, mode
     assert words in refusal(load_processor, str(model))
 
 
-def test_settings_of_a_tokenizer_never_open_another_file(model, tmp_path):
+def test_paths_in_the_settings_of_a_tokenizer_are_never_opened(model, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     paths = dict.fromkeys(("vocab_file", "merges_file", "tokenizer_file", "normalizer_file"), str(tmp_path / "pipe"))
     change(model, "tokenizer_config.json", **paths, init_inputs=[5], chat_template="{{ 1 / 0 }}", name_or_path=5)
@@ -309,14 +310,14 @@ def test_a_config_with_another_start_token_is_refused(model):
         {"n_fft": None},
     ],
 )
-def test_row_26_an_extractor_that_cannot_be_is_one_line(fields, model):
+def test_row_26_an_impossible_feature_extractor_is_refused_in_one_line(fields, model):
     (model / "processor_config.json").unlink(missing_ok=True)
     change(model, "preprocessor_config.json", **fields)
     message = refusal(load_processor, str(model))
     assert "preprocessor_config.json" in message and next(iter(fields)) in message
 
 
-def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model):
+def test_a_missing_feature_extractor_is_made_from_the_config_with_a_notice(model, tiny_model):
     (model / "processor_config.json").unlink(missing_ok=True)
     (model / "preprocessor_config.json").unlink()
     with pytest.warns(Notice, match="80 mel bins, 3 s"):
@@ -354,7 +355,7 @@ def test_a_missing_extractor_is_made_from_the_config_and_said(model, tiny_model)
         ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
 )
-def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, model):
+def test_row_26_an_impossible_generation_config_is_refused_in_one_line(fields, words, model):
     change(model, "generation_config.json", **fields)
     message = refusal(load_generation_config, str(model))
     assert words in message and "generation_config.json" in message
@@ -371,7 +372,7 @@ def test_row_26_a_generation_config_that_cannot_be_is_one_line(fields, words, mo
         ("repetition_penalty", 2, None),
     ],
 )
-def test_row_18_a_generation_config_with_such_a_field_transcribes(name, value, words, model, speech):
+def test_row_18_a_model_whose_generation_config_has_an_odd_field_transcribes(name, value, words, model, speech):
     change(model, "generation_config.json", **{name: value})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -381,7 +382,8 @@ def test_row_18_a_generation_config_with_such_a_field_transcribes(name, value, w
     assert [words in remark for remark in remarks] == ([] if words is None else [True])
 
 
-OLD = {  # the fields that transformers 4.27 wrote, with the ids of the tiny model
+# The fields that transformers 4.27 wrote, with the ids of the tiny model.
+OLD = {
     "_from_model_config": True,
     "begin_suppress_tokens": [220, 386],
     "bos_token_id": 386,
@@ -404,7 +406,7 @@ def make_old(model: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "2023"])
-def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny_model):
+def test_row_18_an_old_or_missing_generation_config_is_filled_in_with_one_notice(kind, model, tiny_model):
     make_old(model, kind)
     with pytest.warns(Notice, match=r"filled in from the (vocabulary and the )?tokenizer") as said:
         found = load_generation_config(str(model))
@@ -427,11 +429,12 @@ def test_row_18_an_old_generation_config_is_filled_in_and_said(kind, model, tiny
         assert getattr(found, name) == getattr(expected, name), name
     assert found.suppress_tokens == ([] if kind == "2023" else expected.suppress_tokens)
     assert found.begin_suppress_tokens == [220, 386]
-    assert getattr(found, "alignment_heads", None) is None  # nobody has published them for this shape
+    # Nobody has published alignment heads for this shape.
+    assert getattr(found, "alignment_heads", None) is None
     assert getattr(found, "forced_decoder_ids", None) is None
 
 
-def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, run_cli):
+def test_row_18_every_command_works_with_an_old_or_missing_generation_config(model, speech, tmp_path, run_cli):
     import soundfile
     from conftest import tiny_recipe
 
@@ -453,7 +456,7 @@ def test_row_18_every_command_works_on_such_a_folder(model, speech, tmp_path, ru
         )
 
 
-def test_row_18_openai_s_own_shapes_get_their_published_fields(shared, tmp_path):
+def test_row_18_the_shapes_of_openai_get_their_published_generation_fields(shared, tmp_path):
     source = shared / "models" / "whisper-base"
     for file in source.iterdir():
         if file.name not in ("generation_config.json", "model.safetensors"):
@@ -482,20 +485,20 @@ def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
     assert found.max_length == 64 and 1 not in found.suppress_tokens
 
 
-def test_language_tokens_that_the_tokenizer_writes_otherwise_are_replaced(model):
+def test_language_tokens_that_disagree_with_the_tokenizer_are_replaced(model):
     page = json.loads((model / "generation_config.json").read_text())
     change(model, "generation_config.json", lang_to_id={**page["lang_to_id"], "<|hi|>": 406})
     with pytest.warns(Notice, match="lang_to_id"):
         assert load_generation_config(str(model)).lang_to_id == page["lang_to_id"]
 
 
-def test_alignment_heads_of_a_larger_model_are_left_out_and_said(model):
+def test_alignment_heads_of_a_larger_model_are_removed_with_a_notice(model):
     change(model, "generation_config.json", alignment_heads=[[0, 1], [5, 7]])
     with pytest.warns(Notice, match="alignment_heads left out"):
         assert getattr(load_generation_config(str(model)), "alignment_heads", None) is None
 
 
-def test_a_remark_is_a_note_on_the_command_line_once(capsys):
+def test_the_command_line_shows_a_repeated_notice_once(capsys):
     from whisper_peft.cli.printer import Printer
     from whisper_peft.cli.quiet import show_notices
 
@@ -518,7 +521,7 @@ def adapter(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tiny_model):
-    """The base in memory, for what is refused before it is changed."""
+    """The base in memory, for tests that refuse an adapter before the base is changed."""
     return load_base(str(tiny_model))
 
 
@@ -528,7 +531,7 @@ def spoilt(adapter, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("content", ["[1]", "5", "null", "{", "[" * 5000, ""])
-def test_row_26_an_adapter_config_of_another_kind_is_named(content, spoilt):
+def test_row_26_an_adapter_config_that_holds_no_object_is_refused_with_its_name(content, spoilt):
     (spoilt / "adapter_config.json").write_text(content)
     assert "adapter_config.json" in refusal(read_adapter_config, spoilt)
 
@@ -563,7 +566,7 @@ def test_row_26_an_adapter_config_of_another_kind_is_named(content, spoilt):
         ({"task_type": [1]}, "task_type"),
     ],
 )
-def test_row_26_an_adapter_config_that_cannot_be_is_one_line(fields, words, spoilt):
+def test_row_26_an_impossible_adapter_config_is_refused_in_one_line(fields, words, spoilt):
     change(spoilt, "adapter_config.json", **fields)
     assert words in refusal(read_adapter_config, spoilt)
 
@@ -574,14 +577,15 @@ def test_row_26_an_adapter_config_that_cannot_be_is_one_line(fields, words, spoi
 @pytest.mark.parametrize(
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
-def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, field, spoilt, base):
+def test_row_38_a_regular_expression_that_never_ends_is_refused_within_seconds(pattern, field, spoilt, base):
     changes = {field: {pattern: 4} if field.endswith("_pattern") and field != "layers_pattern" else pattern}
     if field == "layers_pattern":
         changes |= {"layers_to_transform": [0], "target_modules": ["q_proj"]}
     change(spoilt, "adapter_config.json", **changes)
     began = time.monotonic()
     assert field in refusal(load_peft_config, spoilt, base)
-    assert time.monotonic() - began < 20  # by itself a hang; the machine may be busy
+    # Without the limit, matching never ends. The bound leaves room for a busy machine.
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -598,10 +602,11 @@ def test_row_38_a_regular_expression_that_never_ends_is_refused_soon(pattern, fi
         "all-linear",
     ],
 )
-def test_row_38_ordinary_adapters_load_with_the_same_modules(targets, tiny_model, tmp_path):
+def test_row_38_an_adapter_with_a_usual_pattern_loads_with_the_same_modules(targets, tiny_model, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    if targets == "q_proj":  # as a text it is matched as a whole
+    # peft compares a string with the whole name of a module.
+    if targets == "q_proj":
         targets = r".*q_proj"
     made = get_peft_model(
         load_base(str(tiny_model)), LoraConfig(r=2, target_modules=targets, rank_pattern={"k_proj": 3})
@@ -614,7 +619,7 @@ def test_row_38_ordinary_adapters_load_with_the_same_modules(targets, tiny_model
     assert shapes == [tuple(value.shape) for name, value in loaded.named_parameters() if "lora" in name]
 
 
-def test_our_own_patterns_stay_as_they_are(spoilt, base):
+def test_our_own_target_patterns_are_accepted_unchanged(spoilt, base):
     for targets in ("attention", "mlp", "attention+mlp", "encoder", "decoder+attention"):
         assert is_tame(make_target_pattern(targets))
     before = json.loads((spoilt / "adapter_config.json").read_text())["target_modules"]
@@ -634,7 +639,7 @@ def english(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(speech, tmp_path_factory) -> Path:
-    """A manifest of which two clips are in Hindi, one in Thai, and one names no language."""
+    """A manifest with two clips in Hindi, one clip in Thai, and one clip without a language."""
     folder = tmp_path_factory.mktemp("mixed")
     rows = load_source(str(speech / "test"))
     lines = [
@@ -675,7 +680,7 @@ def test_english_only_checkpoints_refuse_another_language_everywhere(english, sp
         assert transcribe(english, [clip], language=language)[0]["audio"] == clip
 
 
-def test_language_auto_listens_where_there_is_something_to_hear(tiny_model, speech, mixed, tmp_path):
+def test_language_auto_finds_the_language_in_transcribe_and_evaluate(tiny_model, speech, mixed, tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "long.wav", make_wave(3.2), 16000)
@@ -698,14 +703,14 @@ def test_row_26_an_unknown_token_without_a_text_is_left_out(unknown, name, model
     assert "no token <|nobody|>" in refusal(load_preparation(str(model)).token_id, "<|nobody|>")
 
 
-def test_row_26_what_is_so_of_every_whisper_is_not_read_from_the_config(model, tiny_model, speech):
+def test_row_26_config_fields_that_contradict_every_whisper_have_no_effect(model, tiny_model, speech):
     change(model, "config.json", tie_word_embeddings=False, is_encoder_decoder=False, init_std=1)
     clip = str(speech / "test" / "0.wav")
     texts = [transcribe(str(folder), [clip], language="hi")[0]["text"] for folder in (model, tiny_model)]
     assert texts[0] == texts[1]
 
 
-def test_merge_listens_with_auto_and_takes_rows_for_what_is_said(lora_run, speech, tmp_path):
+def test_merge_checks_clips_with_language_auto_and_with_a_named_language(lora_run, speech, tmp_path):
     folder = shutil.copytree(speech / "test", tmp_path / "clips")
     assert merge(lora_run / "adapter", tmp_path / "one", check=str(folder), language="auto").clips == 4
     lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
@@ -725,7 +730,7 @@ def test_an_empty_language_is_refused(language, tiny_model, lora_run, speech, tm
         assert "not one that Whisper knows" in refusal(call)
 
 
-def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):
+def test_a_row_keeps_its_own_language_under_language_auto(tiny_model, mixed):
     from whisper_peft.evaluation.scoring import label_rows
 
     loaded, preparation, located = load_model(tiny_model)
@@ -735,7 +740,7 @@ def test_with_auto_a_row_keeps_the_language_that_it_names(tiny_model, mixed):
     assert dataset.language_of(3) is not None
 
 
-def test_training_refuses_auto_and_says_why(tiny_model, speech):
+def test_training_and_check_refuse_language_auto_with_the_reason(tiny_model, speech):
     from conftest import tiny_recipe
 
     from whisper_peft import check
@@ -747,7 +752,7 @@ def test_training_refuses_auto_and_says_why(tiny_model, speech):
         assert "its language token is part of what is learnt" in refusal(call)
 
 
-# Anything at all
+# Random values in every field
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from([HUGE, 10**400]),
@@ -759,7 +764,7 @@ FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "prep
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_a_field_holds_it_is_used_or_refused_in_one_line(data, tiny_model, tmp_path):
+def test_any_value_in_a_config_is_used_or_refused_in_one_line(data, tiny_model, tmp_path):
     folder = tmp_path / "model"
     if not folder.exists():
         shutil.copytree(tiny_model, folder)
@@ -780,7 +785,7 @@ def test_whatever_a_field_holds_it_is_used_or_refused_in_one_line(data, tiny_mod
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_an_adapter_config_holds_it_is_used_or_refused_in_one_line(data, adapter, base, tmp_path):
+def test_any_value_in_an_adapter_config_is_used_or_refused_in_one_line(data, adapter, base, tmp_path):
     folder = tmp_path / "adapter"
     if not folder.exists():
         shutil.copytree(adapter, folder)

@@ -1,4 +1,4 @@
-"""The guarded ways to open, parse and show: one kind of fault each, on every kind of input."""
+"""The functions that open, parse and show files safely, each with every kind of bad input."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_row_34_a_fifo_and_a_device_are_refused_before_they_are_opened(read, fif
             read(path)
 
 
-def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_refused_with_its_name(tmp_path, monkeypatch):
     path = tmp_path / "secret.json"
     path.write_text("{}")
 
@@ -57,7 +57,7 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", [GROWING, "[" * 10_000, "d: 2024-02-31", f"n: {'9' * 5000}", "a: &a [*a]"])
-def test_row_32_and_36_yaml_that_grows_or_cannot_be_is_refused_at_once(text, tmp_path):
+def test_row_32_and_36_growing_or_invalid_yaml_is_refused_within_seconds(text, tmp_path):
     began = time.monotonic()
     tracemalloc.start()
     with pytest.raises(ValueError):
@@ -65,7 +65,8 @@ def test_row_32_and_36_yaml_that_grows_or_cannot_be_is_refused_at_once(text, tmp
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
-    assert time.monotonic() - began < 30  # a hang took minutes; this is no measure of speed
+    # Growing YAML used to take minutes; the bound is no measure of speed.
+    assert time.monotonic() - began < 30
     page = tmp_path / "page.yaml"
     page.write_text(text)
     with pytest.raises(UserError, match=r"page\.yaml"):
@@ -75,7 +76,7 @@ def test_row_32_and_36_yaml_that_grows_or_cannot_be_is_refused_at_once(text, tmp
 
 
 @pytest.mark.parametrize("page", ["train: {steps: 1}\ntrain: {mode: full}\n", "train:\n  steps: 1\n  steps: 2\n"])
-def test_a_setting_that_stands_twice_is_refused(page, tmp_path):
+def test_a_setting_that_stands_twice_in_a_recipe_is_refused(page, tmp_path):
     path = tmp_path / "page.yaml"
     path.write_text(page)
     with pytest.raises(
@@ -85,27 +86,27 @@ def test_a_setting_that_stands_twice_is_refused(page, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["model: {}".encode("utf-16"), b"model: {name: \xed\xa0\x80}", b"\xff\xfe\x00"])
-def test_row_32_a_recipe_that_is_not_utf8_is_one_line(content, tmp_path):
+def test_row_32_a_recipe_that_is_not_utf8_is_refused_in_one_line(content, tmp_path):
     page = tmp_path / "page.yaml"
     page.write_bytes(content)
     with pytest.raises(UserError, match=r"page\.yaml: not UTF-8"):
         load_recipe(page)
 
 
-def test_an_integer_of_many_digits_is_cut_in_the_message():
+def test_an_integer_of_many_digits_is_shortened_in_the_message():
     with pytest.raises(UserError) as caught:
         parse_settings(Recipe(), [f"train.batch_size={'9' * 4000}"], place="--set ")
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("setting", ["train.batch_size=1000000000", "evaluate.beams=1000000", "lora.rank=1000000"])
-def test_row_33_numbers_that_no_machine_can_serve_are_refused(setting):
+def test_row_33_settings_too_large_for_any_machine_are_refused(setting):
     with pytest.raises(UserError, match="expected at most"):
         parse_settings(Recipe(), [setting])
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "{", "[1, 2]", "nul", '{"a": ' * 200 + "1" + "}" * 200, "9" * 5000])
-def test_json_that_is_no_object_is_one_line(content, tmp_path):
+def test_json_that_holds_no_object_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(content)
     with pytest.raises(UnusableFileError, match=r"facts\.json: (not JSON|its content is)"):
@@ -119,7 +120,7 @@ def test_json_that_is_no_object_is_one_line(content, tmp_path):
         (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
     ],
 )
-def test_row_22_what_a_failed_download_leaves_is_recognised(content, words, tmp_path):
+def test_row_22_a_file_that_a_failed_download_left_is_recognised(content, words, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(UnusableFileError, match=words):
@@ -136,7 +137,7 @@ def test_row_41_escape_codes_never_reach_the_terminal(run_cli, tmp_path):
 
 @settings(deadline=None, max_examples=200)
 @given(st.text())
-def test_any_text_is_shown_without_what_a_terminal_obeys(text):
+def test_any_text_is_shown_without_control_characters(text):
     shown = printable(text)
     assert shown.isprintable() or not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
     shown.encode("utf-8")
@@ -151,7 +152,7 @@ def test_any_text_is_shown_without_what_a_terminal_obeys(text):
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     ),
 )
-def test_any_page_parses_or_is_refused(text, value):
+def test_any_json_or_yaml_is_parsed_or_refused(text, value):
     for parse in (parse_json, parse_yaml):
         try:
             parse(text)

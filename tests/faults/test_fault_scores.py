@@ -1,4 +1,4 @@
-"""Scores: spaces of scripts without them, and one figure for each set."""
+"""Scores: spaces in scripts that write none between words, and one figure for each set."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ SEGMENTED = {
 
 
 @pytest.mark.parametrize("language", list(SEGMENTED))
-def test_row_09_spaces_of_a_script_without_them_are_no_errors(language):
+def test_row_09_spaces_in_a_script_without_word_spaces_are_no_errors(language):
     text = SEGMENTED[language]
     joined = text.replace(" ", "")
     for reference, prediction in ((text, joined), (joined, text)):
         figures = score([reference], [prediction])
         assert figures["cer_normalized"] == 0.0
-        assert figures["cer"] > 0.0  # what is written stays what is written
+        # The CER as written still counts the spaces.
+        assert figures["cer"] > 0.0
         assert bootstrap_interval([reference], [prediction], metric="cer_normalized", samples=5) == (0.0, 0.0)
 
 
-def test_row_09_spaces_between_words_of_other_scripts_count():
+def test_row_09_spaces_between_words_of_other_scripts_still_count():
     assert without_word_spaces("我 用 Visual Studio 写 代码") == "我用Visual Studio写代码"
     assert score(["我 用 Visual Studio 写代码"], ["我用 Visual Studio 写 代码"])["cer_normalized"] == 0.0
     assert score(["我用 Visual Studio"], ["我用VisualStudio"])["cer_normalized"] > 0.0
@@ -52,23 +53,25 @@ def test_row_09_spaces_between_words_of_other_scripts_count():
         assert score([reference], [prediction])["cer_normalized"] > 0.0, reference
 
 
-def test_row_09_the_script_of_the_reference_decides():
+def test_row_09_the_script_of_the_reference_decides_whether_spaces_count():
     assert not is_spaceless("漢字를 쓴다") and not is_spaceless("Word 3.5") and is_spaceless("3 月")
     assert score(["漢字를 쓴다"], ["漢字 를 쓴다"])["cer_normalized"] > 0.0
-    assert score([""], ["你 好"])["cer_normalized"] == 2.0  # two characters that nobody said
+    # Beside an empty reference, both characters are errors.
+    assert score([""], ["你 好"])["cer_normalized"] == 2.0
     assert score(["你好"], [""])["cer_normalized"] == 1.0
 
 
-def test_row_09_the_checkpoint_is_chosen_by_the_cer_without_spaces():
+def test_row_09_the_selecting_metric_for_scripts_without_spaces_is_the_normalised_cer():
     assert selecting_metric("cer", {"ja"}, []) == "cer_normalized"
-    assert selecting_metric("cer", {None}, ["而 对 楼市"]) == "cer_normalized"  # a borrowed language token
+    # With a borrowed language token, the references tell the script.
+    assert selecting_metric("cer", {None}, ["而 对 楼市"]) == "cer_normalized"
     assert selecting_metric("cer", {"hi"}, ["नमस्ते"]) == "cer"
     assert selecting_metric("wer", {"ja"}, []) == "wer" and selecting_metric("loss", {"ja"}, []) == "loss"
     assert is_mostly_spaceless(["我用 Python"]) is False and is_mostly_spaceless(["我用计算机写代码 OK"]) is True
 
 
-def test_row_09_a_run_selects_by_it_and_shows_it(tiny_model, speech, tmp_path, monkeypatch):
-    """The first checkpoint writes no spaces, as the references do; the second does, and is right but for them."""
+def test_row_09_the_normalised_cer_selects_the_checkpoint(tiny_model, speech, tmp_path, monkeypatch):
+    """The references have spaces and the transcripts have none; only the second checkpoint writes all characters."""
     from whisper_peft.training import scorer as room
 
     for name in ("train", "eval", "test"):
@@ -98,7 +101,7 @@ def test_row_09_a_run_selects_by_it_and_shows_it(tiny_model, speech, tmp_path, m
     assert "normalised CER" in train_lines(result)[0] and any("CER norm." in line for line in train_lines(result))
 
 
-def test_row_09_check_notes_references_cut_into_words():
+def test_row_09_check_reports_spaces_between_words_in_scripts_without_spaces():
     def found(texts: list[str], language: str | None) -> set[int]:
         rows = [Row(b"", text) for text in texts]
         checked = check_sources([SourceRows("source", rows, "train")], language=language, audio=False)
@@ -107,7 +110,8 @@ def test_row_09_check_notes_references_cut_into_words():
     assert found(["而 对 楼市 成交", "而对楼市成交", "我用 Visual Studio 写"], "zh") == {0}
     assert found(["今日 は いい 天気"], None) == {0}
     assert found(["नमस्ते दुनिया घर पानी", "a b c d"], None) == set()
-    assert found(["สวัสดีครับผมชื่อสมชาย ยินดีที่ได้รู้จักครับ วันนี้อากาศดีมากครับ"], "th") == set()  # phrases
+    # Thai writes spaces between phrases, so these spaces are no fault.
+    assert found(["สวัสดีครับผมชื่อสมชาย ยินดีที่ได้รู้จักครับ วันนี้อากาศดีมากครับ"], "th") == set()
 
 
 @settings(deadline=None, max_examples=100)
@@ -119,12 +123,12 @@ def test_any_texts_can_be_scored(reference, prediction):
 
 
 @pytest.mark.parametrize("texts", [(["a", None], ["a", "b"]), (["a", "b"], ["a", float("nan")]), ([3], ["a"])])
-def test_what_is_no_text_is_not_scored(texts):
+def test_a_value_that_is_no_text_is_not_scored(texts):
     with pytest.raises(UserError, match=r"scoring: (reference|prediction) [12] is (None|nan|3), not a text"):
         score(*texts)
 
 
-def test_row_14_one_figure_under_one_limit_everywhere(tiny_model, speech, tmp_path):
+def test_row_14_every_report_shows_one_figure_under_one_generation_limit(tiny_model, speech, tmp_path):
     """The tiny model never ends a transcript, so each limit would give another figure."""
     from whisper_peft import evaluate
 
@@ -142,7 +146,7 @@ def test_row_14_one_figure_under_one_limit_everywhere(tiny_model, speech, tmp_pa
     assert f"| WER, as written | {rate} |" in card and f"| after | {rate} |" in card
 
 
-def test_row_14_the_card_of_an_older_run_says_that_its_limits_differ(lora_run, tmp_path):
+def test_row_14_the_model_card_of_an_older_run_says_that_its_limits_differ(lora_run, tmp_path):
     import shutil
 
     run = shutil.copytree(lora_run, tmp_path / "run")
