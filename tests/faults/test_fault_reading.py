@@ -65,7 +65,7 @@ def test_row_32_and_36_growing_or_invalid_yaml_is_refused_within_seconds(text, t
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
-    # Growing YAML used to take minutes; the bound is no measure of speed.
+    # Growing YAML used to take over a minute. The bound is no measure of speed.
     assert time.monotonic() - began < 30
     page = tmp_path / "page.yaml"
     page.write_text(text)

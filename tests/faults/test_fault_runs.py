@@ -1,4 +1,4 @@
-"""Runs: none learns nothing, none goes on with something else, and a moved one is the same."""
+"""Runs: each learns something or stops, resumes only what it began with, and may be moved."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def missing(folder: Path) -> Path:
 
 def too_long(folder: Path) -> Path:
     folder.mkdir()
-    soundfile.write(folder / "long.wav", make_wave(4.0), 16000)  # the tiny model takes 3 s
+    # The window of the tiny model is 3 s.
+    soundfile.write(folder / "long.wav", make_wave(4.0), 16000)
     return manifest(folder, [("long.wav", f"घर {n}") for n in range(12)])
 
 
@@ -53,7 +54,7 @@ def empty_texts(folder: Path) -> Path:
 
 
 def cut_files(folder: Path) -> Path:
-    """Their headers are whole, so only decoding tells."""
+    """Write truncated files with whole headers, so that only decoding finds the fault."""
     folder.mkdir()
     soundfile.write(folder / "whole.flac", make_wave(2.0), 16000)
     content = (folder / "whole.flac").read_bytes()
@@ -69,7 +70,9 @@ def mostly_missing(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [missing, too_long, unreadable, empty_texts, cut_files, mostly_missing])
-def test_row_11_a_run_that_would_learn_nothing_stops_before_the_model(make, tiny_model, speech, tmp_path, monkeypatch):
+def test_row_11_a_run_with_too_few_usable_clips_stops_before_the_model_is_loaded(
+    make, tiny_model, speech, tmp_path, monkeypatch
+):
     from whisper_peft.training import train as room
 
     def refuse(*arguments, **options):
@@ -85,7 +88,9 @@ def test_row_11_a_run_that_would_learn_nothing_stops_before_the_model(make, tiny
     assert {path.name for path in tmp_path.iterdir()} == {"clips"}
 
 
-def test_row_11_the_command_line_exits_with_1_dry_or_not(tiny_model, speech, tmp_path, monkeypatch, capsys):
+def test_row_11_train_without_usable_clips_exits_with_1_also_in_a_dry_run(
+    tiny_model, speech, tmp_path, monkeypatch, capsys
+):
     from whisper_peft.cli import commands as room
 
     source = missing(tmp_path / "clips")
@@ -102,7 +107,7 @@ def test_row_11_the_command_line_exits_with_1_dry_or_not(tiny_model, speech, tmp
 
 
 @pytest.mark.parametrize("split", ["eval", "test"])
-def test_row_11_a_set_without_a_usable_clip_is_refused(split, tiny_model, speech, tmp_path):
+def test_row_11_an_eval_or_test_split_without_a_usable_clip_is_refused(split, tiny_model, speech, tmp_path):
     source = cut_files(tmp_path / "clips")
     recipe = tiny_recipe(tiny_model, speech, **{**QUICK, f"data.{split}": str(source)})
     with pytest.raises(UserError, match=rf"data\.{split}: none of the 4 clips can be used, .*cut\.flac.*truncated"):
@@ -110,15 +115,15 @@ def test_row_11_a_set_without_a_usable_clip_is_refused(split, tiny_model, speech
     assert not (tmp_path / "run").exists()
 
 
-def test_row_11_good_data_with_weights_is_not_refused(tiny_model, speech, tmp_path):
-    """Twelve missing clips of a source that hardly comes are far less than a tenth of what is seen."""
+def test_row_11_missing_clips_count_by_the_weight_of_their_source(tiny_model, speech, tmp_path):
+    """Twelve missing clips of a source that is rarely drawn are far less than a tenth of the drawn clips."""
     rare = mostly_missing(tmp_path / "clips")
     sources = [{"source": str(speech / "train"), "weight": 50.0}, {"source": str(rare), "weight": 0.1}]
     prepare(tiny_recipe(tiny_model, speech, **{**QUICK, "data.train": sources}))
 
 
-def test_row_11_too_many_bad_clips_in_a_short_run_are_never_called_trained(tiny_model, speech, tmp_path):
-    """Their headers are whole; the run is over before 200 clips or an epoch were seen."""
+def test_row_11_a_short_run_with_too_many_bad_clips_never_counts_as_trained(tiny_model, speech, tmp_path):
+    """The bad clips have whole headers, and the run ends before it has seen 200 clips or an epoch."""
     folder = make_speech(tmp_path / "clips", 24, seconds=(1.5, 2.5))
     shutil.copy(cut_files(tmp_path / "cut") / "cut.flac", folder)
     with (folder / "metadata.csv").open("a", encoding="utf-8") as file:
@@ -129,12 +134,13 @@ def test_row_11_too_many_bad_clips_in_a_short_run_are_never_called_trained(tiny_
         train(tiny_recipe(tiny_model, speech, **changes), output=run)
     assert not (run / "adapter").exists() and "finished" not in runs.read_json(run / "run.json")
     with pytest.raises(UserError, match=r"of the first \d+ training clips cannot be used"):
-        train(resume=run)  # all steps are made, and still it is not called trained
+        # All steps are done, and the run still does not count as trained.
+        train(resume=run)
     assert train(resume=run, changes={"data.max_left_out": 1}).facts["steps"] == 3
 
 
 def test_row_11_unusable_clips_take_no_place_in_a_step(tiny_model, speech, tmp_path):
-    """Six of ten are missing: today three steps of two would be empty or half empty by chance."""
+    """Six of ten clips are missing; if they took places, most steps would be empty."""
     folder = make_speech(tmp_path / "clips", 4)
     with (folder / "metadata.csv").open("a", encoding="utf-8") as file:
         file.writelines(f"gone-{n}.wav,घर {n}\n" for n in range(6))
@@ -144,7 +150,7 @@ def test_row_11_unusable_clips_take_no_place_in_a_step(tiny_model, speech, tmp_p
     assert whole.facts["empty_steps"] == 0 and whole.facts["left_out"] == 6
     named = runs.read_jsonl(whole.run / "left_out.jsonl")
     assert len(named) == 6 and all("no such file" in one["reason"] for one in named)
-    # Gone on with, it makes the same steps: an epoch has four of them, not ten.
+    # A resumed run takes the same steps: an epoch has four steps, not ten.
     train(tiny_recipe(tiny_model, speech, **{**changes, "train.keep_checkpoints": 9}), output=tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "adapter")
     for step in (6, 8):
@@ -172,7 +178,7 @@ def test_a_step_is_never_empty_and_every_clip_comes_once(seconds, batch_size):
 
 @settings(deadline=None, max_examples=30)
 @given(st.sets(st.integers(0, 39), max_size=39), st.integers(1, 5), st.integers(0, 30))
-def test_a_kept_block_is_gone_on_with(unusable, batch_size, start):
+def test_a_block_that_is_drawn_again_has_the_same_steps(unusable, batch_size, start):
     def seconds(row: int) -> float | None:
         return None if row in unusable else 1.0 + row
 
@@ -186,12 +192,12 @@ def test_a_kept_block_is_gone_on_with(unusable, batch_size, start):
     assert again == block and found[start - block.step] == drawn[start][1]
 
 
-def test_all_rows_unusable_end_in_a_line_not_in_a_loop():
+def test_data_without_a_usable_row_ends_in_a_message_and_not_in_a_loop():
     with pytest.raises(UserError, match=r"none of the 600 clips can be used"):
         next(steps(600, 8, seed=0, duration_s=lambda row: None))
 
 
-def test_what_a_header_and_a_text_show(tiny_model, tmp_path):
+def test_the_header_and_the_text_of_a_clip_show_why_it_is_unusable(tiny_model, tmp_path):
     soundfile.write(tmp_path / "good.wav", make_wave(1.0), 16000)
     soundfile.write(tmp_path / "long.wav", make_wave(4.0), 16000)
     (tmp_path / "empty.wav").touch()
@@ -217,7 +223,9 @@ def test_what_a_header_and_a_text_show(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_row_03_a_loss_that_is_not_finite_names_the_step_and_leaves_no_folder(step, tiny_model, speech, tmp_path):
+def test_row_03_a_loss_that_is_not_finite_ends_the_run_and_the_message_names_the_step(
+    step, tiny_model, speech, tmp_path
+):
     calls = []
 
     def loss(logits, labels):
@@ -229,10 +237,11 @@ def test_row_03_a_loss_that_is_not_finite_names_the_step_and_leaves_no_folder(st
     with pytest.raises(UserError, match=rf"step {step}: the training loss is nan.*learning_rate") as stop:
         train(tiny_recipe(tiny_model, speech, **changes), output=run, loss=loss)
     assert "\n" not in str(stop.value)
-    assert run.exists() == (step > 1)  # checkpoints to go on from
+    # After the first step, the folder holds a checkpoint to resume from.
+    assert run.exists() == (step > 1)
 
 
-def test_row_03_weights_that_a_last_step_blew_up_are_not_called_trained(tiny_model, speech, tmp_path):
+def test_row_03_weights_that_are_not_finite_after_the_last_step_are_not_saved(tiny_model, speech, tmp_path):
     from transformers import TrainerCallback
 
     class Broken(TrainerCallback):
@@ -246,7 +255,7 @@ def test_row_03_weights_that_a_last_step_blew_up_are_not_called_trained(tiny_mod
     assert not (tmp_path / "run").exists()
 
 
-def test_row_15_one_unit_of_memory_everywhere(tiny_model, speech, tmp_path, monkeypatch):
+def test_row_15_memory_is_shown_in_one_unit_everywhere(tiny_model, speech, tmp_path, monkeypatch):
     from whisper_peft import plan
     from whisper_peft.cli.lines import plan_lines
     from whisper_peft.training import planning
@@ -273,7 +282,7 @@ def trained(tiny_model, speech, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_run(trained, tmp_path) -> Path:
-    """A copy of that run, which is a moved run, too."""
+    """A copy of `trained`, which is therefore a moved run, too."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -286,7 +295,7 @@ def small_run(trained, tmp_path) -> Path:
         ("normal_form: NFC", "normal_form: NFD", "data.text.normal_form"),
     ],
 )
-def test_row_16_settings_that_were_edited_are_refused(old, new, key, small_run):
+def test_row_16_edited_settings_are_refused_on_resume(old, new, key, small_run):
     page = small_run / "recipe.yaml"
     text = page.read_text(encoding="utf-8")
     assert text.count(old) == 1
@@ -295,11 +304,12 @@ def test_row_16_settings_that_were_edited_are_refused(old, new, key, small_run):
         train(resume=small_run, changes={"train.steps": 3})
 
 
-def test_row_16_harmless_edits_and_older_runs_go_on(small_run, speech):
+def test_row_16_a_run_of_an_older_version_with_a_harmless_edit_resumes(small_run, speech):
     page = small_run / "recipe.yaml"
     page.write_text(page.read_text(encoding="utf-8").replace("keep_checkpoints: 2", "keep_checkpoints: 3"))
+    # Rewrite the files as an earlier version wrote them.
     facts = runs.read_json(small_run / "run.json")
-    facts.pop("recipe")  # as an earlier version wrote it
+    facts.pop("recipe")
     for checkpoint in runs.complete_checkpoints(small_run):
         mark = runs.read_json(checkpoint / runs.COMPLETE)
         mark.pop("files")
@@ -314,7 +324,7 @@ def test_row_16_harmless_edits_and_older_runs_go_on(small_run, speech):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
-def test_row_16_a_damaged_checkpoint_is_noticed(name, small_run):
+def test_row_16_a_damaged_checkpoint_is_refused_on_resume(name, small_run):
     newest = runs.complete_checkpoints(small_run)[-1]
     content = bytearray((newest / name).read_bytes())
     content[-1] ^= 1
@@ -323,7 +333,7 @@ def test_row_16_a_damaged_checkpoint_is_noticed(name, small_run):
         train(resume=small_run, changes={"train.steps": 3})
 
 
-def test_row_16_a_damaged_best_checkpoint_is_noticed_before_training(small_run):
+def test_row_16_a_damaged_best_checkpoint_is_refused_before_training(small_run):
     import json
 
     state_file = small_run / "checkpoints" / "checkpoint-2" / "trainer_state.json"
@@ -342,7 +352,7 @@ def test_row_16_a_damaged_best_checkpoint_is_noticed_before_training(small_run):
         train(resume=small_run, changes={"train.steps": 3})
 
 
-def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speech, tmp_path):
+def test_a_moved_run_resumes_with_its_moved_data_and_its_moved_base(tiny_model, speech, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "model")
     shutil.copytree(speech, tmp_path / "speech")
     train(tiny_recipe(tmp_path / "model", tmp_path / "speech", **QUICK), output=tmp_path / "run")
@@ -366,10 +376,11 @@ def test_point_10_a_moved_run_with_moved_data_and_base_goes_on(tiny_model, speec
     assert result.facts["steps"] == 3 and result.facts["base"]["path"] == str(model)
     from whisper_peft import evaluate
 
-    assert evaluate(run, speech / "test", max_clips=2).clips == 2  # and its base is where it is now
+    # The run has stored the new place of its base.
+    assert evaluate(run, speech / "test", max_clips=2).clips == 2
 
 
-def test_point_10_a_run_that_began_from_an_adapter_goes_on_where_the_adapter_has_moved(tiny_model, speech, tmp_path):
+def test_a_run_that_began_from_an_adapter_resumes_after_the_adapter_has_moved(tiny_model, speech, tmp_path):
     first = train(tiny_recipe(tiny_model, speech, **QUICK), output=tmp_path / "first")
     train(tiny_recipe(first.run / "adapter", speech, **QUICK), output=tmp_path / "run")
     moved = Path(shutil.move(tmp_path / "first", tmp_path / "elsewhere")) / "adapter"
@@ -379,7 +390,7 @@ def test_point_10_a_run_that_began_from_an_adapter_goes_on_where_the_adapter_has
     assert result.facts["steps"] == 3
 
 
-def test_point_10_other_data_under_a_new_name_is_refused(small_run, tmp_path):
+def test_row_16_other_data_in_a_new_place_is_refused_on_resume(small_run, tmp_path):
     other = make_speech(tmp_path / "other", 12, seed=77)
     for begin in (train, prepare):
         with pytest.raises(UserError, match=r"data\.train has changed since the run began"):
@@ -391,19 +402,20 @@ def test_point_10_other_data_under_a_new_name_is_refused(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "eval", "test"])
-def test_point_10_other_sound_under_the_same_name_is_refused(split, tiny_model, speech, tmp_path):
+def test_row_16_another_recording_under_the_same_name_is_refused_on_resume(split, tiny_model, speech, tmp_path):
     data = shutil.copytree(speech, tmp_path / "speech")
     run = train(tiny_recipe(tiny_model, data, **QUICK), output=tmp_path / "run").run
     clip = data / split / "3.wav"
     before = clip.read_bytes()
-    clip.write_bytes(before[:-2] + bytes([before[-2] ^ 1, before[-1]]))  # one bit of its last sample
+    # Flip one bit of the last sample.
+    clip.write_bytes(before[:-2] + bytes([before[-2] ^ 1, before[-1]]))
     with pytest.raises(UserError, match=rf"data\.{split}: .*3\.wav \(metadata.csv:5\) is another recording.*bring it"):
         train(resume=run, changes={"train.steps": 3})
     clip.write_bytes(before)
     assert train(resume=run, changes={"train.steps": 3}).facts["steps"] == 3
 
 
-def test_point_10_of_a_long_split_some_sounds_are_known(tmp_path, monkeypatch):
+def test_row_16_a_run_stores_checksums_of_only_some_recordings_of_a_long_split(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     path.write_bytes(b"sound")
     monkeypatch.setattr(facts, "MOST_SOUNDS", 4)
@@ -412,7 +424,7 @@ def test_point_10_of_a_long_split_some_sounds_are_known(tmp_path, monkeypatch):
     assert facts._sounds([Row(str(tmp_path / "gone.wav"), "a"), Row(b"sound", "b")]).keys() == {"1"}
 
 
-def test_point_10_a_fingerprint_is_of_content_not_of_place():
+def test_a_fingerprint_depends_on_content_and_not_on_place():
     def rows(root: str) -> list[Row]:
         return [Row(f"{root}/a/1.wav", "one"), Row(f"{root}/b/1.wav", "two"), Row(f"{root}/b/2.wav", "three")]
 
@@ -425,7 +437,7 @@ def test_point_10_a_fingerprint_is_of_content_not_of_place():
     assert split_fingerprint([*here, *there], [3, 3]) != split_fingerprint([*here, *there], [2, 4])
 
 
-def test_row_37_more_workers_than_cores_are_refused_with_the_number(tiny_model, speech, tmp_path, monkeypatch):
+def test_row_37_more_workers_than_cores_are_refused_with_the_number_of_cores(tiny_model, speech, tmp_path, monkeypatch):
     cores = defaults.usable_cores()
     for workers in (cores + 1, 200, 4096):
         recipe = tiny_recipe(tiny_model, speech, **{**QUICK, "train.workers": workers})
@@ -454,7 +466,7 @@ def test_row_37_more_workers_than_cores_are_refused_with_the_number(tiny_model, 
         {"train.logging_steps": 10**40},
     ],
 )
-def test_row_33_numbers_beyond_all_sense_are_refused(changes, tiny_model, speech, tmp_path):
+def test_row_33_settings_above_the_largest_value_are_refused(changes, tiny_model, speech, tmp_path):
     with pytest.raises(UserError, match=f"{next(iter(changes))}: expected at most"):
         train(tiny_recipe(tiny_model, speech), output=tmp_path / "run", changes=changes)
     assert not (tmp_path / "run").exists()
@@ -468,7 +480,7 @@ def test_row_33_epochs_that_make_too_many_steps_are_refused(tiny_model, speech, 
         defaults.resolve(recipe, n_rows=8_000, d_model=16, multilingual=True)
 
 
-def test_row_29_an_output_that_is_not_utf8_is_refused_before_training(tiny_model, speech, tmp_path):
+def test_row_29_an_output_folder_whose_name_is_not_utf8_is_refused_before_training(tiny_model, speech, tmp_path):
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff\xfe"))
     for output in (odd, odd / "inside"):
         with pytest.raises(UserError, match=r"the name is not UTF-8, and weights cannot be written there"):
@@ -478,14 +490,14 @@ def test_row_29_an_output_that_is_not_utf8_is_refused_before_training(tiny_model
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_below_a_folder_that_may_not_be_written_to_is_refused(tiny_model, speech, tmp_path, monkeypatch):
+def test_an_output_in_a_folder_without_write_permission_is_refused(tiny_model, speech, tmp_path, monkeypatch):
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
     with pytest.raises(UserError, match=r"run: cannot be made in .*; name another place"):
         train(tiny_recipe(tiny_model, speech), output=tmp_path / "run")
 
 
-def test_nothing_is_written_over_a_link_that_leads_nowhere(tmp_path):
+def test_a_link_that_leads_nowhere_is_not_overwritten(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="exists already"):
         runs.refuse_existing(tmp_path / "link")

@@ -1,4 +1,4 @@
-"""Sound that looks right and is not, files that are not all there, and files made to hang or crash their reader."""
+"""Sound on a wrong scale or with opposite channels, truncated files, and files that make a reader hang or crash."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECONDS = 6.0
 
 
 def tone_in_noise(rate_hz: int = RATE_HZ, *, seconds: float = SECONDS) -> np.ndarray:
-    """A rising tone in noise; peak about 0.5."""
+    """Make a rising tone in noise, with a peak of about 0.5."""
     time_s = np.arange(round(seconds * rate_hz)) / rate_hz
     noise = np.random.default_rng(0).standard_normal(len(time_s))
     return (0.3 * np.sin(2 * np.pi * (200 + 100 * time_s) * time_s) + 0.05 * noise).astype(np.float32)
@@ -45,7 +45,8 @@ def by_soundfile(wave: np.ndarray, file_format: str, subtype: str | None = None,
     file = io.BytesIO()
     channels = 1 if wave.ndim == 1 else wave.shape[1]
     with soundfile.SoundFile(file, "w", rate_hz, channels, format=file_format, subtype=subtype) as sound:
-        for start in range(0, len(wave), rate_hz):  # libsndfile's opus overflows its stack on more
+        # libsndfile's Opus encoder overflows its stack on more than a second at once.
+        for start in range(0, len(wave), rate_hz):
             sound.write(wave[start : start + rate_hz])
     return file.getvalue()
 
@@ -53,7 +54,7 @@ def by_soundfile(wave: np.ndarray, file_format: str, subtype: str | None = None,
 def by_pyav(
     wave: np.ndarray, file_format: str, codec: str, *, rate_hz: int, seekable: bool = True, n_channels: int = 1
 ) -> bytes:
-    """Encode with FFmpeg's libraries; into something like a pipe, if not seekable."""
+    """Encode with FFmpeg's libraries, into a file or, if not seekable, into something like a pipe."""
     import av
 
     layout = {1: "mono", 2: "stereo"}[n_channels]
@@ -79,7 +80,7 @@ def by_pyav(
         return path.read_bytes()
 
 
-# Row 7 and its siblings: the scale of float samples.
+# Row 7: the scale of float samples.
 
 FLOAT_FILES = [("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("W64", "FLOAT"), ("RF64", "DOUBLE"), ("AIFF", "FLOAT")]
 FLOAT_FILES += [("CAF", "DOUBLE"), ("AU", "FLOAT"), ("AU", "DOUBLE"), ("WAVEX", "FLOAT")]
@@ -88,7 +89,7 @@ FLOAT_FILES += [("CAF", "DOUBLE"), ("AU", "FLOAT"), ("AU", "DOUBLE"), ("WAVEX", 
 @pytest.mark.parametrize("bits", [8, 16, 24, 32])
 @pytest.mark.parametrize("rounded", [True, False])
 @pytest.mark.parametrize(("file_format", "subtype"), FLOAT_FILES)
-def test_row_07_float_samples_on_the_scale_of_integers_are_brought_to_one(file_format, subtype, bits, rounded):
+def test_row_07_float_samples_on_the_scale_of_integers_are_scaled_to_full_scale(file_format, subtype, bits, rounded):
     wave = tone_in_noise()
     scaled = wave.astype(np.float64) * 2 ** (bits - 1)
     sound = read_sound(by_soundfile(np.rint(scaled) if rounded else scaled, file_format, subtype))
@@ -97,7 +98,7 @@ def test_row_07_float_samples_on_the_scale_of_integers_are_brought_to_one(file_f
 
 
 @pytest.mark.parametrize("container", ["matroska", "mov", "avi", "wv"])
-def test_row_07_the_scale_is_seen_in_files_that_only_pyav_reads(container):
+def test_row_07_the_scale_of_integers_is_found_in_files_that_only_pyav_reads(container):
     codec = "wavpack" if container == "wv" else "pcm_f32le"
     sound = read_sound(by_pyav(tone_in_noise() * 32768, container, codec, rate_hz=RATE_HZ))
     assert sound.full_scale == 32768
@@ -105,7 +106,7 @@ def test_row_07_the_scale_is_seen_in_files_that_only_pyav_reads(container):
 
 
 @pytest.mark.parametrize("loudest", [1e-4, 0.5, 1.0, 1.5, 3.9, 12.0])
-def test_float_samples_that_are_only_loud_or_quiet_stay_as_they_are(loudest):
+def test_float_samples_that_are_only_loud_or_quiet_are_not_scaled(loudest):
     wave = tone_in_noise() * (loudest / np.abs(tone_in_noise()).max())
     sound = read_sound(by_soundfile(wave, "WAV", "FLOAT"))
     assert sound.full_scale == 1.0
@@ -118,10 +119,11 @@ def test_integer_files_are_never_scaled():
         assert read_sound(by_soundfile(square, "WAV", subtype)).full_scale == 1.0
 
 
-def test_pieces_of_a_file_have_the_scale_of_the_whole(tmp_path):
+def test_a_piece_of_a_file_is_scaled_like_the_whole_file(tmp_path):
     """A quiet piece alone would look like an ordinary recording."""
     wave = tone_in_noise()
-    wave[: 2 * RATE_HZ] *= 2e-5  # below 1 on the scale of 16 bits
+    # The first two seconds stay below 1 on the scale of 16 bits.
+    wave[: 2 * RATE_HZ] *= 2e-5
     path = tmp_path / "clip.wav"
     path.write_bytes(by_soundfile(wave * 32768, "WAV", "FLOAT"))
     for audio in (path, path.read_bytes(), by_pyav(wave * 32768, "matroska", "pcm_f32le", rate_hz=RATE_HZ)):
@@ -133,7 +135,7 @@ def test_pieces_of_a_file_have_the_scale_of_the_whole(tmp_path):
             np.testing.assert_array_equal(piece.wave, whole.wave[round(start_s * RATE_HZ) : stop])
 
 
-def test_a_file_that_was_changed_is_looked_at_again(tmp_path):
+def test_the_scale_of_a_changed_file_is_measured_again(tmp_path):
     path = tmp_path / "clip.wav"
     for number, scale in enumerate((1.0, 32768.0, 1.0)):
         path.write_bytes(by_soundfile(tone_in_noise() * scale, "WAV", "FLOAT"))
@@ -141,7 +143,7 @@ def test_a_file_that_was_changed_is_looked_at_again(tmp_path):
         assert read_sound(path, end_s=1.0).full_scale == scale
 
 
-def test_single_clicks_do_not_make_speech_silent():
+def test_a_file_with_single_samples_far_over_full_scale_is_refused():
     wave = tone_in_noise()
     wave[[5, 900]] = 1e6
     with pytest.raises(AudioError, match=r"single samples are far over full scale \(up to 1e\+06\): damaged"):
@@ -164,7 +166,7 @@ def test_single_clicks_do_not_make_speech_silent():
         ([float("nan"), 0.5], 1.0),
     ],
 )
-def test_the_scale_of_some_samples(samples, full_scale):
+def test_the_loudest_samples_decide_about_the_scale(samples, full_scale):
     levels = Levels()
     levels.add(np.array(samples, np.float32))
     assert levels.full_scale == full_scale
@@ -177,7 +179,7 @@ def manifest(folder: Path, names: list[str]) -> str:
     return str(path)
 
 
-def test_row_07_check_and_the_first_look_name_the_scale(tmp_path):
+def test_row_07_check_and_the_first_look_report_samples_on_the_scale_of_integers(tmp_path):
     soundfile.write(tmp_path / "plain.wav", make_wave(1.0, 1), RATE_HZ)
     soundfile.write(tmp_path / "scaled.wav", make_wave(1.0, 2) * 32768, RATE_HZ, subtype="FLOAT")
     report = check(manifest(tmp_path, ["plain.wav", "scaled.wav"]), language="hi")
@@ -192,7 +194,7 @@ def test_row_07_check_and_the_first_look_name_the_scale(tmp_path):
     assert "scaled.wav: its samples reach" in seen["integer-scale"][1]
 
 
-def test_row_07_train_says_so_before_the_first_step(tmp_path, tiny_model):
+def test_row_07_train_reports_the_scale_of_integers_before_the_first_step(tmp_path, tiny_model):
     folder = make_speech(tmp_path / "train", 12)
     for path in folder.glob("*.wav"):
         wave, rate_hz = soundfile.read(path)
@@ -213,7 +215,7 @@ def stereo(left: np.ndarray, right: np.ndarray, subtype: str = "PCM_16") -> byte
 
 
 @pytest.mark.parametrize("level", [1.0, 0.8, 0.6])
-def test_opposite_channels_are_turned_over_and_said(tmp_path, level):
+def test_opposite_channels_are_inverted_and_reported(tmp_path, level):
     wave = tone_in_noise()
     sound = read_sound(stereo(wave, -level * wave))
     assert sound.cancelled_s == pytest.approx(SECONDS)
@@ -229,14 +231,14 @@ def test_opposite_channels_are_turned_over_and_said(tmp_path, level):
 
 
 @pytest.mark.parametrize("container", ["matroska", "mov"])
-def test_opposite_channels_are_seen_in_files_that_only_pyav_reads(container):
+def test_opposite_channels_are_found_in_files_that_only_pyav_reads(container):
     wave = tone_in_noise()
     data = by_pyav(np.stack([wave, -wave], axis=1), container, "pcm_s16le", rate_hz=RATE_HZ, n_channels=2)
     assert read_sound(data).cancelled_s == pytest.approx(SECONDS)
     assert np.abs(load_audio(data)).max() > 0.3
 
 
-def test_a_recording_that_is_opposite_in_part_is_mended_there_only():
+def test_channels_that_are_opposite_in_one_part_are_inverted_only_there():
     wave = tone_in_noise()
     sign = np.where(np.arange(len(wave)) < 3 * RATE_HZ, 1, -1).astype(np.float32)
     sound = read_sound(stereo(wave, sign * wave))
@@ -269,7 +271,7 @@ def test_silence_in_two_channels_is_not_called_opposite():
     assert read_sound(stereo(noise, -noise, "FLOAT")).cancelled_s == 0
 
 
-# Row 13 and its siblings: cut files.
+# Row 13: truncated files.
 
 STATE_A_LENGTH = {
     **{f"soundfile_{name}": ("soundfile", name) for name in ("W64", "RF64", "WAVEX", "NIST", "VOC", "SVX", "AU")},
@@ -306,7 +308,8 @@ STATE_A_LENGTH = {
     "wav_mp3": ("wav", "mp3", 44_100),
     "sox": ("sox", "pcm_s32le", RATE_HZ),
 }
-STATE_NONE = ("soundfile_", "3gp", "mov", "caf", "flac", "rm", "wav", "au", "sox")  # written into a pipe
+# Prefixes of the formats that state no length if they are written into a pipe.
+STATE_NONE = ("soundfile_", "3gp", "mov", "caf", "flac", "rm", "wav", "au", "sox")
 
 
 def encoded(name: str, *, seekable: bool = True) -> bytes:
@@ -318,7 +321,7 @@ def encoded(name: str, *, seekable: bool = True) -> bytes:
 
 
 def cut_at(data: bytes, share: float) -> list[bytes]:
-    """The file cut at a share of its bytes; once more, where that is by chance exactly between two frames."""
+    """Cut a file at a share of its bytes, and 7 bytes later, as the first cut may fall exactly between two frames."""
     return [data[: int(len(data) * share) + more] for more in (0, 7)]
 
 
@@ -331,42 +334,44 @@ def reason_of(data: bytes) -> str | None:
 
 
 @pytest.mark.parametrize("name", STATE_A_LENGTH)
-def test_row_13_a_cut_file_is_called_truncated_and_a_whole_one_is_read(name):
+def test_row_13_a_cut_file_is_called_truncated_and_a_whole_file_is_read(name):
     data = encoded(name)
     assert len(load_audio(data)) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
     assert duration_s(data) == pytest.approx(SECONDS, abs=0.2)
-    for share in (0.5, 0.9 if name != "flac" else 0.85):  # a flac of large blocks lacks less than 0.5 s at 90 %
+    # A FLAC file with large blocks lacks less than 0.5 s if it is cut at 90 %.
+    for share in (0.5, 0.9 if name != "flac" else 0.85):
         reasons = [reason_of(cut) for cut in cut_at(data, share)]
         assert any(reasons), (share, reasons)
         assert all(reason is None or "truncated" in reason for reason in reasons), reasons
 
 
 @pytest.mark.parametrize("name", [name for name in STATE_A_LENGTH if not name.startswith(STATE_NONE)])
-def test_files_that_were_written_into_a_pipe_are_whole(name):
+def test_a_file_that_was_written_into_a_pipe_counts_as_whole(name):
     data = encoded(name, seekable=False)
     assert len(load_audio(data)) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
-    if "wma" not in name:  # a live one states nothing
+    # A live WMA stream states no length.
+    if "wma" not in name:
         assert any(map(reason_of, cut_at(data, 0.5)))
 
 
 @pytest.mark.parametrize("name", ["wavpack", "tta", "aac", "ac3", "mp2", "wma", "avi_pcm", "soundfile_W64"])
 @pytest.mark.parametrize("tail", [b"TAG" + b"\0" * 125, b"\0" * 40])
-def test_tags_behind_the_sound_are_no_truncation(name, tail):
+def test_tags_after_the_sound_do_not_count_as_truncation(name, tail):
     assert len(load_audio(encoded(name) + tail)) / RATE_HZ == pytest.approx(SECONDS, abs=0.15)
 
 
-def test_an_mp3_of_layer_1_or_2_is_counted():
+def test_the_frames_of_an_mp2_after_an_id3_tag_are_counted():
     for name in ("mp2",):
         data = encoded(name)
         assert duration_s(b"ID3\4\0\0\0\0\2\0" + b"\0" * 256 + data) == pytest.approx(SECONDS, abs=0.1)
 
 
-# Row 22, 28, 29, 34: what is no sound file at all.
+# Rows 22, 28, 29 and 34: files that hold no sound, or that cannot be opened.
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".m4a", ".webm"])
 @pytest.mark.parametrize("read", [load_audio, duration_s])
-def test_row_22_a_pointer_and_a_page_in_place_of_a_recording_are_named(tmp_path, suffix, read):
+def test_row_22_a_pointer_or_a_web_page_in_place_of_a_recording_is_named(tmp_path, suffix, read):
     path = tmp_path / f"clip{suffix}"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     for audio in (path, path.read_bytes()):
@@ -379,7 +384,7 @@ def test_row_22_a_pointer_and_a_page_in_place_of_a_recording_are_named(tmp_path,
 
 
 @pytest.mark.parametrize("read", [load_audio, duration_s])
-def test_row_28_a_file_without_permission_is_named(tmp_path, monkeypatch, read):
+def test_row_28_a_recording_without_read_permission_is_refused_with_the_reason(tmp_path, monkeypatch, read):
     path = tmp_path / "secret.wav"
     path.write_bytes(by_soundfile(tone_in_noise(), "WAV"))
 
@@ -410,7 +415,7 @@ def test_row_34_pipes_devices_and_folders_are_refused_before_they_are_opened(tmp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 @pytest.mark.parametrize("made", ["WAV", "webm"])
-def test_row_29_names_that_are_not_utf_8_are_read(tmp_path, made):
+def test_row_29_a_recording_whose_name_is_not_utf_8_is_read(tmp_path, made):
     data = by_soundfile(tone_in_noise(), "WAV")
     if made == "webm":
         data = by_pyav(tone_in_noise(48_000), "webm", "libopus", rate_hz=48_000)
@@ -424,7 +429,7 @@ def test_row_29_names_that_are_not_utf_8_are_read(tmp_path, made):
 
 
 @pytest.mark.parametrize("suffix", [".m3u8", ".mp3", ".wav", ".sdp", ".mpd"])
-def test_nothing_that_a_file_names_is_opened(tmp_path, suffix, monkeypatch):
+def test_the_files_and_addresses_that_a_play_list_names_are_never_opened(tmp_path, suffix, monkeypatch):
     import socket
 
     (tmp_path / "other.wav").write_bytes(by_soundfile(tone_in_noise(), "WAV"))
@@ -457,7 +462,7 @@ def test_nothing_that_a_file_names_is_opened(tmp_path, suffix, monkeypatch):
             server.accept()
 
 
-# Row 30 and 35: files made to crash, to hang or to fill the memory.
+# Rows 30 and 35: files that make a reader crash, hang or fill the memory.
 
 EBML = bytes.fromhex(
     "1a45dfa39f4286810142f7810142f2810442f381084282847765626d42878104428581021853806701ffffffffffffff1549a966872ad7b1830f4240"
@@ -470,7 +475,7 @@ MANY = 300_000
 
 
 def endless() -> dict[str, bytes]:
-    """Some megabytes each, of nothing."""
+    """Return files of some megabytes each that hold very many parts and next to no sound."""
     wav = by_soundfile(tone_in_noise(), "WAV")
     flac = by_soundfile(tone_in_noise(), "FLAC")
     w64 = by_soundfile(tone_in_noise(), "W64")
@@ -509,12 +514,12 @@ def endless() -> dict[str, bytes]:
 
 
 def used_s() -> float:
-    """Seconds of CPU time of this process, all its threads."""
+    """Return the CPU time of all threads of this process, in seconds."""
     return time.process_time()
 
 
 @pytest.mark.parametrize("name", endless())
-def test_row_35_a_file_of_a_million_parts_is_read_or_refused_soon(name):
+def test_row_35_a_file_of_a_million_parts_is_read_or_refused_within_seconds(name):
     data = endless()[name]
     for read in (duration_s, load_audio):
         began = used_s()
@@ -526,10 +531,11 @@ def test_row_35_a_file_of_a_million_parts_is_read_or_refused_soon(name):
 
 
 @pytest.mark.parametrize("states_length", [True, False])
-def test_hours_of_silence_in_a_few_kilobytes_are_not_unpacked(states_length):
+def test_hours_of_silence_in_a_small_file_do_not_fill_the_memory(states_length):
     data = by_soundfile(np.zeros(2 * 3600 * RATE_HZ, np.float32), "FLAC")
     if not states_length:
-        fields = int.from_bytes(data[18:26], "big")  # STREAMINFO: the last 36 bits are the number of samples
+        # The last 36 bits of these fields of STREAMINFO are the number of samples.
+        fields = int.from_bytes(data[18:26], "big")
         data = data[:18] + (fields >> 36 << 36).to_bytes(8, "big") + data[26:]
     assert len(data) < 600_000
     code = (
@@ -537,7 +543,8 @@ def test_hours_of_silence_in_a_few_kilobytes_are_not_unpacked(states_length):
         "from whisper_peft.data.audio import AudioError, load_audio, read_sound\n"
         "data = sys.stdin.buffer.read()\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
-        "try: load_audio(data[:20000])\n"  # imports
+        # This call makes all imports, so that their memory does not count.
+        "try: load_audio(data[:20000])\n"
         "except AudioError: pass\n"
         "before = peak()\n"
         "try: read_sound(data, longest_s=30.0)\n"
@@ -557,7 +564,7 @@ def test_hours_of_silence_in_a_few_kilobytes_are_not_unpacked(states_length):
 
 @pytest.mark.parametrize("size", [b"\x80" + b"\0" * 7, b"\x7f" + b"\xff" * 7, b"\xff" * 8, b"\x40" + b"\0" * 7])
 @pytest.mark.parametrize("read", [load_audio, duration_s])
-def test_row_30_a_caf_whose_chunk_states_2_to_the_63_bytes_is_unreadable(size, read, capfd):
+def test_row_30_a_caf_with_a_chunk_of_2_to_the_63_bytes_is_called_unreadable(size, read, capfd):
     caf = by_soundfile(tone_in_noise(), "CAF")
     with pytest.raises(AudioError, match="cannot be read as audio"):
         read(caf[:8] + b"info" + size + caf[8:])
@@ -620,7 +627,7 @@ def reads_or_refuses(data: bytes) -> None:
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=600))
-def test_row_30_any_bytes_behind_any_magic_are_read_or_refused(magic, rest):
+def test_row_30_any_bytes_after_the_signature_of_a_format_are_read_or_refused(magic, rest):
     reads_or_refuses(magic + rest)
 
 
@@ -631,6 +638,6 @@ def test_row_30_any_bytes_behind_any_magic_are_read_or_refused(magic, rest):
     value=st.sampled_from([b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff" * 8, b"\x80\0\0\0\0\0\0\0", b"\0" * 8]),
     n_bytes=st.integers(1, 100_000),
 )
-def test_row_30_absurd_numbers_in_a_header_are_read_or_refused(name, at, value, n_bytes):
+def test_row_30_a_file_with_absurd_numbers_in_its_header_is_read_or_refused(name, at, value, n_bytes):
     data = HEADERS[name]
     reads_or_refuses((data[:at] + value + data[at + len(value) :])[:n_bytes])

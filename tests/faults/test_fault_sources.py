@@ -1,4 +1,4 @@
-"""Addresses inside data sets, typed columns, cards, archives, and files without permission: one line each."""
+"""Addresses in data sets, typed columns, cards, archives, permissions and names: each fault ends in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from whisper_peft.runs import read_jsonl
 
 
 def refusal(read, *arguments, **options) -> str:
-    """The message of a refusal, which has to be one line."""
+    """Return the message of a refusal, which must be one line."""
     with pytest.raises(UserError) as refused:
         read(*arguments, **options)
     message = str(refused.value)
@@ -58,7 +58,7 @@ def wav(seconds: float = 0.5) -> bytes:
 
 @pytest.fixture
 def server():
-    """A server that remembers what is asked of it."""
+    """A server that keeps the path of each request."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def server():
         do_HEAD = do_POST = do_GET
 
         def log_message(self, *arguments):
-            """Silent."""
+            """Print nothing."""
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -81,7 +81,7 @@ def server():
 
 
 def addresses(http: str, folder: Path) -> list[str]:
-    """Audio paths that lead to another protocol."""
+    """Return audio paths that are addresses, not files."""
     (folder / "here.wav").write_bytes(wav())
     return [
         f"{http}/internal.wav",
@@ -129,7 +129,7 @@ def test_row_40_addresses_in_a_data_set_are_never_opened(tmp_path, server, kind)
     assert requests == []
 
 
-def test_row_40_the_rows_are_named_by_check(tmp_path, server, run_cli):
+def test_row_40_check_names_the_rows_with_addresses(tmp_path, server, run_cli):
     http, requests = server
     folder = make_speech(tmp_path / "speech", clips=3)
     with (folder / "metadata.csv").open("a") as file:
@@ -142,8 +142,8 @@ def test_row_40_the_rows_are_named_by_check(tmp_path, server, run_cli):
     assert requests == []
 
 
-def test_row_40_a_table_with_pictures_is_read_without_looking_at_them(tmp_path, server):
-    """A column of images is decoded with the row: their addresses would be opened for a text or a stream."""
+def test_row_40_a_table_with_images_is_read_without_opening_their_addresses(tmp_path, server):
+    """`datasets` decodes the images of a row together with its text, and would open their addresses."""
     http, requests = server
     kind = datasets.Features(
         {
@@ -165,7 +165,7 @@ def test_row_40_a_table_with_pictures_is_read_without_looking_at_them(tmp_path, 
     assert requests == []
 
 
-def test_row_40_playlists_in_place_of_sound_open_no_address(tmp_path, server):
+def test_row_40_a_play_list_in_place_of_sound_opens_no_address(tmp_path, server):
     http, requests = server
     pages = {
         "a.m3u8": f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{http}/a.ts\n#EXT-X-ENDLIST\n",
@@ -179,7 +179,8 @@ def test_row_40_playlists_in_place_of_sound_open_no_address(tmp_path, server):
             began = time.monotonic()
             with pytest.raises(AudioError):
                 read(str(tmp_path / name))
-            assert time.monotonic() - began < 8  # a session description waited 10 s for sound on the network
+            # For a session description, the reader used to wait 10 s for sound from the network.
+            assert time.monotonic() - began < 8
     assert requests == []
 
 
@@ -212,7 +213,7 @@ def test_plain_paths_are_no_addresses(name):
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=40))
-def test_any_name_in_a_local_table_is_a_path_or_unusable(name):
+def test_no_name_in_a_local_table_leads_to_the_hub(name):
     assert not isinstance(locate_sound(name, "/folder"), HubSound)
 
 
@@ -251,7 +252,7 @@ GROWING = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
     ids=lambda page: repr(page[:12]),
 )
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
-def test_row_31_a_broken_card_is_one_line_that_names_it(tmp_path, name, page):
+def test_row_31_a_broken_card_is_refused_with_its_name(tmp_path, name, page):
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"])
     (tmp_path / name).write_text(f"---\n{page}\n---\n\n# A data set\n" if name == "README.md" else page)
     message = refusal(load_source, str(tmp_path))
@@ -268,7 +269,7 @@ def test_row_31_a_broken_card_is_one_line_that_names_it(tmp_path, name, page):
         "configs:\n- data_files: {a: 5}",
     ],
 )
-def test_row_31_a_card_with_wrong_types_is_one_line(tmp_path, page):
+def test_row_31_a_card_with_wrong_types_is_ignored_or_refused_in_one_line(tmp_path, page):
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"])
     (tmp_path / "README.md").write_text(f"---\n{page}\n---\n")
     try:
@@ -277,7 +278,7 @@ def test_row_31_a_card_with_wrong_types_is_one_line(tmp_path, page):
         assert str(tmp_path) in str(error) and "\n" not in str(error)
 
 
-def test_a_good_card_is_read_on(tmp_path):
+def test_a_data_set_with_a_valid_card_is_read(tmp_path):
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"])
     for page in ("# only words\n", "---\nlicense: cc0-1.0\n---\n", "---\n---\n", "--- a rule\n", ""):
         (tmp_path / "README.md").write_text(page)
@@ -316,14 +317,14 @@ ARRAY = pyarrow.struct([("array", pyarrow.list_(pyarrow.float32())), ("sampling_
         ("speaker_id", [{"a": 1}] * 2, pyarrow.struct([("a", pyarrow.int64())]), "'speaker_id' holds"),
     ],
 )
-def test_row_27_a_column_of_the_wrong_type_is_named(tmp_path, column, values, kind, said):
+def test_row_27_a_column_of_the_wrong_type_is_refused_with_its_name(tmp_path, column, values, kind, said):
     columns = {"audio": ["1.wav", "2.wav"], "text": ["a", "b"], column: pyarrow.array(values, type=kind)}
     path = write_parquet(tmp_path / "a.parquet", **columns)
     for message in (refusal(load_source, str(path)), refusal(first_rows, str(path), load_source, most=9)):
         assert str(path) in message and said in message, message
 
 
-def test_row_27_a_table_without_rows_or_with_doubled_names_is_named(tmp_path):
+def test_row_27_a_table_without_rows_or_with_doubled_column_names_is_refused(tmp_path):
     path = write_parquet(
         tmp_path / "a.parquet", audio=pyarrow.array([], type=STRUCT), text=pyarrow.array([], type="string")
     )
@@ -334,7 +335,7 @@ def test_row_27_a_table_without_rows_or_with_doubled_names_is_named(tmp_path):
     assert "a.parquet: two columns are called 'text'" in refusal(load_source, str(path))
 
 
-def test_row_27_a_label_that_stands_for_no_word_is_an_unknown_language(tmp_path):
+def test_row_27_a_label_that_stands_for_no_word_counts_as_an_unknown_language(tmp_path):
     import datasets
 
     sound = pyarrow.array([{"bytes": wav(), "path": None}] * 2, type=STRUCT)
@@ -348,7 +349,7 @@ def test_row_27_a_label_that_stands_for_no_word_is_an_unknown_language(tmp_path)
     assert [(row.language, row.unknown_language) for row in rows] == [("en", None), (None, "7")]
 
 
-def test_row_27_cells_without_sound_are_named_one_by_one(tmp_path):
+def test_row_27_only_the_rows_without_sound_are_refused(tmp_path):
     (tmp_path / "1.wav").write_bytes(wav())
     values = [{"bytes": wav(), "path": None}, None, {"bytes": b"", "path": ""}, {"bytes": None, "path": "1.wav"}]
     path = write_parquet(tmp_path / "a.parquet", audio=pyarrow.array(values, type=STRUCT), text=["a", None, "c", "d"])
@@ -360,7 +361,7 @@ def test_row_27_cells_without_sound_are_named_one_by_one(tmp_path):
     assert [row.text for row in rows] == ["a", "", "c", "d"]
 
 
-def test_row_27_good_types_are_read_on(tmp_path):
+def test_row_27_columns_of_all_suitable_types_are_read(tmp_path):
     (tmp_path / "1.wav").write_bytes(wav())
     part = pyarrow.struct([("start", pyarrow.float64()), ("end", pyarrow.float32()), ("text", pyarrow.string())])
     path = write_parquet(
@@ -390,7 +391,7 @@ def test_row_27_good_types_are_read_on(tmp_path):
         (lambda page: page[:-8] + b"\xff\xff\xff\x7fPAR1", "cannot be read as a data set"),
     ],
 )
-def test_row_27_a_damaged_parquet_is_named(tmp_path, damage, said):
+def test_row_27_a_damaged_parquet_file_is_refused_with_the_reason(tmp_path, damage, said):
     path = write_parquet(tmp_path / "folder.parquet", audio=["1.wav"] * 100, text=["a"] * 100)
     path.write_bytes(damage(path.read_bytes()))
     for source in (path, tmp_path):
@@ -399,7 +400,7 @@ def test_row_27_a_damaged_parquet_is_named(tmp_path, damage, said):
     assert said in refusal(first_rows, str(path), load_source, most=9)
 
 
-def test_row_34_a_fifo_as_parquet_is_refused_before_it_is_opened(tmp_path):
+def test_row_34_a_fifo_in_place_of_a_parquet_file_is_refused_before_it_is_opened(tmp_path):
     os.mkfifo(tmp_path / "a.parquet")
     assert "a pipe (fifo)" in refusal(load_source, str(tmp_path))
 
@@ -440,7 +441,7 @@ def test_row_31_every_kind_of_tar_is_unpacked(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
-def test_row_31_a_flipped_byte_or_a_missing_end_is_one_line(tmp_path, suffix):
+def test_row_31_an_archive_with_a_flipped_bit_or_a_missing_end_is_refused_in_one_line(tmp_path, suffix):
     path = pack(tmp_path / f"cv{suffix}", clips())
     whole = path.read_bytes()
     chance = random.Random(suffix)
@@ -458,23 +459,24 @@ def test_row_31_a_flipped_byte_or_a_missing_end_is_one_line(tmp_path, suffix):
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             n_refused += 1
-    # A .tar has no checksums over its files, and bits at the end of a stream mean nothing; all else is noticed.
+    # A .tar has no checksums over its files, and bits at the end of a stream mean nothing. All other damage is found.
     assert n_refused >= (20 if suffix == ".tar" else 36)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_row_31_a_damaged_header_is_not_the_end(tmp_path):
-    """For tarfile the rest of the archive would be missing without a word."""
+def test_row_31_a_damaged_header_is_not_taken_for_the_end_of_the_archive(tmp_path):
+    """The module tarfile stops at a damaged header and drops the rest of the archive silently."""
     path = pack(tmp_path / "cv.tar", clips())
     page = bytearray(path.read_bytes())
     page[page.index(b"te/clips/3.mp3")] ^= 1
     path.write_bytes(page)
     assert "broken off" in refusal(unpack, path)
-    path.write_bytes(path.read_bytes()[: page.index(b"te/clips/4.mp3")])  # cut between two files
+    # Cut the archive between two files.
+    path.write_bytes(path.read_bytes()[: page.index(b"te/clips/4.mp3")])
     assert "broken off" in refusal(unpack, path)
 
 
-def test_an_archive_that_is_a_pointer_or_a_page_is_named(tmp_path):
+def test_a_pointer_or_a_web_page_in_place_of_an_archive_is_named(tmp_path):
     path = tmp_path / "cv.tar.gz"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     assert "git lfs pull" in refusal(load_source, f"{path}:train")
@@ -483,7 +485,7 @@ def test_an_archive_that_is_a_pointer_or_a_page_is_named(tmp_path):
 
 
 def bomb(name: str, size: int) -> bytes:
-    """The start of a tar with a file of so many zeros, without the zeros."""
+    """Return the tar header of a file of `size` bytes, without the bytes."""
     member = tarfile.TarInfo(name)
     member.size = size
     return member.tobuf(tarfile.GNU_FORMAT)
@@ -498,9 +500,10 @@ def bomb(name: str, size: int) -> bytes:
         ("passed_over.tar.gz", gzip.compress(bomb("te/1", 1 << 42).replace(b"ustar  \x000", b"ustar  \x00Z", 1))),
         ("huge.tar", bomb("te/1.mp3", 1 << 42)),
     ],
-    ids=("gz", "xz", "bz2", "passed over", "tar"),  # the pages have the time of day in them
+    # gzip writes the time of day into a page, so a page cannot be the name of its test.
+    ids=("gz", "xz", "bz2", "passed over", "tar"),
 )
-def test_row_31_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, name, page):
+def test_row_31_an_archive_bomb_is_refused_before_it_fills_the_disk(tmp_path, name, page):
     (tmp_path / name).write_bytes(page)
     began = time.monotonic()
     message = refusal(unpack, tmp_path / name)
@@ -509,7 +512,7 @@ def test_row_31_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, name, page)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_row_31_growth_files_and_depth_are_bounded(tmp_path, monkeypatch):
+def test_row_31_the_growth_the_files_and_the_depth_of_an_archive_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_BYTES", 1 << 20)
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_FILES", 100)
     zeros = pack(tmp_path / "zeros.tar.gz", [(tarfile.TarInfo(f"{n}.mp3"), bytes(100_000)) for n in range(60)])
@@ -524,7 +527,7 @@ def test_row_31_growth_files_and_depth_are_bounded(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.unpacked")) and not list(tmp_path.glob(".*"))
 
 
-def test_row_31_a_header_that_fills_the_memory_is_refused(tmp_path):
+def test_row_31_an_archive_header_that_would_fill_the_memory_is_refused(tmp_path):
     member = tarfile.TarInfo("x")
     member.type = tarfile.XHDTYPE
     member.size = 1 << 40
@@ -540,8 +543,8 @@ def test_row_31_a_header_that_fills_the_memory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [-512, -1024, -(1 << 40)])
-def test_row_31_a_file_of_negative_size_does_not_hang(tmp_path, size):
-    """CVE-2025-8194: tarfile of older Pythons reads such a header again for ever."""
+def test_row_31_a_file_of_negative_size_in_an_archive_does_not_hang_the_reader(tmp_path, size):
+    """CVE-2025-8194: in older Pythons, the module tarfile reads such a header again for ever."""
     member = tarfile.TarInfo("a")
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" + (size % (1 << 88)).to_bytes(11, "big")
@@ -570,14 +573,14 @@ def test_row_31_a_file_of_negative_size_does_not_hang(tmp_path, size):
         ("a\x1b]0;owned\x07/../../b", "\\\\x1b"),
     ],
 )
-def test_row_31_names_that_cannot_be_are_one_line(tmp_path, name, said):
+def test_row_31_an_impossible_name_in_an_archive_is_refused_in_one_line(tmp_path, name, said):
     path = pack(tmp_path / "a.tar", [(tarfile.TarInfo(name), b"x")])
     message = refusal(unpack, path)
     assert said.replace("\\\\", "\\") in message and "\x1b" not in message
     assert [file.name for file in tmp_path.rglob("*")] == ["a.tar"]
 
 
-def test_row_29_names_in_an_archive_that_are_not_utf8_work(tmp_path):
+def test_row_29_an_archive_with_names_that_are_not_utf8_is_unpacked(tmp_path):
     path = tmp_path / "a.tar"
     name = os.fsdecode(b"te/\xff\xfe.mp3")
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
@@ -587,7 +590,7 @@ def test_row_29_names_in_an_archive_that_are_not_utf8_work(tmp_path):
     assert sorted(os.listdir(os.fsencode(folder / "te"))) == [b"a\x1b[2J\r.mp3", b"\xff\xfe.mp3"]
 
 
-def test_links_and_devices_are_passed_over(tmp_path):
+def test_links_and_devices_in_an_archive_are_not_unpacked(tmp_path):
     members = []
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
         member = tarfile.TarInfo(f"special{kind[0]}")
@@ -603,7 +606,7 @@ def test_links_and_devices_are_passed_over(tmp_path):
 
 @pytest.fixture
 def locked(monkeypatch):
-    """Makes the system refuse a path and all below it, as it would for a user other than root."""
+    """Make the system refuse listed paths and all paths below them, as it does for a user without permission."""
     refused: list[str] = []
 
     def guard(function):
@@ -621,7 +624,7 @@ def locked(monkeypatch):
     return refused
 
 
-def test_row_28_a_folder_without_permission_is_named(tmp_path, locked):
+def test_row_28_a_folder_without_read_permission_is_named(tmp_path, locked):
     folder = make_speech(tmp_path / "speech" / "train", clips=1)
     locked.append(str(tmp_path / "speech"))
     for source in (tmp_path / "speech", f"{tmp_path / 'speech'}:train", folder, folder / "metadata.csv"):
@@ -629,7 +632,7 @@ def test_row_28_a_folder_without_permission_is_named(tmp_path, locked):
         assert "no permission to read it" in message and str(tmp_path / "speech") in message
 
 
-def test_row_28_files_of_data_without_permission_are_named(tmp_path, locked):
+def test_row_28_a_data_file_without_read_permission_is_named(tmp_path, locked):
     (tmp_path / "talk.wav").write_bytes(wav())
     (tmp_path / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:00,400\na\n")
     (tmp_path / "pq").mkdir()
@@ -644,12 +647,13 @@ def test_row_28_files_of_data_without_permission_are_named(tmp_path, locked):
     assert "no permission" in refusal(load_source, str(tmp_path / "pq"))
 
 
-def test_row_28_a_folder_without_permission_for_real(tmp_path):
+def test_row_28_a_folder_that_the_system_itself_refuses_is_named(tmp_path):
     folder = make_speech(tmp_path / "speech", clips=1)
     folder.chmod(0)
     reading, writing = os.pipe()
     child = os.fork()
-    if child == 0:  # root may read everything, so the child is somebody else
+    # root may read everything, so the child becomes another user.
+    if child == 0:
         if os.geteuid() == 0:
             os.setuid(65534)
         try:
@@ -669,7 +673,7 @@ def test_row_28_a_folder_without_permission_for_real(tmp_path):
     assert "no permission to read it" in said
 
 
-def test_row_29_names_that_are_not_utf8_in_a_folder_work(tmp_path):
+def test_row_29_a_folder_with_names_that_are_not_utf8_is_read(tmp_path):
     stem = os.path.join(os.fsencode(tmp_path), b"talk \xff\xe9")
     with open(stem + b".wav", "wb") as file:
         file.write(wav(2.0))
@@ -680,7 +684,7 @@ def test_row_29_names_that_are_not_utf8_in_a_folder_work(tmp_path):
         assert len(load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s)) == 16_000
 
 
-def test_row_29_a_name_that_is_not_utf8_is_scored_and_written_down(tiny_model, tmp_path):
+def test_row_29_a_recording_whose_name_is_not_utf8_is_scored_and_listed(tiny_model, tmp_path):
     folder = tmp_path / "talks"
     folder.mkdir()
     stem = os.path.join(os.fsencode(folder), b"talk \xff\xe9\x1b[2J")
@@ -693,12 +697,12 @@ def test_row_29_a_name_that_is_not_utf8_is_scored_and_written_down(tiny_model, t
     assert os.fsencode(clip["audio"]) == os.fsencode(recording["audio"]) == stem + b".wav"
 
 
-def test_row_29_names_that_are_not_utf8_in_a_manifest_are_one_line(tmp_path):
+def test_row_29_a_manifest_that_is_not_utf8_is_refused_in_one_line(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"file_name,text\n\xff\xe9.wav,a\n")
     assert "not UTF-8" in refusal(load_source, str(tmp_path / "m.csv"))
 
 
-def test_row_29_a_table_whose_name_is_not_utf8_works_or_is_one_line(tmp_path):
+def test_row_29_a_table_in_a_folder_that_is_not_utf8_is_read_or_refused_in_one_line(tmp_path):
     folder = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"data \xff"))
     os.mkdir(folder)
     source = os.path.join(folder, "a.parquet")
