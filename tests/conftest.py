@@ -1,4 +1,4 @@
-"""A tiny random Whisper, tiny made speech, and the shared real ones where they are."""
+"""Fixtures: a tiny random Whisper, made clips, and the real model and speech if the shared folder is there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ QUICKSTART = ROOT / "whisper_peft" / "quickstart"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs a process on each core; more threads only wait
+    # pytest runs one process on each core, so more threads would only wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("the same examples in every run", derandomize=True)
 settings.load_profile("the same examples in every run")
@@ -42,7 +43,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 def make_tiny_model(folder: Path, **changes) -> Path:
-    """Saves a tiny random Whisper in transformers' layout."""
+    """Save a tiny random Whisper in the layout of transformers."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -71,7 +72,7 @@ def make_tiny_model(folder: Path, **changes) -> Path:
 
 
 def make_wave(seconds: float, seed: int = 0) -> np.ndarray:
-    """A few wandering tones and noise at 16 kHz: not speech, but not silence."""
+    """Make a few steady tones and noise at 16 kHz: neither speech nor silence."""
     rng = np.random.default_rng(seed)
     time_s = np.arange(int(seconds * 16000)) / 16000
     wave = sum(np.sin(2 * np.pi * f * time_s + rng.uniform(0, 6)) for f in rng.uniform(80, 2000, 4))
@@ -82,7 +83,7 @@ WORDS = "घर पानी किताब सड़क लाल नीला
 
 
 def make_speech(folder: Path, clips: int = 12, *, seconds: tuple[float, float] = (0.4, 1.2), seed: int = 0) -> Path:
-    """An AudioFolder of made clips: wav files, metadata.csv."""
+    """Write an AudioFolder of made clips: wav files and a metadata.csv."""
     import soundfile
 
     folder.mkdir(parents=True)
@@ -98,7 +99,7 @@ def make_speech(folder: Path, clips: int = 12, *, seconds: tuple[float, float] =
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory) -> Path:
-    """Three AudioFolders: train (12 clips), eval (4), test (4)."""
+    """A folder of three AudioFolders: train (12 clips), eval (4 clips) and test (4 clips)."""
     folder = tmp_path_factory.mktemp("speech")
     for seed, (name, clips) in enumerate((("train", 12), ("eval", 4), ("test", 4))):
         make_speech(folder / name, clips, seed=seed)
@@ -107,7 +108,7 @@ def speech(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_cli():
-    """Runs `whisper-peft` in a fresh process: (arguments) -> CompletedProcess with text output."""
+    """A function that runs `whisper-peft` in a fresh process and returns its exit code and its output as text."""
 
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -124,7 +125,7 @@ def run_cli():
 
 @pytest.fixture
 def brief_demo(monkeypatch):
-    """`demo` in this process ends as soon as its page is there, which is at any free port."""
+    """Make `demo` in this process take any free port and end as soon as its page is there."""
     from whisper_peft.delivery import demo
 
     monkeypatch.setattr(demo, "free_port", lambda port, find=demo.free_port: find(0))
@@ -133,9 +134,9 @@ def brief_demo(monkeypatch):
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    """A headless Chromium as Playwright's Browser; its microphone is allowed, and plays `make_wave(2.0)` over and over.
+    """A headless Chromium whose microphone is allowed and repeats `make_wave(2.0)`.
 
-    Of a module: while Playwright runs, its event loop is in the way of others in this thread.
+    Each module gets its own, because the event loop of a running Playwright disturbs other loops in this thread.
     """
     import soundfile
 
@@ -155,7 +156,7 @@ def chromium(tmp_path_factory):
 
 
 def tiny_recipe(model: Path, speech: Path, **changes):
-    """A recipe over the tiny model and the made speech."""
+    """Return a recipe for the tiny model and the made clips."""
     from whisper_peft import Recipe, override
 
     settings = {

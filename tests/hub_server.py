@@ -1,7 +1,7 @@
-"""A small Hub on 127.0.0.1: the calls that huggingface_hub makes to publish and to load, and no others.
+"""A small Hub on 127.0.0.1 that answers only the calls of huggingface_hub that publish and load.
 
-It checks the token of every write, and the SHA-256 and size of every large file; what it does not know it refuses and
-remembers.
+It checks the token of every write, and the SHA-256 and the size of every large file. It refuses all other calls and
+keeps them in a list.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "LoopbackOnly" * 3
-READER = "hf_" + "LoopbackReader" * 3  # may read only
+# A token that may read but not write.
+READER = "hf_" + "LoopbackReader" * 3
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
 @dataclass
 class Commit:
-    """The whole tree after a commit."""
+    """A commit with the whole tree after it."""
 
     oid: str
     message: str
@@ -51,16 +52,19 @@ class Repo:
 
 
 class Hub:
-    """A server in a thread, and what it holds."""
+    """A server in a thread, with its repositories and stored files."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
-        self.stored: dict[str, bytes] = {}  # large files by SHA-256
+        # The large files, by their SHA-256.
+        self.stored: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.unknown: list[tuple[str, str]] = []
         self.refused_uploads: list[str] = []
-        self.status: int | None = None  # of every answer, where set
-        self.writers = {"me"}  # owners that the token may write to
+        # If it is set, every answer has this status.
+        self.status: int | None = None
+        # The owners whose repositories the token may write to.
+        self.writers = {"me"}
         self.on_commit = lambda repo: None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -72,13 +76,13 @@ class Hub:
         self._server.server_close()
 
     def add_folder(self, repo: str, folder: Path) -> None:
-        """A repository made beforehand."""
+        """Make a repository from the files of a folder."""
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         large = {name for name in files if name.endswith(".safetensors")}
         self.repos.setdefault(repo, Repo()).add("first", files, large)
 
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-        """Of a process that knows this Hub and no other, with a cache of its own."""
+        """Return the environment of a process that knows only this Hub and has a cache of its own."""
         drop = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
         return {
             **{key: value for key, value in os.environ.items() if key not in drop},
@@ -95,7 +99,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answers one request."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -117,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
     )
 
     def log_message(self, *arguments: object) -> None:
-        """Silent."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         self._route()
@@ -164,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _commit_of(self, repo: str, revision: str | None) -> Commit | None:
-        """The commit, or an answer that there is none."""
+        """Return the commit; if there is none, answer so and return None."""
         held = self.hub.repos.get(repo)
         if held is None or (held.private and not self.known):
             self._answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
@@ -270,7 +274,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.stored[value["oid"]]
                 assert len(files[value["path"]]) == value["size"]
                 large.add(value["path"])
-            else:  # deletions and copies among them
+            else:
+                # Among other actions, deletions and copies are refused.
                 self.hub.unknown.append(("commit", line["key"]))
                 return self._answer(400, {"error": f"{line['key']} is refused"})
         commit = self.hub.repos[repo].add(lines[0]["value"]["summary"], files, large)
@@ -340,5 +345,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def blob(content: bytes) -> str:
-    """Git's name of a file's content."""
+    """Return the SHA-1 by which git names the content of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,6 +1,7 @@
-"""Loads artefacts in plain transformers, of whichever version: python tests/load_artefacts.py MERGED ADAPTER SOUND
+"""Load a merged model and an adapter in transformers alone: python tests/load_artefacts.py MERGED ADAPTER SOUND
 
-Not a test by itself: .ci/run calls it with the oldest and the newest versions, on what either has written.
+This is a script and not a test. `.ci/run` runs it with the oldest transformers on artefacts of the newest, and
+with the newest on artefacts of the oldest.
 """
 
 import sys

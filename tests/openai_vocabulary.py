@@ -1,4 +1,4 @@
-"""Checkpoints' vocabularies and alignment heads from openai-whisper's own files, in transformers' layout."""
+"""Vocabularies and alignment heads from the files of openai-whisper, in the layout of transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Kind:
-    """What tells one of openai's checkpoints from another; layers and heads of the decoder, as in its dimensions."""
+    """The facts in which openai's checkpoints differ: languages, mel bins, and the layers and heads of the decoder."""
 
     multilingual: bool
     n_languages: int
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def openai_tokenizer(kind: str, language: str | None = None, task: str | None = None):
-    """openai-whisper's own tokenizer."""
+    """Return the tokenizer of openai-whisper itself."""
     from whisper.tokenizer import get_tokenizer
 
     facts = KINDS[kind]
@@ -40,7 +40,7 @@ def openai_tokenizer(kind: str, language: str | None = None, task: str | None = 
 
 
 def alignment_heads(kind: str) -> list[list[int]]:
-    """(layer, head) pairs as openai-whisper ships them: a gzipped mask in base85."""
+    """Return the [layer, head] pairs that openai-whisper ships as a gzipped mask in base85."""
     import whisper
 
     facts = KINDS[kind]
@@ -49,7 +49,7 @@ def alignment_heads(kind: str) -> list[list[int]]:
 
 
 def byte_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte."""
+    """Return the printable character that GPT-2 writes for each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -59,7 +59,7 @@ def byte_symbols() -> dict[int, str]:
 
 @functools.lru_cache
 def vocabulary_and_merges(multilingual: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """tiktoken's ranks as the vocabulary and the merges of a byte-level BPE."""
+    """Return the ranks of tiktoken as the vocabulary and the merges of a byte-level BPE."""
     from whisper.tokenizer import get_encoding
 
     ranks: dict[bytes, int] = get_encoding("multilingual" if multilingual else "gpt2")._mergeable_ranks
@@ -74,7 +74,7 @@ def vocabulary_and_merges(multilingual: bool) -> tuple[dict[str, int], list[tupl
 
 
 def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes, bytes]:
-    """The two pieces a token is made of: what the merges before its own leave of it."""
+    """Return the two pieces of a token that are left after all merges of a lower rank."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         found = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
@@ -85,7 +85,7 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
 
 
 def save_processor_files(kind: str, folder: Path) -> Path:
-    """Writes tokenizer and feature extractor of a checkpoint kind, for transformers 4 and 5."""
+    """Write the tokenizer and the feature extractor of a checkpoint kind, for transformers 4 and 5."""
     from transformers import WhisperFeatureExtractor
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def save_processor_files(kind: str, folder: Path) -> Path:
 
 
 def whisper_config(kind: str, **changes):
-    """The configuration of a checkpoint kind, as narrow as its heads allow, with one encoder layer."""
+    """Return the config of a checkpoint kind, as narrow as its heads allow and with one encoder layer."""
     from transformers import WhisperConfig
 
     facts, openai = KINDS[kind], openai_tokenizer(kind)
@@ -173,7 +173,7 @@ def whisper_config(kind: str, **changes):
 
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
-    """Writes a whole narrow random checkpoint: weights, processor and the generation config of its kind."""
+    """Write a narrow checkpoint with random weights, and the processor and generation config of its kind."""
     import torch
     from transformers import GenerationConfig, WhisperForConditionalGeneration
 

@@ -1,4 +1,4 @@
-"""Made clips that are as long as their texts: for what looks at data."""
+"""Made clips whose lengths fit their texts, for tests of what looks at data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = """घर पानी किताब सड़क लाल नील�
 
 
 def spoken(text: str, seed: int, *, pace: float = 1.0) -> np.ndarray:
-    """Bursts of tones and noise, one for each word, as long as it: float32 at 16 kHz."""
+    """Make a wave (float32, 16 kHz) with one burst of tones and noise for each word; longer words last longer."""
     rng = np.random.default_rng(seed)
     pieces = [np.zeros(int(rng.uniform(1600, 3200)))]
     for word in text.split() or ["a"]:
@@ -27,7 +27,7 @@ def spoken(text: str, seed: int, *, pace: float = 1.0) -> np.ndarray:
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Different texts of 2 to 12 words, without a mark at their end."""
+    """Return different texts of 2 to 12 words, without punctuation at their end."""
     rng = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < count:
@@ -36,7 +36,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def make_spoken(folder: Path, count: int = 60, *, seed: int = 0, name: str = "clip{:03d}") -> list[dict]:
-    """Clips as .wav files, and their rows: audio, text, speaker_id."""
+    """Write clips as .wav files, and return their rows with audio, text and speaker_id."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, text in enumerate(sentences(count, seed)):
@@ -47,6 +47,6 @@ def make_spoken(folder: Path, count: int = 60, *, seed: int = 0, name: str = "cl
 
 
 def write_manifest(path: Path, rows: list[dict]) -> Path:
-    """One JSON object a line."""
+    """Write a manifest with one JSON object per line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Weights that do not arrive, and models of other programs: each ends in one line, or in the right weights."""
+"""Weights under odd names, weights that do not fit, and models of other programs load right or end in one line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def adapter(lora_run, tmp_path_factory) -> Path:
 
 
 def changed(source: Path, target: Path, change) -> Path:
-    """Copy a model or an adapter with other tensors."""
+    """Copy a model or an adapter, and change its tensors."""
     shutil.copytree(source, target)
     name = ADAPTER_WEIGHTS if (source / ADAPTER_WEIGHTS).exists() else WEIGHTS
     save_file(change(load_file(source / name)), target / name, metadata={"format": "pt"})
@@ -58,12 +58,12 @@ def changed(source: Path, target: Path, change) -> Path:
 
 
 def renamed(write):
-    """A change that writes each name anew."""
+    """Return a change that gives each tensor another name."""
     return lambda state: {write(name): tensor for name, tensor in state.items()}
 
 
 def with_page(source: Path, target: Path, page: str, **values: object) -> Path:
-    """Copy a folder with other values in one of its JSON pages."""
+    """Copy a folder, and change values in one of its JSON files."""
     shutil.copytree(source, target)
     content = json.loads((source / page).read_text(encoding="utf-8")) if (source / page).exists() else {}
     (target / page).write_text(json.dumps({**content, **values}), encoding="utf-8")
@@ -89,7 +89,7 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("kind", PREFIXES)
-def test_row_02_a_base_with_a_known_prefix_is_loaded_and_it_is_said(kind, tiny_model, tmp_path):
+def test_row_02_a_base_with_a_known_prefix_is_loaded_with_a_notice(kind, tiny_model, tmp_path):
     folder = changed(tiny_model, tmp_path / "model", renamed(PREFIXES[kind]))
     with pytest.warns(Notice, match=r"took '.*' out of the names.*all 50 tensors fit"):
         model = load_base(str(folder))
@@ -100,7 +100,7 @@ def test_row_02_a_base_with_a_known_prefix_is_loaded_and_it_is_said(kind, tiny_m
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-def test_row_02_a_quantised_load_knows_the_prefix_too(quantize, tiny_model, tmp_path):
+def test_row_02_a_base_with_a_known_prefix_is_loaded_in_8_and_4_bits(quantize, tiny_model, tmp_path):
     folder = changed(tiny_model, tmp_path / "model", renamed(PREFIXES["compiled"]))
     with pytest.warns(Notice):
         model = load_base(str(folder), quantize=quantize)
@@ -109,7 +109,7 @@ def test_row_02_a_quantised_load_knows_the_prefix_too(quantize, tiny_model, tmp_
 
 
 @pytest.mark.parametrize("kind", PREFIXES)
-def test_row_01_an_adapter_with_a_known_prefix_is_loaded_and_it_is_said(kind, adapter, tmp_path):
+def test_row_01_an_adapter_with_a_known_prefix_is_loaded_with_a_notice(kind, adapter, tmp_path):
     folder = changed(adapter, tmp_path / "adapter", renamed(PREFIXES[kind]))
     plain = load_model(adapter)[0]
     with pytest.warns(Notice, match=r"all \d+ tensors fit"):
@@ -120,7 +120,7 @@ def test_row_01_an_adapter_with_a_known_prefix_is_loaded_and_it_is_said(kind, ad
     assert same_weights(plain, trained_on)
 
 
-def test_row_01_merge_of_a_renamed_adapter_is_the_merge_of_the_adapter(adapter, tiny_model, speech, tmp_path):
+def test_row_01_an_adapter_with_a_known_prefix_merges_like_the_original(adapter, tiny_model, speech, tmp_path):
     folder = changed(adapter, tmp_path / "adapter", renamed(PREFIXES["compiled"]))
     check = str(speech / "eval")
     with pytest.warns(Notice):
@@ -153,7 +153,7 @@ def test_row_01_merge_of_a_renamed_adapter_is_the_merge_of_the_adapter(adapter, 
         (lambda state: {name: torch.zeros_like(tensor) for name, tensor in state.items()}, r"hold only zeros.*again"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_with_counts(change, message, tiny_model, tmp_path):
+def test_tensors_that_do_not_fit_are_refused_with_their_number(change, message, tiny_model, tmp_path):
     if "one weight" in message:
         shape = load_file(tiny_model / WEIGHTS)["model.decoder.embed_tokens.weight"].shape
         folder = changed(tiny_model, tmp_path / "model", lambda state: {**state, "proj_out.weight": torch.zeros(shape)})
@@ -173,7 +173,7 @@ def test_tensors_that_do_not_fit_are_refused_with_counts(change, message, tiny_m
     ],
     ids=["the tied head is stored", "sinusoids are not stored", "a bare WhisperModel"],
 )
-def test_harmless_differences_pass_without_a_word(change, tiny_model, tmp_path):
+def test_weights_with_harmless_differences_load_without_a_notice(change, tiny_model, tmp_path):
     folder = changed(tiny_model, tmp_path / "model", change)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
@@ -181,7 +181,7 @@ def test_harmless_differences_pass_without_a_word(change, tiny_model, tmp_path):
     assert same_weights(load_base(str(tiny_model)), model)
 
 
-def test_an_output_layer_is_tied_whatever_the_config_says(tiny_model, tmp_path):
+def test_the_output_layer_is_tied_whatever_the_config_says(tiny_model, tmp_path):
     folder = with_page(tiny_model, tmp_path / "model", "config.json", tie_word_embeddings=False)
     assert HEAD not in load_file(folder / WEIGHTS)
     model = load_base(str(folder))
@@ -189,7 +189,7 @@ def test_an_output_layer_is_tied_whatever_the_config_says(tiny_model, tmp_path):
     assert same_weights(load_base(str(tiny_model)), model)
 
 
-def test_half_precision_and_shards_pass(tiny_model, tmp_path):
+def test_shards_in_half_precision_load_and_a_missing_shard_is_refused(tiny_model, tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
         folder = tmp_path / str(dtype)
         model = load_base(str(tiny_model)).to(dtype)
@@ -208,7 +208,7 @@ def test_half_precision_and_shards_pass(tiny_model, tmp_path):
             load_base(str(folder))
 
 
-def test_shards_that_are_not_of_one_saving_are_refused(tiny_model, tmp_path):
+def test_shards_of_two_different_saves_are_refused(tiny_model, tmp_path):
     state = load_file(tiny_model / WEIGHTS)
     names = list(state)
     index = {"weight_map": {name: f"{'a' if name in names[:20] else 'b'}.safetensors" for name in names}}
@@ -225,7 +225,7 @@ def test_shards_that_are_not_of_one_saving_are_refused(tiny_model, tmp_path):
         load_base(str(folder))
 
 
-def test_some_weights_of_zeros_are_said(tiny_model, tmp_path):
+def test_a_tensor_of_zeros_gives_a_notice(tiny_model, tmp_path):
     name = "model.encoder.layers.0.fc1.weight"
     folder = changed(tiny_model, tmp_path / "model", lambda state: {**state, name: torch.zeros_like(state[name])})
     with pytest.warns(Notice, match=rf"1 tensors hold only zeros \({name}\)"):
@@ -233,7 +233,7 @@ def test_some_weights_of_zeros_are_said(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
-def test_an_adapter_of_other_numbers_is_refused(dtype, adapter, tmp_path):
+def test_an_adapter_of_whole_numbers_or_8_bit_floats_is_refused(dtype, adapter, tmp_path):
     folder = changed(
         adapter, tmp_path / "adapter", lambda state: {name: tensor.to(dtype) for name, tensor in state.items()}
     )
@@ -241,7 +241,7 @@ def test_an_adapter_of_other_numbers_is_refused(dtype, adapter, tmp_path):
         load_model(folder)
 
 
-def test_an_adapter_under_another_name_is_loaded_and_it_is_said(adapter, tmp_path):
+def test_an_adapter_saved_under_another_name_is_loaded_with_a_notice(adapter, tmp_path):
     def named(name):
         return name.replace(".weight", ".hindi.weight")
 
@@ -251,7 +251,7 @@ def test_an_adapter_under_another_name_is_loaded_and_it_is_said(adapter, tmp_pat
 
 
 @pytest.mark.parametrize("zero", ["lora_A", "lora_B", "lora_alpha"])
-def test_an_adapter_that_changes_nothing_is_named(zero, adapter, tmp_path):
+def test_an_adapter_that_changes_nothing_gives_a_notice_wherever_it_is_loaded(zero, adapter, tmp_path):
     folder = changed(
         adapter,
         tmp_path / "adapter",
@@ -266,19 +266,21 @@ def test_an_adapter_that_changes_nothing_is_named(zero, adapter, tmp_path):
         merge(folder, tmp_path / "merged")
     with pytest.warns(Notice, match="the adapter changes nothing"):
         publish(folder, "me/it", base="openai/whisper-tiny", dry_run=True)
-    if zero != "lora_B":  # as every adapter before its first step
+    # Before its first step every adapter has a lora_B of zeros, so such an adapter can be trained.
+    if zero != "lora_B":
         with pytest.raises(UserError, match=r"cannot be trained further.*start a new adapter"):
             build_model(locate(folder), "lora")
 
 
-def test_publish_refuses_zeros_and_names_that_others_do_not_know(adapter, tiny_model, tmp_path):
+def test_publish_refuses_weights_of_zeros_and_names_that_peft_does_not_know(adapter, tiny_model, tmp_path):
     folder = changed(
         tiny_model, tmp_path / "zeros", lambda state: {name: torch.zeros_like(state[name]) for name in state}
     )
     with pytest.raises(UserError, match="hold only zeros"):
         publish(folder, "me/it", dry_run=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Notice)  # an adapter that was trained is not said to change nothing
+        # A trained adapter must not give the notice that it changes nothing.
+        warnings.simplefilter("error", Notice)
         publish(adapter, "me/it", base="openai/whisper-tiny", dry_run=True)
     folder = changed(adapter, tmp_path / "named", renamed(lambda name: name.replace(".weight", ".hindi.weight")))
     with pytest.warns(Notice), pytest.raises(UserError, match="not named as peft names them"):
@@ -290,7 +292,7 @@ def test_publish_refuses_zeros_and_names_that_others_do_not_know(adapter, tiny_m
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
-def test_row_03_a_base_that_is_not_finite_is_refused(value, quantize, tiny_model, tmp_path):
+def test_row_03_a_base_with_weights_that_are_not_finite_is_refused(value, quantize, tiny_model, tmp_path):
     def poison(state):
         state["model.decoder.layers.0.fc1.weight"][0, 0] = value
         return state
@@ -300,7 +302,7 @@ def test_row_03_a_base_that_is_not_finite_is_refused(value, quantize, tiny_model
         load_base(str(folder), quantize=quantize)
 
 
-def test_row_03_an_adapter_that_is_not_finite_is_refused(adapter, tmp_path):
+def test_row_03_an_adapter_with_weights_that_are_not_finite_is_refused(adapter, tmp_path):
     name = sorted(load_file(adapter / ADAPTER_WEIGHTS))[3]
 
     def poison(state):
@@ -318,9 +320,10 @@ def test_row_03_an_adapter_that_is_not_finite_is_refused(adapter, tmp_path):
             use()
 
 
-def test_large_but_finite_weights_pass(tiny_model, tmp_path):
+def test_large_but_finite_weights_load(tiny_model, tmp_path):
     def enlarge(state):
-        state["model.decoder.layer_norm.weight"][:] = 3e38  # their sum is no float32
+        # The sum of these values is too large for float32.
+        state["model.decoder.layer_norm.weight"][:] = 3e38
         return state
 
     assert load_base(str(changed(tiny_model, tmp_path / "model", enlarge))) is not None
@@ -329,7 +332,7 @@ def test_large_but_finite_weights_pass(tiny_model, tmp_path):
 # Merging
 
 
-def test_merge_refuses_an_adapter_that_changes_nothing(adapter, speech, tmp_path):
+def test_merge_refuses_an_adapter_that_changes_nothing_in_the_merged_weights(adapter, speech, tmp_path):
     folder = changed(
         adapter,
         tmp_path / "adapter",
@@ -352,7 +355,7 @@ def test_merge_refuses_an_adapter_that_changes_nothing(adapter, speech, tmp_path
 # Checkpoints of a run
 
 
-def test_resume_and_best_checkpoint_count_their_weights(tiny_model, lora_run, full_run, tmp_path):
+def test_the_weights_of_a_damaged_checkpoint_are_counted_and_refused(tiny_model, lora_run, full_run, tmp_path):
     for run, mode in ((lora_run, "lora"), (full_run, "full")):
         model = build_model(locate(tiny_model), mode, lora={"rank": 4, "alpha": 8})
         checkpoint = sorted((run / "checkpoints").iterdir())[-1]
@@ -370,7 +373,7 @@ def test_resume_and_best_checkpoint_count_their_weights(tiny_model, lora_run, fu
                 count_weights(model, damaged)
 
 
-# Foreign models
+# Models of other programs
 
 
 def pickled(path: Path) -> None:
@@ -400,7 +403,7 @@ FOREIGN_FILES = {
 
 
 @pytest.mark.parametrize("name", FOREIGN_FILES)
-def test_row_23_a_foreign_file_as_model_is_named(name, tmp_path):
+def test_row_23_a_file_of_another_program_as_model_is_named(name, tmp_path):
     make, word = FOREIGN_FILES[name]
     make(tmp_path / name)
     with pytest.raises(UserError, match=word):
@@ -408,7 +411,7 @@ def test_row_23_a_foreign_file_as_model_is_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(FOREIGN_FILES) - {"cut.zip"}))
-def test_row_23_a_foreign_file_in_place_of_the_weights_is_named(name, tiny_model, tmp_path):
+def test_row_23_a_file_of_another_program_in_place_of_the_weights_is_named(name, tiny_model, tmp_path):
     make, word = FOREIGN_FILES[name]
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / WEIGHTS).unlink()
@@ -419,7 +422,7 @@ def test_row_23_a_foreign_file_in_place_of_the_weights_is_named(name, tiny_model
 
 @pytest.mark.parametrize("name", [WEIGHTS, ADAPTER_WEIGHTS])
 @pytest.mark.parametrize("kind", sorted(FOREIGN_FILES))
-def test_row_22_what_lies_under_the_name_of_the_weights_is_named(kind, name, tiny_model, adapter, tmp_path):
+def test_row_22_another_kind_of_file_under_the_name_of_the_weights_is_named(kind, name, tiny_model, adapter, tmp_path):
     make, word = FOREIGN_FILES[kind]
     folder = tmp_path / "model"
     shutil.copytree(tiny_model if name == WEIGHTS else adapter, folder)
@@ -461,7 +464,7 @@ def test_row_23_a_folder_of_another_program_is_named(pages, message, tmp_path):
         ({}, "which no quantised Whisper has"),
     ],
 )
-def test_row_20_quantised_checkpoints_are_named(setting, message, tiny_model, adapter, tmp_path):
+def test_row_20_a_quantised_checkpoint_is_refused_with_its_kind(setting, message, tiny_model, adapter, tmp_path):
     folder = with_page(tiny_model, tmp_path / "model", "config.json", quantization_config=setting)
     on_it = with_page(adapter, tmp_path / "adapter", "adapter_config.json", base_model_name_or_path=str(folder))
     for use in (lambda: locate(folder), lambda: load_base(str(folder)), lambda: load_model(on_it)):
@@ -470,7 +473,7 @@ def test_row_20_quantised_checkpoints_are_named(setting, message, tiny_model, ad
         assert "\x1b" not in str(raised.value)
 
 
-def test_truncated_and_damaged_files_are_one_line(tiny_model, adapter, tmp_path):
+def test_truncated_and_damaged_weights_are_refused_in_one_line(tiny_model, adapter, tmp_path):
     for source, name in ((tiny_model, WEIGHTS), (adapter, ADAPTER_WEIGHTS)):
         whole = (source / name).read_bytes()
         for number, content in enumerate((whole[:4], whole[:1000], whole[:-1], b"\xff" * 64, bytes(1000))):
@@ -488,7 +491,7 @@ def test_truncated_and_damaged_files_are_one_line(tiny_model, adapter, tmp_path)
     content=st.binary(min_size=1, max_size=40),
     keep=st.integers(0, 10**6),
 )
-def test_any_damage_to_an_adapter_is_one_line_or_harmless(place, content, keep, adapter, tmp_path_factory):
+def test_any_damage_to_an_adapter_is_harmless_or_refused_in_one_line(place, content, keep, adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "adapter"
     shutil.copytree(adapter, folder)
     whole = (adapter / ADAPTER_WEIGHTS).read_bytes()
@@ -507,7 +510,7 @@ def test_any_damage_to_an_adapter_is_one_line_or_harmless(place, content, keep, 
 
 @pytest.fixture
 def stranger(tiny_model, tmp_path) -> Path:
-    """An adapter as plain peft saves it after the usual tutorial."""
+    """An adapter as peft alone saves it, with the settings of the usual tutorial."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
@@ -521,7 +524,7 @@ def stranger(tiny_model, tmp_path) -> Path:
     return tmp_path / "stranger"
 
 
-def test_row_19_an_adapter_with_a_task_type_trains_on_and_is_saved_without(stranger, tiny_model, speech, tmp_path):
+def test_row_19_an_adapter_with_a_task_type_can_be_trained_further_and_loses_it(stranger, tiny_model, speech, tmp_path):
     before = load_file(stranger / ADAPTER_WEIGHTS)
     recipe = tiny_recipe(stranger, speech, **{"train.steps": 1, "evaluate.compare_clips": 0})
     result = train(recipe, output=tmp_path / "run")
@@ -545,14 +548,14 @@ def test_row_19_an_adapter_with_a_task_type_trains_on_and_is_saved_without(stran
         ({"base_model_name_or_path": ""}, "names no base model"),
     ],
 )
-def test_row_24_an_adapter_of_another_kind_is_one_line(page, message, stranger, tmp_path):
+def test_row_24_an_adapter_of_another_kind_is_refused_in_one_line(page, message, stranger, tmp_path):
     folder = with_page(stranger, tmp_path / "other", "adapter_config.json", **page)
     with pytest.raises(UserError, match=message) as raised:
         load_model(folder)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 900
 
 
-def test_row_24_an_adapter_on_a_base_of_another_size_is_one_line(stranger, tmp_path):
+def test_row_24_an_adapter_on_a_base_of_another_size_is_refused_in_one_line(stranger, tmp_path):
     wide = make_tiny_model(tmp_path / "wide", d_model=32)
     deep = make_tiny_model(tmp_path / "deep", decoder_layers=2)
     for base in (wide, deep):
@@ -565,7 +568,9 @@ MOVED = ["./whisper-merged", "C:\\Users\\me\\models\\x", "whisper-merged", "/gon
 
 
 @pytest.mark.parametrize("place", [*MOVED, "models/whisper-hindi"])
-def test_row_25_a_base_that_is_not_here_names_the_adapter_and_the_option(place, adapter, tiny_model, speech, tmp_path):
+def test_row_25_a_missing_base_is_reported_with_the_adapter_and_the_option(
+    place, adapter, tiny_model, speech, tmp_path
+):
     folder = with_page(adapter, tmp_path / "adapter", "adapter_config.json", base_model_name_or_path=place)
     recipe = tiny_recipe(folder, speech, **{"train.steps": 1, "evaluate.compare_clips": 0})
     for use in (lambda: load_model(folder), lambda: merge(folder, tmp_path / "m"), lambda: prepare(recipe)):
@@ -575,7 +580,7 @@ def test_row_25_a_base_that_is_not_here_names_the_adapter_and_the_option(place, 
     assert load_model(folder, base=str(tiny_model))[0] is not None
 
 
-def test_row_25_train_finds_a_moved_base(adapter, tiny_model, speech, tmp_path):
+def test_row_25_train_takes_a_moved_base_from_its_option_base(adapter, tiny_model, speech, tmp_path):
     folder = with_page(adapter, tmp_path / "adapter", "adapter_config.json", base_model_name_or_path="/gone/model")
     recipe = tiny_recipe(folder, speech, **{"train.steps": 1, "evaluate.compare_clips": 0})
     result = train(recipe, output=tmp_path / "run", base=tiny_model)
@@ -586,7 +591,7 @@ def test_row_25_train_finds_a_moved_base(adapter, tiny_model, speech, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_point_10_a_run_goes_on_where_its_base_is_now(mode, tiny_model, speech, tmp_path):
+def test_a_run_resumes_with_its_moved_base_and_with_no_other_base(mode, tiny_model, speech, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     changes = {"train.steps": 2, "evaluate.compare_clips": 0, "evaluate.every_steps": 1, "train.mode": mode}
@@ -619,7 +624,7 @@ def test_point_10_a_run_goes_on_where_its_base_is_now(mode, tiny_model, speech, 
         ("path", ""),
     ],
 )
-def test_row_17_a_base_json_that_cannot_be_is_refused(fact, value, adapter, tiny_model, tmp_path):
+def test_row_17_an_impossible_value_in_base_json_is_refused(fact, value, adapter, tiny_model, tmp_path):
     facts = {**base_identity(str(tiny_model)), "quantize": None, fact: value}
     folder = with_page(adapter, tmp_path / "adapter", BASE_FACTS, **facts)
     for use in (lambda: load_model(folder), lambda: build_model(locate(folder), "lora")):
@@ -627,7 +632,7 @@ def test_row_17_a_base_json_that_cannot_be_is_refused(fact, value, adapter, tiny
             use()
 
 
-def test_publish_counts(tiny_model, adapter, tmp_path):
+def test_publish_refuses_missing_tensors_and_renamed_adapters(tiny_model, adapter, tmp_path):
     part = changed(tiny_model, tmp_path / "part", lambda state: dict(list(state.items())[:-3]))
     with pytest.raises(UserError, match="3 missing"):
         publish(part, "me/model", dry_run=True)
@@ -637,10 +642,10 @@ def test_publish_counts(tiny_model, adapter, tmp_path):
     publish(adapter, "me/adapter", base="me/base", dry_run=True)
 
 
-# What reaches the user
+# What the user sees
 
 
-def test_a_notice_is_a_line_of_the_command_line(adapter, speech, tmp_path, run_cli):
+def test_the_command_line_shows_a_notice_in_one_line(adapter, speech, tmp_path, run_cli):
     folder = changed(adapter, tmp_path / "adapter", renamed(PREFIXES["compiled"]))
     done = run_cli("evaluate", folder, speech / "eval", "--max-clips", 1)
     assert done.returncode == 0, done.stderr
@@ -648,7 +653,7 @@ def test_a_notice_is_a_line_of_the_command_line(adapter, speech, tmp_path, run_c
     assert len(said) == 1 and said[0].startswith("Note: ") and "_orig_mod." in said[0]
 
 
-def test_only_single_messages_are_hushed(capsys):
+def test_only_the_listed_messages_of_libraries_are_hidden(capsys):
     from whisper_peft.cli.quiet import LOG_MESSAGES, hide_library_messages
 
     hide_library_messages()

@@ -1,4 +1,4 @@
-"""Texts as Whisper speaks them: the space before a segment (row 4), and special tokens that are only text (row 10)."""
+"""Texts as Whisper writes them: the space before a segment (row 4), and special tokens in a text (row 10)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ PIECES = [
 
 @pytest.fixture(scope="module")
 def preparations(tmp_path_factory) -> dict[str, Preparation]:
-    """One for each kind of openai's checkpoints, and the quickstart's."""
+    """The preparation of each kind of openai's checkpoints, and of the quickstart."""
     found = {"quickstart": load_preparation(str(QUICKSTART / "model"))}
     for kind in KINDS:
         folder = save_processor_files(kind, tmp_path_factory.mktemp(kind))
@@ -105,7 +105,7 @@ def quickstart(preparations) -> Preparation:
 
 
 def text_of(preparation: Preparation, labels: np.ndarray) -> str:
-    """The text in labels, spaces and all, without prefix, times and end."""
+    """Return the text in labels with all its spaces, without prefix, times and end."""
     return preparation.words.decode(labels.tolist())
 
 
@@ -127,7 +127,7 @@ def test_row_04_each_segment_with_times_begins_with_a_space(preparations, langua
 
 
 @pytest.mark.parametrize("language", SPACED)
-def test_row_04_without_times_only_a_lone_space_at_the_start_is_left_out(preparations, language):
+def test_row_04_without_times_only_a_lone_space_token_at_the_start_is_removed(preparations, language):
     first, second, lone = SPACED[language]
     preparation, openai = preparations["base"], openai_tokenizer("base", language)
     inputs, labels = preparation.encode_text([Segment(first), Segment(second)], language=language)
@@ -138,14 +138,15 @@ def test_row_04_without_times_only_a_lone_space_at_the_start_is_left_out(prepara
 
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("language", UNSPACED)
-def test_row_04_scripts_without_spaces_get_none(preparations, language, timestamps):
+def test_row_04_segments_in_scripts_without_spaces_get_no_space(preparations, language, timestamps):
     first, second = UNSPACED[language]
     preparation = preparations["base"]
     segments = [Segment(f" {first}", 0.0, 1.0), Segment(second, 1.0, 2.0)]
     _, labels = preparation.encode_text(segments, language=language, timestamps=timestamps)
     assert text_of(preparation, labels) == first + second
     _, labels = preparation.encode_text([Segment("So be it.", 0.0, 1.0)], language=language, task="translate")
-    assert text_of(preparation, labels) == " So be it."  # a translation is English
+    # A translation is in English, so it begins with a space.
+    assert text_of(preparation, labels) == " So be it."
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_row_04_scripts_without_spaces_get_none(preparations, language, timestam
         ("🙂", "hi", True),
     ],
 )
-def test_row_04_language_and_first_letter_tell_of_the_space(preparations, text, language, spaced):
+def test_row_04_the_language_and_the_first_letter_decide_about_the_space(preparations, text, language, spaced):
     assert begins_with_space(text, language) == spaced
     tokens = preparations["base"].words.of_segment(f" {text} ", language)
     assert preparations["base"].words.decode(tokens) == (f" {text}" if spaced else text)
@@ -225,7 +226,7 @@ def test_row_04_a_chinese_recording_is_learnt_without_spaces_between_segments(qu
 @pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
 @given(text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=12).map("".join))
 @settings(deadline=None, max_examples=60)
-def test_row_04_the_first_word_without_times_is_never_a_suppressed_one(preparations, kind, text):
+def test_row_04_the_first_token_without_times_is_never_a_suppressed_token(preparations, kind, text):
     preparation = preparations[kind]
     clean = clean_text(text)
     if clean and preparation.n_tokens(clean) < 60:
@@ -245,7 +246,7 @@ def test_row_04_the_prompt_begins_with_a_space(preparations):
 
 
 def pieces_of(preparation: Preparation, texts: list[str]) -> list[Piece]:
-    """What a model says in a recording: one segment a second, with these texts."""
+    """Return what a model writes for a recording: each text as a segment of one second."""
     pieces = []
     for number, text in enumerate(texts):
         time = preparation.first_timestamp + 50 * number
@@ -259,20 +260,21 @@ def pieces_of(preparation: Preparation, texts: list[str]) -> list[Piece]:
     [
         ([" नमस्ते।", " यह", " मेरा है"], "नमस्ते। यह मेरा है"),
         ([" one ", " two", "  three"], "one two three"),
-        (["In a village.", "Word"], "In a village.Word"),  # what every other program shows
+        # Every other program shows this joint in the same way.
+        (["In a village.", "Word"], "In a village.Word"),
         (["你好", "世界"], "你好世界"),
         (["你好", " OK"], "你好 OK"),
         ([" a", "  ", " b"], "a b"),
     ],
 )
-def test_row_04_transcribe_shows_the_joints_that_the_model_makes(quickstart, texts, expected):
+def test_row_04_transcribe_joins_segments_with_the_spaces_that_the_model_writes(quickstart, texts, expected):
     found = assemble(quickstart, pieces_of(quickstart, texts), 10.0)
     assert found["text"] == expected
     assert [one["text"] for one in found["segments"]] == [text.strip() for text in texts if text.strip()]
 
 
 @pytest.mark.parametrize("said", [["In a village.", "Word"], [" one", " <|2.00|> two"], [" नमस्ते।", " यह"]])
-def test_row_04_and_10_chunks_show_what_the_model_wrote(tiny_model, monkeypatch, said):
+def test_row_04_and_10_transcription_in_chunks_shows_what_the_model_wrote(tiny_model, monkeypatch, said):
     model, preparation, _ = load_model(tiny_model)
     ids = [token for piece in pieces_of(preparation, said) for token in piece.ids]
     monkeypatch.setattr(chunks, "_decode", lambda *given: [ids])
@@ -285,7 +287,7 @@ def test_row_04_and_10_chunks_show_what_the_model_wrote(tiny_model, monkeypatch,
 
 
 @pytest.mark.parametrize("prompt", ["<|2.00|> <|endoftext|>", "Muthai <|hi|>"])
-def test_row_10_special_tokens_in_the_prompt_of_transcribe_are_characters(preparations, prompt):
+def test_row_10_special_tokens_in_the_prompt_of_transcribe_are_plain_characters(preparations, prompt):
     for preparation in preparations.values():
         ids, _ = prompt_ids(preparation, prompt)
         assert ids[0] == preparation.token_id("<|startofprev|>")
@@ -304,7 +306,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_si
 @pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
 @given(text=TEXTS, prompt=TEXTS)
 @settings(deadline=None, max_examples=100)
-def test_row_10_special_tokens_in_a_transcript_are_characters(preparations, kind, text, prompt):
+def test_row_10_special_tokens_in_a_transcript_are_plain_characters(preparations, kind, text, prompt):
     preparation = preparations[kind]
     text, prompt = clean_text(text), clean_text(prompt)
     words = preparation.words.encode(text)
@@ -314,9 +316,11 @@ def test_row_10_special_tokens_in_a_transcript_are_characters(preparations, kind
     try:
         inputs, labels = preparation.encode_text([Segment(text)], language="hi", no_speech=True, prompt=prompt)
     except ValueError:
-        return  # longer than the model takes
+        # The text is longer than the model takes.
+        return
     prefix = preparation.prefix("hi")
-    (start,) = np.flatnonzero(inputs == prefix[0])  # the one start there is
+    # Exactly one token is the start of the transcript.
+    (start,) = np.flatnonzero(inputs == prefix[0])
     assert inputs[start : start + len(prefix)].tolist() == prefix
     assert (inputs[start + len(prefix) :] < preparation.eot).all()
     assert (inputs[1:start] < preparation.eot).all() and (labels[:start] == IGNORED).all()
@@ -326,7 +330,7 @@ def test_row_10_special_tokens_in_a_transcript_are_characters(preparations, kind
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "quickstart"])
-def test_row_10_times_in_a_segment_with_times_are_characters(preparations, kind):
+def test_row_10_times_in_the_text_of_a_segment_are_plain_characters(preparations, kind):
     preparation = preparations[kind]
     text = "<|2.00|> hello <|2.98|>"
     inputs, labels = preparation.encode_text([Segment(text, 0.0, 1.0)], language="hi", timestamps=True)
@@ -335,7 +339,7 @@ def test_row_10_times_in_a_segment_with_times_are_characters(preparations, kind)
     assert preparation.decode(labels) == text
 
 
-def test_row_10_tokens_that_a_checkpoint_added_are_characters_too(tmp_path):
+def test_row_10_tokens_that_a_checkpoint_added_are_plain_characters(tmp_path):
     from transformers import AddedToken, WhisperProcessor
 
     processor = WhisperProcessor.from_pretrained(str(QUICKSTART / "model"))
@@ -350,7 +354,7 @@ def test_row_10_tokens_that_a_checkpoint_added_are_characters_too(tmp_path):
     assert words.decode([first_added, *words.encode(" x"), first_added + 1]) == "hello x"
 
 
-def test_row_10_tokens_and_limits_count_the_characters(preparations):
+def test_row_10_token_counts_and_limits_take_special_tokens_as_plain_characters(preparations):
     preparation = preparations["base"]
     row = Row("none.wav", "<|2.00|>" * 20, language="en")
     count = len(openai_tokenizer("base").encode(" " + row.text, disallowed_special=()))
@@ -358,7 +362,7 @@ def test_row_10_tokens_and_limits_count_the_characters(preparations):
     assert training_limit(SpeechDataset([row], preparation), preparation) == int(1.5 * count) + 10
 
 
-def test_row_10_the_reference_keeps_the_characters(preparations):
+def test_row_10_a_reference_keeps_special_tokens_as_plain_characters(preparations):
     preparation = preparations["base"]
     text = "<|2.00|> hello <|endoftext|>"
     dataset = SpeechDataset([Row("none.wav", text, language="en")], preparation)
@@ -371,14 +375,15 @@ def test_row_10_the_reference_keeps_the_characters(preparations):
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
-def test_half_a_character_is_named(preparations, text):
+def test_half_a_character_in_a_text_or_a_prompt_is_refused(preparations, text):
     preparation = preparations["quickstart"]
     with pytest.raises(ValueError, match="half a character"):
         preparation.encode_text([Segment(text)], language="hi")
     with pytest.raises(ValueError, match="half a character"):
         preparation.encode_text([Segment("a")], language="hi", prompt=text)
-    assert preparation.n_tokens(text) > 0  # only counted, while a recording is cut into clips
+    # Cutting a recording into clips only counts tokens, and must not fail.
+    assert preparation.n_tokens(text) > 0
 
 
-def test_a_text_of_megabytes_is_counted_soon(preparations):
+def test_the_tokens_of_a_text_of_megabytes_are_counted(preparations):
     assert preparations["base"].n_tokens("x" * 10_000_000) > 448
