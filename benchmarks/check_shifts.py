@@ -1,10 +1,11 @@
-"""How often `check` finds 20 texts moved by one row, without a model; and how often it finds what is not there.
+"""How often `check` finds 20 texts that moved by one row, without a model, and how often it gives a false alarm.
 
     python benchmarks/check_shifts.py [--tries 30]
 
-Each split of the shared folder with the lengths of its headers, and with the speech of its decoded clips; each with and
-without its speakers. A stretch of 20 rows, drawn at random, has its texts moved by +1 or -1 row. False alarms: the rows
-put in a random order (whole speakers, and their clips within), nothing moved. Writes check_shifts.json beside itself.
+Each split of the shared folder is tried with the file lengths of its headers and with the speech lengths of its decoded
+clips, each with and without its speakers. In each try, the texts of 20 successive rows, drawn at random, move by +1 or
+-1 row. For false alarms, no text moves: the rows are put in a random order that keeps the clips of a speaker together.
+Writes check_shifts.json beside itself.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MOVED = 20
 
 
 def found_of(seconds, sizes, speakers, names, generator) -> dict:
-    """Of one try: whether it was found, how many texts would be put back right, and how many wrong."""
+    """Return for one try whether the shift was found, how many texts would be put back right, and how many wrong."""
     first, shift = int(generator.integers(0, len(seconds) - MOVED)), int(generator.choice([1, -1]))
     moved = sizes.copy()
     moved[first : first + MOVED] = np.roll(sizes[first : first + MOVED], -shift, axis=0)
@@ -54,7 +55,7 @@ def found_of(seconds, sizes, speakers, names, generator) -> dict:
 
 
 def false_alarms(seconds, sizes, speakers, names, tries: int) -> int:
-    """In how many of the tries something is found in an order without a mistake."""
+    """Count the tries in which something is found although no text has moved."""
     count = 0
     for seed in range(tries):
         draw = random.Random(seed)

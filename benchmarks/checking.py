@@ -2,12 +2,14 @@
 
     python benchmarks/checking.py
 
-Made clips (16-bit wav files of 16 kHz, two or three of the quickstart's sentences in each) by 2,500, 5,000, 10,000 and
-20,000: their headers and texts, and then their sound as well; and the sound of the real Malayalam clips (Ogg Opus),
-where the shared folder is. Each case is a process of its own; what is timed is the call, imports excepted, with the
-files in the system's cache as they were just written. CPU seconds are of all threads. Memory is the peak of the call
-beyond what the process held before it; the load is the system's, a minute's mean, before the call: other work counts in
-it. Writes checking.json beside itself; needs 3 GB of disk for as long as it runs.
+The cases are 2,500, 5,000, 10,000 and 20,000 made clips, each a 16-bit wav file at 16 kHz with two or three sentences
+of the quickstart. `check` first reads only their headers and texts, and then their sound, too. If the shared folder is
+there, the sound of its real Malayalam clips (Ogg Opus) is one more case. Each case runs in a process of its own.
+
+Only the call is timed, without imports. The files were just written, so they are in the cache of the system. CPU
+seconds are the sum over all threads. Memory is the peak of the call above what the process held before it. The load is
+the mean of the whole system over the minute before the call, so other work counts in it. Writes checking.json beside
+itself, and needs 3 GB of disk while it runs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ COUNTS = (2_500, 5_000, 10_000, 20_000)
 
 
 def make_clips(folder: Path, count: int) -> None:
-    """Distinct clips of two or three sentences of one speaker; for each of COUNTS a manifest of the first so many."""
+    """Write distinct clips of two or three sentences of one speaker, and manifests of the first COUNTS clips."""
     import numpy as np
     import soundfile
 
@@ -57,16 +59,21 @@ def make_clips(folder: Path, count: int) -> None:
 
 
 def memory_bytes(kind: str) -> int:
-    """What the process holds (VmRSS) or has held at most (VmHWM); its getrusage would count its parent's peak, too."""
+    """Return what the process holds (VmRSS) or has held at most (VmHWM), in bytes.
+
+    `getrusage` would count the peak of the parent process, too.
+    """
     return int(re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def measure(source: str, audio: bool) -> dict:
-    """In a fresh process: seconds, growth of memory, and what was found."""
+    """Measure one case in a fresh process: seconds, growth of memory, and what was found."""
     import whisper_peft
 
-    whisper_peft.check(SPEECH.parent / "test", audio=audio)  # all imports; they are not what is measured
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    # A first call makes all imports, so that they are not measured.
+    whisper_peft.check(SPEECH.parent / "test", audio=audio)
+    # Set the peak of the memory back.
+    Path("/proc/self/clear_refs").write_text("5")
     before, load, start, used = memory_bytes("VmRSS"), os.getloadavg()[0], time.monotonic(), time.process_time()
     report = whisper_peft.check(source, audio=audio)
     seconds, used = time.monotonic() - start, time.process_time() - used

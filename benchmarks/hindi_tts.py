@@ -1,9 +1,10 @@
-"""The main job on a real checkpoint: Whisper base on synthetic Hindi speech, LoRA or full, then merged.
+"""The main job on a real checkpoint: train Whisper base on synthetic Hindi speech, with LoRA or in full, and merge.
 
     python benchmarks/hindi_tts.py lora WORK     (or full, or full --steps 40 …)
 
-Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared). The run folder stays in WORK and is gone on with if
-the script is stopped; the figures are written to benchmarks/hindi_tts_<mode>.json when it ends.
+Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared). The run folder stays in WORK, and a stopped run
+resumes when the script is started again. At its end the script writes the figures to
+benchmarks/hindi_tts_<mode>.json.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Peak memory of training: predicted, measured, and beside the notebook's settings. Real Whisper base, real Malayalam.
+"""Peak memory of training, predicted and measured, beside the settings of the notebook: real base, real Malayalam.
 
-    python benchmarks/memory.py                  on this machine's device, in its own precision; goes on where it was
+    python benchmarks/memory.py                  every missing case, on the device of this machine in its best precision
     python benchmarks/memory.py --precision fp32
 
-Each case is a process of its own: two steps and an evaluation of 8 clips. On a CPU what is measured is the growth of
-peak resident memory over what the process held after its imports; on a GPU the allocator's peak. Prediction and
-measurement are of the same 2 × batch clips. The notebook's settings: all weights, 30 s windows, gradient
-checkpointing, transformers' own trainer; fp16 on a GPU and float32 on a CPU. Needs the shared folder. Writes
-memory_<device>_<precision>.json beside itself.
+Each case runs in a process of its own, with two steps and an evaluation of 8 clips. On a CPU, the figure is the growth
+of peak resident memory above what the process held after its imports. On a GPU, it is the peak of the allocator.
+Prediction and measurement use the same 2 × batch clips. The settings of the notebook are all weights, 30 s windows,
+gradient checkpointing and the trainer of transformers, with fp16 on a GPU and float32 on a CPU. Needs the shared
+folder. Writes memory_<device>_<precision>.json beside itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS, EVALUATED = 2, 8
 
 
 def cases() -> list[dict]:
-    """All of them, quickest first."""
+    """Return all cases, the notebook's first and then ours with the quickest first."""
     grid = itertools.product((4, 8), ("tight", "full"), (True, False), KINDS)
     ours = [
         {"kind": kind, "window": window, "batch": batch, "checkpointing": checkpointing}
@@ -47,19 +47,20 @@ def name_of(case: dict) -> str:
 
 
 def resident_bytes() -> int:
-    """What the process holds now."""
+    """Return the resident memory of the process now."""
     return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def measure(case: dict, shared: Path) -> dict:
-    """In a fresh process: predicted and measured bytes."""
-    import bitsandbytes  # noqa: F401 - imports are not what is measured
-    import peft  # noqa: F401 - likewise
+    """Measure one case in a fresh process: predicted and measured bytes."""
+    # Unused names are imported here because the memory of imports must not count.
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
     import torch
-    from transformers import Seq2SeqTrainer  # noqa: F401 - likewise
+    from transformers import Seq2SeqTrainer  # noqa: F401
 
     import whisper_peft
-    from whisper_peft.training import trainer  # noqa: F401 - likewise
+    from whisper_peft.training import trainer  # noqa: F401
     from whisper_peft.training.facts import peak_memory_bytes
 
     gpu, speech = torch.cuda.is_available(), shared / "data" / "malayalam"

@@ -1,17 +1,19 @@
-"""The well-known notebook's pipeline beside ours: the same model, clips, batch, steps and workers, in one run.
+"""The pipeline of the well-known notebook beside ours, with the same model, clips, batch size, steps and workers.
 
     python benchmarks/notebook_vs_whisper_peft.py                    real Whisper base and Malayalam, on the CPU
     python benchmarks/notebook_vs_whisper_peft.py --shape small --batch-size 20 --steps 60      on a GPU: random weights
 
-Each side is a process of its own, one after the other, so that its peak memory is its own. The notebook's side is
-written here from its description: `map` to float32 log-mels of 30 s, its collator, Seq2SeqTrainer, all weights,
-gradient checkpointing, fp16 on a GPU and float32 on a CPU, evaluation by generation of up to 225 tokens in batches of
-8. Ours is `whisper_peft.train`. Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared).
+The sides run one after the other, each in a process of its own, so that each has its own peak memory. The side of the
+notebook is written here from its description: `map` to float32 log-mels of 30 s, its collator, Seq2SeqTrainer, all
+weights, gradient checkpointing, fp16 on a GPU and float32 on a CPU, and evaluation by generation of up to 225 tokens in
+batches of 8. Our side is `whisper_peft.train`. Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared).
 
-Seconds per step are the mean over one pass of the clips, but for the first step, which warms up. Peak memory is of the
-process that trains: resident on a CPU, the allocator's on a GPU. Token losses are on the 30 s windows of the same test
-clips, in float32. Writes notebook_vs_whisper_peft.json (…_<shape>.json; …_without_bf16.json on a CPU that has no bf16
-instructions, where the bf16 sides are left out) beside itself.
+Seconds per step are the mean over one pass of the clips, without the first step, which warms up. Peak memory is that of
+the process that trains: resident memory on a CPU, and the peak of the allocator on a GPU. Token losses are measured on
+the 30 s windows of the same test clips, in float32.
+
+Writes notebook_vs_whisper_peft.json beside itself, or notebook_vs_whisper_peft_<shape>.json with --shape. On a CPU
+without bf16 instructions it skips the bf16 sides, and the name ends in _without_bf16.json.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ GPU_SIDES: dict[str, dict[str, object]] = {
 
 
 class Clock:
-    """When each step began and ended, and when the evaluation was over."""
+    """Makes a callback that notes when each step began and ended, and when the evaluation ended."""
 
     def __new__(cls):
         from transformers import TrainerCallback
@@ -67,7 +69,7 @@ class Clock:
 
             @property
             def step_s(self) -> float:
-                """From the end of the first step on: what loading data takes between steps counts, too."""
+                """Mean seconds of a step after the first, with the loading of data between the steps."""
                 return (self.ended[-1] - self.ended[0]) / (len(self.ended) - 1)
 
             @property
@@ -78,7 +80,7 @@ class Clock:
 
 
 def notebook(settings: dict, work: Path) -> dict:
-    """Prepares, trains and evaluates as the notebook does."""
+    """Prepare, train and evaluate as the notebook does."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -187,11 +189,12 @@ def notebook(settings: dict, work: Path) -> dict:
 
 
 def ours(settings: dict, work: Path, changes: dict[str, object]) -> dict:
-    """Prepares, trains and evaluates with whisper_peft.train."""
+    """Prepare, train and evaluate with whisper_peft.train."""
     import whisper_peft
 
     began = time.monotonic()
-    for split in ("train", "test"):  # what is read before training: tables, and headers in a look-ahead
+    # Before training, only the tables and the headers of a block are read.
+    for split in ("train", "test"):
         rows = whisper_peft.load_source(settings[split])
         dataset = whisper_peft.SpeechDataset(rows, None)
         for row in range(len(rows)):
@@ -235,7 +238,7 @@ def ours(settings: dict, work: Path, changes: dict[str, object]) -> dict:
 
 
 def token_loss(model: Path, settings: dict) -> float:
-    """Mean token loss on the test clips' 30 s windows, float32."""
+    """Return the mean token loss on the 30 s windows of the test clips, in float32."""
     import whisper_peft
     from whisper_peft.model.devices import to_device
 
@@ -247,7 +250,7 @@ def token_loss(model: Path, settings: dict) -> float:
 
 
 def random_whisper(shape: str, shared: Path, folder: Path) -> Path:
-    """A Whisper of a published shape with random weights, and the real base's processor."""
+    """Save a Whisper of a published shape with random weights and the processor of the real base."""
     import shutil
 
     import torch
@@ -275,7 +278,7 @@ def random_whisper(shape: str, shared: Path, folder: Path) -> Path:
 
 
 def subset(source: Path, count: int, folder: Path, name: str) -> str:
-    """A manifest of the first so many clips."""
+    """Write a manifest of the first `count` clips."""
     import whisper_peft
 
     rows = whisper_peft.load_source(str(source))[:count]
@@ -307,7 +310,8 @@ def machine() -> dict:
 @click.option("--side", hidden=True)
 @click.option("--settings", hidden=True)
 def main(shape, steps: int, batch_size: int, test_clips: int, workers: int, side: str | None, settings: str | None):
-    if side:  # a process of its own
+    # This process measures a single side.
+    if side:
         given = json.loads(settings)
         with tempfile.TemporaryDirectory() as work:
             sides = GPU_SIDES if given["gpu"] else CPU_SIDES
@@ -332,7 +336,8 @@ def main(shape, steps: int, batch_size: int, test_clips: int, workers: int, side
             "test": subset(speech / "test", test_clips, Path(work), "test"),
         }
         sides = ("notebook", *(GPU_SIDES if gpu else CPU_SIDES))
-        if not gpu and not machine()["avx512_bf16"]:  # emulated there, which tells nothing
+        # Such a CPU emulates bf16, so its figures would tell nothing.
+        if not gpu and not machine()["avx512_bf16"]:
             sides = [side for side in sides if "bf16" not in side]
         for side in sides:
             done = subprocess.run(

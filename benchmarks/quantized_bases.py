@@ -1,13 +1,15 @@
-"""What an 8-bit or 4-bit base costs an adapter: error on 30 s windows of real Malayalam, real Whisper base.
+"""How much error an 8-bit or 4-bit base adds to an adapter, on 30 s windows of real Malayalam with the real base.
 
-    python benchmarks/quantized_bases.py WORK           every run that is missing; goes on where it stopped
-    python benchmarks/quantized_bases.py WORK --table   the table of what there is
+    python benchmarks/quantized_bases.py WORK           every missing run; resumes a stopped run
+    python benchmarks/quantized_bases.py WORK --table   only the table of the finished runs
 
-LoRA (r 32, all linear layers, lr 1e-3), 100 steps of 8 clips, condensed windows, in this machine's own precision,
-without gradient checkpointing. Each run is judged after its last step on the base that it was trained on and, for the
-quantised ones, merged into the unquantised base: teacher-forced token loss of each of 91 test clips, with 95 %
-bootstrap intervals paired over clips against the run on the full-precision base; and the error rates of its
-transcripts. On a CPU bitsandbytes computes otherwise than on a GPU (docs/memory.md): these rows stand for no GPU.
+Each run trains LoRA (rank 32, all linear layers, learning rate 1e-3) for 100 steps of 8 clips, with condensed windows,
+in the best precision of this machine and without gradient checkpointing. After its last step, the adapter is scored on
+the base that it was trained on. An adapter of a quantised base is also scored as merged into the unquantised base.
+
+The scores are the teacher-forced token loss of each of 91 test clips, and the error rates of the transcripts. The
+95 % bootstrap intervals of the loss are paired over clips against the run on the full-precision base. On a CPU,
+bitsandbytes computes otherwise than on a GPU (docs/memory.md), so figures of a CPU say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ STEPS = 100
 
 
 def losses_and_rates(model: Path, source: Path, quantize: str) -> dict:
-    """Token losses of each clip, and the error rates of all, as every other program would see them."""
+    """Return the token loss of each clip and the error rates of all clips, on full 30 s windows."""
     loaded, preparation, _ = whisper_peft.load_model(model, quantize=quantize)
     dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
     found = whisper_peft.transcribe_rows(

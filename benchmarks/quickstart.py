@@ -1,9 +1,10 @@
-"""Does the quickstart learn: three seeds in both modes, and a control on shuffled transcripts.
+"""Whether the quickstart learns: three seeds in both modes, and a control on shuffled transcripts.
 
-    python benchmarks/quickstart.py        writes benchmarks/quickstart.json, a row as each run ends; goes on if stopped
+    python benchmarks/quickstart.py        runs what is missing, and adds each run to benchmarks/quickstart.json
 
-WER is on the 60 test clips (voices and sentences not in training), before and after 200 steps of 16 clips. The control
-trains on the same clips with their transcripts permuted: what it reaches is what the language alone gives away.
+The WER is measured on the 60 test clips, whose voices and sentences are not in training, before and after 200 steps of
+16 clips. The control trains on the same clips with their transcripts permuted. It can learn the language but not the
+speech, so its WER shows how much the language alone explains.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What each saving of a step is worth, and what those that were left out would be.
+"""How much time each saving in a training step is worth, with savings that we did not adopt.
 
-    python benchmarks/savings.py WORK            every side that is missing, in turn; goes on where it stopped
-    python benchmarks/savings.py WORK --table    the table of what there is
+    python benchmarks/savings.py WORK            every missing side, one after the other
+    python benchmarks/savings.py WORK --table    only the table of the finished sides
 
-The real Whisper base on real Malayalam, condensed windows, no gradient checkpointing, bf16 autocast where the CPU
-computes in it and float32 elsewhere, the same steps of 8 clips on every side. Each side is a process of its own and
-comes twice, the second round in the other order; of each step the quicker of the two counts, and the first step, which
-warms up, does not. Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared). Writes savings.json beside itself.
+Every side trains the real Whisper base on real Malayalam, with the same steps of 8 clips, condensed windows and no
+gradient checkpointing. It uses bf16 autocast on a CPU that computes in bf16, and float32 elsewhere. Each side runs
+twice, in a process of its own, and the second round has the opposite order. Of each step, the quicker of its two times
+counts. The first step warms up and does not count. Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared).
+Writes savings.json beside itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STEPS, BATCH, ROUNDS = 9, 8, 2
 
 
 def logits_everywhere() -> dict:
-    """The output projection at every position, and the loss at those that carry it."""
+    """Compute the output projection at every position, and the loss only where there is a target."""
     from whisper_peft.model import head
     from whisper_peft.training import trainer
 
@@ -42,14 +43,14 @@ def logits_everywhere() -> dict:
 
 
 def library_loss() -> dict:
-    """torch's cross-entropy of all logits in float32."""
+    """Use the cross-entropy of torch on all logits in float32."""
     from torch.nn.functional import cross_entropy
 
     return {"loss": lambda logits, labels: cross_entropy(logits.float(), labels, reduction="sum")}
 
 
 def library_attention() -> dict:
-    """torch's fused attention where ours is plain products."""
+    """Use the fused attention of torch where ours is plain matrix products."""
     from whisper_peft.model import attention
 
     attention.PLAIN_ATTENTION_KEYS = 0
@@ -57,7 +58,7 @@ def library_attention() -> dict:
 
 
 def many_kernels() -> dict:
-    """AdamW an operation at a time."""
+    """Use AdamW with one kernel for each operation."""
     from whisper_peft.training import session
 
     made = session.training_arguments
@@ -72,7 +73,7 @@ def many_kernels() -> dict:
 
 
 def compiled() -> dict:
-    """torch.compile of every layer, for any length."""
+    """Compile every layer with torch.compile, for any length."""
     import torch
     from transformers import TrainerCallback
 
@@ -87,13 +88,14 @@ def compiled() -> dict:
 
 
 def free_encoder() -> dict:
-    """Noise of the right shape for what the encoder gives: no cache of its output can be quicker."""
+    """Replace the output of the encoder by noise of its shape: no cache of the output can be quicker."""
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
     from whisper_peft.model import windows
 
-    noise = torch.randn(1500, 512)  # Whisper base's
+    # Positions and width of Whisper base.
+    noise = torch.randn(1500, 512)
 
     def forward(self, input_features, attention_mask=None, **kwargs):
         n_positions = min(input_features.shape[-1] // 2 + self.silence_positions, self.max_source_positions)
@@ -105,7 +107,7 @@ def free_encoder() -> dict:
 
 LORA = {"train.mode": "lora", "train.learning_rate": 1e-3}
 DECODER = {**LORA, "lora.targets": "attention+mlp+decoder"}
-# name: (the side it is held against, settings, what else is done to the package)
+# Name: the side to compare with, settings of the recipe, and a function that changes the package.
 SIDES: dict[str, tuple[str | None, dict, Callable[[], dict]]] = {
     "all weights": (None, {}, dict),
     "logits at every position": ("all weights", {}, logits_everywhere),
@@ -122,7 +124,7 @@ SIDES: dict[str, tuple[str | None, dict, Callable[[], dict]]] = {
 
 
 def one_side(name: str, shared: Path, work: Path) -> dict:
-    """Seconds of each step."""
+    """Train one side, and return the seconds of each step and the peak of the memory."""
     import whisper_peft
 
     _, settings, prepare = SIDES[name]
@@ -149,7 +151,7 @@ def one_side(name: str, shared: Path, work: Path) -> dict:
 
 
 def table(rounds: list[dict]) -> None:
-    """Of each side its seconds a step, and its share of the other's."""
+    """Print the seconds per step of each side, also as a share of the side to compare with."""
     sums = {
         name: sum(map(min, zip(*(one[name]["step_s"][1:] for one in rounds if name in one), strict=True)))
         for name in SIDES
@@ -169,7 +171,8 @@ def table(rounds: list[dict]) -> None:
 @click.option("--side", hidden=True)
 def main(work: Path, only_table: bool, side: str | None) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
-    if side:  # a process of its own
+    # This process measures a single side.
+    if side:
         print("RESULT " + json.dumps(one_side(side, shared, work)))
         return
     work.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""How the cost grows: with clip length, batch and corpus size; and what reading the data costs.
+"""How the cost of training grows with clip length, batch size and corpus size, and how much time reading takes.
 
     python benchmarks/scaling.py            every part
     python benchmarks/scaling.py corpus     one of: length, batch, corpus, features
 
-On the real Whisper base (full fine-tuning, bf16 autocast where the CPU has it, no gradient checkpointing) with made
-audio, but for `corpus`, which needs the shipped miniature only, and `features`, which reads real Malayalam. Needs the
-shared folder (WHISPER_PEFT_SHARED, default ../shared). Writes scaling.json beside itself, a part at a time.
+`length` and `batch` fine-tune all weights of the real Whisper base on made audio, with bf16 autocast if the CPU has it
+and without gradient checkpointing. `corpus` needs only the quickstart, and `features` reads real Malayalam. Needs the
+shared folder (WHISPER_PEFT_SHARED, default ../shared). Writes scaling.json beside itself after each part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ RESULTS = HERE / "scaling.json"
 QUICKSTART = HERE.parent / "whisper_peft" / "quickstart"
 LENGTHS_S = (2.0, 4.0, 8.0, 15.0, 29.0)
 BATCHES = (2, 4, 8, 16)
-ROWS = (8, 9_000, 800_000)  # 9,000 clips of 4 s are ten hours
+# 9,000 clips of 4 s are ten hours.
+ROWS = (8, 9_000, 800_000)
 FIRST_STEP = """
 import sys, time
 from transformers import TrainerCallback
@@ -45,7 +46,7 @@ whisper_peft.train(output=output, callbacks=[First()], changes={
 
 
 def made_speech(folder: Path, seconds: float, count: int) -> str:
-    """Noise of a length, with a text of ordinary density."""
+    """Write clips of noise of one length, with texts of two words per second, and return their manifest."""
     import numpy as np
     import soundfile
 
@@ -59,7 +60,7 @@ def made_speech(folder: Path, seconds: float, count: int) -> str:
 
 
 def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size: int, steps: int = 4) -> dict:
-    """Seconds of a step, and of them those that waited for data; the first step is not counted."""
+    """Return the mean seconds of a step, and how many of them wait for data, without the first step."""
     import whisper_peft
 
     clock = Clock()
@@ -75,7 +76,8 @@ def steps_of(model: Path, speech: str, folder: Path, *, window: str, batch_size:
         "evaluate.compare_clips": 0,
         "evaluate.max_clips": 1,
         "evaluate.best_metric": "loss",
-        "evaluate.every_steps": steps,  # after the last: none lies between the steps
+        # The only evaluation comes after the last step, so that none lies between the steps.
+        "evaluate.every_steps": steps,
     }
     with tempfile.TemporaryDirectory(dir=folder) as run:
         whisper_peft.train(changes=changes, output=Path(run) / "run", callbacks=[clock])
@@ -104,7 +106,7 @@ def batch(shared: Path, folder: Path) -> list[dict]:
 
 
 def corpus(shared: Path, folder: Path) -> list[dict]:
-    """From the start of the process, imports included, to the end of the first step."""
+    """Measure the seconds from the start of the process, with its imports, to the end of the first step."""
     import whisper_peft
 
     clips = whisper_peft.load_source(str(QUICKSTART / "speech" / "train"))
@@ -131,7 +133,7 @@ def corpus(shared: Path, folder: Path) -> list[dict]:
 
 
 def features(shared: Path, folder: Path) -> list[dict]:
-    """Our log-mels beside transformers' extractor, one thread, the same values; reading and decoding apart."""
+    """Time our log-mels beside the extractor of transformers in one thread, and reading and decoding separately."""
     import numpy as np
     import torch
 

@@ -1,11 +1,12 @@
-"""How long the pieces of a long recording take to read, beside decoding it whole.
+"""How long it takes to read a long recording in pieces, compared with decoding it whole.
 
     python benchmarks/seeking.py            every format
     python benchmarks/seeking.py mp3        one of: mp3, mp3_no_count, m4a, webm
 
-Makes a recording of two hours, tones and noise that come and go, and reads it in 300 pieces of 24 s, in order and
-shuffled, then whole. All pieces together are the whole. For comparison, one piece at the middle of the file is decoded
-from the beginning of the file, as all were before seeking. Writes seeking.json beside itself, a format at a time.
+Makes a recording of two hours of tones and noise that come and go. Reads it in 300 pieces of 24 s, in order and
+shuffled, and then whole; together the pieces are the whole recording. For comparison, one piece from the middle is
+decoded from the start of the file, as every piece was before the reader could seek. Writes seeking.json beside itself
+after each format.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def make_recording(path: Path, name: str) -> None:
 
 
 def measure(read: Callable[[], int]) -> dict[str, float]:
-    """Take the time of reading, and the seconds of sound that it gave."""
+    """Measure the time of a read, the seconds of sound that it gave, and the peak memory."""
     began = time.perf_counter()
     used = time.process_time()
     n_samples = read()
@@ -68,12 +69,13 @@ def measure(read: Callable[[], int]) -> dict[str, float]:
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - used,
         "sound_s": n_samples / 16_000,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,  # of the process so far
+        # The peak is that of the whole process until now.
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
     }
 
 
 def read_pieces(path: Path, numbers: list[int]) -> int:
-    """Read some of the pieces; the number of samples."""
+    """Read some of the pieces, and return the number of samples."""
     import whisper_peft
 
     n_samples = 0
@@ -84,7 +86,7 @@ def read_pieces(path: Path, numbers: list[int]) -> int:
 
 
 def read_middle_from_start(path: Path) -> int:
-    """Decode one piece as if nothing were known of the file."""
+    """Decode one piece from the start of the file, and return the number of samples."""
     from whisper_peft.data.decoding import decode
     from whisper_peft.data.truncation import read_structure
 
@@ -93,7 +95,7 @@ def read_middle_from_start(path: Path) -> int:
 
 
 def measure_format(path: Path) -> dict[str, dict[str, float]]:
-    """Read a recording in pieces and whole; each way begins with a file that it has not seen before."""
+    """Read a recording in pieces and whole. Each way of pieces reads a fresh copy, which no cache knows."""
     import whisper_peft
 
     shuffled = list(range(N_PIECES))

@@ -1,21 +1,22 @@
-"""Which share of stitched windows and of times should training use: errors on single clips and on whole recordings.
+"""Which shares of stitched windows and of times training should use: errors on single clips and whole recordings.
 
-    python benchmarks/stitching.py WORK            every run that is missing, in order; goes on where it stopped
+    python benchmarks/stitching.py WORK            every missing run, in order; resumes a stopped run
     python benchmarks/stitching.py WORK --only malayalam-stitch0.2
-    python benchmarks/stitching.py WORK --table    the table of what there is
+    python benchmarks/stitching.py WORK --table    only the table of the finished runs
 
-Each run trains a LoRA adapter on Whisper base for 200 steps of 8 clips and takes the model after the last step. It is
-merged, converted to CTranslate2 (float32), and judged on validation clips:
+Each run trains a LoRA adapter on Whisper base for 200 steps of 8 clips. The model after the last step is merged,
+converted to CTranslate2 (float32), and scored on validation clips:
 
 - single clips, decoded greedily without times (`evaluate`), and by faster-whisper with its own defaults (times, five
   beams, temperature fallback, thresholds);
 - recordings made of six validation clips of one speaker, with 0.2 to 1.0 s of their own noise between them, in
-  `transcribe` without times and with them, in faster-whisper with its defaults, and in faster-whisper without times
-  with one beam;
-- for Malayalam, the 11-minute story of ../shared: its long-form error rate in `transcribe` and in faster-whisper
-  against that of its clips, speech without output, and starts of segments.
+  `transcribe` without times and with times, in faster-whisper with its defaults, and in faster-whisper without times
+  and with one beam;
+- for Malayalam, the 11-minute story of ../shared: its error rate as a whole recording in `transcribe` and in
+  faster-whisper beside that of its clips, the speech without output, and the errors of segment starts.
 
-Needs faster-whisper 1.2.1 beside the package. A run's JSON lies in benchmarks/stitching/ when the run ends.
+Needs faster-whisper 1.2.1 beside the package. When a run ends, its results are written to a JSON file in
+benchmarks/stitching/.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ RESULTS = HERE / "stitching"
 STEPS = 200
 RATE_HZ = 16_000
 CLIPS_PER_RECORDING = 6
-STOPPED_EARLY = 0.6  # an output with less than this share of the reference's characters stopped early
+# An output with less than this share of the characters of its reference counts as stopped early.
+STOPPED_EARLY = 0.6
 DATA = {
     "malayalam": {"language": "ml", "train": "malayalam:train", "validation": "malayalam:validation"},
     "hindi_tts": {"language": "hi", "train": "hindi_tts:train", "validation": "hindi_tts:validation"},
@@ -87,7 +89,7 @@ def planned() -> list[Setting]:
 
 
 def train_adapter(work: Path, shared: Path, setting: Setting) -> tuple[Path, dict]:
-    """Train, or go on with, the run of a setting; return the merged model and what the run says."""
+    """Train or resume the run of a setting, and return the merged model and the facts of the run."""
     run = work / setting.name
     facts_file = run / "run.json"
     if not facts_file.exists():
@@ -134,7 +136,7 @@ def convert(merged: Path) -> Path:
 
 
 def joined_recordings(rows: list[Row]) -> list[tuple[np.ndarray, str]]:
-    """Make recordings of six clips of one speaker: (wave, text) each."""
+    """Make recordings of six clips of one speaker, and return (wave, text) of each."""
     by_speaker = defaultdict(list)
     for row in rows:
         by_speaker[row.speaker].append(row)
@@ -222,7 +224,7 @@ def judge(merged: Path, shared: Path, setting: Setting) -> dict:
         return figures(joined_references, texts)
 
     def joined_with_times() -> dict:
-        # What `transcribe --format srt` gives: with times, also where a recording fits into one window.
+        # `transcribe --format srt` writes times even if a recording fits into one window.
         numbered = [(number, wave) for number, (wave, _) in enumerate(recordings)]
         timed = dict(transcribe_waves(model, preparation, numbered, Decoding(language)))
         return figures(joined_references, [timed[number]["text"] for number, _ in numbered])
@@ -294,7 +296,7 @@ def one_run(work: Path, shared: Path, setting: Setting) -> None:
 
 
 def table() -> None:
-    """Print what is known: a line for each run."""
+    """Print a line for each finished run."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     print("CER in %; in brackets the outputs that stopped early. Difference: 95 % interval to stitch 0, times 0.")
     for setting in planned():

@@ -1,16 +1,17 @@
-"""Does a segment's text begin with a space: what Whisper emits itself, and what either way costs in training.
+"""Whether the text of a segment should begin with a space: what Whisper writes itself, and how each way trains.
 
-    python benchmarks/text_convention.py WORK            what is missing of it; goes on where it stopped
-    python benchmarks/text_convention.py WORK --table    the tables of what there is
+    python benchmarks/text_convention.py WORK            every missing result
+    python benchmarks/text_convention.py WORK --table    only the tables of the finished results
 
-Three parts, all on the real Whisper base; each result is written to text_convention.json as it comes.
+The three parts use the real Whisper base. Each result is written to text_convention.json as soon as it is there.
 
-- **emits**: the beginning of a sentence in each of many languages, on stretches of English speech that the base is told
-  to hear in that language: by how much the untouched base prefers it with a space before it, in nats.
-- **losses**: the teacher-forced loss of references with and without the space, on the untouched base: English (the
-  shared story, cut at the base's own times), Hindi (synthetic) and Malayalam (real).
-- **runs**: 100 LoRA steps of 8 clips with and without the space, half of the clips with times. Then the character error
-  rate of validation clips, and the joints of recordings of about 25 s in the plain transformers pipeline.
+- **emits**: the base hears stretches of English speech and is told that they are in another language. The figure is by
+  how many nats the untouched base prefers the beginning of a sentence in that language with a space before it.
+- **losses**: the teacher-forced loss of references with and without the space, on the untouched base. The references
+  are English (the shared story, cut at the times of the base), Hindi (synthetic) and Malayalam (real).
+- **runs**: 100 LoRA steps of 8 clips with and without the space, half of the clips with times. The figures are the
+  character error rate of validation clips, and the joints between segments that the pipeline of transformers alone
+  writes for recordings of about 25 s.
 
 Needs the shared folder (WHISPER_PEFT_SHARED, default ../shared).
 """
@@ -38,9 +39,11 @@ N_CLIPS = 60
 N_SCORED = 40
 N_RECORDINGS = 8
 STEPS = 100
-MOST_TOKENS = 200  # of a transcript of one clip
+# The limit of a transcript of one clip.
+MOST_TOKENS = 200
 STRETCH_S = 12
-N_CHARACTERS = 12  # of a sentence: what follows hardly depends on the space before it
+# Only the beginning of a sentence is scored: the rest hardly depends on the space before it.
+N_CHARACTERS = 12
 
 # The first words of the Universal Declaration of Human Rights, or a plain sentence.
 SENTENCES = {
@@ -79,7 +82,7 @@ SENTENCES = {
 
 
 class Results:
-    """text_convention.json: what is there is not made again."""
+    """The results in text_convention.json, each of which is made only once."""
 
     def __init__(self) -> None:
         self.content: dict[str, dict] = {"emits": {}, "losses": {}, "runs": {}}
@@ -105,7 +108,7 @@ class Listener:
         self.model = model.float().eval()
 
     def encode(self, wave: np.ndarray):
-        """The encoder's states of one clip, (1, 1500, 512)."""
+        """Return the encoder states of one clip, (1, 1500, 512)."""
         import torch
 
         features = self.preparation.encode_stretch(wave, self.preparation.window_frames)
@@ -113,7 +116,7 @@ class Listener:
             return self.model.get_encoder()(torch.from_numpy(features)[None]).last_hidden_state
 
     def loss(self, states, before: list[int], words: list[int]) -> float:
-        """The loss of `words` after the tokens `before`, summed, in nats."""
+        """Return the summed loss of `words` after the tokens `before`, in nats."""
         import torch
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -131,7 +134,7 @@ class Listener:
 
 
 def story() -> tuple[np.ndarray, str]:
-    """The English story: its waveform and its text."""
+    """Return the waveform and the text of the English story."""
     import whisper_peft
 
     with (STORY / "metadata.csv").open(encoding="utf-8", newline="") as file:
@@ -140,7 +143,7 @@ def story() -> tuple[np.ndarray, str]:
 
 
 def story_clips(listener: Listener) -> list[tuple[np.ndarray, str]]:
-    """The story cut at the base's own times, each piece with the words of the true text that fall into it."""
+    """Cut the story at the times that the base finds, each piece with its words of the true text."""
     from whisper_peft.evaluation.longform import transcribe_wave
 
     wave, text = story()
@@ -168,7 +171,7 @@ def story_clips(listener: Listener) -> list[tuple[np.ndarray, str]]:
 
 
 def shared_clips(language: str, split: str, count: int) -> list[tuple[np.ndarray, str]]:
-    """Clips of a shared data set, evenly drawn from a split."""
+    """Return clips of a shared data set, evenly spaced over a split."""
     import whisper_peft
 
     rows = whisper_peft.load_source(str(SHARED / "data" / CLIPS[language] / split))
@@ -177,7 +180,7 @@ def shared_clips(language: str, split: str, count: int) -> list[tuple[np.ndarray
 
 
 def emits(listener: Listener, stretches: list, name: str) -> dict:
-    """By how much the base prefers a sentence with a space before it, in nats."""
+    """Return by how many nats the base prefers a sentence with a space before it."""
     preparation = listener.preparation
     language, sentence = name.split()[0], SENTENCES[name][:N_CHARACTERS].strip()
     plain = preparation.words.encode(sentence)
@@ -200,7 +203,7 @@ def emits(listener: Listener, stretches: list, name: str) -> dict:
 
 
 def losses(listener: Listener, language: str) -> dict:
-    """The losses of references with and without the space, with and without times."""
+    """Return the losses of references with and without the space, each with and without times."""
     from whisper_peft import paired_loss_interval
 
     preparation = listener.preparation
@@ -226,14 +229,14 @@ def losses(listener: Listener, language: str) -> dict:
             "nats_a_token": [
                 sum(sums[f"{kind}, {label}"]) / sum(counts[f"{kind}, {label}"]) for label in ("without", "with")
             ],
-            # Each clip counts as one "token", so that the interval is of the loss a clip.
+            # Each clip counts as one "token", so that the interval is that of the loss per clip.
             "interval_a_clip": list(paired_loss_interval(without, with_, [1] * len(clips))),
         }
     return found
 
 
 def without_space() -> Callable[[], None]:
-    """Make labels begin without a space, as they did before; returns what undoes it."""
+    """Make labels begin without a space, as they once did, and return a function that undoes the change."""
     from whisper_peft.data.words import Words
 
     kept = Words.of_segment
@@ -246,7 +249,7 @@ def without_space() -> Callable[[], None]:
 
 
 def joined(language: str) -> list[np.ndarray]:
-    """Recordings of about 25 s: validation clips one after the other, with 0.3 s between them."""
+    """Make recordings of about 25 s from successive validation clips, with 0.3 s of silence between them."""
     recordings: list[np.ndarray] = []
     pieces: list[np.ndarray] = []
     for wave, _ in shared_clips(language, "validation", 200):
@@ -258,7 +261,7 @@ def joined(language: str) -> list[np.ndarray]:
 
 
 def joints(model: str, language: str) -> dict:
-    """How many joints between segments the plain transformers pipeline glues, and an example of its text."""
+    """Count the joints where the pipeline of transformers writes no space, with an example of its text."""
     import torch
     from transformers import pipeline
 
@@ -277,7 +280,7 @@ def joints(model: str, language: str) -> dict:
 
 
 def trained(language: str, side: str, work: Path) -> dict:
-    """100 LoRA steps on one side; the character error rate, and the joints of the merged model."""
+    """Train 100 LoRA steps on one side, and return its error rates and the joints of the merged model."""
     import whisper_peft
 
     data = SHARED / "data" / CLIPS[language]
@@ -287,7 +290,8 @@ def trained(language: str, side: str, work: Path) -> dict:
     chosen = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, N_SCORED)]
     lines = [json.dumps({"audio": row.audio, "text": row.text}, ensure_ascii=False) for row in chosen]
     scored.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    selecting = work / f"{language}-selecting.jsonl"  # with one checkpoint there is nothing to select
+    # With one checkpoint there is nothing to select, so four clips are enough.
+    selecting = work / f"{language}-selecting.jsonl"
     selecting.write_text("\n".join(lines[:4]) + "\n", encoding="utf-8")
     undo = without_space() if side == "without" else lambda: None
     try:
@@ -314,7 +318,7 @@ def trained(language: str, side: str, work: Path) -> dict:
 
 
 def table(content: dict) -> None:
-    """Print what there is as Markdown."""
+    """Print the finished results as Markdown tables."""
     print(
         "| language | a lone space token | first, no times | first, times | later, after one without | after one with |"
     )

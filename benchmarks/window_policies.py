@@ -1,14 +1,16 @@
-"""Which audio window should training use: error on 30 s windows against cost, on real Malayalam and the real base.
+"""Which audio window training should use: error on 30 s windows against cost, on real Malayalam with the real base.
 
-    python benchmarks/window_policies.py WORK           every run that is missing, in order; goes on where it stopped
-                                                        (several at a time share the list: OMP_NUM_THREADS=1 each)
-    python benchmarks/window_policies.py WORK --table   the table and the plot of what there is
+    python benchmarks/window_policies.py WORK           every missing run, in order; resumes a stopped run
+                                                        (several processes share the runs: OMP_NUM_THREADS=1 for each)
+    python benchmarks/window_policies.py WORK --table   only the table and the plot of the finished runs
 
-Each run trains Whisper base (bf16 autocast where the CPU computes in it and float32 elsewhere, as its JSON says; no
-gradient checkpointing, 8 clips a step) under one policy. Its model after the last step (so at equal steps, not at the
-best of its checkpoints) is judged by the teacher-forced token loss of each clip on 30 s windows (float32), on
-validation (140 clips); the winner and `full` on test (91 clips), too. Differences to `full` are paired over clips, with
-95 % bootstrap intervals. A run's JSON lies in benchmarks/window_policies/ when it ends; WORK holds the run folders.
+Each run trains Whisper base under one policy, with 8 clips a step and without gradient checkpointing. It uses bf16
+autocast if the CPU computes in bf16, and float32 elsewhere; its JSON file says which.
+
+The model after the last step is scored, not the best checkpoint, so that all runs have equal steps. The score is the
+teacher-forced token loss of each clip on 30 s windows in float32, on validation (140 clips). The winner and `full` are
+also scored on test (91 clips). Differences to `full` are paired over clips, with 95 % bootstrap intervals. When a run
+ends, its results are written to a JSON file in benchmarks/window_policies/. WORK holds the run folders.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ POLICIES: dict[str, dict[str, object]] = {
     "tight, last 15 % full": {"features.window": "tight", "features.full_last": 0.15},
     "tight, 15 % full at random": {"features.window": "tight", "features.full_share": 0.15},
     "tight + 3 s": {"features.window": "tight", "features.slack_s": 3.0},
-    "condensed, no dropout": {"features.window": "condensed", "lora.dropout": 0.0},  # LoRA only
+    # Only for LoRA.
+    "condensed, no dropout": {"features.window": "condensed", "lora.dropout": 0.0},
 }
 MODES = {
     "full": {"steps": 60, "train.learning_rate": 4e-5},
@@ -47,7 +50,7 @@ WINNER, ADAPTERS_ONLY = "condensed", "condensed, no dropout"
 
 
 def planned() -> list[tuple[str, str, int, int]]:
-    """(mode, policy, seed, steps), in the order of what they tell."""
+    """Return (mode, policy, seed, steps) of all runs, with the runs that tell most first."""
     runs, others = [], [policy for policy in POLICIES if policy not in ("full", WINNER)]
     for mode in ("full", "lora"):
         runs += [(mode, policy, 1, MODES[mode]["steps"]) for policy in ("full", WINNER, *others)]
@@ -59,7 +62,7 @@ def planned() -> list[tuple[str, str, int, int]]:
 
 
 def equal_minutes(mode: str) -> list[tuple[str, str, int, int]]:
-    """As many steps of full windows as fit into the winner's minutes, with a schedule of their own."""
+    """Return a run with as many steps of full windows as fit into the minutes of the winner."""
     winner, full = load(mode, WINNER, 1, MODES[mode]["steps"]), load(mode, "full", 1, MODES[mode]["steps"])
     if not (winner and full):
         return []
@@ -81,7 +84,7 @@ def median(values: list[float]) -> float:
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, loading of its data included, evaluation not."""
+    """Writes the seconds of each step to a file, with the loading of its data and without evaluation."""
 
     def __init__(self, path: Path):
         self.path, self.begun = path, None
@@ -98,7 +101,7 @@ class Clock(TrainerCallback):
 
 @contextlib.contextmanager
 def claimed(path: Path):
-    """Whether the run is ours: of several processes that share the list, one does it."""
+    """Claim a run for this process, and give whether no other process has claimed it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +112,7 @@ def claimed(path: Path):
 
 
 def token_losses(run: Path, source: Path, window: str, steps: int) -> dict:
-    """Per clip: summed token loss and number of tokens, float32, after the last step."""
+    """Return the summed token loss and the number of tokens of each clip, in float32 and after the last step."""
     model, preparation, _ = whisper_peft.load_model(run)
     load_weights(model, run / "checkpoints" / f"checkpoint-{steps}")
     dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
@@ -217,7 +220,7 @@ COLOURS = ("#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#1
 
 
 def plot(path: Path) -> None:
-    """Training loss of each policy against steps and against minutes, seed 1, as an SVG."""
+    """Plot the training loss of each policy against steps and against minutes, for seed 1, as an SVG."""
     panels, legend = [], {}
     for row, mode in enumerate(MODES):
         found = [load(mode, policy, 1, MODES[mode]["steps"]) for policy in POLICIES]
@@ -241,7 +244,7 @@ def plot(path: Path) -> None:
 
 
 def panel(lines: list[tuple], title: str, left: float, top: float, width: float = 340, height: float = 210) -> str:
-    """One pair of axes with a line a policy."""
+    """Draw one pair of axes with a line for each policy."""
     far = max(max(at) for _, at, _ in lines)
     high = max(max(losses) for _, _, losses in lines)
     parts = [
@@ -277,7 +280,8 @@ def main(work: Path, only_table: bool, only: str) -> None:
                 if ours and load(*run) is None:
                     one_run(work, shared, *run)
                     going_on = True
-                    break  # what is planned may depend on it
+                    # The plan may depend on the run that has just ended.
+                    break
     table()
     plot(HERE.parent / "docs" / "windows.svg")
 
