@@ -32,7 +32,10 @@ COUNTS = (2_500, 5_000, 10_000, 20_000)
 
 
 def make_clips(folder: Path, count: int) -> None:
-    """Write distinct clips of two or three sentences of one speaker, and manifests of the first COUNTS clips."""
+    """Write distinct clips, each of two or three sentences of one speaker.
+
+    For each number in COUNTS, also write a manifest of that many clips.
+    """
     import numpy as np
     import soundfile
 

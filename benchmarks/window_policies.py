@@ -101,7 +101,7 @@ class Clock(TrainerCallback):
 
 @contextlib.contextmanager
 def claimed(path: Path):
-    """Claim a run for this process, and give whether no other process has claimed it."""
+    """Claim a run for this process; the value is False if another process has claimed the run."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

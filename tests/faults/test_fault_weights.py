@@ -251,7 +251,7 @@ def test_an_adapter_saved_under_another_name_is_loaded_with_a_notice(adapter, tm
 
 
 @pytest.mark.parametrize("zero", ["lora_A", "lora_B", "lora_alpha"])
-def test_an_adapter_that_changes_nothing_gives_a_notice_wherever_it_is_loaded(zero, adapter, tmp_path):
+def test_an_adapter_that_changes_nothing_gives_a_notice_and_cannot_be_merged(zero, adapter, tmp_path):
     folder = changed(
         adapter,
         tmp_path / "adapter",
@@ -332,7 +332,7 @@ def test_large_but_finite_weights_load(tiny_model, tmp_path):
 # Merging
 
 
-def test_merge_refuses_an_adapter_that_changes_nothing_in_the_merged_weights(adapter, speech, tmp_path):
+def test_merge_refuses_an_adapter_that_leaves_the_merged_weights_unchanged(adapter, speech, tmp_path):
     folder = changed(
         adapter,
         tmp_path / "adapter",
@@ -355,7 +355,7 @@ def test_merge_refuses_an_adapter_that_changes_nothing_in_the_merged_weights(ada
 # Checkpoints of a run
 
 
-def test_the_weights_of_a_damaged_checkpoint_are_counted_and_refused(tiny_model, lora_run, full_run, tmp_path):
+def test_a_checkpoint_with_damaged_weights_is_refused_with_its_name(tiny_model, lora_run, full_run, tmp_path):
     for run, mode in ((lora_run, "lora"), (full_run, "full")):
         model = build_model(locate(tiny_model), mode, lora={"rank": 4, "alpha": 8})
         checkpoint = sorted((run / "checkpoints").iterdir())[-1]
@@ -524,7 +524,9 @@ def stranger(tiny_model, tmp_path) -> Path:
     return tmp_path / "stranger"
 
 
-def test_row_19_an_adapter_with_a_task_type_can_be_trained_further_and_loses_it(stranger, tiny_model, speech, tmp_path):
+def test_row_19_an_adapter_with_a_task_type_is_trained_further_and_saved_without_the_type(
+    stranger, tiny_model, speech, tmp_path
+):
     before = load_file(stranger / ADAPTER_WEIGHTS)
     recipe = tiny_recipe(stranger, speech, **{"train.steps": 1, "evaluate.compare_clips": 0})
     result = train(recipe, output=tmp_path / "run")

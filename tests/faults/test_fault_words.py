@@ -354,7 +354,7 @@ def test_row_10_tokens_that_a_checkpoint_added_are_plain_characters(tmp_path):
     assert words.decode([first_added, *words.encode(" x"), first_added + 1]) == "hello x"
 
 
-def test_row_10_token_counts_and_limits_take_special_tokens_as_plain_characters(preparations):
+def test_row_10_token_counts_and_limits_count_special_tokens_as_plain_characters(preparations):
     preparation = preparations["base"]
     row = Row("none.wav", "<|2.00|>" * 20, language="en")
     count = len(openai_tokenizer("base").encode(" " + row.text, disallowed_special=()))
