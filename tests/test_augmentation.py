@@ -30,7 +30,8 @@ from whisper_peft.model.build import build_model
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import locate
 from whisper_peft.model.specaugment import set_masks
-from whisper_peft.recipe import Augment, Recipe, override
+from whisper_peft.recipe import Augment, Recipe
+from whisper_peft.recipe_dicts import override
 
 MASKS = override(Recipe(), {"augment.spec_augment": True}).augment.masks
 

@@ -195,6 +195,7 @@ def test_clips_that_are_not_on_the_page_are_counted(tmp_path):
     assert len(page.named("details")) == 1
 
 
+@pytest.mark.slow
 def test_a_page_is_bounded_in_size_whatever_the_report_holds(tmp_path):
     unseen = "\u202e" * 5_000_000
     clips = [clip(row, name=unseen, text=unseen, detail=unseen, suggestion=unseen) for row in range(60)]

@@ -10,7 +10,7 @@ from conftest import ROOT
 from test_readme import blocks, reader_folder, run_page  # noqa: F401  (a fixture)
 
 import whisper_peft
-from whisper_peft.recipe import SETTINGS
+from whisper_peft.recipe_dicts import SETTINGS
 from whisper_peft.recipe_files import shipped_recipes
 
 DOCS = ROOT / "docs"

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "whisper_peft"
 
 # Each module may import those before it in its room, and every room before its own.
 ROOMS = {
-    "": ("errors", "files", "settings", "recipe", "recipe_files", "runs", "progress"),
+    "": ("errors", "files", "settings", "recipe", "recipe_dicts", "recipe_files", "runs", "progress"),
     "pages": ("text", "templates", "charts", "player"),
     "data": (
         "structure", "xing", "mpeg_audio", "frames", "truncation", "mixing", "decoded_clip", "soundfile_decoder",

@@ -12,7 +12,8 @@ import yaml
 from whisper_peft import recipe_files as recipes
 from whisper_peft import train
 from whisper_peft.errors import UserError
-from whisper_peft.recipe import SETTINGS, Recipe, as_dict, override, parse_settings
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import SETTINGS, as_dict, override, parse_settings
 from whisper_peft.recipe_files import (
     PACKAGE,
     copy_recipe,

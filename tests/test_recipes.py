@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from whisper_peft import load_recipe, override, train
 from whisper_peft.data.sources import load_source
-from whisper_peft.recipe import as_dict
+from whisper_peft.recipe_dicts import as_dict
 from whisper_peft.recipe_files import PACKAGE, shipped_recipes
 from whisper_peft.training.trainer import SpeechTrainer
 

@@ -13,7 +13,7 @@ import soundfile
 from conftest import QUICKSTART, WORDS, make_speech, make_tiny_model, make_wave, tiny_recipe
 
 from whisper_peft import Recipe, UserError, evaluate, load_recipe, override, prepare, runs, train
-from whisper_peft.recipe import as_dict, flatten
+from whisper_peft.recipe_dicts import as_dict, flatten
 from whisper_peft.training.defaults import resolve
 
 QUICK = {"train.steps": 1, "train.batch_size": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 2}

@@ -570,6 +570,7 @@ def rank_child(rank: int, n_ranks: int, port: int, folder: Path, model: Path, so
     torch.save((weights_of(trainer.model), [loss.item() for loss in losses]), folder / f"{n_ranks}-{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks_train_to_the_same_weights_as_one_rank(tiny_model, uneven, tmp_path, monkeypatch):
     """There are 9 clips in steps of 8, so the second rank has no clip in the second step."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))

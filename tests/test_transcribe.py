@@ -380,6 +380,7 @@ def test_a_doubtful_stretch_is_repeated_without_changing_other_recordings(tiny, 
     assert found and [calm[0], calm[1]] != alone
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_transcribed_in_order_and_in_constant_memory(tiny, once, monkeypatch):
     """The recording is 20 windows long, and the number of tensors that are kept does not grow with it."""
     import torch

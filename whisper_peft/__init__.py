@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "errors": ("Notice", "UserError"),
-    "recipe": ("Recipe", "override"),
+    "recipe": ("Recipe",),
+    "recipe_dicts": ("override",),
     "recipe_files": ("load_recipe", "save_recipe"),
     "data.audio": ("load_audio",),
     "data.rows": ("Row", "Segment"),

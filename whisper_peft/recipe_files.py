@@ -9,7 +9,8 @@ from pathlib import Path
 
 from whisper_peft.errors import UserError
 from whisper_peft.files import parse_yaml, read_text
-from whisper_peft.recipe import Recipe, Source, as_dict, from_dict, override
+from whisper_peft.recipe import Recipe, Source
+from whisper_peft.recipe_dicts import as_dict, from_dict, override
 
 PACKAGE = Path(__file__).parent
 # It begins paths to what ships with the package.

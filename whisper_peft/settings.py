@@ -98,6 +98,11 @@ def setting(default: _T, help: str, **rule: typing.Any) -> _T:
     return dataclasses.field(default=default, metadata={_RULE: Rule(help, **rule)})
 
 
+def field_names(part: type) -> list[str]:
+    """List the names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(part)]
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting of a recipe.

@@ -23,7 +23,8 @@ from whisper_peft.files import (
     read_text,
     short_repr,
 )
-from whisper_peft.recipe import Recipe, parse_settings
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import parse_settings
 from whisper_peft.recipe_files import load_recipe
 
 GROWING = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])

@@ -293,7 +293,7 @@ def _print_prepared(
     """Prepare a run, train nothing, and print its recipe with a value for every setting."""
     import yaml
 
-    from whisper_peft.recipe import as_dict
+    from whisper_peft.recipe_dicts import as_dict
     from whisper_peft.training.prepare import prepare
 
     prepared = prepare(recipe, output=output, resume=resume, base=base, changes=changes, force=force, say=out.say)

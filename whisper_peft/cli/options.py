@@ -9,7 +9,8 @@ import click
 
 from whisper_peft.cli.printer import Printer
 from whisper_peft.cli.quiet import show_notices
-from whisper_peft.recipe import SETTINGS, Recipe, parse_settings, rule_of
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import SETTINGS, parse_settings, rule_of
 from whisper_peft.settings import Setting, allowed_types
 
 WINDOW_HELP = "Window of the encoder: full (30 s); condensed and tight are quicker, for a model trained with them."

@@ -30,7 +30,7 @@ def list_recipes(out: Printer) -> None:
 @output_options
 def show_recipe(out: Printer, name: str) -> None:
     """Print a recipe."""
-    from whisper_peft.recipe import as_dict
+    from whisper_peft.recipe_dicts import as_dict
     from whisper_peft.recipe_files import find_recipe, load_recipe
 
     page = find_recipe(name).read_text(encoding="utf-8").rstrip()

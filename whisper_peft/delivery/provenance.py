@@ -8,7 +8,7 @@ from typing import Any
 from whisper_peft import runs
 from whisper_peft.evaluation.metrics import ERROR_MEASURES, bootstrap_interval
 from whisper_peft.model.identity import BASE_FACTS
-from whisper_peft.recipe import as_dict
+from whisper_peft.recipe_dicts import as_dict
 from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
 from whisper_peft.training.facts import warn_of_recordings
 

@@ -15,7 +15,8 @@ from whisper_peft.model.adapter_configs import read_adapter_config
 from whisper_peft.model.devices import best_precision
 from whisper_peft.model.locating import Located
 from whisper_peft.model.lora import describe_targets
-from whisper_peft.recipe import Features, Lora, Model, Recipe, Train, rule_of
+from whisper_peft.recipe import Features, Lora, Model, Recipe, Train
+from whisper_peft.recipe_dicts import rule_of
 from whisper_peft.training.resolved import (
     ResolvedEvaluate,
     ResolvedLora,

@@ -25,7 +25,8 @@ from whisper_peft.model.devices import GIB
 from whisper_peft.model.lora import parse_targets
 from whisper_peft.model.memory import Memory, predict_memory
 from whisper_peft.model.trained_weights import Method
-from whisper_peft.recipe import Recipe, Train, as_dict, flatten, override
+from whisper_peft.recipe import Recipe, Train
+from whisper_peft.recipe_dicts import as_dict, flatten, override
 
 # Share of the free memory that a micro-batch may fill if we choose it: a prediction may be off by the rest.
 FILLED = 0.9

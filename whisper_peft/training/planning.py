@@ -18,7 +18,8 @@ from whisper_peft.model.devices import GIB, best_precision
 from whisper_peft.model.locating import locate
 from whisper_peft.model.memory import Memory
 from whisper_peft.model.trained_weights import count_trainable
-from whisper_peft.recipe import Recipe, override
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import override
 from whisper_peft.recipe_files import HUB_PREFIX, read_recipe
 from whisper_peft.training.defaults import keep_adapter_settings
 from whisper_peft.training.fitting import (

@@ -21,7 +21,8 @@ from whisper_peft.model.build import check_mode
 from whisper_peft.model.configs import load_config, load_preparation
 from whisper_peft.model.locating import Located, locate_start
 from whisper_peft.model.lora import make_target_pattern
-from whisper_peft.recipe import Recipe, as_dict
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import as_dict
 from whisper_peft.recipe_files import read_recipe
 from whisper_peft.training.defaults import keep_adapter_settings, refuse_workers, resolve
 from whisper_peft.training.facts import check_unchanged, commit_of, share_of_full_windows, warn_of_recordings

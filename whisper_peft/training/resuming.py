@@ -10,7 +10,8 @@ from pathlib import Path
 from whisper_peft import runs
 from whisper_peft.errors import UserError
 from whisper_peft.files import short_repr
-from whisper_peft.recipe import Recipe, Source, as_dict, flatten, override
+from whisper_peft.recipe import Recipe, Source
+from whisper_peft.recipe_dicts import as_dict, flatten, override
 from whisper_peft.recipe_files import load_recipe, make_paths_absolute
 
 # Settings that do not touch the steps that are made already.

@@ -14,7 +14,7 @@ from whisper_peft.data.samplers import StepSampler, StreamSampler
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.evaluation.generation import use_window
 from whisper_peft.evaluation.scoring import left_out_record
-from whisper_peft.recipe import override
+from whisper_peft.recipe_dicts import override
 from whisper_peft.recipe_files import save_recipe
 from whisper_peft.training.arguments import forget_mixed_precision, tensorboard_callback, training_arguments
 from whisper_peft.training.artefacts import count_weights, load_weights, replace_artefact, set_generation_language

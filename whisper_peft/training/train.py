@@ -14,7 +14,8 @@ from whisper_peft.data.dataset import AugmentFunction
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import build_model
 from whisper_peft.model.devices import dtype_of, free_unused_memory, return_large_blocks
-from whisper_peft.recipe import Recipe, as_dict
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import as_dict
 from whisper_peft.recipe_files import save_recipe
 from whisper_peft.training.facts import commit_of, first_facts
 from whisper_peft.training.prepare import Prepared, prepare
