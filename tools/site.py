@@ -58,7 +58,9 @@ def mend_links(text: str, origin: PurePosixPath) -> str:
             return f"{picture}[{label}]({names[place]}{hash_sign}{anchor})"
         if place.startswith("docs/"):
             return f"{picture}[{label}]({place.removeprefix('docs/')}{hash_sign}{anchor})"
-        return label if f"`{place}`" in label else f"{label} (`{place}`)"
+        # There is no such page, so the path stands for the link.
+        is_name = label.strip("`") in (place, PurePosixPath(place).name)
+        return f"`{place}`" if is_name else f"{label} (`{place}`)"
 
     return _LINK.sub(mend, text)
 
