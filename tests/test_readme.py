@@ -128,9 +128,9 @@ def test_the_first_command_of_the_readme_trains(run_cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_the_quickstart_learns(mode, run_cli, tmp_path):
-    done = run_cli("train", "quickstart", "--mode", mode, "--json", cwd=tmp_path, timeout=1800)
+def test_the_quickstart_learns_with_all_weights(run_cli, tmp_path):
+    """The default mode, LoRA, is trained by .ci/run itself, from the wheel."""
+    done = run_cli("train", "quickstart", "--mode", "full", "--json", cwd=tmp_path, timeout=1800)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["before"]["wer"] > 0.8
