@@ -78,29 +78,31 @@ EFFECTS = ("speed", "gain", "noise from a folder", "room from a folder")
 SIMULATED = ("noise", "room", "telephone")
 
 
-@pytest.mark.parametrize("effect", [*EFFECTS, *(pytest.param(one, marks=pytest.mark.augment) for one in SIMULATED)])
+@pytest.mark.parametrize(
+    "effect", [*EFFECTS, *(pytest.param(augmentation, marks=pytest.mark.augment) for augmentation in SIMULATED)]
+)
 def test_an_effect_depends_on_its_generator_alone(effect, noise_folder, room_folder):
     name = effect.split()[0]
     folders = {"noise": {"noise_folder": noise_folder}, "room": {"room_folder": room_folder}}
-    one = Augmentation(**{name: 1.0}, **(folders[name] if "folder" in effect else {}))
+    augmentation = Augmentation(**{name: 1.0}, **(folders[name] if "folder" in effect else {}))
     before, states = WAVE.copy(), (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
-    first = one(WAVE, np.random.default_rng(5))
+    first = augmentation(WAVE, np.random.default_rng(5))
     random.random(), np.random.random()
-    again = pickle.loads(pickle.dumps(one))(WAVE, np.random.default_rng(5))
-    assert np.array_equal(first, again) and np.array_equal(WAVE, before)
+    second = pickle.loads(pickle.dumps(augmentation))(WAVE, np.random.default_rng(5))
+    assert np.array_equal(first, second) and np.array_equal(WAVE, before)
     random.setstate(states[0])
     assert first.dtype == np.float32 and np.isfinite(first).all()
     assert len(first) == len(WAVE) or name == "speed"
     assert not np.array_equal(first, WAVE)
     # Only one room lies in the folder, and the telephone effect draws nothing.
     if effect not in ("room from a folder", "telephone"):
-        assert not np.array_equal(one(WAVE, np.random.default_rng(6))[:9000], first[:9000])
+        assert not np.array_equal(augmentation(WAVE, np.random.default_rng(6))[:9000], first[:9000])
     state = np.random.get_state()[1].copy()
     python = random.getstate()
     # The effect does not fail on very short or silent clips.
     for wave in (WAVE[:1], WAVE[:37], np.zeros(800, np.float32)):
-        found = one(wave, np.random.default_rng(5))
-        assert found.dtype == np.float32 and len(found) and np.isfinite(found).all()
+        output = augmentation(wave, np.random.default_rng(5))
+        assert output.dtype == np.float32 and len(output) and np.isfinite(output).all()
     assert np.array_equal(np.random.get_state()[1], state) and random.getstate() == python
     assert torch.equal(torch.get_rng_state(), states[2])
     # All effects are off by default.
@@ -182,21 +184,21 @@ def dataset(preparation, rows: list[Row], *, seed: int = 0, timestamps: float = 
 
 def test_the_effects_of_a_clip_depend_on_seed_epoch_and_row_alone(preparation, clip, noise_folder):
     settings = {"speed": 0.5, "gain": 0.5, "noise": 0.5, "noise_folder": noise_folder}
-    one, other = (dataset(preparation, [clip] * 4, seed=seed, **settings) for seed in (0, 1))
+    examples, other = (dataset(preparation, [clip] * 4, seed=seed, **settings) for seed in (0, 1))
     picks = [Pick(row, epoch) for row in range(4) for epoch in range(3)]
-    found = [one[pick].input_features for pick in picks]
+    log_mels = [examples[pick].input_features for pick in picks]
     # The order in which clips are drawn does not matter.
-    for pick, features in reversed([*zip(picks, found, strict=True)]):
-        assert np.array_equal(pickle.loads(pickle.dumps(one))[pick].input_features, features)
-    assert len({features.tobytes() for features in found}) > 8
-    assert any(not np.array_equal(other[pick].input_features, one[pick].input_features) for pick in picks)
+    for pick, features in reversed([*zip(picks, log_mels, strict=True)]):
+        assert np.array_equal(pickle.loads(pickle.dumps(examples))[pick].input_features, features)
+    assert len({features.tobytes() for features in log_mels}) > 8
+    assert any(not np.array_equal(other[pick].input_features, examples[pick].input_features) for pick in picks)
 
 
 def test_a_clip_that_comes_twice_in_an_epoch_gets_different_effects(preparation, clip):
     picks = next(steps(2, 5, seed=0, duration_s=lambda row: 1.0, parts=[(1, 3.0), (1, 2.0)]))
-    found = dataset(preparation, [clip] * 2, gain=1.0)
+    examples = dataset(preparation, [clip] * 2, gain=1.0)
     assert sorted((pick.row, pick.again) for pick in picks) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    assert len({found[pick].input_features.tobytes() for pick in picks}) == 5
+    assert len({examples[pick].input_features.tobytes() for pick in picks}) == 5
 
 
 def test_the_users_function_follows_the_effects_and_draws_the_same_numbers_without_them(preparation, clip):
@@ -220,7 +222,7 @@ def test_segment_times_are_scaled_with_the_speed(preparation, clip):
     row = replace(clip, segments=(Segment("घर", 0.1, 0.4), Segment("पानी", 0.5, 0.9)))
     slow = dataset(preparation, [row], timestamps=1.0, speed=1.0, speed_factor=(0.5, 0.5), gain=1.0)[0]
     ids = slow.decoder_input_ids
-    times = [0.02 * int(one - preparation.first_timestamp) for one in ids if one >= preparation.first_timestamp]
+    times = [0.02 * int(token - preparation.first_timestamp) for token in ids if token >= preparation.first_timestamp]
     assert times == pytest.approx([0.2, 0.8, 1.0, 1.8], abs=0.0101)
 
 
@@ -246,14 +248,14 @@ def test_a_clip_whose_noise_file_becomes_unreadable_is_not_augmented(preparation
     assert not noisy[0].kept
     (folder / "a.wav").write_bytes((folder / "a.wav").read_bytes()[:1000])
     plain = SpeechDataset([clip], preparation, language="hi")[0]
-    for found in (noisy[0], silent[0]):
-        assert found.kept and np.array_equal(found.input_features, plain.input_features)
-        assert np.array_equal(found.labels, plain.labels)
+    for example in (noisy[0], silent[0]):
+        assert example.kept and np.array_equal(example.input_features, plain.input_features)
+        assert np.array_equal(example.labels, plain.labels)
 
 
 def test_the_window_fits_the_longest_clip_after_augmentation(preparation, clip):
-    found = dataset(preparation, [clip] * 2, speed=1.0, speed_factor=(0.5, 0.5))
-    batch = SpeechCollator(preparation)([found[Pick(number, slack_s=0.2)] for number in range(2)])
+    examples = dataset(preparation, [clip] * 2, speed=1.0, speed_factor=(0.5, 0.5))
+    batch = SpeechCollator(preparation)([examples[Pick(number, slack_s=0.2)] for number in range(2)])
     assert batch["input_features"].shape[-1] == pytest.approx(220, abs=4)
     assert batch["seconds"] == pytest.approx(4.0)
 
@@ -261,13 +263,13 @@ def test_the_window_fits_the_longest_clip_after_augmentation(preparation, clip):
 def test_a_share_of_the_clips_is_replaced_by_noise_alone(preparation, clip, noise_folder):
     rows = [replace(clip, prompt="नीला")] * 30
     half = dataset(preparation, rows, no_speech=0.5, noise_folder=noise_folder, timestamps=1.0, gain=1.0)
-    found = [half[Pick(number, 1)] for number in range(len(rows))]
-    silent = [preparation.decode(one.labels) == "" for one in found]
+    examples = [half[Pick(number, 1)] for number in range(len(rows))]
+    silent = [preparation.decode(example.labels) == "" for example in examples]
     assert 5 < sum(silent) < 25
     assert silent == [preparation.decode(half[Pick(number, 1)].labels) == "" for number in range(len(rows))]
     assert silent != [preparation.decode(half[Pick(number, 2)].labels) == "" for number in range(len(rows))]
-    one = found[silent.index(True)]
-    assert one.labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot] and one.seconds == 1.0
+    example = examples[silent.index(True)]
+    assert example.labels.tolist() == [*preparation.prefix("hi")[1:], preparation.eot] and example.seconds == 1.0
     wave = Augmentation(no_speech=1.0, noise_folder=noise_folder).without_speech(WAVE, np.random.default_rng(0))
     assert len(wave) == len(WAVE) and 5 < 20 * np.log10(rms(WAVE) / rms(wave)) < 30
     assert abs(np.corrcoef(wave, WAVE)[0, 1]) < 0.05
@@ -330,13 +332,13 @@ def whisper(tiny_model):
 
 def seen(whisper, features: torch.Tensor) -> torch.Tensor:
     """Return the features that reach the encoder."""
-    found = []
-    hook = whisper.get_encoder().register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].clone()))
+    log_mels = []
+    hook = whisper.get_encoder().register_forward_pre_hook(lambda module, inputs: log_mels.append(inputs[0].clone()))
     try:
         whisper(input_features=features.clone(), decoder_input_ids=torch.tensor([[1]] * len(features)))
     finally:
         hook.remove()
-    return found[0]
+    return log_mels[0]
 
 
 def test_spec_augment_masks_training_input_and_restores_the_config(whisper):
@@ -440,8 +442,8 @@ def test_plan_counts_the_extra_length_of_slowed_clips(tiny_model, speech):
     faster = override(recipe, {"augment.speed": 0.1, "augment.speed_factor": [1.1, 1.2]})
     clips = Clips(((10.0, 50), (29.0, 100)), 2)
     plain, slow, fast = (
-        [load.positions for load in loads_of_steps(one, PUBLISHED["small"], clips, "cpu")]
-        for one in (recipe, slower, faster)
+        [load.positions for load in loads_of_steps(settings, PUBLISHED["small"], clips, "cpu")]
+        for settings in (recipe, slower, faster)
     )
     # The clip of 10 s becomes 2.5 s longer, and a second has 50 positions.
     assert slow[0] - plain[0] == 125 and slow[1] <= 1500 and fast == plain
@@ -458,7 +460,7 @@ def test_the_recipe_has_the_effects_and_defaults_of_the_augmentation_class():
 
     settings = override(Recipe(), {"augment.gain": 0.1}).augment
     assert settings.effects.keys() == inspect.signature(Augmentation).parameters.keys()
-    defaults = {name: one.default for name, one in inspect.signature(Augmentation).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Augmentation).parameters.items()}
     assert {**settings.effects, "gain": 0.0} == defaults
     assert Augment().effects == {} and Augment().masks == {}
 

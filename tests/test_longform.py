@@ -53,14 +53,16 @@ def test_every_part_of_a_recording_reaches_the_encoder(stretch_windows, tiny, on
     wave = make_wave(8.1)
     walked = Windows(model)
     shares: list[float] = []
-    found = transcribe_wave(model, preparation, wave, language="hi", progress=shares.append)
+    transcript = transcribe_wave(model, preparation, wave, language="hi", progress=shares.append)
     walked.hook.remove()
     n_frames = -(-len(wave) // preparation.hop_samples)
     whole = preparation.encode_stretch(wave, n_frames)
     heard = np.zeros(n_frames, dtype=bool)
     for window in walked.seen:
         assert window.shape == (80, 300)
-        begin, gap = min(((at, gap_at(at, window, whole)) for at in range(0, n_frames - 10, 2)), key=lambda one: one[1])
+        begin, gap = min(
+            ((at, gap_at(at, window, whole)) for at in range(0, n_frames - 10, 2)), key=lambda part: part[1]
+        )
         # A window without a match lies wholly behind the end of the recording.
         if gap < 0.01:
             heard[begin : begin + 300] = True
@@ -68,11 +70,13 @@ def test_every_part_of_a_recording_reaches_the_encoder(stretch_windows, tiny, on
             assert window[:, n_frames - begin + 3 :].max(initial=-1.0) < -0.3
     assert heard.all()
     assert shares[0] == 0 and shares == sorted(shares) and 0.5 < shares[-1] < 1
-    assert found["segments"] and all(0 <= one["start"] <= one["end"] <= 8.1 for one in found["segments"])
-    starts = [one["start"] for one in found["segments"]]
+    assert transcript["segments"] and all(0 <= part["start"] <= part["end"] <= 8.1 for part in transcript["segments"])
+    starts = [part["start"] for part in transcript["segments"]]
     assert starts == sorted(starts) and starts[-1] > 4
     # Spaces between segments are tokens of the model, and this random model omits many of them.
-    assert re.sub(r"\s", "", found["text"]) == re.sub(r"\s", "", "".join(one["text"] for one in found["segments"]))
+    assert re.sub(r"\s", "", transcript["text"]) == re.sub(
+        r"\s", "", "".join(part["text"] for part in transcript["segments"])
+    )
 
 
 def test_the_transcript_does_not_depend_on_the_length_of_a_stretch(tiny, once, monkeypatch):
@@ -80,12 +84,12 @@ def test_the_transcript_does_not_depend_on_the_length_of_a_stretch(tiny, once, m
     model, preparation = tiny
     # The wave is equally loud everywhere, so that all stretches have the same floor.
     wave = np.tile(make_wave(0.5), 18)
-    found = []
+    segment_lists = []
     for stretch_windows in (1, 100):
         monkeypatch.setattr(stretches, "STRETCH_WINDOWS", stretch_windows)
-        found.append(transcribe_wave(model, preparation, wave, language="hi")["segments"])
-    assert len(found[0]) > 3
-    assert found[0] == found[1]
+        segment_lists.append(transcribe_wave(model, preparation, wave, language="hi")["segments"])
+    assert len(segment_lists[0]) > 3
+    assert segment_lists[0] == segment_lists[1]
 
 
 def test_memory_does_not_grow_with_the_length_of_the_recording(tiny, once, monkeypatch):
@@ -98,7 +102,9 @@ def test_memory_does_not_grow_with_the_length_of_the_recording(tiny, once, monke
     vocabulary, kept = model.config.vocab_size, []
 
     def count(share: float) -> None:
-        alive = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape == (vocabulary,)]
+        alive = [
+            tensor for tensor in gc.get_objects() if type(tensor) is torch.Tensor and tensor.shape == (vocabulary,)
+        ]
         kept.append(len(alive))
 
     for stretch_windows, most in ((4, 1000), (1, 3)):
@@ -130,11 +136,13 @@ def test_short_recordings_keep_their_transcripts_beside_long_ones(lora_run, spee
     soundfile.write(tmp_path / "nearly.wav", make_wave(2.9), 16000)
     files = [short[0], tmp_path / "long.wav", short[1], tmp_path / "nearly.wav", short[0]]
     told: list[int] = []
-    found = transcribe(lora_run, files, window="tight", progress=told.append)
-    assert [one["audio"] for one in found] == [str(file) for file in files] and sum(told) == len(files)
-    assert ["segments" in one for one in found] == [False, True, False, False, False]
-    assert [found[0], found[2]] == transcribe(lora_run, short, window="tight")
-    assert found[3]["text"] == transcribe(lora_run, files[3:4])[0]["text"]
+    transcripts = transcribe(lora_run, files, window="tight", progress=told.append)
+    assert [transcript["audio"] for transcript in transcripts] == [str(file) for file in files] and sum(told) == len(
+        files
+    )
+    assert ["segments" in transcript for transcript in transcripts] == [False, True, False, False, False]
+    assert [transcripts[0], transcripts[2]] == transcribe(lora_run, short, window="tight")
+    assert transcripts[3]["text"] == transcribe(lora_run, files[3:4])[0]["text"]
 
     (tmp_path / "gone.wav").write_bytes(b"")
     with pytest.raises(UserError, match=r"gone.wav: the file is empty"):
@@ -177,12 +185,12 @@ def test_more_than_a_minute_of_real_speech_is_transcribed_mostly_right(shared, t
         "transcribe", shared / "models" / "whisper-base", tmp_path / "story.flac", "--language", "en", "--json"
     )
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)["transcripts"]
-    assert not found["reached_limit"] and len(found["segments"]) > 8
-    ends = [one["end"] for one in found["segments"]]
+    (transcript,) = json.loads(done.stdout)["transcripts"]
+    assert not transcript["reached_limit"] and len(transcript["segments"]) > 8
+    ends = [segment["end"] for segment in transcript["segments"]]
     assert ends == sorted(ends) and 65 < ends[-1] <= 75
     said = (shared / "data" / "longform" / "metadata.csv").read_text(encoding="utf-8")
     words = re.findall(r"\w+", said[said.index("A Tiny Seed") :].lower())
-    heard = re.findall(r"\w+", found["text"].lower())
+    heard = re.findall(r"\w+", transcript["text"].lower())
     assert 100 < len(heard) < 250
     assert score([" ".join(words[: len(heard)])], [" ".join(heard)])["wer"] < 0.3

@@ -121,7 +121,7 @@ def test_04_adapters_load_and_run_without_a_task_type(lora_run, tiny_model):
 
 def first_loss(recipe, folder: Path) -> tuple[float, bytes]:
     result = train(recipe, output=folder)
-    loss = next(one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one)
+    loss = next(record["loss"] for record in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in record)
     return loss, (result.model / "adapter_model.safetensors").read_bytes()
 
 
@@ -139,7 +139,7 @@ def test_06_the_cut_into_micro_batches_does_not_change_the_loss(tiny_model, spee
     for micro in (1, 3, 8):
         recipe = tiny_recipe(tiny_model, speech, **{**changes, "train.micro_batch_size": micro})
         run = train(recipe, output=tmp_path / str(micro)).run
-        losses.append([one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one])
+        losses.append([record["loss"] for record in runs.read_jsonl(run / "metrics.jsonl") if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], abs=2e-4) and losses[0] == pytest.approx(losses[2], abs=2e-4)
 
 
@@ -160,7 +160,7 @@ def test_07_a_remark_on_warm_up_and_learning_rate_comes_before_the_first_step(ti
 def test_08_one_split_selects_the_checkpoint_and_another_gives_the_report(lora_run, speech, tmp_path, tiny_model):
     facts = runs.read_json(lora_run / "run.json")
     assert facts["final"]["split"] == "test"
-    heard = {Path(one["audio"]).parent.name for one in runs.read_jsonl(lora_run / "transcripts.jsonl")}
+    heard = {Path(clip["audio"]).parent.name for clip in runs.read_jsonl(lora_run / "transcripts.jsonl")}
     assert heard == {"test"}
     said = []
     changes = {**QUICK, "data.test": None, "train.steps": 1, "evaluate.compare_clips": 2}
@@ -197,19 +197,19 @@ def left_out(folder: Path, preparation, clips: dict[str, tuple[float, str]]) -> 
     for row, labels in zip(kept["rows"], kept["labels"].tolist(), strict=True):
         tokens = [token for token in labels if token >= 0]
         assert preparation.decode(tokens) == list(clips.values())[row][1]
-    return {Path(one.audio).stem: one.reason for one in kept["left_out"]}
+    return {Path(clip.audio).stem: clip.reason for clip in kept["left_out"]}
 
 
 def test_10_the_text_limit_counts_tokens_not_characters(preparation, tmp_path):
     # Here a letter of Hindi is one token, and a letter of Malayalam is three.
     hindi, malayalam = "न" * 40, "മ" * 40
-    found = left_out(tmp_path / "clips", preparation, {"hindi": (1.0, hindi), "malayalam": (1.0, malayalam)})
-    assert list(found) == ["malayalam"] and re.search(r"\d+ text tokens.*the model takes 64", found["malayalam"])
+    reasons = left_out(tmp_path / "clips", preparation, {"hindi": (1.0, hindi), "malayalam": (1.0, malayalam)})
+    assert list(reasons) == ["malayalam"] and re.search(r"\d+ text tokens.*the model takes 64", reasons["malayalam"])
 
 
 def test_11_audio_over_the_window_is_left_out_whole(preparation, tmp_path):
-    found = left_out(tmp_path / "clips", preparation, {"fits": (3.0, "घर"), "long": (3.2, "घर")})
-    assert list(found) == ["long"] and "3.2 s of audio; the model takes 3 s" in found["long"]
+    reasons = left_out(tmp_path / "clips", preparation, {"fits": (3.0, "घर"), "long": (3.2, "घर")})
+    assert list(reasons) == ["long"] and "3.2 s of audio; the model takes 3 s" in reasons["long"]
 
 
 def test_12_a_text_belongs_to_the_file_that_its_row_names(tmp_path):
@@ -271,15 +271,15 @@ def test_14_check_finds_leaks_duplicates_scripts_silence_clipping_and_texts_too_
         str(write_manifest(tmp_path / "train.jsonl", train_rows)),
         str(write_manifest(tmp_path / "t.jsonl", test_rows)),
     ]
-    found = {
+    names = {
         finding.kind: {Path(clip.name).name for clip in finding.clips}
         for finding in whisper_peft.check(splits, language="hi").findings
     }
     for kind, number in {"wrong-script": 3, "too-much-text": 4, "silence": 5, "clipping": 6}.items():
-        assert found[kind] == {rows[number]["audio"]}, kind
-    assert found["duplicate-audio"] == {"copy.wav"}
-    assert found["shared-text"] == {rows[1]["audio"], test_rows[1]["audio"]}
-    assert test_rows[0]["audio"] in found["shared-speaker"] and not {"shared-audio"} & found.keys()
+        assert names[kind] == {rows[number]["audio"]}, kind
+    assert names["duplicate-audio"] == {"copy.wav"}
+    assert names["shared-text"] == {rows[1]["audio"], test_rows[1]["audio"]}
+    assert test_rows[0]["audio"] in names["shared-speaker"] and not {"shared-audio"} & names.keys()
 
 
 def test_15_common_voice_is_read_with_stray_quotes_and_an_empty_split(tmp_path):
@@ -289,9 +289,9 @@ def test_15_common_voice_is_read_with_stray_quotes_and_an_empty_split(tmp_path):
     rows = ['a\t1.mp3\tउसने "कहा\t2', "b\t2.mp3\tघर\t2", 'c\t3.mp3\tपानी" है\t2', "d\t4.mp3\tरात\t2"]
     (release / "train.tsv").write_text("\n".join([header, *rows]), encoding="utf-8")
     (release / "dev.tsv").write_text(header + "\n", encoding="utf-8")
-    found = load_source(f"{tmp_path / 'cv'}:train")
-    assert [row.text for row in found] == ['उसने "कहा', "घर", 'पानी" है', "रात"]
-    assert [Path(row.audio).name for row in found] == ["1.mp3", "2.mp3", "3.mp3", "4.mp3"]
+    train_rows = load_source(f"{tmp_path / 'cv'}:train")
+    assert [row.text for row in train_rows] == ['उसने "कहा', "घर", 'पानी" है', "रात"]
+    assert [Path(row.audio).name for row in train_rows] == ["1.mp3", "2.mp3", "3.mp3", "4.mp3"]
     for split in ("dev", "test"):
         with pytest.raises(
             UserError, match=rf"split '{split}' is (empty|not there); this release has .*train \(4 rows"
@@ -370,8 +370,8 @@ def test_21_the_metric_works_without_a_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     metric = whisper_peft.speech_error_rate()
-    found = metric.compute(references=["एक दो तीन चार"], predictions=["एक दो तीन"])
-    assert found["wer"] == 0.25 and found["wer_deletions"] == 1
+    scores = metric.compute(references=["एक दो तीन चार"], predictions=["एक दो तीन"])
+    assert scores["wer"] == 0.25 and scores["wer_deletions"] == 1
     import evaluate as library
 
     assert isinstance(metric, library.Metric)
@@ -442,7 +442,7 @@ def closed_by_a_time(model: Path, rows) -> int:
 
     whisper, preparation = WhisperForConditionalGeneration.from_pretrained(model).eval(), load_preparation(str(model))
     batch = SpeechCollator(preparation)([SpeechDataset(rows, preparation, language="hi")[i] for i in range(len(rows))])
-    found = whisper.generate(
+    tokens = whisper.generate(
         input_features=batch["input_features"],
         language="hi",
         task="transcribe",
@@ -450,7 +450,7 @@ def closed_by_a_time(model: Path, rows) -> int:
         max_new_tokens=20,
         force_unique_generate_call=True,
     )
-    return int(((found >= preparation.first_timestamp).sum(dim=1) >= 2).sum())
+    return int(((tokens >= preparation.first_timestamp).sum(dim=1) >= 2).sum())
 
 
 def test_28_a_model_keeps_its_times_only_if_it_trains_on_timed_clips(tiny_model, tmp_path):
@@ -497,7 +497,7 @@ def test_29_resuming_continues_optimiser_schedule_sampler_and_random_numbers(tin
     name = "adapter_model.safetensors"
     assert (resumed.model / name).read_bytes() == (whole.model / name).read_bytes()
     steps = [
-        [(one["step"], one["loss"], one["learning_rate"]) for one in records if "loss" in one]
+        [(record["step"], record["loss"], record["learning_rate"]) for record in records if "loss" in record]
         for records in (runs.read_jsonl(run.run / "metrics.jsonl") for run in (resumed, whole))
     ]
     assert steps[0] == steps[1] and len(steps[0]) == 6
@@ -525,17 +525,17 @@ def test_31_evaluation_generates_and_keeps_no_logits(tiny_model, speech, tmp_pat
         monkeypatch.setattr(SpeechTrainer, name, never, raising=False)
     kept, real = [], room.figures
 
-    def look(dataset, found):
+    def look(dataset, transcripts):
         """Collect the tensors as wide as the vocabulary that are alive after an evaluation."""
         gc.collect()
-        alive = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.ndim == 3]
-        kept.extend(tuple(one.shape) for one in alive if one.shape[-1] == 531)
-        return real(dataset, found)
+        alive = [entry for entry in gc.get_objects() if type(entry) is torch.Tensor and entry.ndim == 3]
+        kept.extend(tuple(entry.shape) for entry in alive if entry.shape[-1] == 531)
+        return real(dataset, transcripts)
 
     monkeypatch.setattr(room, "figures", look)
     run = train(tiny_recipe(tiny_model, speech, **{**QUICK, "evaluate.max_clips": 4}), output=tmp_path / "run").run
     assert not kept
-    evaluations = [one for one in runs.read_jsonl(run / "metrics.jsonl") if "eval_wer" in one]
+    evaluations = [entry for entry in runs.read_jsonl(run / "metrics.jsonl") if "eval_wer" in entry]
     assert evaluations and "eval_loss" in evaluations[0]
 
 

@@ -52,19 +52,19 @@ def test_the_figures_equal_those_of_hand_scored_transcripts(lora_run, mixed, tmp
     clips = runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")
     assert report.clips == len(clips) == 5 and report.left_out == 2
     rows = load_source(str(mixed))
-    assert [one["audio"] for one in clips] == [row.audio for row in rows[:5]]
-    assert [one["reference"] for one in clips] == [row.text for row in rows[:5]]
+    assert [clip["audio"] for clip in clips] == [row.audio for row in rows[:5]]
+    assert [clip["reference"] for clip in clips] == [row.text for row in rows[:5]]
     for suffix, prepare in (("", lambda text: text), ("_normalized", normalize)):
         for measure, split in (("wer", str.split), ("cer", list)):
-            pairs = [(split(prepare(one["reference"])), split(prepare(one["prediction"]))) for one in clips]
+            pairs = [(split(prepare(clip["reference"])), split(prepare(clip["prediction"]))) for clip in clips]
             errors = sum(distance(*pair) for pair in pairs)
             length = sum(len(reference) for reference, _ in pairs)
             name = measure + suffix
             assert getattr(report, name) == pytest.approx(errors / length), name
             kinds = [getattr(report, f"{name}_{kind}") for kind in ("substitutions", "deletions", "insertions")]
             assert sum(kinds) == errors and getattr(report, f"{name}_reference_length") == length
-    for one in clips:
-        assert one["prediction_normalized"] == normalize(one["prediction"])
+    for clip in clips:
+        assert clip["prediction_normalized"] == normalize(clip["prediction"])
     low, high = report.wer_interval
     assert low <= report.wer <= high and report.normalizer and report.language == "hi"
 
@@ -83,7 +83,7 @@ def test_the_report_folder_holds_figures_transcripts_and_left_out_clips(lora_run
         "cer_interval": list(report.cer_interval),
     }
     left_out = runs.read_jsonl(tmp_path / "report" / "left_out.jsonl")
-    assert [Path(one["audio"]).name for one in left_out] == ["gone.wav", "long.wav"]
+    assert [Path(clip["audio"]).name for clip in left_out] == ["gone.wav", "long.wav"]
     with pytest.raises(UserError, match="exists already"):
         evaluate(lora_run, mixed, output=tmp_path / "report")
 
@@ -92,7 +92,7 @@ def test_the_batch_size_does_not_change_the_transcripts(lora_run, mixed, tmp_pat
     reports, texts = [], []
     for size in (1, 2, 8):
         reports.append(evaluate(lora_run, mixed, output=tmp_path / str(size), batch_size=size))
-        texts.append([one["prediction"] for one in runs.read_jsonl(tmp_path / str(size) / "transcripts.jsonl")])
+        texts.append([clip["prediction"] for clip in runs.read_jsonl(tmp_path / str(size) / "transcripts.jsonl")])
     assert texts[0] == texts[1] == texts[2]
     for report in reports[1:]:
         assert report.wer == reports[0].wer and report.cer == reports[0].cer
@@ -123,7 +123,7 @@ def test_outputs_that_reach_the_limit_are_counted(tiny_model, lora_run, mixed, t
     short = evaluate(tiny_model, mixed, language="hi", max_new_tokens=2, output=tmp_path / "short")
     clips = runs.read_jsonl(tmp_path / "short" / "transcripts.jsonl")
     assert short.max_new_tokens == 2
-    assert short.reached_limit == sum(one["reached_limit"] for one in clips) == 5
+    assert short.reached_limit == sum(clip["reached_limit"] for clip in clips) == 5
     full = evaluate(lora_run, mixed)
     # This is the limit of the model.
     assert full.max_new_tokens == 64 - 4
@@ -142,7 +142,7 @@ def test_loops_are_found_in_loops_and_not_in_speech():
         "long loop": [*prefix, *speech[:40], *(speech[:30] * 6)],
     }
     loops = Loops(len(rows), eot=eot)
-    ids = torch.tensor([one[:200] for one in rows.values()])
+    ids = torch.tensor([tokens[:200] for tokens in rows.values()])
     first = {}
     for n_tokens in range(5, 201):
         for name, done in zip(rows, loops(ids[:, :n_tokens], None).tolist(), strict=True):
@@ -157,8 +157,10 @@ def test_stopping_loops_changes_only_transcripts_that_loop(speech):
     dataset = SpeechDataset(load_source(str(QUICKSTART / "speech" / "test")), preparation, language="hi")
 
     def heard(**options) -> list[tuple]:
-        found = transcribe_rows(model, dataset, range(6), max_new_tokens=60, with_loss=False, **options).transcripts
-        return [(one.text, one.n_tokens, one.reached_limit) for one in found]
+        transcripts = transcribe_rows(
+            model, dataset, range(6), max_new_tokens=60, with_loss=False, **options
+        ).transcripts
+        return [(transcript.text, transcript.n_tokens, transcript.reached_limit) for transcript in transcripts]
 
     assert heard(stop_loops=True) == heard()
     word = preparation.tokenizer("क", add_special_tokens=False).input_ids[-1]
@@ -166,7 +168,7 @@ def test_stopping_loops_changes_only_transcripts_that_loop(speech):
     with torch.no_grad():
         model.model.decoder.layer_norm.weight.zero_()
         model.model.decoder.layer_norm.bias.copy_(10 * model.proj_out.weight[word])
-    assert {one[1:] for one in heard()} == {(60, True)}
+    assert {transcript[1:] for transcript in heard()} == {(60, True)}
     assert {n_tokens < 32 for _, n_tokens, _ in heard(stop_loops=True)} == {True}
     assert {reached_limit for _, _, reached_limit in heard(stop_loops=True)} == {True}
 
@@ -213,8 +215,10 @@ def test_a_stray_timestamp_does_not_make_generation_look_for_more_audio(tiny_mod
         model.model.decoder.layer_norm.bias.copy_(model.proj_out.weight[preparation.first_timestamp + 5] * 1e3)
     dataset = SpeechDataset(load_source(str(speech / "test")), preparation, language="hi")
     assert SpeechCollator(preparation)([dataset[0]])["rows"] == [0]
-    found = transcribe_rows(model, dataset, range(4), max_new_tokens=7).transcripts
-    assert [(one.text, one.n_tokens, one.reached_limit) for one in found] == [("", 7, True)] * 4
+    transcripts = transcribe_rows(model, dataset, range(4), max_new_tokens=7).transcripts
+    assert [(transcript.text, transcript.n_tokens, transcript.reached_limit) for transcript in transcripts] == [
+        ("", 7, True)
+    ] * 4
 
 
 def test_every_kind_of_model_is_evaluated(tiny_model, lora_run, full_run, speech, tmp_path):
@@ -231,11 +235,11 @@ def test_every_kind_of_model_is_evaluated(tiny_model, lora_run, full_run, speech
 def test_transcribe_gives_the_transcripts_of_evaluate_in_the_order_of_the_files(lora_run, full_run, speech, tmp_path):
     report = tmp_path / "report"
     evaluate(lora_run, speech / "test", output=report)
-    said = [one["prediction"] for one in runs.read_jsonl(report / "transcripts.jsonl")]
+    said = [transcript["prediction"] for transcript in runs.read_jsonl(report / "transcripts.jsonl")]
     files = [row.audio for row in load_source(str(speech / "test"))]
-    found = transcribe(lora_run, reversed(files))
-    assert [one["audio"] for one in found] == files[::-1]
-    assert [one["text"] for one in found] == said[::-1]
+    transcripts = transcribe(lora_run, reversed(files))
+    assert [transcript["audio"] for transcript in transcripts] == files[::-1]
+    assert [transcript["text"] for transcript in transcripts] == said[::-1]
     other_rate = tmp_path / "stereo.flac"
     soundfile.write(other_rate, make_wave(1.0)[:, None].repeat(2, axis=1), 44100)
     assert len(transcribe(full_run, [other_rate], language="hindi")) == 1

@@ -85,8 +85,8 @@ def write_wave(path, seconds: float, seed: int = 0):
 def test_recordings_are_found_by_files_folders_and_patterns(talks, monkeypatch):
     monkeypatch.chdir(talks.parent)
     (talks / ".hidden.wav").write_bytes(b"x")
-    found = find_recordings(["talks", talks / "b.wav", "talks/*.wav", "talks/**/a.*", "nowhere/*.mp3", "gone.wav"])
-    assert [(one.path, one.place) for one in found] == [
+    recordings = find_recordings(["talks", talks / "b.wav", "talks/*.wav", "talks/**/a.*", "nowhere/*.mp3", "gone.wav"])
+    assert [(recording.path, recording.place) for recording in recordings] == [
         ("talks/a.flac", "a.flac"),
         ("talks/b.wav", "b.wav"),
         ("talks/more/a.wav", "more/a.wav"),
@@ -97,7 +97,7 @@ def test_recordings_are_found_by_files_folders_and_patterns(talks, monkeypatch):
         ("nowhere/*.mp3", "nowhere/*.mp3"),
         ("gone.wav", "gone.wav"),
     ]
-    assert [one.problem for one in found if one.problem] == ["no file matches this pattern"]
+    assert [recording.problem for recording in recordings if recording.problem] == ["no file matches this pattern"]
     (talks / "empty").mkdir()
     assert "without sound files" in find_recordings([talks / "empty"])[0].problem
     (talks / "what[1].wav").write_bytes((talks / "b.wav").read_bytes())
@@ -150,7 +150,7 @@ def test_a_short_recording_has_times_only_if_they_are_asked_for(tiny_model, talk
     (plain,) = transcribe(tiny_model, [file], language="hi")
     (timed,) = transcribe(tiny_model, [file], language="hi", times=True)
     assert "segments" not in plain and plain["language"] == "hi"
-    assert timed["segments"] and all(0 <= one["start"] <= one["end"] <= 0.5 for one in timed["segments"])
+    assert timed["segments"] and all(0 <= segment["start"] <= segment["end"] <= 0.5 for segment in timed["segments"])
 
 
 def test_one_format_of_one_recording_goes_to_stdout(lora_run, talks, once, call):
@@ -168,8 +168,8 @@ def test_one_format_of_one_recording_goes_to_stdout(lora_run, talks, once, call)
 
 def test_recordings_of_the_same_name_get_different_files(lora_run, talks, tmp_path, call):
     out = tmp_path / "out"
-    again = talks / "a.flac"
-    code, _, _ = call(lora_run, again, talks / "more" / "a.wav", again, "--output", out)
+    recording = talks / "a.flac"
+    code, _, _ = call(lora_run, recording, talks / "more" / "a.wav", recording, "--output", out)
     assert code == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.txt"))
     assert written == ["more/a.txt", "talks/a.txt"]
@@ -216,8 +216,8 @@ def test_a_bad_recording_is_named_and_the_others_are_transcribed(lora_run, tmp_p
     assert lines[-1] == "Error: 4 of 100 recordings could not be used; the others are done."
     assert len(list(out.iterdir())) == 96
     code, printed, said = call(lora_run, folder / "001.wav", folder / "gone.wav", "--json")
-    found = json.loads(printed)
-    assert code == 1 and len(found["transcripts"]) == 1 and found["failed"][0]["error"] == "no such file"
+    report = json.loads(printed)
+    assert code == 1 and len(report["transcripts"]) == 1 and report["failed"][0]["error"] == "no such file"
     code, printed, said = call(lora_run, folder / "broken.wav", "--json")
     assert (code, printed) == (1, "") and said.count("\n") == 1
 
@@ -265,10 +265,10 @@ def test_each_recording_is_transcribed_in_the_language_that_the_model_hears(
 
     monkeypatch.setattr(transcriber, "listen_for_languages", listen)
     for options in ({}, {"chunked": True}, {"times": True, "word_times": True}):
-        found = transcribe(tiny_model, files, language="auto", **options)
-        assert [one["language"] for one in found] == ["hi", "th", "hi"]
-        for file, one in zip(files, found, strict=True):
-            assert transcribe(tiny_model, [file], language=codes[str(file)], **options) == [one]
+        transcripts = transcribe(tiny_model, files, language="auto", **options)
+        assert [transcript["language"] for transcript in transcripts] == ["hi", "th", "hi"]
+        for file, transcript in zip(files, transcripts, strict=True):
+            assert transcribe(tiny_model, [file], language=codes[str(file)], **options) == [transcript]
     assert heard[:3] == [(str(files[0]), None), (str(files[1]), None), (str(files[2]), 3.0)]
     monkeypatch.undo()
     code, printed, _ = call(tiny_model, talks / "b.wav", "--language", "auto", "--json", "--format", "json")
@@ -373,11 +373,11 @@ def test_a_doubtful_stretch_is_repeated_without_changing_other_recordings(tiny, 
     alone = [next(transcribe_waves(model, preparation, [(0, wave)], decoding))[1] for wave in waves]
     together = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
     assert [together[0], together[1]] == alone
-    found = []
-    monkeypatch.setattr(stretches, "_is_doubtful", lambda *arguments: found.append(1) and False)
+    doubts = []
+    monkeypatch.setattr(stretches, "_is_doubtful", lambda *arguments: doubts.append(1) and False)
     calm = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
     # The stretches of a random model are doubtful.
-    assert found and [calm[0], calm[1]] != alone
+    assert doubts and [calm[0], calm[1]] != alone
 
 
 @pytest.mark.slow
@@ -389,15 +389,17 @@ def test_a_long_recording_is_transcribed_in_order_and_in_constant_memory(tiny, o
     vocabulary, kept = model.config.vocab_size, []
 
     def count(key, share: float) -> None:
-        alive = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape == (vocabulary,)]
+        alive = [
+            tensor for tensor in gc.get_objects() if type(tensor) is torch.Tensor and tensor.shape == (vocabulary,)
+        ]
         kept.append(len(alive))
 
     monkeypatch.setattr(stretches, "STRETCH_WINDOWS", 1)
     wave = np.tile(make_wave(3.0), 20)
-    ((_, found),) = transcribe_waves(model, preparation, [("hour", wave)], Decoding("hi"), progress=count)
-    starts = [segment["start"] for segment in found["segments"]]
+    ((_, transcript),) = transcribe_waves(model, preparation, [("hour", wave)], Decoding("hi"), progress=count)
+    starts = [segment["start"] for segment in transcript["segments"]]
     assert starts == sorted(starts) and starts[-1] > 50
-    assert all(first["end"] <= second["start"] for first, second in pairwise(found["segments"]))
+    assert all(first["end"] <= second["start"] for first, second in pairwise(transcript["segments"]))
     assert len(kept) >= 20 and max(kept) <= 3
 
 
@@ -405,11 +407,13 @@ def test_segments_of_chunks_are_in_order_and_within_the_recording(tiny):
     model, preparation = tiny
     wave = make_wave(10.0)
     shares: list[float] = []
-    found = transcribe_in_chunks(model, preparation, wave, Decoding("hi"), at_once=2, progress=shares.append)
-    assert found == transcribe_in_chunks(model, preparation, wave, Decoding("hi"), at_once=5)
+    transcript = transcribe_in_chunks(model, preparation, wave, Decoding("hi"), at_once=2, progress=shares.append)
+    assert transcript == transcribe_in_chunks(model, preparation, wave, Decoding("hi"), at_once=5)
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 1
-    assert found["text"] and all(0 <= one["start"] <= one["end"] <= 10 for one in found["segments"])
-    assert all(first["end"] <= second["start"] for first, second in pairwise(found["segments"]))
+    assert transcript["text"] and all(
+        0 <= segment["start"] <= segment["end"] <= 10 for segment in transcript["segments"]
+    )
+    assert all(first["end"] <= second["start"] for first, second in pairwise(transcript["segments"]))
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.0, 3.1, 8.0, 8.95])
@@ -420,7 +424,7 @@ def test_chunks_equal_those_of_the_pipeline_of_transformers(seconds, tiny):
     n_samples = round(seconds * 16000)
     window, stride = preparation.window_samples, preparation.window_samples // 6
     extract = type("Extractor", (), {"sampling_rate": 16000, "__call__": lambda self, wave, **options: {"n": [0]}})()
-    theirs = [one["stride"] for one in chunk_iter(np.zeros(n_samples), extract, window, stride, stride)]
+    theirs = [their_chunk["stride"] for their_chunk in chunk_iter(np.zeros(n_samples), extract, window, stride, stride)]
     assert [chunk[1:] for chunk in chunks._chunks(preparation, n_samples)] == theirs
 
 
@@ -451,9 +455,9 @@ def test_word_times_need_alignment_heads(tmp_path, talks, tiny_model, call):
 def test_word_times_are_in_order_and_within_the_recording(tiny, once):
     model, preparation = tiny
     wave = make_wave(7.0)
-    ((_, found),) = transcribe_waves(model, preparation, [(0, wave)], Decoding("hi"))
-    add_word_times(model, preparation, wave, found["segments"], language="hi", task="transcribe")
-    words = [word for segment in found["segments"] for word in segment["words"]]
+    ((_, transcript),) = transcribe_waves(model, preparation, [(0, wave)], Decoding("hi"))
+    add_word_times(model, preparation, wave, transcript["segments"], language="hi", task="transcribe")
+    words = [word for segment in transcript["segments"] for word in segment["words"]]
     assert words and all(0 <= word["start"] <= word["end"] <= 7.0 for word in words)
     assert all(first["end"] <= second["start"] for first, second in pairwise(words))
     assert all(word["word"].startswith(" ") for word in words[1:] if word["word"].strip())
@@ -473,13 +477,13 @@ def test_a_prompt_stands_before_every_window(tiny, once, monkeypatch):
     )
     transcribe_waves(model, preparation, [(0, make_wave(7.0))], Decoding("hi", prompt_ids=ids))
     list(transcribe_waves(model, preparation, [(0, make_wave(7.0))], Decoding("hi", prompt_ids=ids)))
-    firsts = [one for one in seen if len(one) > 1]
-    assert len(firsts) >= 3 and all(tuple(one[: len(ids)]) == ids for one in firsts)
+    firsts = [tokens for tokens in seen if len(tokens) > 1]
+    assert len(firsts) >= 3 and all(tuple(tokens[: len(ids)]) == ids for tokens in firsts)
     seen.clear()
     for limit in (ids, long):
-        found = transcribe_short_wave(model, preparation, make_wave(1.0), Decoding("hi", prompt_ids=limit))
+        transcript = transcribe_short_wave(model, preparation, make_wave(1.0), Decoding("hi", prompt_ids=limit))
         # The prompt is not a part of the text.
-        assert "पानी किताब पानी" not in found["text"]
+        assert "पानी किताब पानी" not in transcript["text"]
         assert tuple(seen[0][: len(limit)]) == limit
         seen.clear()
     hook.remove()
@@ -501,8 +505,8 @@ def test_a_model_runs_in_each_precision(precision, lora_run, full_run, speech, o
     assert chosen == precision and {parameter.dtype for parameter in model.parameters()} == {wanted}
     long = write_wave(tmp_path / "long.wav", 4.0)
     files = [speech / "test" / "0.wav", long]
-    found = transcribe(lora_run, files, precision=precision, word_times=True, chunked=precision == "bf16")
-    assert all("words" in segment for one in found for segment in one["segments"])
+    transcripts = transcribe(lora_run, files, precision=precision, word_times=True, chunked=precision == "bf16")
+    assert all("words" in segment for transcript in transcripts for segment in transcript["segments"])
     report = evaluate(full_run, speech / "test", precision=precision)
     assert report.precision == precision and np.isfinite(report.token_loss)
     assert abs(report.token_loss - evaluate(full_run, speech / "test").token_loss) < 0.05
@@ -546,7 +550,7 @@ def test_minutes_of_real_speech_are_transcribed_alone_together_and_in_chunks(sha
     decoding = Decoding("en")
     alone = [next(transcribe_waves(model, preparation, [(0, wave)], decoding))[1] for wave in waves]
     together = dict(transcribe_waves(model, preparation, enumerate(waves), decoding, at_once=2))
-    assert [together[number]["text"] for number in range(2)] == [one["text"] for one in alone]
+    assert [together[number]["text"] for number in range(2)] == [transcript["text"] for transcript in alone]
     chunked = transcribe_in_chunks(model, preparation, waves[0], decoding, at_once=4)
     from whisper_peft import score
 

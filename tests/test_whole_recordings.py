@@ -70,7 +70,10 @@ def test_whole_recordings_are_decoded_as_transcribe_does(lora_run, once, tmp_pat
         assert line["audio"] == transcript["audio"] == scores["audio"]
         assert (line["prediction"], line["segments"]) == (transcript["text"], transcript["segments"])
         assert line["reference"] == "घर पानी लाल" and line["language"] == "hi"
-        output = [Segment(one["text"], one["start"], one["end"]) for one in transcript["segments"]]
+        output = [
+            Segment(output_segment["text"], output_segment["start"], output_segment["end"])
+            for output_segment in transcript["segments"]
+        ]
         score = score_recording(reference, output, output_text=transcript["text"])
         assert (
             (line["wer"], line["cer_normalized"])
@@ -93,12 +96,12 @@ def test_the_output_shows_uncovered_speech_loops_and_empty_windows(lora_run, mon
     answer(monkeypatch, [("घर पानी", 1.5, 3.0), ("और फिर " * 8, 61.6, 63.0)])
     out = tmp_path / "report"
     printed = run_line(shlex.join(["whisper-peft", "evaluate", str(lora_run), str(path), "--output", str(out)]), capsys)
-    found = runs.read_json(out / "report.json")["recordings"]
-    assert found["speech_s"] == 6.0
-    assert found["uncovered_s"] == pytest.approx(0.5 + 2.0 + 1.0)
-    assert found["start_error_s"] == pytest.approx((0.5 + 0.4) / 2)
-    assert (found["loops"], found["empty_windows"], found["failed"]) == (1, 1, [])
-    assert found["wer_hits"] == 2 and found["wer_reference_length"] == 6
+    figures = runs.read_json(out / "report.json")["recordings"]
+    assert figures["speech_s"] == 6.0
+    assert figures["uncovered_s"] == pytest.approx(0.5 + 2.0 + 1.0)
+    assert figures["start_error_s"] == pytest.approx((0.5 + 0.4) / 2)
+    assert (figures["loops"], figures["empty_windows"], figures["failed"]) == (1, 1, [])
+    assert figures["wer_hits"] == 2 and figures["wer_reference_length"] == 6
     (line,) = [line for line in runs.read_jsonl(out / "transcripts.jsonl") if line.get("recording")]
     assert line["uncovered"] == [[1.0, 1.5], [35.0, 37.0], [63.0, 64.0]]
     assert "1 whole recording, decoded with times as transcribe does" in printed
@@ -118,7 +121,11 @@ def test_the_option_cut_scores_only_clips(lora_run, monkeypatch, tmp_path, capsy
     assert len(given) == 1
     del both["recordings"]
     assert {**clips, "seconds": 0} == {**both, "seconds": 0} and clips["clips"] == 3
-    assert not [one for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl") if "recording" in one]
+    assert not [
+        transcript
+        for transcript in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")
+        if "recording" in transcript
+    ]
 
 
 def test_a_recording_that_cannot_be_decoded_is_named_and_the_others_are_scored(lora_run, monkeypatch, tmp_path, capsys):
@@ -132,22 +139,22 @@ def test_a_recording_that_cannot_be_decoded_is_named_and_the_others_are_scored(l
     out = tmp_path / "report"
     line = shlex.join(["whisper-peft", "evaluate", str(lora_run), str(folder), "--output", str(out)])
     printed = run_line(line, capsys)
-    found = runs.read_json(out / "report.json")["recordings"]
-    assert (found["recordings"], found["wer"], found["uncovered_s"]) == (1, 0.0, 0.0)
-    (failed,) = found["failed"]
+    figures = runs.read_json(out / "report.json")["recordings"]
+    assert (figures["recordings"], figures["wer"], figures["uncovered_s"]) == (1, 0.0, 0.0)
+    (failed,) = figures["failed"]
     assert failed["audio"] == str(folder / "a.wav") and "truncated" in failed["error"]
     assert "not scored as a whole: " in printed and "a.wav: " in printed
-    named = [one for one in runs.read_jsonl(out / "left_out.jsonl") if one.get("recording")]
-    assert [(one["audio"], one["reason"]) for one in named] == [(failed["audio"], failed["error"])]
+    named = [entry for entry in runs.read_jsonl(out / "left_out.jsonl") if entry.get("recording")]
+    assert [(entry["audio"], entry["reason"]) for entry in named] == [(failed["audio"], failed["error"])]
 
 
 def test_segments_are_joined_as_the_language_joins_words(monkeypatch, tmp_path, lora_run):
     chinese = (("楼市成交", 1.0, 3.0), ("持续上涨", 35.0, 37.0))
     path = make_recording(tmp_path / "talk.wav", chinese, seconds=40.0)
     answer(monkeypatch, list(chinese), joint="")
-    found = evaluate(lora_run, path, language="zh").recordings
-    (scores,) = found["each"]
-    assert (found["cer"], found["wer"], scores["cer"], scores["wer"]) == (0.0, 0.0, 0.0, 0.0)
+    figures = evaluate(lora_run, path, language="zh").recordings
+    (scores,) = figures["each"]
+    assert (figures["cer"], figures["wer"], scores["cer"], scores["wer"]) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_one_manifest_can_hold_recordings_and_clips(lora_run, monkeypatch, tmp_path):
@@ -200,14 +207,14 @@ def test_an_interval_needs_at_least_five_recordings(lora_run, monkeypatch, tmp_p
         make_recording(folder / f"{number}.wav", segments, seconds=2.5, seed=number)
     texts = ["घर पानी लाल", "घर पानी", "घर", "घर पानी लाल आज", ""]
     answer(monkeypatch, *[[(text, 0.5, 2.0)] for text in texts])
-    found = evaluate(lora_run, folder).recordings
-    low, high = found["wer_interval"]
-    assert low < found["wer"] < high
-    assert [round(one["wer"], 2) for one in found["each"]] == [0.0, 0.33, 0.67, 0.33, 1.0]
+    figures = evaluate(lora_run, folder).recordings
+    low, high = figures["wer_interval"]
+    assert low < figures["wer"] < high
+    assert [round(scores["wer"], 2) for scores in figures["each"]] == [0.0, 0.33, 0.67, 0.33, 1.0]
     (folder / "4.wav").unlink()
     (folder / "4.json").unlink()
-    found = evaluate(lora_run, folder).recordings
-    assert (found["wer_interval"], found["cer_interval"]) == (None, None)
+    figures = evaluate(lora_run, folder).recordings
+    assert (figures["wer_interval"], figures["cer_interval"]) == (None, None)
 
 
 def test_a_recording_is_decoded_in_its_own_language_or_the_one_that_is_set_or_heard(
@@ -244,10 +251,12 @@ def test_a_recording_uses_the_cleaning_and_the_borrowed_language_of_the_clips(ti
     given = answer(monkeypatch, [("ab, cd", 0.5, 2.0)])
     (row,) = load_uncut(str(path))
     silent = Row(str(path), "", "hi", segments=(Segment("!", 0.0, 1.0),), is_recording=True)
-    found = score_recordings(model, dataset, [row, silent])
-    (scored,) = found.scored
+    result = score_recordings(model, dataset, [row, silent])
+    (scored,) = result.scored
     assert (scored.score.wer, scored.score.speech_s, scored.reference_text) == (0.0, 1.5, "ab, cd")
-    assert [(one.audio, reason) for one, reason in found.failed] == [(str(path), "no text in its segments")]
+    assert [(recording.audio, reason) for recording, reason in result.failed] == [
+        (str(path), "no text in its segments")
+    ]
     assert len(given) == 1
 
 
