@@ -48,7 +48,7 @@ def test_the_exit_code_tells_errors_from_a_clean_set_and_from_a_check_that_faile
     code, out, _ = call(good, bad, "--language", "hi", "--json")
     report = json.loads(out)
     assert code == 3 and report["errors"] == 1 and found(report, "error") == {"missing": {"gone.wav"}}
-    assert [one["name"] for one in report["sources"]] == [str(good), str(bad)]
+    assert [source["name"] for source in report["sources"]] == [str(good), str(bad)]
     code, out, _ = call(bad, "--language", "hi")
     assert code == 3 and "error: missing, 1 clip" in out and "bad.jsonl:5" in out and "1 clip with errors" in out
     code, out, err = call(tmp_path / "nothing")
@@ -76,16 +76,20 @@ def test_a_recipe_is_checked_split_by_split(call, tiny_model, tmp_path):
     save_recipe(tiny_recipe(tiny_model, tmp_path, **settings), tmp_path / "r.yaml")
     _, out, _ = call(tmp_path / "r.yaml", "--json", "--no-audio")
     report = json.loads(out)
-    assert [(one["split"], one["clips"]) for one in report["sources"]] == [("train", 5), ("train", 5), ("eval", 5)]
+    assert [(entry["split"], entry["clips"]) for entry in report["sources"]] == [
+        ("train", 5),
+        ("train", 5),
+        ("eval", 5),
+    ]
     # Tokens are counted with the tokenizer of the recipe's model; its weights are not read.
     assert report["checked"]["tokens"] == "counted"
     seen = found(report)
     assert seen["shared-text"] == {"train0.wav", "eval0.wav"} and seen["duplicate-text"] == {"more0.wav"}
     assert all(
         seconds > 3
-        for one in report["findings"]
-        if one["kind"] == "over-window"
-        for seconds in (clip["duration_s"] for clip in one["clips"])
+        for entry in report["findings"]
+        if entry["kind"] == "over-window"
+        for seconds in (clip["duration_s"] for clip in entry["clips"])
     )
     code, out, _ = call("quickstart", "--no-audio")
     assert code == 0 and "No errors" in out
@@ -130,11 +134,11 @@ def test_a_fixed_manifest_has_no_errors_and_the_source_stays_as_it_was(tmp_path)
     assert piece["segments"] == [{"start": 0.0, "end": 1.0, "text": "घर"}] and piece["end_s"] == 1.0
     assert all(Path(line["audio"]).is_absolute() and line["language"] == "hi" and line["speaker_id"] for line in lines)
     assert lines[0]["prompt"] == "पहले"
-    again = check(str(out))
-    assert not found(again, "error"), again.findings
+    fixed_report = check(str(out))
+    assert not found(fixed_report, "error"), fixed_report.findings
     changes = [json.loads(line) for line in (tmp_path / "clean.changes.jsonl").read_text("utf-8").splitlines()]
-    assert {one["row"] for one in changes if "left_out" in one} == set(range(61)) - {
-        row for row, one in enumerate(rows[:60]) if one["audio"] in texts
+    assert {entry["row"] for entry in changes if "left_out" in entry} == set(range(61)) - {
+        row for row, entry in enumerate(rows[:60]) if entry["audio"] in texts
     }
     assert changes[0] == {
         "source": str(source),
@@ -155,15 +159,18 @@ def test_fix_writes_the_sound_inside_parquet_into_files(tmp_path):
 
     rows = make_spoken(tmp_path / "s", 4)
     sounds = [(tmp_path / "s" / row["audio"]).read_bytes() for row in rows]
-    table = {"audio": [{"bytes": one, "path": None} for one in sounds], "text": [f"{row['text']} <x>" for row in rows]}
+    table = {
+        "audio": [{"bytes": sound, "path": None} for sound in sounds],
+        "text": [f"{row['text']} <x>" for row in rows],
+    }
     datasets.Dataset.from_dict(table).to_parquet(str(tmp_path / "clips.parquet"))
     with pytest.raises(UserError, match="name a folder to write it into"):
         check(str(tmp_path / "clips.parquet"), language="hi", fix=tmp_path / "clean.jsonl")
     assert not list(tmp_path.glob("clean*"))
     report = check(str(tmp_path / "clips.parquet"), language="hi", fix=tmp_path / "clean")
-    again = load_source(report.fixed.manifests[0])
-    assert [row.text for row in again] == [row["text"] for row in rows]
-    assert [Path(row.audio).read_bytes() for row in again] == sounds
+    fixed_rows = load_source(report.fixed.manifests[0])
+    assert [row.text for row in fixed_rows] == [row["text"] for row in rows]
+    assert [Path(row.audio).read_bytes() for row in fixed_rows] == sounds
 
 
 def test_train_reports_findings_and_stops_at_shifted_texts(tiny_model, tmp_path):

@@ -74,7 +74,7 @@ def short(clip: ReportedClip) -> np.ndarray:
 def written(tmp_path, content: CheckReport, audio=nothing) -> str:
     path = tmp_path / "page.html"
     write_check_page(content, path, audio)
-    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     return path.read_text(encoding="utf-8")
 
 
@@ -98,9 +98,9 @@ def test_a_page_shows_summary_findings_and_data_in_this_order(tmp_path):
     # The table of contents comes first.
     parts += ["no model asked", "Unreadable", "Text too long", "1,234", "Clipping"]
     # After it, each finding is shown in full.
-    for one in findings:
-        parts += [one.severity, f"Why {one.kind} matters.", f"How {one.kind} is mended; tell."]
-        for about in one.clips:
+    for entry in findings:
+        parts += [entry.severity, f"Why {entry.kind} matters.", f"How {entry.kind} is mended; tell."]
+        for about in entry.clips:
             parts += [about.name, f"row {about.row}", about.detail, about.text]
     parts += ["The data", "683 clips · 0.69 hours · 49 speakers", "Clip length", "Tokens per second", "1 not known"]
     parts += ["Scripts", "Devanagari", "99.0%", "Languages", "Hindi (hi)", "680 clips", "not named", "Characters"]
@@ -110,7 +110,7 @@ def test_a_page_shows_summary_findings_and_data_in_this_order(tmp_path):
         at = text.index(part, at)
     assert "→ shorter" in text and "1,233 more clips not on this page" in text
     assert len(page.named("audio")) == 4
-    links = [one["href"] for one in page.named("a")]
+    links = [entry["href"] for entry in page.named("a")]
     assert links == ["#finding-0", "#finding-1", "#finding-2"]
     assert {link[1:] for link in links} < {attributes.get("id") for _, attributes in page.elements}
 
@@ -121,7 +121,7 @@ def test_files_are_named_relative_to_their_common_folder(tmp_path):
     page = assert_self_contained(written(tmp_path, report([finding("silence", "error", clips)]), short))
     assert "Files are in /data/cv/hi/" in page.text and page.text.count("/data/cv/hi") == 1
     assert "more/clips/1.mp3 train.tsv:1 from 2.50 s 1.50 s" in page.text
-    assert [one["aria-label"] for one in page.named("audio")] == ["clips/1.mp3", "more/clips/1.mp3"]
+    assert [player["aria-label"] for player in page.named("audio")] == ["clips/1.mp3", "more/clips/1.mp3"]
     both = [source("/data/cv/hi:train"), source("/data/cv/hi:dev")]
     clips = [clip(row, name=name, source="/data/cv/hi:dev") for row, name in enumerate(names)]
     (tmp_path / "page.html").unlink()
@@ -170,19 +170,19 @@ def test_the_worst_clips_of_each_finding_get_a_player_and_no_clip_gets_two(tmp_p
     ]
     asked = []
 
-    def audio(one: ReportedClip) -> np.ndarray | None:
-        asked.append((one.source, one.row))
-        return None if one.row < 60 else short(one)
+    def audio(entry: ReportedClip) -> np.ndarray | None:
+        asked.append((entry.source, entry.row))
+        return None if entry.row < 60 else short(entry)
 
     page = assert_self_contained(written(tmp_path, report(findings), audio))
-    heard = [one["aria-label"] for one in page.named("audio")]
+    heard = [entry["aria-label"] for entry in page.named("audio")]
     assert len(heard) == len(set(heard)) == check_page.MOST_PLAYERS
     assert {"clip_100.wav", "clip_119.wav", "clip_200.wav", "clip_217.wav"} < set(heard)
     assert len(asked) == len(set(asked))
-    again = [one["href"] for one in page.named("a") if one["href"].startswith("#sound")]
+    links = [entry["href"] for entry in page.named("a") if entry["href"].startswith("#sound")]
     # The second finding of clip 100 links to the player at its first.
-    assert len(again) == 1
-    assert again[0][1:] in {attributes.get("id") for _, attributes in page.elements}
+    assert len(links) == 1
+    assert links[0][1:] in {attributes.get("id") for _, attributes in page.elements}
 
 
 def test_clips_that_are_not_on_the_page_are_counted(tmp_path):
@@ -201,8 +201,8 @@ def test_a_page_is_bounded_in_size_whatever_the_report_holds(tmp_path):
     clips = [clip(row, name=unseen, text=unseen, detail=unseen, suggestion=unseen) for row in range(60)]
     findings = [finding(f"kind_{number}", "warning", clips) for number in range(40)]
     characters = {chr(0x4E00 + number): number for number in range(20_000)}
-    many = [source(unseen, characters=characters, durations_s=[1.0] * 5_000) for _ in range(100)]
-    page = written(tmp_path, report(findings, many))
+    sources = [source(unseen, characters=characters, durations_s=[1.0] * 5_000) for _ in range(100)]
+    page = written(tmp_path, report(findings, sources))
     assert len(page.encode("utf-8")) < 10_000_000 - check_page.MOST_SOUND_BYTES
     parsed = assert_self_contained(page)
     assert "80 more sources are not on this page" in parsed.text
@@ -234,7 +234,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     findings = [finding("silence", "warning", [clip(1)])]
     path = tmp_path / "page.html"
 
-    def breaks(one: ReportedClip) -> np.ndarray:
+    def breaks(reported_clip: ReportedClip) -> np.ndarray:
         raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError):
@@ -257,7 +257,11 @@ def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
         finding("clipping", "note", [clip(3, text=ARABIC)]),
     ]
     waves = {1: make_wave(1.37), 2: make_wave(3.0), 3: make_wave(2.2)}
-    write_check_page(report(findings, [source(), source("b" * 90)]), tmp_path / "page.html", lambda one: waves[one.row])
+    write_check_page(
+        report(findings, [source(), source("b" * 90)]),
+        tmp_path / "page.html",
+        lambda reported_clip: waves[reported_clip.row],
+    )
 
     context = chromium.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
@@ -287,7 +291,7 @@ def test_a_page_opens_in_a_browser(chromium, tmp_path, width):
 def test_a_player_holds_the_sound_of_its_clip(tmp_path):
     wave = make_wave(1.0)
     findings = [finding("silence", "warning", [clip(1)])]
-    page = written(tmp_path, report(findings), lambda one: wave)
+    page = written(tmp_path, report(findings), lambda reported_clip: wave)
     heard, rate_hz, _ = sound_of(re.search(r"<audio.*?</audio>", page)[0])
     assert rate_hz == 16_000 and np.corrcoef(heard, wave)[0, 1] > 0.98
 

@@ -34,9 +34,9 @@ def found(report: CheckReport | dict, *severities: str) -> dict[str, set[str]]:
     """Return, for each kind of finding, the names of the files that have it."""
     content = report.as_dict() if isinstance(report, CheckReport) else report
     return {
-        one["kind"]: {Path(clip["name"]).name for clip in one["clips"]}
-        for one in content["findings"]
-        if one["severity"] in (severities or SEVERITIES)
+        finding["kind"]: {Path(clip["name"]).name for clip in finding["clips"]}
+        for finding in content["findings"]
+        if finding["severity"] in (severities or SEVERITIES)
     }
 
 
@@ -164,12 +164,12 @@ def test_shifted_texts_are_found_by_their_lengths_and_put_back():
     assert not find_mispairings(seconds, sizes_of(texts), nobody, orders)
     for shift, first, last in ((1, 60, 85), (-2, 30, 60), (3, 0, 150), (1, 90, 150)):
         moved = texts[:first] + list(np.roll(texts[first:last], -shift)) + texts[last:]
-        [one] = find_mispairings(seconds, sizes_of(moved), nobody, orders)
-        assert one.shift == shift and one.evidence > one.chance
-        assert len(set(one.rows) ^ set(range(first, last))) <= 8
-        sure = [row for row in one.text_of if not {row, one.text_of[row]} & one.doubtful]
+        [mispairing] = find_mispairings(seconds, sizes_of(moved), nobody, orders)
+        assert mispairing.shift == shift and mispairing.evidence > mispairing.chance
+        assert len(set(mispairing.rows) ^ set(range(first, last))) <= 8
+        sure = [row for row in mispairing.text_of if not {row, mispairing.text_of[row]} & mispairing.doubtful]
         assert len(sure) > (last - first) // 2
-        assert all(moved[one.text_of[row]] == texts[row] for row in sure if first <= row - shift < last)
+        assert all(moved[mispairing.text_of[row]] == texts[row] for row in sure if first <= row - shift < last)
         corr = correlate_lengths(seconds, sizes_of(moved))
         assert (max(corr, key=corr.get) == shift) == (last - first > 75)
 
@@ -189,11 +189,11 @@ def test_files_paired_with_texts_in_the_order_of_letters_are_found(files_by_lett
     pairs = [(int(number), str(text)) for number, text in pairs]
     beside = [text for _, text in pairs]
     names = [f"clips/rec_{number}.wav" for number, _ in pairs]
-    found = find_mispairings(
+    mispairings = find_mispairings(
         np.array([seconds[n] for n, _ in pairs]), sizes_of(beside), [None] * 120, list(find_name_orders(names))
     )
-    [one] = [one for one in found if one.is_order]
-    assert all(beside[text] == texts[pairs[sound][0] - 1] for sound, text in one.text_of.items())
+    [mispairing] = [mispairing for mispairing in mispairings if mispairing.is_order]
+    assert all(beside[text] == texts[pairs[sound][0] - 1] for sound, text in mispairing.text_of.items())
     right = [(number, texts[number - 1]) for number, _ in pairs]
     seconds_of = np.array([seconds[number] for number, _ in right])
     assert not find_mispairings(
@@ -236,28 +236,34 @@ def test_the_losses_of_a_model_find_shifted_texts_that_lengths_cannot(tmp_path):
 
     rows = [Row(row.audio, texts[moved[n]], end_s=0.6) for n, row in enumerate(rows)]
     checked = check_sources([SourceRows("all", rows, "all")], audio=False, losses=losses)
-    [one] = checked.facts[0].mispairings
-    assert one.shift == 1 and one.rows == tuple(range(20, 40)) and set(one.text_of) == set(range(21, 40))
+    [mispairing] = checked.facts[0].mispairings
+    assert (
+        mispairing.shift == 1
+        and mispairing.rows == tuple(range(20, 40))
+        and set(mispairing.text_of) == set(range(21, 40))
+    )
     assert checked.findings.rows("unlikely-text") == {(0, 50)}
     blind = check_sources([SourceRows("all", rows, "all")], audio=False, losses=lambda of: losses(of, informed=False))
     assert not blind.facts[0].mispairings
 
 
 def test_sounds_sentences_and_speakers_that_splits_share_are_found(tmp_path):
-    one = make_spoken(tmp_path, 8, seed=1, name="a{}")
+    first_rows = make_spoken(tmp_path, 8, seed=1, name="a{}")
     other = make_spoken(tmp_path, 8, seed=2, name="b{}")
     # The words of both texts are the same.
-    other[0]["text"] = one[3]["text"].upper() + "।"
-    other[1]["speaker_id"] = one[0]["speaker_id"]
-    shutil.copy(tmp_path / one[4]["audio"], tmp_path / "copy.wav")
-    other[2] |= {"audio": "copy.wav", "text": one[4]["text"]}
-    sources = [str(write_manifest(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("one", one), ("other", other))]
+    other[0]["text"] = first_rows[3]["text"].upper() + "।"
+    other[1]["speaker_id"] = first_rows[0]["speaker_id"]
+    shutil.copy(tmp_path / first_rows[4]["audio"], tmp_path / "copy.wav")
+    other[2] |= {"audio": "copy.wav", "text": first_rows[4]["text"]}
+    sources = [
+        str(write_manifest(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("one", first_rows), ("other", other))
+    ]
     seen = found(check(sources, language="hi"))
     assert seen["shared-text"] == {"a3.wav", "b0.wav", "a4.wav", "copy.wav"}
     assert seen["shared-audio"] == {"a4.wav", "copy.wav"}
-    assert "b1.wav" in seen["shared-speaker"] and {row["audio"] for row in one[:6]} <= seen["shared-speaker"]
+    assert "b1.wav" in seen["shared-speaker"] and {row["audio"] for row in first_rows[:6]} <= seen["shared-speaker"]
     assert not {"b6.wav", "b7.wav"} & seen["shared-speaker"]
-    joined = write_manifest(tmp_path / "joined.jsonl", one + other)
+    joined = write_manifest(tmp_path / "joined.jsonl", first_rows + other)
     assert not {"shared-text", "shared-speaker", "shared-audio"} & found(check(str(joined), language="hi")).keys()
 
 

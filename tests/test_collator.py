@@ -43,7 +43,7 @@ def examples(preparation) -> list[Example]:
 
 def test_a_batch_has_the_expected_keys_shapes_and_dtypes(preparation, examples):
     batch = SpeechCollator(preparation)(examples)
-    longest = max(len(one.labels) for one in examples)
+    longest = max(len(example.labels) for example in examples)
     assert set(batch) == {
         "input_features",
         "decoder_input_ids",
@@ -59,20 +59,20 @@ def test_a_batch_has_the_expected_keys_shapes_and_dtypes(preparation, examples):
     assert batch["decoder_input_ids"].shape == batch["labels"].shape == (5, longest)
     assert batch["decoder_input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert sorted(batch["rows"]) == [0, 1, 2, 3, 4]
-    assert batch["seconds"] == pytest.approx(sum(one.seconds for one in examples))
+    assert batch["seconds"] == pytest.approx(sum(example.seconds for example in examples))
     assert batch["left_out"] == []
 
 
 def test_log_mels_are_padded_with_the_floor_of_their_own_clip(preparation, examples):
-    floors = {one.floor for one in examples}
+    floors = {example.floor for example in examples}
     assert len(floors) == 5
     batch = SpeechCollator(preparation)(examples)
     for features, row in zip(batch["input_features"].numpy(), batch["rows"], strict=True):
-        one = examples[row]
-        n_frames = one.input_features.shape[1]
+        example = examples[row]
+        n_frames = example.input_features.shape[1]
         assert n_frames < 300
-        assert np.array_equal(features[:, :n_frames], one.input_features)
-        assert np.unique(features[:, n_frames:]).tolist() == [np.float32(one.floor)]
+        assert np.array_equal(features[:, :n_frames], example.input_features)
+        assert np.unique(features[:, n_frames:]).tolist() == [np.float32(example.floor)]
 
 
 def test_tokens_are_masked_by_length_and_never_by_id(preparation, examples):
@@ -81,9 +81,9 @@ def test_tokens_are_masked_by_length_and_never_by_id(preparation, examples):
     assert preparation.tokenizer.pad_token_id == eot
     batch = SpeechCollator(preparation)(examples)
     for inputs, labels, row in zip(batch["decoder_input_ids"], batch["labels"], batch["rows"], strict=True):
-        one, n = examples[row], len(examples[row].labels)
-        assert inputs[:n].tolist() == one.decoder_input_ids.tolist()
-        assert labels[:n].tolist() == one.labels.tolist()
+        example, n = examples[row], len(examples[row].labels)
+        assert inputs[:n].tolist() == example.decoder_input_ids.tolist()
+        assert labels[:n].tolist() == example.labels.tolist()
         assert set(inputs[n:].tolist()) <= {eot}
         assert set(labels[n:].tolist()) <= {IGNORED}
         # The end token is learnt once, at the end of the text.
@@ -128,11 +128,11 @@ def test_the_model_gives_a_clip_the_same_logits_alone_and_in_a_batch(preparation
 
 
 def test_the_order_of_the_clips_does_not_matter(preparation, examples):
-    one, other = SpeechCollator(preparation)(examples), SpeechCollator(preparation)(examples[::-1])
+    batch, other = SpeechCollator(preparation)(examples), SpeechCollator(preparation)(examples[::-1])
     # The longest clip comes first, so that the first micro-batch is the largest.
-    assert one["rows"] == other["rows"] == [4, 3, 2, 1, 0]
+    assert batch["rows"] == other["rows"] == [4, 3, 2, 1, 0]
     for key in ("input_features", "decoder_input_ids", "labels"):
-        assert torch.equal(one[key], other[key])
+        assert torch.equal(batch[key], other[key])
 
 
 def test_left_out_clips_are_passed_on_and_never_replaced(preparation, examples):
@@ -155,11 +155,11 @@ def test_a_step_of_left_out_clips_alone_is_an_empty_batch(preparation):
 
 
 def test_the_collator_does_not_change_the_examples(preparation, examples):
-    before = [(one.input_features.copy(), one.labels.copy()) for one in examples]
+    before = [(example.input_features.copy(), example.labels.copy()) for example in examples]
     SpeechCollator(preparation)(examples)["labels"].fill_(0)
-    for (features, labels), one in zip(before, examples, strict=True):
-        assert np.array_equal(features, one.input_features)
-        assert np.array_equal(labels, one.labels)
+    for (features, labels), example in zip(before, examples, strict=True):
+        assert np.array_equal(features, example.input_features)
+        assert np.array_equal(labels, example.labels)
 
 
 @pytest.mark.parametrize(

@@ -106,13 +106,13 @@ def test_a_bad_clip_is_left_out_with_its_reason(preparation, clip, tmp_path, nam
     make, reason = BAD[name]
     bad = make(tmp_path, clip)
     dataset = SpeechDataset([row(clip), bad, row(clip)], preparation, language="hi")
-    found = dataset[Pick(1, 0)]
-    assert isinstance(found, LeftOut)
-    assert reason in found.reason
-    assert (found.row, found.place) == (1, "metadata.csv:2")
-    assert found.audio == ("bytes" if isinstance(bad.audio, bytes) else bad.audio)
+    left_out = dataset[Pick(1, 0)]
+    assert isinstance(left_out, LeftOut)
+    assert reason in left_out.reason
+    assert (left_out.row, left_out.place) == (1, "metadata.csv:2")
+    assert left_out.audio == ("bytes" if isinstance(bad.audio, bytes) else bad.audio)
     # The result is the same in every epoch.
-    assert found == dataset[Pick(1, 7)] == dataset[1]
+    assert left_out == dataset[Pick(1, 7)] == dataset[1]
     # The length of a bad clip can be read, too, so that the sampler goes on.
     assert dataset.duration_s(1) >= 0.0
     assert [isinstance(dataset[i], Example) for i in (0, 2)] == [True, True]
@@ -217,8 +217,8 @@ def test_a_share_of_the_clips_is_learnt_with_times(preparation, clip):
     def dataset(seed: int = 1, **options) -> SpeechDataset:
         return SpeechDataset(rows, preparation, language="hi", seed=seed, **options)
 
-    def timed(found: SpeechDataset, epoch: int = 0) -> list[bool]:
-        inputs = [found[Pick(number, epoch)].decoder_input_ids for number in range(len(rows))]
+    def timed(examples: SpeechDataset, epoch: int = 0) -> list[bool]:
+        inputs = [examples[Pick(number, epoch)].decoder_input_ids for number in range(len(rows))]
         with_times = [bool((ids >= preparation.first_timestamp).any()) for ids in inputs]
         assert with_times == [preparation.no_timestamps not in ids for ids in inputs]
         return with_times
@@ -229,7 +229,12 @@ def test_a_share_of_the_clips_is_learnt_with_times(preparation, clip):
     assert 8 < sum(some) < 32 and some == timed(pickle.loads(pickle.dumps(half))) == timed(dataset(timestamps=0.5))
     assert some != timed(half, epoch=1) and some != timed(dataset(2, timestamps=0.5))
     prompted = SpeechDataset(
-        [replace(one, prompt="पानी") for one in rows], preparation, language="hi", seed=1, prompts=0.5, timestamps=0.5
+        [replace(plain_row, prompt="पानी") for plain_row in rows],
+        preparation,
+        language="hi",
+        seed=1,
+        prompts=0.5,
+        timestamps=0.5,
     )
     start, inputs = preparation.token_id("<|startofprev|>"), [prompted[i].decoder_input_ids for i in range(len(rows))]
     kinds = [(ids[0] == start, preparation.no_timestamps in ids) for ids in inputs]
@@ -239,7 +244,9 @@ def test_a_share_of_the_clips_is_learnt_with_times(preparation, clip):
 
 def times(preparation, ids: np.ndarray) -> list[float]:
     return [
-        round(0.02 * int(one - preparation.first_timestamp), 2) for one in ids if one >= preparation.first_timestamp
+        round(0.02 * int(token - preparation.first_timestamp), 2)
+        for token in ids
+        if token >= preparation.first_timestamp
     ]
 
 
@@ -257,12 +264,12 @@ SEGMENTS = {
 def test_the_times_of_a_clip_are_those_of_its_segments(preparation, tmp_path, name):
     """A clip has the times of its segments if their texts join to its text; time tokens are 0.02 s apart."""
     segments, expected = SEGMENTS[name]
-    segments = tuple(Segment(*one) for one in segments)
+    segments = tuple(Segment(*segment) for segment in segments)
     source = row(of_seconds(tmp_path, 2.493), "घर  पानी", segments=segments)
-    found = SpeechDataset([source], preparation, language="hi", timestamps=1.0)[0]
-    assert times(preparation, found.decoder_input_ids) == pytest.approx(expected, abs=0.0101)
-    assert found.labels[-1] == preparation.eot and np.array_equal(found.labels[:-1], found.decoder_input_ids[1:])
-    assert preparation.decode(found.labels) == "घर पानी"
+    example = SpeechDataset([source], preparation, language="hi", timestamps=1.0)[0]
+    assert times(preparation, example.decoder_input_ids) == pytest.approx(expected, abs=0.0101)
+    assert example.labels[-1] == preparation.eot and np.array_equal(example.labels[:-1], example.decoder_input_ids[1:])
+    assert preparation.decode(example.labels) == "घर पानी"
     plain = SpeechDataset([source], preparation, language="hi")[0]
     assert preparation.no_timestamps in plain.decoder_input_ids and not times(preparation, plain.decoder_input_ids)
 
@@ -322,15 +329,15 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(preparation, clip):
     def dataset(seed: int) -> SpeechDataset:
         return SpeechDataset([row(clip), row(clip)], preparation, language="hi", augment=louder, seed=seed)
 
-    one, again, other = dataset(1), dataset(1), dataset(2)
-    later = features(one, 1, 3)
+    original, twin, other = dataset(1), dataset(1), dataset(2)
+    later = features(original, 1, 3)
     # A draw for another row changes nothing.
-    features(one, 0, 0)
+    features(original, 0, 0)
     np.random.seed(5)
-    in_worker = pickle.loads(pickle.dumps(one))
-    for same in (one, again, in_worker):
+    in_worker = pickle.loads(pickle.dumps(original))
+    for same in (original, twin, in_worker):
         assert np.array_equal(features(same, 1, 3), later)
-    for seed, number, epoch in ((other, 1, 3), (one, 0, 3), (one, 1, 2)):
+    for seed, number, epoch in ((other, 1, 3), (original, 0, 3), (original, 1, 2)):
         assert not np.array_equal(features(seed, number, epoch), later)
     plain = SpeechDataset([row(clip), row(clip)], preparation, language="hi")
     assert np.array_equal(features(plain, 1, 3), features(plain, 0, 0))

@@ -79,9 +79,13 @@ class Served:
         width, height = SIZES[size]
         page = chromium.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
         page.elsewhere, page.broken = [], []
-        page.on("request", lambda one: page.elsewhere.append(one.url) if "//127.0.0.1:" not in one.url else None)
+        page.on(
+            "request", lambda request: page.elsewhere.append(request.url) if "//127.0.0.1:" not in request.url else None
+        )
         # Gradio 6.0 names a script on another host, which the page's policy blocks before it is requested.
-        page.on("requestfailed", lambda one: page.elsewhere.remove(one.url) if one.failure == "csp" else None)
+        page.on(
+            "requestfailed", lambda request: page.elsewhere.remove(request.url) if request.failure == "csp" else None
+        )
         page.on("pageerror", lambda error: page.broken.append(str(error)))
         page.goto(self.facts["url"])
         page.wait_for_selector("#file input[type=file]", state="attached")
@@ -162,12 +166,14 @@ def test_a_vowel_sign_is_marked_together_with_its_letter():
 
 def test_right_to_left_text_is_shown_from_right_to_left(chromium):
     long, short = "ذهب الولد الى المدرسة صباح", "ذهب الى المدرسة"
-    found = [{"text": said, "reached_limit": False} for said in (long, short)]
+    transcripts = [{"text": said, "reached_limit": False} for said in (long, short)]
     page = chromium.new_page()
-    page.set_content(demo_page.result("a.wav", 2.0, "ar", [("Before", "b", found[0]), ("After", "a", found[1])]))
+    page.set_content(
+        demo_page.result("a.wav", 2.0, "ar", [("Before", "b", transcripts[0]), ("After", "a", transcripts[1])])
+    )
     for said in page.query_selector_all(".said"):
         assert said.evaluate("one => getComputedStyle(one).direction") == "rtl"
-    left = [one.bounding_box()["x"] for one in page.query_selector_all(".said del")]
+    left = [deletion.bounding_box()["x"] for deletion in page.query_selector_all(".said del")]
     # The first word is the rightmost.
     assert left == sorted(left, reverse=True) and len(left) == 2
     page.close()
@@ -199,9 +205,9 @@ def test_the_page_is_not_requested_through_a_proxy(tiny_model, monkeypatch):
 
 
 def test_transcripts_and_names_cannot_inject_html():
-    found = {"text": HOSTILE, "reached_limit": True, "segments": [{"start": 0.0, "end": 61.0, "text": HOSTILE}]}
-    other = {**found, "text": f"{HOSTILE} <script>alert(2)</script>"}
-    cards = [("Before", HOSTILE, found), ("After", HOSTILE, other)]
+    transcript = {"text": HOSTILE, "reached_limit": True, "segments": [{"start": 0.0, "end": 61.0, "text": HOSTILE}]}
+    other = {**transcript, "text": f"{HOSTILE} <script>alert(2)</script>"}
+    cards = [("Before", HOSTILE, transcript), ("After", HOSTILE, other)]
     for shown in (
         demo_page.result(HOSTILE, 3.0, "hi", cards, HOSTILE),
         demo_page.notice(HOSTILE),
@@ -230,8 +236,8 @@ def test_a_model_is_compared_with_its_base(lora_run, full_run, tiny_model, tmp_p
 
     def of(model, compare="base") -> tuple[list, list[str]]:
         lines: list[str] = []
-        found, _ = voices.load_voices(model, compare, base=None, quantize="as-trained", say=lines.append)
-        return found, lines
+        loaded_voices, _ = voices.load_voices(model, compare, base=None, quantize="as-trained", say=lines.append)
+        return loaded_voices, lines
 
     wave = make_wave(1.0)
     base = of(tiny_model, "none")[0][0].hear(wave, language="hi")
@@ -271,7 +277,7 @@ def test_the_page_is_shared_only_on_request_and_with_a_warning(run, monkeypatch)
     assert page.share_url is None and not tunnels and not lines and page.local_url.startswith("http://127.0.0.1:")
     assert not page.analytics_enabled
     # The model transcribes one recording at a time.
-    assert {(one.concurrency_id, one.concurrency_limit) for one in page.fns.values()} == {("hear", 1)}
+    assert {(function.concurrency_id, function.concurrency_limit) for function in page.fns.values()} == {("hear", 1)}
     page.close()
     with pytest.raises(UserError, match="--share: Gradio could give no link"):
         demo(run, port=0, share=True, wait=False, say=lines.append)
@@ -286,11 +292,11 @@ def test_the_page_is_shared_only_on_request_and_with_a_warning(run, monkeypatch)
 
 @pytest.fixture(scope="module")
 def served(run, chromium, tmp_path_factory):
-    one = Served(run, uploads=tmp_path_factory.mktemp("uploads"))
-    yield one
-    if one.process.poll() is None:
-        one.process.kill()
-    one.process.communicate()
+    server = Served(run, uploads=tmp_path_factory.mktemp("uploads"))
+    yield server
+    if server.process.poll() is None:
+        server.process.kill()
+    server.process.communicate()
 
 
 def test_a_file_with_a_hostile_name_is_transcribed_and_cannot_inject_html(served, run, tiny_model, clip, chromium):

@@ -75,7 +75,7 @@ def lora(model, few, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_lora_and_its_merge_on_the_real_base(dtype, lora, few, tmp_path):
-    losses = [one["loss"] for one in runs.read_jsonl(lora / "metrics.jsonl") if "loss" in one]
+    losses = [line["loss"] for line in runs.read_jsonl(lora / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses) and losses[1] < losses[0] + 1
     check = short(few, 2)
     report = merge(lora, tmp_path / "merged", dtype=dtype, check=str(check))
@@ -84,7 +84,7 @@ def test_lora_and_its_merge_on_the_real_base(dtype, lora, few, tmp_path):
         assert report.transcripts_differing == 0
         heard = evaluate(lora, check, output=tmp_path / "report")
         assert math.isfinite(heard.token_loss) and heard.max_new_tokens == 444
-        ours = [one["prediction"] for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
+        ours = [line["prediction"] for line in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
 
         from transformers import pipeline
 
@@ -97,7 +97,7 @@ def test_lora_and_its_merge_on_the_real_base(dtype, lora, few, tmp_path):
             )
             for file in files
         ]
-        assert [one["text"].strip()[:40] for one in theirs] == [text[:40] for text in ours]
+        assert [line["text"].strip()[:40] for line in theirs] == [text[:40] for text in ours]
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_full_training_of_the_real_base_gives_a_model_that_transformers_loads(mo
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     run = run_of(model, few, tmp_path, "full")
-    losses = [one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one]
+    losses = [line["loss"] for line in runs.read_jsonl(run / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
     loaded = WhisperForConditionalGeneration.from_pretrained(run / "model")
     assert WhisperProcessor.from_pretrained(run / "model").tokenizer.vocab_size > 50_000
@@ -163,8 +163,10 @@ def test_a_condensed_window_hardly_changes_the_token_loss_on_real_speech(model, 
 
     def loss(window: str, slack_s: float) -> float:
         condense_silence(whisper, window)
-        found = transcribe_rows(whisper, dataset, range(16), slack_s=slack_s, max_new_tokens=0).transcripts
-        return sum(one.loss_sum for one in found) / sum(one.loss_tokens for one in found)
+        transcripts = transcribe_rows(whisper, dataset, range(16), slack_s=slack_s, max_new_tokens=0).transcripts
+        return sum(transcript.loss_sum for transcript in transcripts) / sum(
+            transcript.loss_tokens for transcript in transcripts
+        )
 
     whole = loss("full", math.inf)
     assert abs(loss("condensed", 0.2) - whole) < 0.05 < loss("tight", 0.5) - whole
@@ -215,7 +217,7 @@ def last_times(source: Path, rows: list) -> dict[int, float | None]:
     whisper = loaded.merge_and_unload() if hasattr(loaded, "merge_and_unload") else loaded
     dataset = SpeechDataset(rows, preparation, language="hi")
     batch = SpeechCollator(preparation)([dataset[number] for number in range(len(rows))])
-    found = whisper.generate(
+    tokens = whisper.generate(
         input_features=batch["input_features"],
         language="hi",
         task="transcribe",
@@ -224,7 +226,7 @@ def last_times(source: Path, rows: list) -> dict[int, float | None]:
         force_unique_generate_call=True,
     )
     ended = {}
-    for number, ids in zip(batch["rows"], found.tolist(), strict=True):
+    for number, ids in zip(batch["rows"], tokens.tolist(), strict=True):
         if preparation.eot in ids:
             last = ids[ids.index(preparation.eot) - 1]
             ended[number] = 0.02 * (last - preparation.first_timestamp) if last >= preparation.first_timestamp else None

@@ -69,7 +69,7 @@ def test_five_bad_clips_among_sixty_good_ones_are_left_out_and_named(tiny_model,
     assert result.facts["steps"] == 18 and result.facts["left_out"] == 5
     # Each good clip is learnt once an epoch, and nothing takes the place of a bad one.
     assert sum(seen) == 2 * 60
-    named = {Path(one["audio"]).name: one for one in runs.read_jsonl(result.run / "left_out.jsonl")}
+    named = {Path(line["audio"]).name: line for line in runs.read_jsonl(result.run / "left_out.jsonl")}
     assert set(named) == {"gone-0.wav", "cut.mp3", "empty.wav", "long.wav", "wordy.wav"}
     # Each bad clip is listed once, although there are two epochs.
     assert len(runs.read_jsonl(result.run / "left_out.jsonl")) == 5
@@ -151,7 +151,7 @@ def test_without_an_eval_source_a_tenth_of_train_is_held_out_and_named(tiny_mode
     assert any("1 eval (held out of train)" in line and "optimistic" in line for line in said)
     # No figure is called one of the test split.
     assert result.facts["after"]["split"] == "eval"
-    heard = {one["audio"] for one in runs.read_jsonl(result.run / "transcripts.jsonl")}
+    heard = {transcript["audio"] for transcript in runs.read_jsonl(result.run / "transcripts.jsonl")}
     assert len(heard) == 1
 
 
@@ -159,14 +159,14 @@ def test_one_split_selects_the_checkpoint_and_another_gives_the_report(lora_run,
     """The eval split selects the best checkpoint, and the final figures of the run are those of the test split."""
     facts = runs.read_json(lora_run / "run.json")
     heard = runs.read_jsonl(lora_run / "transcripts.jsonl")
-    assert {Path(one["audio"]).parent for one in heard} == {speech / "test"}
+    assert {Path(line["audio"]).parent for line in heard} == {speech / "test"}
     assert facts["final"]["split"] == "test"
-    again = evaluate(lora_run, speech / "test")
+    report = evaluate(lora_run, speech / "test")
     for key in ("wer", "cer", "wer_normalized", "clips", "reached_limit"):
-        assert getattr(again, key) == facts["final"][key], key
-    assert again.token_loss == pytest.approx(facts["final"]["token_loss"], rel=1e-4)
-    evaluations = [one for one in runs.read_jsonl(lora_run / "metrics.jsonl") if "eval_wer" in one]
-    best = min(evaluations, key=lambda one: one["eval_wer"])
+        assert getattr(report, key) == facts["final"][key], key
+    assert report.token_loss == pytest.approx(facts["final"]["token_loss"], rel=1e-4)
+    evaluations = [line for line in runs.read_jsonl(lora_run / "metrics.jsonl") if "eval_wer" in line]
+    best = min(evaluations, key=lambda line: line["eval_wer"])
     assert facts["best_step"] == best["step"] and facts["best_metric"] == "wer"
 
 
@@ -391,9 +391,9 @@ def test_a_run_stopped_early_and_killed_while_scoring_resumes_without_training(t
     # A kill during the final scoring leaves the run like this.
     shutil.rmtree(tmp_path / "run" / "adapter")
     runs.update_facts(tmp_path / "run", finished=None, after=None, final=None)
-    again = train(resume=tmp_path / "run").facts
-    assert (again["steps"], again["best_step"]) == (facts["steps"], facts["best_step"])
-    assert again["after"] == facts["after"]
+    resumed_facts = train(resume=tmp_path / "run").facts
+    assert (resumed_facts["steps"], resumed_facts["best_step"]) == (facts["steps"], facts["best_step"])
+    assert resumed_facts["after"] == facts["after"]
 
 
 def test_splits_that_share_clips_get_a_remark(tiny_model, speech, tmp_path):
