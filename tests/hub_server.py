@@ -141,9 +141,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "Invalid credentials in Authorization header"})
         self.known, self.writes = sent is not None, sent == f"Bearer {TOKEN}"
         for method, pattern, name in self.ROUTES:
-            found = re.fullmatch(pattern, path)
-            if method == self.command and found:
-                return getattr(self, f"_{name}")(**found.groupdict())
+            match = re.fullmatch(pattern, path)
+            if method == self.command and match:
+                return getattr(self, f"_{name}")(**match.groupdict())
         self.hub.unknown.append((self.command, path))
         return self._answer(500, {"error": f"no route {self.command} {path}"})
 
@@ -240,12 +240,12 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         assert asked["hash_algo"] == "sha256" and asked["operation"] == "upload"
         objects = []
-        for one in asked["objects"]:
+        for large_file in asked["objects"]:
             actions = {
-                "upload": {"href": f"{self.hub.endpoint}/large/{one['oid']}/{one['size']}"},
+                "upload": {"href": f"{self.hub.endpoint}/large/{large_file['oid']}/{large_file['size']}"},
                 "verify": {"href": f"{self.hub.endpoint}/verify"},
             }
-            objects.append({**one, **({} if one["oid"] in self.hub.stored else {"actions": actions})})
+            objects.append({**large_file, **({} if large_file["oid"] in self.hub.stored else {"actions": actions})})
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def _store(self, oid: str, size: str) -> None:

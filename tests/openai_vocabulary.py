@@ -77,9 +77,9 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
     """Return the two pieces of a token that are left after all merges of a lower rank."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        found = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
-        best = min(range(len(found)), key=found.__getitem__)
-        assert found[best] < rank, f"{token!r} is no merge of two tokens"
+        pair_ranks = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
+        best = min(range(len(pair_ranks)), key=pair_ranks.__getitem__)
+        assert pair_ranks[best] < rank, f"{token!r} is no merge of two tokens"
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts[0], parts[1]
 
@@ -135,7 +135,8 @@ def save_processor_files(kind: str, folder: Path) -> Path:
         "errors": "replace",
         "additional_special_tokens": [token for token, number in specials if number <= openai.no_timestamps],
         "added_tokens_decoder": {
-            str(one["id"]): {key: value for key, value in one.items() if key != "id"} for one in added
+            str(added_token["id"]): {key: value for key, value in added_token.items() if key != "id"}
+            for added_token in added
         },
     }
     for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("vocab.json", vocabulary)):

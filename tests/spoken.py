@@ -29,10 +29,10 @@ def spoken(text: str, seed: int, *, pace: float = 1.0) -> np.ndarray:
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Return different texts of 2 to 12 words, without punctuation at their end."""
     rng = random.Random(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[" ".join(rng.choice(WORDS) for _ in range(rng.randint(2, 12)))] = None
-    return list(found)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[" ".join(rng.choice(WORDS) for _ in range(rng.randint(2, 12)))] = None
+    return list(texts)
 
 
 def make_spoken(folder: Path, count: int = 60, *, seed: int = 0, name: str = "clip{:03d}") -> list[dict]:

@@ -98,16 +98,16 @@ def srt(*cues: tuple[float, float, str]) -> str:
 
 def cues_of(page: str) -> list[tuple[float, float, str]]:
     """Return the cues of YOUTUBE_VTT as a downloader converts them: without markup, with their times."""
-    found = []
+    cues = []
     for block in page.split("Language: en\n\n")[1].split("\n\n"):
         times, _, text = block.partition("\n")
-        begin, end = (float(one[6:]) for one in times.split(" align")[0].split(" --> "))
+        begin, end = (float(stamp[6:]) for stamp in times.split(" align")[0].split(" --> "))
         for tag in ("<c>", "</c>"):
             text = text.replace(tag, "")
         while "<" in text:
             text = text[: text.index("<")] + text[text.index(">") + 1 :]
-        found.append((begin, end, text.rstrip("\n")))
-    return found
+        cues.append((begin, end, text.rstrip("\n")))
+    return cues
 
 
 # rolling captions -----------------------------------------------------------------------------------------------------
@@ -116,8 +116,8 @@ def cues_of(page: str) -> list[tuple[float, float, str]]:
 def test_row_08_each_line_of_a_rolling_vtt_comes_once_with_the_times_of_its_words(tmp_path):
     segments = read_segments(captions(tmp_path, "talk.vtt", YOUTUBE_VTT))
     assert [segment.text for segment in segments] == SPOKEN
-    assert [one.start_s for one in segments] == pytest.approx([0.16, 2.639, 4.799, 5.799, 7.1])
-    assert [one.end_s for one in segments] == pytest.approx([2.639, 4.799, 5.799, 6.799, 9.789])
+    assert [line.start_s for line in segments] == pytest.approx([0.16, 2.639, 4.799, 5.799, 7.1])
+    assert [line.end_s for line in segments] == pytest.approx([2.639, 4.799, 5.799, 6.799, 9.789])
 
 
 def test_row_08_a_blank_line_inside_a_vtt_cue_does_not_end_the_cue(tmp_path):
@@ -143,7 +143,7 @@ def test_row_08_each_line_of_broadcast_roll_up_captions_comes_once(tmp_path, n_l
     shown = [lines[max(0, n + 1 - n_lines) : n + 1] for n in range(len(lines))]
     cues = [(2.0 * n, 2.0 * n + 2, "\n".join(text)) for n, text in enumerate(shown)]
     segments = read_segments(captions(tmp_path, "news.srt", srt(*cues)))
-    assert [(one.text, one.start_s, one.end_s) for one in segments] == [
+    assert [(segment.text, segment.start_s, segment.end_s) for segment in segments] == [
         (line, 2.0 * n, 2.0 * n + 2) for n, line in enumerate(lines)
     ]
 
@@ -181,7 +181,7 @@ def test_row_08_cues_that_all_overlap_are_shortened_and_a_single_overlap_stays(t
     """Video sites show two lines at once: each line stays until the next but one comes."""
     cues = [(2.0 * n, 2.0 * n + 4, f"line {n}") for n in range(5)]
     segments = read_segments(captions(tmp_path, "a.srt", srt(*cues)))
-    assert [(one.start_s, one.end_s) for one in segments] == [
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [
         (2.0 * n, 2.0 * n + (4 if n == 4 else 2)) for n in range(5)
     ]
     apart = srt((0, 5, "A long sentence"), (4, 6, "interrupted"), (7, 8, "once"))
@@ -256,7 +256,7 @@ def test_row_08_vtt_markup_never_becomes_text(tmp_path):
 def test_row_08_srt_markup_is_removed_and_text_that_looks_like_markup_stays(tmp_path, written, text):
     # With the numbers of the cues, and without them.
     for page in (srt((1, 2, written)), srt((1, 2, written)).partition("\n")[2]):
-        assert [one.text for one in read_segments(captions(tmp_path, "a.srt", page))] == [text]
+        assert [segment.text for segment in read_segments(captions(tmp_path, "a.srt", page))] == [text]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_row_08_srt_markup_is_removed_and_text_that_looks_like_markup_stays(tmp_
     ],
 )
 def test_row_08_the_numbers_of_cues_do_not_become_text(tmp_path, page, texts):
-    assert [one.text for one in read_segments(captions(tmp_path, "a.srt", page))] == texts
+    assert [segment.text for segment in read_segments(captions(tmp_path, "a.srt", page))] == texts
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ def test_a_split_column_decides_which_rows_a_split_holds(clips, tmp_path, suffix
     assert len(load_source(f"{path}:dev")) == len(load_source(f"{path}:val")) == 3
     assert len(load_source(f"{path}:train+test")) == 9
     assert "no split 'other'" in refusal(load_source, f"{path}:other")
-    one = TABLES[suffix](tmp_path / f"one.{suffix}", rows_of(clips, split="train"))
-    assert len(load_source(str(one))) == len(load_source(f"{one}:train")) == 12
+    train_table = TABLES[suffix](tmp_path / f"one.{suffix}", rows_of(clips, split="train"))
+    assert len(load_source(str(train_table))) == len(load_source(f"{train_table}:train")) == 12
     plain = TABLES[suffix](tmp_path / f"plain.{suffix}", rows_of(clips))
     assert "no column 'split'" in refusal(load_source, f"{plain}:train")
 
@@ -378,10 +378,10 @@ def test_times_of_another_recording_are_refused_until_the_user_decides(clips, tm
         last = times["end"] - times["start"] if names[1] == "duration" else times["end"]
         row |= {names[0]: times["start"], names[1]: last}
     path = write_csv(tmp_path / "m.csv", rows)
-    found = kinds(check(str(path), language="hi", audio=False))
-    assert not {"truncated", "unreadable", "missing"} & set(found)
-    assert found["times-elsewhere"]["count"] == 11 and found["times-elsewhere"]["severity"] == "error"
-    assert "another recording" in found["times-elsewhere"]["clips"][0]["detail"]
+    findings = kinds(check(str(path), language="hi", audio=False))
+    assert not {"truncated", "unreadable", "missing"} & set(findings)
+    assert findings["times-elsewhere"]["count"] == 11 and findings["times-elsewhere"]["severity"] == "error"
+    assert "another recording" in findings["times-elsewhere"]["clips"][0]["detail"]
     message = refusal(dry_run, tiny_model, speech, path)
     assert "11 of 12 rows" in message and "--times ignore" in message and "m.csv:3" in message
     assert "another recording" in refusal(evaluate, tiny_model, path, language="hi")
@@ -395,38 +395,38 @@ def test_times_of_another_recording_are_refused_until_the_user_decides(clips, tm
 @pytest.mark.parametrize(("factor", "unit"), [(1000, "milliseconds"), (16_000, "samples")])
 def test_check_names_the_unit_of_times_that_are_not_in_seconds(clips, tmp_path, factor, unit):
     rows = rows_of(clips, start=int(0.1 * factor), end=lambda number: int((0.9 + 0.1 * number) * factor))
-    found = kinds(check(str(write_csv(tmp_path / "m.csv", rows)), language="hi", audio=False))
-    assert found["times-elsewhere"]["count"] == 12 and unit in found["times-elsewhere"]["clips"][0]["detail"]
+    findings = kinds(check(str(write_csv(tmp_path / "m.csv", rows)), language="hi", audio=False))
+    assert findings["times-elsewhere"]["count"] == 12 and unit in findings["times-elsewhere"]["clips"][0]["detail"]
 
 
 def test_check_and_train_report_pieces_that_disagree_with_the_stated_duration(clips, tmp_path, tiny_model, speech):
     rows = rows_of(clips, start=0.1, end=0.5, duration=lambda number: 1.0 + 0.1 * number)
     path = write_csv(tmp_path / "m.csv", rows)
-    found = kinds(check(str(path), language="hi", audio=False))
-    assert found["times-cut"]["count"] == 12
-    assert "the column duration agrees with the files" in found["times-cut"]["clips"][0]["detail"]
+    findings = kinds(check(str(path), language="hi", audio=False))
+    assert findings["times-cut"]["count"] == 12
+    assert "the column duration agrees with the files" in findings["times-cut"]["clips"][0]["detail"]
     assert any("warning: times-cut, 12 clips" in line for line in dry_run(tiny_model, speech, path))
     alone = rows_of(clips)
     alone[3] |= {"start": 0.0, "end": 0.4, "duration": 1.3}
-    found = kinds(check(str(write_jsonl(tmp_path / "one.jsonl", alone)), language="hi", audio=False))
-    assert found["times-cut"]["count"] == 1
+    findings = kinds(check(str(write_jsonl(tmp_path / "one.jsonl", alone)), language="hi", audio=False))
+    assert findings["times-cut"]["count"] == 1
 
 
 def test_pieces_of_one_recording_and_trimmed_clips_are_not_reported(clips, tmp_path):
     soundfile.write(tmp_path / "talk.wav", make_wave(12.0), 16000)
     pieces = [{"audio": "talk.wav", "text": "घर", "start": float(n), "end": n + 0.9} for n in range(12)]
-    found = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", pieces)), language="hi", audio=False))
-    assert not {"times-elsewhere", "times-cut"} & set(found)
+    findings = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", pieces)), language="hi", audio=False))
+    assert not {"times-elsewhere", "times-cut"} & set(findings)
     trimmed = rows_of(clips, start=0.05, end=lambda number: 0.97 + 0.1 * number)
-    found = kinds(check(str(write_jsonl(tmp_path / "t.jsonl", trimmed)), language="hi", audio=False))
-    assert not {"times-elsewhere", "times-cut"} & set(found)
+    findings = kinds(check(str(write_jsonl(tmp_path / "t.jsonl", trimmed)), language="hi", audio=False))
+    assert not {"times-elsewhere", "times-cut"} & set(findings)
 
 
 def test_a_single_row_that_ends_after_its_file_is_reported_as_truncated(clips, tmp_path):
     rows = rows_of(clips, start=0.0, end=lambda number: 1.0 + 0.1 * number)
     rows[4]["end"] = 9.0
-    found = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", rows)), language="hi"))
-    assert "times-elsewhere" not in found and found["truncated"]["count"] == 1
+    findings = kinds(check(str(write_jsonl(tmp_path / "m.jsonl", rows)), language="hi"))
+    assert "times-elsewhere" not in findings and findings["truncated"]["count"] == 1
 
 
 def test_two_columns_of_start_times_that_differ_are_refused_with_a_remedy(clips, tmp_path):
@@ -592,11 +592,11 @@ def test_row_12_a_text_of_megabytes_is_reported_and_left_out(clips, tmp_path, su
     rows[3]["text"] = "पानी " * 400_000 if suffix == "jsonl" else "a" * 10_000_000
     path = TABLES[suffix](tmp_path / f"m.{suffix}", rows)
     began = time.process_time()
-    found = kinds(check(str(path), language="hi", audio=False))
+    findings = kinds(check(str(path), language="hi", audio=False))
     assert time.process_time() - began < 20
     assert (
-        found["over-token-limit"]["count"] == 1
-        and "characters of text" in found["over-token-limit"]["clips"][0]["detail"]
+        findings["over-token-limit"]["count"] == 1
+        and "characters of text" in findings["over-token-limit"]["clips"][0]["detail"]
     )
     dataset = SpeechDataset(load_source(str(path)), load_preparation(str(tiny_model)), language="hi")
     assert "characters of text" in dataset[3].reason

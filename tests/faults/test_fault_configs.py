@@ -321,9 +321,9 @@ def test_a_missing_feature_extractor_is_made_from_the_config_with_a_notice(model
     (model / "processor_config.json").unlink(missing_ok=True)
     (model / "preprocessor_config.json").unlink()
     with pytest.warns(Notice, match="80 mel bins, 3 s"):
-        found = load_preparation(str(model))
+        preparation = load_preparation(str(model))
     expected = load_preparation(str(tiny_model))
-    assert (found.window_samples, found.n_mels, found.n_fft) == (48_000, 80, expected.n_fft)
+    assert (preparation.window_samples, preparation.n_mels, preparation.n_fft) == (48_000, 80, expected.n_fft)
 
 
 # generation_config.json
@@ -409,7 +409,7 @@ def make_old(model: Path, kind: str) -> None:
 def test_row_18_an_old_or_missing_generation_config_is_filled_in_with_one_notice(kind, model, tiny_model):
     make_old(model, kind)
     with pytest.warns(Notice, match=r"filled in from the (vocabulary and the )?tokenizer") as said:
-        found = load_generation_config(str(model))
+        config = load_generation_config(str(model))
     assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -426,12 +426,12 @@ def test_row_18_an_old_or_missing_generation_config_is_filled_in_with_one_notice
         "max_length",
         "prev_sot_token_id",
     ):
-        assert getattr(found, name) == getattr(expected, name), name
-    assert found.suppress_tokens == ([] if kind == "2023" else expected.suppress_tokens)
-    assert found.begin_suppress_tokens == [220, 386]
+        assert getattr(config, name) == getattr(expected, name), name
+    assert config.suppress_tokens == ([] if kind == "2023" else expected.suppress_tokens)
+    assert config.begin_suppress_tokens == [220, 386]
     # Nobody has published alignment heads for this shape.
-    assert getattr(found, "alignment_heads", None) is None
-    assert getattr(found, "forced_decoder_ids", None) is None
+    assert getattr(config, "alignment_heads", None) is None
+    assert getattr(config, "forced_decoder_ids", None) is None
 
 
 def test_row_18_every_command_works_with_an_old_or_missing_generation_config(model, speech, tmp_path, run_cli):
@@ -462,9 +462,9 @@ def test_row_18_the_shapes_of_openai_get_their_published_generation_fields(share
         if file.name not in ("generation_config.json", "model.safetensors"):
             shutil.copy(file, tmp_path / file.name)
     with pytest.warns(Notice):
-        found = load_generation_config(str(tmp_path)).to_dict()
+        fields = load_generation_config(str(tmp_path)).to_dict()
     expected = load_generation_config(str(source)).to_dict()
-    assert {name: (found.get(name), value) for name, value in expected.items() if found.get(name) != value} == {}
+    assert {name: (fields.get(name), value) for name, value in expected.items() if fields.get(name) != value} == {}
 
 
 def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
@@ -480,9 +480,9 @@ def test_a_generation_config_of_an_english_only_checkpoint_is_replaced(model):
     }
     (model / "generation_config.json").write_text(json.dumps(english))
     with pytest.warns(Notice, match="decoder_start_token_id, eos_token_id, no_timestamps_token_id did not agree"):
-        found = load_generation_config(str(model))
-    assert found.is_multilingual and found.decoder_start_token_id == 387 and found.lang_to_id["<|hi|>"] == 405
-    assert found.max_length == 64 and 1 not in found.suppress_tokens
+        config = load_generation_config(str(model))
+    assert config.is_multilingual and config.decoder_start_token_id == 387 and config.lang_to_id["<|hi|>"] == 405
+    assert config.max_length == 64 and 1 not in config.suppress_tokens
 
 
 def test_language_tokens_that_disagree_with_the_tokenizer_are_replaced(model):
@@ -685,11 +685,11 @@ def test_language_auto_finds_the_language_in_transcribe_and_evaluate(tiny_model,
 
     soundfile.write(tmp_path / "long.wav", make_wave(3.2), 16000)
     clip = load_source(str(speech / "test"))[0].audio
-    found = transcribe(tiny_model, [clip, tmp_path / "long.wav"], language="auto")
+    transcripts = transcribe(tiny_model, [clip, tmp_path / "long.wav"], language="auto")
     known = load_base(str(tiny_model)).generation_config.lang_to_id
-    assert all(f"<|{one['language']}|>" in known for one in found)
-    again = transcribe(tiny_model, [clip], language=found[0]["language"])[0]
-    assert again == found[0]
+    assert all(f"<|{transcript['language']}|>" in known for transcript in transcripts)
+    second_transcript = transcribe(tiny_model, [clip], language=transcripts[0]["language"])[0]
+    assert second_transcript == transcripts[0]
     assert evaluate(tiny_model, mixed, language="Auto").clips == 4
     assert "--language auto" in refusal(transcribe, tiny_model, [clip])
 

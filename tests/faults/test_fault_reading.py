@@ -142,8 +142,8 @@ def test_any_text_is_shown_without_control_characters(text):
     shown = printable(text)
     assert shown.isprintable() or not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
     shown.encode("utf-8")
-    again = json.loads(printable_json(json.dumps(text, ensure_ascii=False)))
-    assert again == text
+    restored_text = json.loads(printable_json(json.dumps(text, ensure_ascii=False)))
+    assert restored_text == text
 
 
 @settings(deadline=None, max_examples=200)

@@ -149,7 +149,7 @@ def test_row_11_unusable_clips_take_no_place_in_a_step(tiny_model, speech, tmp_p
     whole = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "whole")
     assert whole.facts["empty_steps"] == 0 and whole.facts["left_out"] == 6
     named = runs.read_jsonl(whole.run / "left_out.jsonl")
-    assert len(named) == 6 and all("no such file" in one["reason"] for one in named)
+    assert len(named) == 6 and all("no such file" in clip["reason"] for clip in named)
     # A resumed run takes the same steps: an epoch has four steps, not ten.
     train(tiny_recipe(tiny_model, speech, **{**changes, "train.keep_checkpoints": 9}), output=tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "adapter")
@@ -164,9 +164,9 @@ def test_row_11_unusable_clips_take_no_place_in_a_step(tiny_model, speech, tmp_p
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(st.none(), st.floats(0.1, 30.0)), min_size=1, max_size=40), st.integers(1, 9))
 def test_a_step_is_never_empty_and_every_clip_comes_once(seconds, batch_size):
-    picks = [(one, Pick(number)) for number, one in enumerate(seconds)]
+    picks = [(duration, Pick(number)) for number, duration in enumerate(seconds)]
     batches = group_by_length(picks, batch_size, (0,))
-    usable = {number for number, one in enumerate(seconds) if one is not None}
+    usable = {number for number, duration in enumerate(seconds) if duration is not None}
     if not usable:
         assert batches == []
         return
@@ -188,8 +188,8 @@ def test_a_block_that_is_drawn_again_has_the_same_steps(unusable, batch_size, st
         drawn += [(block, batch) for batch in batches]
     start = min(start, len(drawn) - 1)
     block = drawn[start][0]
-    again, found = next(blocks(40, batch_size, begin=block, **options))
-    assert again == block and found[start - block.step] == drawn[start][1]
+    redrawn_block, redrawn_batches = next(blocks(40, batch_size, begin=block, **options))
+    assert redrawn_block == block and redrawn_batches[start - block.step] == drawn[start][1]
 
 
 def test_data_without_a_usable_row_ends_in_a_message_and_not_in_a_loop():
@@ -217,8 +217,8 @@ def test_the_header_and_the_text_of_a_clip_show_why_it_is_unusable(tiny_model, t
     ]
     for row, reason in cases:
         dataset = SpeechDataset([row], preparation, language="hi")
-        found = dataset.fault(0)
-        assert (found is None) == (reason is None) and (reason or "") in (found or ""), (row, found)
+        fault = dataset.fault(0)
+        assert (fault is None) == (reason is None) and (reason or "") in (fault or ""), (row, fault)
         assert (dataset.usable_s(0) is None) == (reason is not None)
 
 
@@ -266,10 +266,10 @@ def test_row_15_memory_is_shown_in_one_unit_everywhere(tiny_model, speech, tmp_p
     said = []
     prepare(recipe, say=said.append)
     assert any("19.0 GB free (a machine)" in line for line in said)
-    found = plan(recipe)
-    assert plan_lines(found)[0] == "a machine: 20.0 GB, 19.0 GB free"
+    run_plan = plan(recipe)
+    assert plan_lines(run_plan)[0] == "a machine: 20.0 GB, 19.0 GB free"
     said_peak = next(line for line in said if "GB predicted" in line).split(" GB predicted")[0].split()[-1]
-    assert said_peak == f"{found.memory.peak / planning.GIB:.1f}"
+    assert said_peak == f"{run_plan.memory.peak / planning.GIB:.1f}"
     assert planning.imagined_device("8GB").memory == 8 * planning.GIB
     assert "1e9" not in Path(planning.__file__).read_text(encoding="utf-8")
 

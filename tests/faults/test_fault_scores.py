@@ -84,10 +84,12 @@ def test_row_09_the_normalised_cer_selects_the_checkpoint(tiny_model, speech, tm
     def transcribed(model, dataset, rows, **options):
         import dataclasses
 
-        found = real(model, dataset, rows, **options)
+        transcripts = real(model, dataset, rows, **options)
         text = next(texts)
-        found.transcripts = [dataclasses.replace(one, text=text, reached_limit=False) for one in found.transcripts]
-        return found
+        transcripts.transcripts = [
+            dataclasses.replace(entry, text=text, reached_limit=False) for entry in transcripts.transcripts
+        ]
+        return transcripts
 
     monkeypatch.setattr(room, "transcribe_rows", transcribed)
     recipe = tiny_recipe(tiny_model, tmp_path, **{"model.language": "ja", "train.steps": 2, "evaluate.every_steps": 1})
@@ -95,8 +97,8 @@ def test_row_09_the_normalised_cer_selects_the_checkpoint(tiny_model, speech, tm
     result = train(recipe, output=tmp_path / "run", say=said.append)
     assert result.facts["best_metric"] == "cer_normalized" and result.facts["best_step"] == 2
     assert result.facts["after"]["cer_normalized"] == 0.0 and result.facts["after"]["cer"] > 0.0
-    evaluations = [one for one in runs.read_jsonl(result.run / "metrics.jsonl") if "eval_cer" in one]
-    assert [one["eval_cer_normalized"] for one in evaluations] == [pytest.approx(2 / 7), 0.0]
+    evaluations = [entry for entry in runs.read_jsonl(result.run / "metrics.jsonl") if "eval_cer" in entry]
+    assert [entry["eval_cer_normalized"] for entry in evaluations] == [pytest.approx(2 / 7), 0.0]
     assert any("CER normalised 0.0%" in line for line in said)
     assert "normalised CER" in train_lines(result)[0] and any("CER norm." in line for line in train_lines(result))
 

@@ -183,10 +183,10 @@ def test_row_07_check_and_the_first_look_report_samples_on_the_scale_of_integers
     soundfile.write(tmp_path / "plain.wav", make_wave(1.0, 1), RATE_HZ)
     soundfile.write(tmp_path / "scaled.wav", make_wave(1.0, 2) * 32768, RATE_HZ, subtype="FLOAT")
     report = check(manifest(tmp_path, ["plain.wav", "scaled.wav"]), language="hi")
-    [found] = [finding for finding in report.findings if finding.kind == "integer-scale"]
-    assert found.severity == "warning"
-    assert [Path(clip.name).name for clip in found.clips] == ["scaled.wav"]
-    assert "divided by 32768" in found.clips[0].detail
+    [scale_finding] = [finding for finding in report.findings if finding.kind == "integer-scale"]
+    assert scale_finding.severity == "warning"
+    assert [Path(clip.name).name for clip in scale_finding.clips] == ["scaled.wav"]
+    assert "divided by 32768" in scale_finding.clips[0].detail
     rows = [Row(str(tmp_path / name), "x") for name in ("plain.wav", "scaled.wav", "absent.wav")]
     seen = find_mended_sounds(SourceRows("clips", rows, "train"), n_clips=16, longest_s=30.0)
     assert list(seen) == ["integer-scale"]
@@ -615,12 +615,12 @@ def reads_or_refuses(data: bytes) -> None:
         began = used_s()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            found = read(data)
+            value = read(data)
         except AudioError as error:
             assert str(error)
             assert "\n" not in str(error)
         else:
-            assert np.all(np.isfinite(found))
+            assert np.all(np.isfinite(value))
         assert used_s() - began < 1.0
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 

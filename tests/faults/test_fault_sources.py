@@ -112,13 +112,13 @@ def test_row_40_addresses_in_a_data_set_are_never_opened(tmp_path, server, kind)
     listed = addresses(http, tmp_path)
     path = tmp_path / f"a.{'parquet' if kind in ('parquet struct', 'stream') else kind}"
     if kind == "jsonl":
-        path.write_text("".join(json.dumps({"audio_filepath": one, "text": "a"}) + "\n" for one in listed))
+        path.write_text("".join(json.dumps({"audio_filepath": url, "text": "a"}) + "\n" for url in listed))
     elif kind == "csv":
-        path.write_text("file_name,text\n" + "".join(f"{one},a\n" for one in listed))
+        path.write_text("file_name,text\n" + "".join(f"{url},a\n" for url in listed))
     elif kind == "parquet":
         write_parquet(path, audio=listed, text=["a"] * len(listed))
     else:
-        cells = pyarrow.array([{"bytes": None, "path": one} for one in listed], type=STRUCT)
+        cells = pyarrow.array([{"bytes": None, "path": url} for url in listed], type=STRUCT)
         write_parquet(path, audio=cells, text=["a"] * len(listed))
     rows = first_rows(str(path), load_source, most=100) if kind == "stream" else load_source(str(path))
     assert len(rows) == len(listed)
@@ -136,8 +136,8 @@ def test_row_40_check_names_the_rows_with_addresses(tmp_path, server, run_cli):
         file.write(f"{http}/internal.wav,secret words\n")
     done = run_cli("check", folder, "--json")
     assert done.returncode == 3, done.stderr
-    findings = [one for one in json.loads(done.stdout)["findings"] if one["severity"] == "error"]
-    assert [clip["place"] for one in findings for clip in one["clips"]] == ["metadata.csv:5"]
+    findings = [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"]
+    assert [clip["place"] for finding in findings for clip in finding["clips"]] == ["metadata.csv:5"]
     assert "never opened" in findings[0]["clips"][0]["detail"]
     assert requests == []
 
@@ -161,7 +161,7 @@ def test_row_40_a_table_with_images_is_read_without_opening_their_addresses(tmp_
     with path.open("wb") as file:
         pyarrow.parquet.write_table(table.data.table, file)
     for rows in (load_source(str(path)), first_rows(str(path), load_source, most=10)):
-        assert [len(load_audio(one.sound())) for one in rows] == [8000, 8000]
+        assert [len(load_audio(loaded_row.sound())) for loaded_row in rows] == [8000, 8000]
     assert requests == []
 
 
@@ -419,7 +419,7 @@ SUFFIXES = {
 
 
 def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str | None = None) -> Path:
-    suffix = next(one for one in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(one))
+    suffix = next(ending for ending in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(ending))
     with tarfile.open(path, mode or SUFFIXES[suffix]) as archive:
         for member, content in members:
             member.size = member.size or len(content)
@@ -517,8 +517,8 @@ def test_row_31_the_growth_the_files_and_the_depth_of_an_archive_are_bounded(tmp
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_FILES", 100)
     zeros = pack(tmp_path / "zeros.tar.gz", [(tarfile.TarInfo(f"{n}.mp3"), bytes(100_000)) for n in range(60)])
     assert "do not trust this archive" in refusal(unpack, zeros)
-    many = pack(tmp_path / "many.tar.xz", [(tarfile.TarInfo(f"{n}"), b"") for n in range(5000)])
-    assert "do not trust this archive" in refusal(unpack, many)
+    empty_files = pack(tmp_path / "many.tar.xz", [(tarfile.TarInfo(f"{n}"), b"") for n in range(5000)])
+    assert "do not trust this archive" in refusal(unpack, empty_files)
     deep = pack(tmp_path / "deep.tar", [(tarfile.TarInfo("a/" * 1500 + "b"), b"")])
     assert "folders deep" in refusal(unpack, deep)
     behind = tmp_path / "behind.tar.gz"
@@ -584,8 +584,8 @@ def test_row_29_an_archive_with_names_that_are_not_utf8_is_unpacked(tmp_path):
     path = tmp_path / "a.tar"
     name = os.fsdecode(b"te/\xff\xfe.mp3")
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
-        for one in (name, "te/a\x1b[2J\r.mp3"):
-            archive.addfile(tarfile.TarInfo(one), io.BytesIO())
+        for member_name in (name, "te/a\x1b[2J\r.mp3"):
+            archive.addfile(tarfile.TarInfo(member_name), io.BytesIO())
     folder = unpack(path)
     assert sorted(os.listdir(os.fsencode(folder / "te"))) == [b"a\x1b[2J\r.mp3", b"\xff\xfe.mp3"]
 
@@ -612,8 +612,8 @@ def locked(monkeypatch):
     def guard(function):
         def guarded(path, *arguments, **options):
             name = os.path.abspath(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else ""
-            for one in refused:
-                if name.startswith(f"{one}/") or (name == one and function not in (os.stat,)):
+            for refused_path in refused:
+                if name.startswith(f"{refused_path}/") or (name == refused_path and function not in (os.stat,)):
                     raise PermissionError(13, "Permission denied", str(path))
             return function(path, *arguments, **options)
 
@@ -707,8 +707,8 @@ def test_row_29_a_table_in_a_folder_that_is_not_utf8_is_read_or_refused_in_one_l
     os.mkdir(folder)
     source = os.path.join(folder, "a.parquet")
     write_parquet(tmp_path / "a.parquet", audio=["1.wav"], text=["a"]).rename(source)
-    for one in (source, folder):
+    for path in (source, folder):
         try:
-            assert isinstance(load_source(one)[0], Row)
+            assert isinstance(load_source(path)[0], Row)
         except UserError as error:
             assert "\n" not in str(error)

@@ -126,10 +126,10 @@ def test_row_01_an_adapter_with_a_known_prefix_merges_like_the_original(adapter,
     with pytest.warns(Notice):
         report = merge(folder, tmp_path / "one", check=check)
     merge(adapter, tmp_path / "two", check=check)
-    one, two, base = (load_file(path / WEIGHTS) for path in (tmp_path / "one", tmp_path / "two", tiny_model))
+    prefixed, original, base = (load_file(path / WEIGHTS) for path in (tmp_path / "one", tmp_path / "two", tiny_model))
     assert report.changed_tensors > 0
-    assert all(one[name].equal(two[name]) for name in two)
-    assert not all(one[name].equal(base[name]) for name in base)
+    assert all(prefixed[name].equal(original[name]) for name in original)
+    assert not all(prefixed[name].equal(base[name]) for name in base)
 
 
 @pytest.mark.parametrize(

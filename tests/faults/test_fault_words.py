@@ -91,12 +91,12 @@ PIECES = [
 @pytest.fixture(scope="module")
 def preparations(tmp_path_factory) -> dict[str, Preparation]:
     """The preparation of each kind of openai's checkpoints, and of the quickstart."""
-    found = {"quickstart": load_preparation(str(QUICKSTART / "model"))}
+    by_kind = {"quickstart": load_preparation(str(QUICKSTART / "model"))}
     for kind in KINDS:
         folder = save_processor_files(kind, tmp_path_factory.mktemp(kind))
         whisper_config(kind).save_pretrained(str(folder))
-        found[kind] = load_preparation(str(folder))
-    return found
+        by_kind[kind] = load_preparation(str(folder))
+    return by_kind
 
 
 @pytest.fixture
@@ -268,9 +268,9 @@ def pieces_of(preparation: Preparation, texts: list[str]) -> list[Piece]:
     ],
 )
 def test_row_04_transcribe_joins_segments_with_the_spaces_that_the_model_writes(quickstart, texts, expected):
-    found = assemble(quickstart, pieces_of(quickstart, texts), 10.0)
-    assert found["text"] == expected
-    assert [one["text"] for one in found["segments"]] == [text.strip() for text in texts if text.strip()]
+    transcript = assemble(quickstart, pieces_of(quickstart, texts), 10.0)
+    assert transcript["text"] == expected
+    assert [segment["text"] for segment in transcript["segments"]] == [text.strip() for text in texts if text.strip()]
 
 
 @pytest.mark.parametrize("said", [["In a village.", "Word"], [" one", " <|2.00|> two"], [" नमस्ते।", " यह"]])
@@ -278,9 +278,9 @@ def test_row_04_and_10_transcription_in_chunks_shows_what_the_model_wrote(tiny_m
     model, preparation, _ = load_model(tiny_model)
     ids = [token for piece in pieces_of(preparation, said) for token in piece.ids]
     monkeypatch.setattr(chunks, "_decode", lambda *given: [ids])
-    found = transcribe_in_chunks(model, preparation, make_wave(2.5), Decoding("hi"))
-    assert found["text"] == "".join(said).strip()
-    assert [one["text"] for one in found["segments"]] == [text.strip() for text in said]
+    transcript = transcribe_in_chunks(model, preparation, make_wave(2.5), Decoding("hi"))
+    assert transcript["text"] == "".join(said).strip()
+    assert [segment["text"] for segment in transcript["segments"]] == [text.strip() for text in said]
 
 
 # Row 10: special tokens in texts are plain characters
@@ -367,9 +367,9 @@ def test_row_10_a_reference_keeps_special_tokens_as_plain_characters(preparation
     text = "<|2.00|> hello <|endoftext|>"
     dataset = SpeechDataset([Row("none.wav", text, language="en")], preparation)
     heard = preparation.decode(preparation.words.encode(f" {text}"))
-    found = figures(dataset, Transcripts([Transcript(0, heard, 10, False)]))
+    scores = figures(dataset, Transcripts([Transcript(0, heard, 10, False)]))
     assert dataset.text(0) == heard == text
-    assert found["cer"] == found["wer"] == found["cer_normalized"] == 0
+    assert scores["cer"] == scores["wer"] == scores["cer_normalized"] == 0
     worse = figures(dataset, Transcripts([Transcript(0, "hello", 1, False)]))
     assert worse["wer"] > 0 and worse["wer_normalized"] > 0
 
