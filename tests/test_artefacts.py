@@ -83,8 +83,8 @@ def test_plain_peft_and_transformers_give_the_same_transcripts(artefacts, speech
         cwd="/",
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
-    found = json.loads(answer.stdout.splitlines()[-1])
-    assert set(found) == {
+    transcripts = json.loads(answer.stdout.splitlines()[-1])
+    assert set(transcripts) == {
         "adapter/PeftModel",
         "adapter/AutoPeftModel",
         "full/WhisperForConditionalGeneration",
@@ -94,11 +94,11 @@ def test_plain_peft_and_transformers_give_the_same_transcripts(artefacts, speech
     }
     for name, folder in artefacts.items():
         ours = transcript_ids(folder, files)
-        for kind, (ids, _) in found.items():
+        for kind, (ids, _) in transcripts.items():
             if kind.startswith(name):
-                assert [plain(one) for one in ids] == [plain(one) for one in ours], kind
-    assert found["merged/AutoModel"] == found["adapter/PeftModel"]
-    assert found["full/AutoModel"] != found["merged/AutoModel"]
+                assert [plain(tokens) for tokens in ids] == [plain(tokens) for tokens in ours], kind
+    assert transcripts["merged/AutoModel"] == transcripts["adapter/PeftModel"]
+    assert transcripts["full/AutoModel"] != transcripts["merged/AutoModel"]
 
 
 def transcript_ids(folder: Path, files: list[str]) -> list[list[int]]:
@@ -178,5 +178,5 @@ def test_silence_after_a_clip_does_not_change_its_transcript(artefacts, speech, 
     wave, rate = soundfile.read(row.audio, dtype="float32")
     padded = tmp_path / "padded.wav"
     soundfile.write(padded, np.append(wave, np.zeros(rate, np.float32)), rate)
-    one, two = transcript_ids(artefacts["full"], [row.audio, str(padded)])
-    assert one == two
+    clip_ids, padded_ids = transcript_ids(artefacts["full"], [row.audio, str(padded)])
+    assert clip_ids == padded_ids

@@ -72,15 +72,15 @@ def make_run(run: Path) -> Path:
 
 
 def test_a_model_folder_is_its_own_base(tiny_model, monkeypatch):
-    found = locate(tiny_model)
-    assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), None, None, False)
+    located = locate(tiny_model)
+    assert (located.base, located.adapter, located.run, located.from_hub) == (str(tiny_model), None, None, False)
     monkeypatch.chdir(tiny_model.parent)
     assert locate(tiny_model.name).base == str(tiny_model)
 
 
 def test_an_adapter_folder_leads_to_its_base(adapter, tiny_model):
-    found = locate(str(adapter))
-    assert (found.base, found.adapter, found.run, found.from_hub) == (str(tiny_model), adapter, None, False)
+    located = locate(str(adapter))
+    assert (located.base, located.adapter, located.run, located.from_hub) == (str(tiny_model), adapter, None, False)
 
 
 def test_a_finished_run_leads_to_its_model_or_adapter(adapter, tiny_model, tmp_path):
@@ -96,9 +96,9 @@ def test_a_finished_run_leads_to_its_model_or_adapter(adapter, tiny_model, tmp_p
 
 def test_a_hub_id_leads_to_the_hub():
     for name in ("openai/whisper-small", "hf:openai/whisper-small"):
-        found = locate(name)
-        assert (found.name, found.base, found.from_hub) == (name, "openai/whisper-small", True)
-        assert found.adapter is found.run is None
+        located = locate(name)
+        assert (located.name, located.base, located.from_hub) == (name, "openai/whisper-small", True)
+        assert located.adapter is located.run is None
 
 
 def test_an_existing_folder_comes_before_the_hub_unless_hf_is_written(tiny_model, tmp_path, monkeypatch):
@@ -185,10 +185,10 @@ def test_a_processor_saved_by_transformers_5_loads(tiny_model, tmp_path):
     config.pop("additional_special_tokens", None)
     config["extra_special_tokens"] = ["<|endoftext|>", "<|startoftranscript|>", "<|hi|>"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    found, expected = load_processor(str(folder)).tokenizer, load_processor(str(tiny_model)).tokenizer
+    tokenizer, expected = load_processor(str(folder)).tokenizer, load_processor(str(tiny_model)).tokenizer
     for text in ("घर पानी abc", "<|hi|>"):
-        assert found(text, add_special_tokens=False).input_ids == expected(text, add_special_tokens=False).input_ids
-    assert found.decode([387, 405, 70, 386], skip_special_tokens=True) == expected.decode([70])
+        assert tokenizer(text, add_special_tokens=False).input_ids == expected(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode([387, 405, 70, 386], skip_special_tokens=True) == expected.decode([70])
 
 
 # The generation config
@@ -233,13 +233,13 @@ def test_a_stale_generation_config_is_repaired(tiny_model, tmp_path):
     model = load_base(str(folder))
     model.save_pretrained(str(tmp_path / "saved"))
     reloaded = load_base(str(tmp_path / "saved"))
-    for one in (model, reloaded):
-        assert getattr(one.generation_config, "forced_decoder_ids", None) is None
-        assert getattr(one.config, "forced_decoder_ids", None) is None
-        assert one.generation_config.lang_to_id["<|hi|>"] == 405
-        assert len(one.generation_config.lang_to_id) == 99
-        assert one.generation_config.alignment_heads == [[0, 0]]
-        assert one.generation_config.is_multilingual is True
+    for repaired_model in (model, reloaded):
+        assert getattr(repaired_model.generation_config, "forced_decoder_ids", None) is None
+        assert getattr(repaired_model.config, "forced_decoder_ids", None) is None
+        assert repaired_model.generation_config.lang_to_id["<|hi|>"] == 405
+        assert len(repaired_model.generation_config.lang_to_id) == 99
+        assert repaired_model.generation_config.alignment_heads == [[0, 0]]
+        assert repaired_model.generation_config.is_multilingual is True
 
 
 def test_repairing_twice_changes_nothing(tiny_model):
@@ -462,8 +462,12 @@ def test_an_adapter_brings_its_own_generation_config(pair):
     config.language, config.task = "<|hi|>", "transcribe"
     config.save_pretrained(str(adapter))
     model, preparation, located = load_model(adapter)
-    found = model.get_base_model().generation_config
-    assert (found.language, found.task, len(found.lang_to_id)) == ("<|hi|>", "transcribe", 99)
+    generation_config = model.get_base_model().generation_config
+    assert (generation_config.language, generation_config.task, len(generation_config.lang_to_id)) == (
+        "<|hi|>",
+        "transcribe",
+        99,
+    )
     assert (preparation.multilingual, located.adapter) == (True, adapter)
     assert not model.training
 

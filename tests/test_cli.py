@@ -101,13 +101,13 @@ def test_a_plan_that_does_not_fit_is_shown_and_exits_with_1(call):
 
 def test_the_plan_matrix_has_every_published_size_and_imports_no_torch(run_cli):
     done = run_cli("plan", "--matrix", "--gpu-memory", "8GB", "--json")
-    found = json.loads(done.stdout)
-    assert len(found["peaks"]) == 12 and set(found["peaks"]["base"]) == {"full", "lora", "lora 8bit", "lora 4bit"}
+    matrix = json.loads(done.stdout)
+    assert len(matrix["peaks"]) == 12 and set(matrix["peaks"]["base"]) == {"full", "lora", "lora 8bit", "lora 4bit"}
     for size in ("peaks", "smallest"):
-        for row in found[size].values():
+        for row in matrix[size].values():
             assert row["full"] > row["lora"] > row["lora 8bit"] > row["lora 4bit"] > 0
-    again = [sys.executable, "-X", "importtime", "-m", "whisper_peft", "plan", "--matrix"]
-    imported = subprocess.run(again, capture_output=True, text=True).stderr
+    arguments = [sys.executable, "-X", "importtime", "-m", "whisper_peft", "plan", "--matrix"]
+    imported = subprocess.run(arguments, capture_output=True, text=True).stderr
     assert "whisper_peft.training.planning" in imported and not re.search(r"\| +(torch|transformers|peft)\n", imported)
 
 

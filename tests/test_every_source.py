@@ -44,11 +44,11 @@ def manifest(shared: Path, folder: Path) -> str:
     lines = [
         {
             "audio_filepath": str(audio),
-            "offset": one["start"],
-            "duration": one["end"] - one["start"],
-            "text": one["text"],
+            "offset": segment["start"],
+            "duration": segment["end"] - segment["start"],
+            "text": segment["text"],
         }
-        for one in segments
+        for segment in segments
     ]
     (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder / "m.jsonl")
@@ -85,7 +85,7 @@ def few_steps(model: Path, shared: Path, folder: Path, sources: list, **changes)
     run = train(recipe, output=folder / "run")
     assert run.facts["steps"] == 2
     # The tiny model has one token for each byte, so some sentences of the story are too long for it.
-    assert all("text tokens" in one["reason"] for one in read_jsonl(run.run / "left_out.jsonl"))
+    assert all("text tokens" in record["reason"] for record in read_jsonl(run.run / "left_out.jsonl"))
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -34,12 +34,12 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def preparations(tmp_path_factory) -> dict[str, Preparation]:
     """One preparation for each kind of OpenAI's checkpoints, made from its vocabulary without any weights."""
-    found = {}
+    by_kind = {}
     for kind in KINDS:
         folder = save_processor_files(kind, tmp_path_factory.mktemp(kind))
         whisper_config(kind).save_pretrained(str(folder))
-        found[kind] = load_preparation(str(folder))
-    return found
+        by_kind[kind] = load_preparation(str(folder))
+    return by_kind
 
 
 # Log-mel contract
@@ -90,10 +90,10 @@ CLIPS = {
 def test_the_log_mel_equals_that_of_transformers_extractor(preparations, kind, clip):
     preparation, wave = preparations[kind], CLIPS[clip]()
     assert (preparation.n_mels, preparation.window_frames) == (KINDS[kind].n_mels, 3000)
-    found, expected = padded(preparation, wave), extracted(preparation, wave)
-    assert found.shape == expected.shape == (KINDS[kind].n_mels, 3000)
-    assert found.dtype == np.float32
-    assert np.abs(found - expected).max() < 1e-4
+    log_mel, expected = padded(preparation, wave), extracted(preparation, wave)
+    assert log_mel.shape == expected.shape == (KINDS[kind].n_mels, 3000)
+    assert log_mel.dtype == np.float32
+    assert np.abs(log_mel - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.37, 2.985, 2.9999, 3.0])

@@ -22,12 +22,12 @@ CARDS |= {"small-hindi-lora": "8gb", "small-hindi-8bit": "8gb"}
 
 @pytest.mark.parametrize("name", list(CARDS))
 def test_a_recipe_with_a_card_in_its_name_fits_that_card(name):
-    found = plan(name, gpu_memory=CARDS[name])
-    assert found.fits and found.remedy is None
+    memory_plan = plan(name, gpu_memory=CARDS[name])
+    assert memory_plan.fits and memory_plan.remedy is None
     # A tenth of the card stays free, because a prediction may be wrong by as much.
-    assert found.memory.peak <= 0.9 * found.device.free
+    assert memory_plan.memory.peak <= 0.9 * memory_plan.device.free
     # The recipe uses at least half of the card.
-    assert found.memory.peak >= 0.5 * found.device.free
+    assert memory_plan.memory.peak >= 0.5 * memory_plan.device.free
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_plan_counts_the_steps_with_the_longest_clips_and_texts():
 
 
 def test_a_plan_reads_the_data_and_takes_the_time_from_a_run(tiny_model, speech, lora_run):
-    found = plan(tiny_recipe(tiny_model, speech))
-    assert found.clips == 12 and found.hours_per_epoch is None and found.device.kind == "cpu"
+    memory_plan = plan(tiny_recipe(tiny_model, speech))
+    assert memory_plan.clips == 12 and memory_plan.hours_per_epoch is None and memory_plan.device.kind == "cpu"
     timed = plan(lora_run)
     facts = runs.read_json(lora_run / "run.json")
     assert timed.hours_per_epoch == pytest.approx(3 * facts["train_seconds"] / facts["steps"] / 3600)
@@ -136,7 +136,9 @@ def test_train_prints_the_plan_first_and_takes_micro_batches_that_fit(tiny_model
     run = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", say=said.append).run
     (line,) = [line for line in said if line.startswith("Memory:")]
     at_once = int(re.search(r"micro-batches of up to (\d) of the 8 clips", line)[1])
-    assert 2 < at_once < 8 and said.index(line) < next(i for i, one in enumerate(said) if one.startswith("Training"))
+    assert 2 < at_once < 8 and said.index(line) < next(
+        i for i, message in enumerate(said) if message.startswith("Training")
+    )
     assert load_recipe(run).train.micro_batch_s == pytest.approx(3.0 * at_once, abs=3.0)
 
 
@@ -161,8 +163,8 @@ def test_the_remedy_is_the_nearest_setting_that_fits():
         ("large-v3", "lora", "6GB"): "--quantize|gradient_checkpointing",
     }
     for (name, mode, card), words in cases.items():
-        found = plan(changes={"model.name": f"openai/whisper-{name}", "train.mode": mode}, gpu_memory=card)
-        assert not found.fits and re.search(words, found.remedy), (name, found.remedy)
+        memory_plan = plan(changes={"model.name": f"openai/whisper-{name}", "train.mode": mode}, gpu_memory=card)
+        assert not memory_plan.fits and re.search(words, memory_plan.remedy), (name, memory_plan.remedy)
     hopeless = plan(changes={"model.name": "openai/whisper-large-v3"}, gpu_memory="1GB")
     assert not hopeless.fits and "smaller model" in hopeless.remedy
     by_hand = plan(changes={"model.name": "openai/whisper-medium", "train.micro_batch_size": 8}, gpu_memory="8GB")
@@ -171,6 +173,6 @@ def test_the_remedy_is_the_nearest_setting_that_fits():
 
 def test_the_parts_of_the_planned_memory_sum_to_its_peak():
     """The parts of the memory sum to the peak, and the share of the device is one of them."""
-    found = plan(changes={"model.name": "openai/whisper-base"}, gpu_memory="4GB")
-    parts = found.as_dict()["memory"]
+    memory_plan = plan(changes={"model.name": "openai/whisper-base"}, gpu_memory="4GB")
+    parts = memory_plan.as_dict()["memory"]
     assert parts.pop("peak") == sum(parts.values()) and parts["context"] == 550_000_000

@@ -157,8 +157,8 @@ def test_a_sound_file_of_a_hub_data_set_is_fetched(tmp_path, monkeypatch):
         "clips/0.wav",
         "zip://0.wav::hf://datasets/owner/name/c.zip",
     ):
-        found = read_sound_cell({"bytes": None, "path": path}, "owner/name")
-        assert isinstance(found, HubSound) and found.read() == wav(0)
+        sound = read_sound_cell({"bytes": None, "path": path}, "owner/name")
+        assert isinstance(sound, HubSound) and sound.read() == wav(0)
     assert opened == [
         "hf://datasets/owner/name@abc/clips/0.wav",
         "hf://datasets/owner/name/clips/0.wav",

@@ -81,7 +81,7 @@ def position(module: str) -> tuple[int, int]:
         return (list(ROOMS).index(room), 0)
     name = ".".join(inside)
     listed = ROOMS.get(room, ())
-    within = [place for place, one in enumerate(listed) if one == name or one.startswith(f"{name}.")]
+    within = [place for place, entry in enumerate(listed) if entry == name or entry.startswith(f"{name}.")]
     if not within:
         raise AssertionError(f"{module} has no place in the order of the rooms; give it one here")
     # A folder within a room stands before its modules.
@@ -90,12 +90,12 @@ def position(module: str) -> tuple[int, int]:
 
 def modules() -> dict[str, Path]:
     """Return every module of the package, except those of the quickstart."""
-    found = {}
+    paths = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[1] != "quickstart":
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 MODULES = modules()
@@ -104,10 +104,10 @@ MODULES = modules()
 def imports_of(module: str, tree: ast.AST, path: Path) -> list[tuple[int, str]]:
     """Return (line, module of ours) for every import in a file, also for imports inside functions."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = []
+    imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            imports += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = node.module or ""
             if node.level:
@@ -120,13 +120,13 @@ def imports_of(module: str, tree: ast.AST, path: Path) -> list[tuple[int, str]]:
                 ).is_file()
                 if origin == "whisper_peft" and not is_module:
                     assert alias.name == "__version__", f"{path}:{node.lineno}: the package's lazy names are for users"
-                found.append((node.lineno, inner if is_module else origin))
-    return [(line, name) for line, name in found if name.split(".")[0] == "whisper_peft"]
+                imports.append((node.lineno, inner if is_module else origin))
+    return [(line, name) for line, name in imports if name.split(".")[0] == "whisper_peft"]
 
 
 def top_level_imports(tree: ast.Module) -> list[tuple[int, str]]:
     """Return (line, top-level package) for every import that runs when the module is imported."""
-    found = []
+    imports = []
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
@@ -134,14 +134,14 @@ def top_level_imports(tree: ast.Module) -> list[tuple[int, str]]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         if isinstance(node, ast.Import):
-            found.extend((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+            imports.extend((node.lineno, alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.append((node.lineno, node.module.split(".")[0]))
+            imports.append((node.lineno, node.module.split(".")[0]))
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(tree)
-    return found
+    return imports
 
 
 @pytest.mark.parametrize("module", MODULES)

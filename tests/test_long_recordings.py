@@ -80,7 +80,7 @@ def test_all_kinds_of_segments_give_the_same_clips(recording, suffix, page):
         (0.5, 4.0, "एक दो तीन", ""),
         (9.0, 10.25, "चार पाँच", ""),
     ]
-    assert [(one.start_s, round(one.end_s, 6)) for one in rows[0].segments] == [(0.0, 1.5), (1.6, 3.5)]
+    assert [(segment.start_s, round(segment.end_s, 6)) for segment in rows[0].segments] == [(0.0, 1.5), (1.6, 3.5)]
     assert rows == load_source(str(recording.with_suffix(suffix))) == load_source(str(recording.parent))
     assert len(load_audio(rows[1].sound(), start_s=9.0, end_s=10.25)) == 20_000
 
@@ -151,7 +151,7 @@ def test_a_real_recording_is_cut_into_clips_with_their_own_sound(shared):
     folder = shared / "data" / "longform"
     rows = load_source(str(folder / "ml_vasanavikruthi.ogg"))
     segments = json.loads((folder / "ml_vasanavikruthi.json").read_text())
-    assert " ".join(row.text for row in rows).split() == " ".join(one["text"] for one in segments).split()
+    assert " ".join(row.text for row in rows).split() == " ".join(segment["text"] for segment in segments).split()
     assert max(row.end_s - row.start_s for row in rows) <= 30 and rows[0].start_s == segments[0]["start"]
     wave = load_audio(str(folder / "ml_vasanavikruthi.ogg"))
     row = rows[len(rows) // 2]
@@ -178,15 +178,19 @@ segment_lists = st.lists(
 @given(segment_lists)
 def test_every_segment_is_in_one_clip_and_no_window_has_speech_without_its_text(segments):
     rows = cut_recording(Row("a.wav", ""), segments, n_tokens=lambda text: len(text.split()))
-    texts = [(row.start_s + one.start_s, one.text.strip()) for row in rows for one in row.segments]
+    texts = [(row.start_s + segment.start_s, segment.text.strip()) for row in rows for segment in row.segments]
     # Each segment comes once and in order.
-    assert [text for _, text in texts] == [one.text.strip() for one in segments]
+    assert [text for _, text in texts] == [segment.text.strip() for segment in segments]
     for row in rows:
-        known = {round(row.start_s + one.start_s, 6) for one in row.segments}
+        known = {round(row.start_s + segment.start_s, 6) for segment in row.segments}
         for end_s in (row.end_s, row.window_end_s):
             if end_s is None:
                 continue
-            whole = [round(one.start_s, 6) for one in segments if row.start_s <= one.start_s and one.end_s <= end_s]
+            whole = [
+                round(segment.start_s, 6)
+                for segment in segments
+                if row.start_s <= segment.start_s and segment.end_s <= end_s
+            ]
             missing = set(whole) - known
             # Speech that overlaps the clip cannot be removed from it.
             assert not missing or end_s == row.end_s

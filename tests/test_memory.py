@@ -79,7 +79,10 @@ def test_the_loss_of_a_repeated_step_equals_that_of_the_whole_step(tiny_model, s
     whole = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "whole").run
     small_device(2, torch.OutOfMemoryError("out of memory"))
     fine = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "fine").run
-    losses = [[one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one] for run in (whole, fine)]
+    losses = [
+        [record["loss"] for record in runs.read_jsonl(run / "metrics.jsonl") if "loss" in record]
+        for run in (whole, fine)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 2
 
 
@@ -109,11 +112,16 @@ def test_an_evaluation_that_does_not_fit_continues_in_smaller_batches(tiny_model
         return real(model, preparation, batch, **options)
 
     monkeypatch.setattr(clip_transcripts, "_transcribe_batch", small)
-    found = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
+    result = transcribe_rows(model, dataset, range(12), batch_size=6, max_new_tokens=5)
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1, *[1] * 6]
-    assert [(one.row, one.text) for one in found.transcripts] == [(one.row, one.text) for one in expected.transcripts]
-    for one, other in zip(found.transcripts, expected.transcripts, strict=True):
-        assert one.loss_sum == pytest.approx(other.loss_sum, abs=1e-3) and one.loss_tokens == other.loss_tokens
+    assert [(transcript.row, transcript.text) for transcript in result.transcripts] == [
+        (transcript.row, transcript.text) for transcript in expected.transcripts
+    ]
+    for transcript, other in zip(result.transcripts, expected.transcripts, strict=True):
+        assert (
+            transcript.loss_sum == pytest.approx(other.loss_sum, abs=1e-3)
+            and transcript.loss_tokens == other.loss_tokens
+        )
 
 
 FREED = """

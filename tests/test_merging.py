@@ -182,7 +182,7 @@ def test_a_plain_transformers_pipeline_gives_the_transcripts_of_the_merged_model
     out = tmp_path / "merged"
     merge(lora_run, out, dtype=dtype)
     evaluate(out, speech / "test", output=tmp_path / "report")
-    ours = [one["prediction"] for one in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
+    ours = [record["prediction"] for record in runs.read_jsonl(tmp_path / "report" / "transcripts.jsonl")]
     recogniser = pipeline("automatic-speech-recognition", model=str(out), device="cpu")
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation["language"] == "hi" and generation["task"] == "transcribe"

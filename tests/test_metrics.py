@@ -33,8 +33,8 @@ def edit_distance(reference: Sequence[str], prediction: Sequence[str]) -> int:
     row = list(range(len(prediction) + 1))
     for i, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], i
-        for j, found in enumerate(prediction, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != found))
+        for j, predicted in enumerate(prediction, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != predicted))
     return row[-1]
 
 
@@ -63,8 +63,10 @@ def test_counts_equal_a_hand_made_edit_distance(
     assert errors.rate == pytest.approx(distance / length)
     # The sum above could hide two mistakes that cancel, so the clips are also compared one by one.
     for reference, prediction in zip(references[:20], predictions[:20], strict=True):
-        one = errors_of([reference], [prediction])
-        assert one.substitutions + one.deletions + one.insertions == edit_distance(split(reference), split(prediction))
+        clip_errors = errors_of([reference], [prediction])
+        assert clip_errors.substitutions + clip_errors.deletions + clip_errors.insertions == edit_distance(
+            split(reference), split(prediction)
+        )
 
 
 def test_errors_of_a_worked_example_are_counted_by_kind() -> None:

@@ -262,8 +262,8 @@ def test_a_player_holds_its_sound_inside_the_page(kind, monkeypatch):
     if kind == "audio/wav":
         monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "OGG": ""})
     wave = make_wave(2.3)
-    heard, rate_hz, found = sound_of(make_player(wave, "clip.wav"))
-    assert (found, rate_hz, heard.shape) == (kind, 16_000, wave.shape)
+    heard, rate_hz, mime_type = sound_of(make_player(wave, "clip.wav"))
+    assert (mime_type, rate_hz, heard.shape) == (kind, 16_000, wave.shape)
     assert np.corrcoef(heard, wave)[0, 1] > 0.98
     assert abs(np.std(heard) / np.std(wave) - 1) < 0.05
 
@@ -292,7 +292,7 @@ def test_a_player_accepts_samples_that_are_not_finite_and_very_short_clips():
 
 def test_bars_stay_within_their_cells():
     rows = [("much", 7.0, "700 %"), ("less", -1.0, "-1"), ("half", 0.5, "50 %")]
-    widths = [one["width"] for one in Parsed(draw_bars(rows)).named("rect")]
+    widths = [rect["width"] for rect in Parsed(draw_bars(rows)).named("rect")]
     assert widths == ["100.00%", "0.00%", "50.00%"]
     assert html.unescape(re.sub("<.*?>", " ", draw_bars(rows))).split() == [
         "much",

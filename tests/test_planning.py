@@ -114,8 +114,10 @@ def test_the_predicted_memory_of_a_step_is_near_the_measured_one(
         rank=RANK,
         dropout=dropout,
     )
-    found = predict_memory(Architecture.of(whisper_of(model).config), method, Load(CLIPS, frames // 2, TOKENS, targets))
-    assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.12)
+    memory = predict_memory(
+        Architecture.of(whisper_of(model).config), method, Load(CLIPS, frames // 2, TOKENS, targets)
+    )
+    assert memory.activations + memory.logits + memory.gradients == pytest.approx(peak, rel=0.12)
 
 
 @pytest.mark.parametrize("quantize", [None, "4bit"])
@@ -137,8 +139,8 @@ def test_the_prediction_holds_for_dora_and_for_modules_trained_in_full(deep_mode
     shape = Architecture.of(whisper_of(model).config)
     assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, dtype)
-    found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
-    assert found.activations + found.logits + found.gradients == pytest.approx(peak, rel=0.15)
+    memory = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
+    assert memory.activations + memory.logits + memory.gradients == pytest.approx(peak, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,9 @@ def test_the_prediction_holds_for_dora_and_for_modules_trained_in_full(deep_mode
 )
 def test_the_parameters_of_each_module_are_counted_exactly(deep_model, name):
     whisper = whisper_of(build_model(locate(deep_model), "full"))
-    found = [module for key, module in whisper.named_modules() if key.endswith(name)]
+    modules = [module for key, module in whisper.named_modules() if key.endswith(name)]
     counted = Architecture.of(whisper.config).parameters_of(name)
-    assert counted == sum(p.numel() for module in found for p in module.parameters()) > 0
+    assert counted == sum(p.numel() for module in modules for p in module.parameters()) > 0
 
 
 @pytest.mark.parametrize(
@@ -194,8 +196,8 @@ def test_the_prediction_holds_for_adapters_on_a_part_of_the_model(deep_model, ta
     assert adapter_parameters(shape, method) == sum(sizes)
     assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     peak, n_targets = measured(model, 800, None)
-    found = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
-    held = found.activations + found.logits + found.gradients
+    memory = predict_memory(shape, method, Load(CLIPS, 400, TOKENS, n_targets))
+    held = memory.activations + memory.logits + memory.gradients
     # The prediction counts the activations before the first adapter, although they are not kept.
     assert 0.95 * peak < held < 1.35 * peak
 
@@ -209,8 +211,8 @@ def test_the_bytes_of_the_weights_are_counted_exactly(deep_model, kind, precisio
     held = [p for name, p in model.named_parameters() if "lora_" not in name]
     shape = Architecture.of(whisper_of(model).config)
     method = Method(mode=mode, quantize=quantize, precision=precision, device="cpu", rank=RANK)
-    found = sum(p.numel() * p.element_size() for p in held)
-    assert weight_bytes(shape, method) == pytest.approx(found, rel=0.03 if quantize else 1e-6)
+    n_bytes = sum(p.numel() * p.element_size() for p in held)
+    assert weight_bytes(shape, method) == pytest.approx(n_bytes, rel=0.03 if quantize else 1e-6)
     assert count_trainable(shape, method) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     if kind == "full":
         frozen = build_model(locate(deep_model), "full", freeze="encoder")

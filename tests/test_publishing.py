@@ -100,7 +100,7 @@ def metadata(card: str) -> dict:
 def rates(card: str) -> dict[str, float]:
     """Return the metrics of the model-index by name."""
     (model,) = metadata(card)["model-index"]
-    return {one["name"]: one["value"] for one in model["results"][0]["metrics"]}
+    return {metric["name"]: metric["value"] for metric in model["results"][0]["metrics"]}
 
 
 def test_a_published_run_and_its_merge_load_with_plain_peft_and_transformers(hub, ask, lora_run, merged, speech):
@@ -173,7 +173,7 @@ def test_the_card_has_the_scores_and_facts_of_its_run(lora_run, full_run, merged
         }
         assert rates(report.card) == {name: round(100 * rate, 2) for name, rate in expected.items()}
         scored = runs.read_jsonl(run / "transcripts.jsonl")
-        texts = ([one[key] for one in scored] for key in ("reference", "prediction"))
+        texts = ([record[key] for record in scored] for key in ("reference", "prediction"))
         low, high = bootstrap_interval(*texts, metric="wer")
         assert f"| WER, as written | {final['wer']:.1%} | {low:.1%} to {high:.1%} |" in report.card
         assert facts["device"] in report.card and f"{facts['train_hours']:g} hours" in report.card
@@ -353,8 +353,8 @@ def test_train_pushes_each_checkpoint_and_the_result(hub, ask, page, tmp_path):
     assert done.returncode == 0, done.stderr
     published = json.loads(done.stdout)["published"]
     assert published["url"] == f"{hub.endpoint}/me/pushed" and hub.repos["me/pushed"].private
-    commits = [one.message for one in hub.repos["me/pushed"].commits]
-    assert len(commits) >= 2 and any(one.startswith("Step ") for one in commits)
+    commits = [commit.message for commit in hub.repos["me/pushed"].commits]
+    assert len(commits) >= 2 and any(commit.startswith("Step ") for commit in commits)
     # The first commit is a checkpoint, which also loads alone.
     first = hub.repos["me/pushed"].commits[0].files
     assert "**Not finished:**" in first["README.md"].decode() and "model-index" not in first["README.md"].decode()

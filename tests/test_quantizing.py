@@ -97,12 +97,12 @@ def test_an_adapter_on_a_quantised_base_learns_and_is_evaluated_and_merged(
     run = quantized_runs[kind]
     facts = runs.read_json(run / "run.json")
     assert facts["base"]["quantize"] == kind == runs.read_json(run / "adapter" / "base.json")["quantize"]
-    losses = [one["loss"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one]
+    losses = [record["loss"] for record in runs.read_jsonl(run / "metrics.jsonl") if "loss" in record]
     assert losses[-1] < losses[0] - 0.3
-    for asked, found in (("as-trained", kind), ("none", None), ("8bit", "8bit"), ("4bit", "4bit")):
+    for asked, expected_kind in (("as-trained", kind), ("none", None), ("8bit", "8bit"), ("4bit", "4bit")):
         model, _, _ = load_model(run, quantize=asked)
         loaded = [word for word in KINDS if getattr(whisper_of(model), f"is_loaded_in_{word}", False)]
-        assert loaded == ([found] if found else [])
+        assert loaded == ([expected_kind] if expected_kind else [])
     same = evaluate(run, speech / "test")
     assert same.token_loss == pytest.approx(facts["final"]["token_loss"], abs=1e-3)
     plain = evaluate(run, speech / "test", quantize="none")
@@ -132,7 +132,7 @@ def test_an_adapter_continues_training_on_any_base_with_the_same_token_loss(
     done, said = quantized_runs["4bit"], []
     changes = {"model.name": str(done), "train.quantize": kind, "train.steps": 1, "train.learning_rate": 1e-9}
     run = train(tiny_recipe(wide_model, speech, **{**QUICK, **changes}), output=tmp_path / "on", say=said.append).run
-    before, after = (evaluate(one, speech / "test", quantize="4bit").token_loss for one in (done, run))
+    before, after = (evaluate(run_folder, speech / "test", quantize="4bit").token_loss for run_folder in (done, run))
     assert after == pytest.approx(before, abs=1e-4)
     assert runs.read_json(run / "adapter" / "base.json")["quantize"] == kind
     noted = [line for line in said if "trained on a 4bit base, this run has an unquantised one" in line]
@@ -193,7 +193,7 @@ def test_the_8_bit_optimizer_trains_and_keeps_its_state_in_8_bits(wide_model, sp
     # The tensors of an adapter as small as this stay in float32.
     if mode == "full":
         assert sizes[torch.uint8] > sizes[torch.float32]
-    losses = [one["loss"] for one in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in one]
+    losses = [record["loss"] for record in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
     assert losses[-1] < losses[0]
 
 

@@ -113,9 +113,9 @@ def test_the_code_and_commands_of_the_readme_run(reader_folder, tiny_model, caps
 
 
 def test_the_readme_begins_with_the_promised_set_up_commands():
-    found = commands(ROOT / "README.md")
-    assert found[0] == "pip install -e . && whisper-peft train quickstart"
-    assert found[1] == 'pip install -e ".[test]" && pytest'
+    command_lines = commands(ROOT / "README.md")
+    assert command_lines[0] == "pip install -e . && whisper-peft train quickstart"
+    assert command_lines[1] == 'pip install -e ".[test]" && pytest'
 
 
 def test_the_first_command_of_the_readme_trains(run_cli, tmp_path):
@@ -149,8 +149,8 @@ def test_no_page_has_a_path_of_a_machine():
     for page in texts:
         if page.is_file() and page.suffix != ".png":
             text = page.read_text(encoding="utf-8")
-            found = re.findall(r"/(?:work|root|home|tmp|Users)/\S*|pypi\.org|files\.pythonhosted", text)
-            assert not found, f"{page.name}: {found}"
+            machine_paths = re.findall(r"/(?:work|root|home|tmp|Users)/\S*|pypi\.org|files\.pythonhosted", text)
+            assert not machine_paths, f"{page.name}: {machine_paths}"
 
 
 def test_the_files_of_the_quickstart_are_at_most_8_mib():

@@ -34,10 +34,10 @@ def written(folder: Path, page: str) -> Path:
 
 
 def keys(page: dict, prefix: str = "") -> list[str]:
-    found = []
+    dotted_keys = []
     for key, value in page.items():
-        found += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-    return found
+        dotted_keys += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return dotted_keys
 
 
 def value_of(recipe: Recipe, key: str) -> object:

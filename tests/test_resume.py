@@ -289,7 +289,9 @@ def test_a_resumed_run_may_raise_its_steps_and_change_nothing_else(uninterrupted
     result = train(resume=run, changes={"train.steps": 10}, say=said.append)
     assert result.facts["steps"] == 10
     assert any("Steps raised from 8 to 10" in line and "schedule" in line for line in said)
-    rates = {one["step"]: one["learning_rate"] for one in runs.read_jsonl(run / "metrics.jsonl") if "loss" in one}
+    rates = {
+        record["step"]: record["learning_rate"] for record in runs.read_jsonl(run / "metrics.jsonl") if "loss" in record
+    }
     assert sorted(rates) == list(range(1, 11))
     # Up to the eighth step the rates follow the old plan; then they are as if ten steps had been planned.
     plan = [1 - step / 8 for step in range(8)] + [1 - step / 10 for step in (8, 9)]

@@ -111,7 +111,7 @@ def test_jsonl_gives_back_the_records_that_were_appended(tmp_path):
     runs.append_jsonl(path, {"step": 1, "text": "एक\u2028दो\u0085\n\x0b"}, {"step": 2})
     runs.append_jsonl(path)
     runs.append_jsonl(path, {"step": 3})
-    assert [one["step"] for one in runs.read_jsonl(path)] == [1, 2, 3]
+    assert [record["step"] for record in runs.read_jsonl(path)] == [1, 2, 3]
     assert runs.read_jsonl(path)[0]["text"] == "एक\u2028दो\u0085\n\x0b"
     assert path.read_text(encoding="utf-8").count("\n") == 3
 
@@ -123,10 +123,10 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, n_bytes):
     last = json.dumps({"step": 3, "text": "हिन्दी"}, ensure_ascii=False).encode()
     with path.open("ab") as file:
         file.write(last[:n_bytes])
-    assert [one["step"] for one in runs.read_jsonl(path)] == [1, 2]
+    assert [record["step"] for record in runs.read_jsonl(path)] == [1, 2]
     # The resumed run appends to the file.
     runs.append_jsonl(path, {"step": 3})
-    assert [one["step"] for one in runs.read_jsonl(path)] == [1, 2, 3]
+    assert [record["step"] for record in runs.read_jsonl(path)] == [1, 2, 3]
 
 
 def test_a_last_line_that_ends_within_a_character_is_dropped(tmp_path):

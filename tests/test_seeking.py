@@ -152,13 +152,13 @@ def test_a_cut_file_gives_the_same_errors_as_decoding_from_its_start(encoded, mo
     cut = data[: int(len(data) * share) + 5]
 
     def outcomes() -> list[str | int]:
-        found = []
+        results = []
         for start_s, end_s in [*pieces(6, seed=1), (SECONDS - 3.0, None), (SECONDS + 3.0, None), (4.0, SECONDS + 9.0)]:
             try:
-                found.append(len(load_audio(cut, start_s=start_s, end_s=end_s, sample_rate_hz=rate_hz)))
+                results.append(len(load_audio(cut, start_s=start_s, end_s=end_s, sample_rate_hz=rate_hz)))
             except AudioError as error:
-                found.append(str(error))
-        return found
+                results.append(str(error))
+        return results
 
     sought = outcomes()
     monkeypatch.setattr(audio, "decode_piece", seeking.decode)

@@ -80,9 +80,9 @@ def test_a_group_has_one_voice_and_no_clip_is_lost(voices, share, seed):
         assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
         assert 2 <= len(places) <= 7
         assert len(set(of_row[new[places]].tolist())) == 1
-    again = gather(order, of_row, share, np.random.default_rng(seed), most_clips=7)
-    assert np.array_equal(new, again[0])
-    assert np.array_equal(groups, again[1])
+    second_result = gather(order, of_row, share, np.random.default_rng(seed), most_clips=7)
+    assert np.array_equal(new, second_result[0])
+    assert np.array_equal(groups, second_result[1])
 
 
 def test_nearly_the_whole_share_of_a_usual_data_set_is_joined():
@@ -193,8 +193,8 @@ def test_a_stitched_window_has_all_clips_in_order_and_the_time_of_each_text(prep
     assert 0.5 + 0.5 + GAP_S[0] - 0.3 <= times[2] - times[1] <= 0.5 + 0.5 + GAP_S[1] + 0.3
     texts = [token for token in window.labels.tolist() if 0 <= token < preparation.eot]
     assert preparation.decode(texts) == "घर पानी किताब सड़क लाल नीला"
-    again = SpeechDataset(clips, preparation, timestamps=1.0)[WINDOW]
-    assert np.array_equal(window.input_features, again.input_features)
+    second_window = SpeechDataset(clips, preparation, timestamps=1.0)[WINDOW]
+    assert np.array_equal(window.input_features, second_window.input_features)
     other = dataset[dataclasses.replace(WINDOW, epoch=1)]
     # Another epoch has other gaps.
     assert other.seconds != window.seconds

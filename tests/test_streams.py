@@ -191,8 +191,8 @@ def test_a_resumed_streamed_run_equals_an_uninterrupted_one(tiny_model, speech, 
     assert runs.read_json(tmp_path / "stopped/checkpoints/checkpoint-3" / runs.STREAM)["first_step"] == 2
     assert train(resume=tmp_path / "stopped").facts["train_hours"] is None
     last = Path("checkpoints/checkpoint-7/adapter_model.safetensors")
-    one, two = load_file(whole.run / last), load_file(tmp_path / "stopped" / last)
-    assert all((one[name] == two[name]).all() for name in one)
+    whole_weights, stopped_weights = load_file(whole.run / last), load_file(tmp_path / "stopped" / last)
+    assert all((whole_weights[name] == stopped_weights[name]).all() for name in whole_weights)
 
 
 def test_a_streamed_run_needs_steps_and_an_eval_source(tiny_model, speech, parquet, tmp_path):

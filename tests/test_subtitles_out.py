@@ -62,8 +62,10 @@ def test_lines_of_every_script_break_at_good_places(language, seconds, length):
     # These scripts are broken at spaces only.
     if language in ("english", "malayalam", "urdu"):
         assert " ".join(line for cue in cues for line in cue.lines).split() == text.split(), cues
-    clusters = [one for one in regex.findall(r"\X", text) if not one.isspace()]
-    written = [one for cue in cues for line in cue.lines for one in regex.findall(r"\X", line) if not one.isspace()]
+    clusters = [cluster for cluster in regex.findall(r"\X", text) if not cluster.isspace()]
+    written = [
+        cluster for cue in cues for line in cue.lines for cluster in regex.findall(r"\X", line) if not cluster.isspace()
+    ]
     assert written == clusters
     if length > 100 and language == "japanese":
         assert any(line[-1] in "。、" for cue in cues for line in cue.lines)
@@ -108,7 +110,7 @@ def test_word_times_decide_when_a_long_segment_is_cut():
 
 def test_segments_at_the_same_time_are_shown_one_after_the_other():
     crowd = [{"start": 2.0, "end": 2.0, "text": f"word{number}"} for number in range(50)]
-    check_cues(make_cues(crowd), "".join(one["text"] for one in crowd))
+    check_cues(make_cues(crowd), "".join(segment["text"] for segment in crowd))
     backwards = [{"start": 9.0, "end": 4.0, "text": "first"}, {"start": 3.0, "end": 5.0, "text": "second"}]
     check_cues(make_cues(backwards), "firstsecond")
 
@@ -230,9 +232,9 @@ def test_two_recordings_never_get_the_same_output_name():
     assert output_names([("/a/b/t.wav", "t.wav"), ("/c/b/t.wav", "t.wav")]) == ["a/b/t", "c/b/t"]
     assert output_names([("/a/b/t.wav", "b/t.wav"), ("/a/c/t.wav", "c/t.wav")]) == ["b/t", "c/t"]
     assert output_names([("/a/talk.2024", "talk.2024"), ("/a/talk.2025", "talk.2025")]) == ["talk.2024", "talk.2025"]
-    again = output_names([("/x/talk.wav", "talk.wav")] * 2)
+    names = output_names([("/x/talk.wav", "talk.wav")] * 2)
     # Both entries are the same recording.
-    assert again == ["talk", "talk"]
+    assert names == ["talk", "talk"]
 
 
 @given(
@@ -275,7 +277,7 @@ def test_chromium_shows_the_text_and_times_of_every_cue(chromium, tmp_path):
     """Chromium shows each script from WebVTT, and from .srt with a WebVTT head, with text and times and no markup."""
     soundfile.write(tmp_path / "sound.wav", make_wave(12.0), 16000)
     expected = {}
-    for name, text in {**TEXTS, "nasty": " ".join(one for one in NASTY if one.isprintable())}.items():
+    for name, text in {**TEXTS, "nasty": " ".join(phrase for phrase in NASTY if phrase.isprintable())}.items():
         segments = [{"start": 0.4, "end": 6.0, "text": text[:90]}, {"start": 6.5, "end": 11.0, "text": text[90:180]}]
         transcript = {"text": text, "segments": segments}
         (tmp_path / f"{name}.vtt").write_text(render_transcript(transcript, "vtt"), encoding="utf-8")
@@ -294,14 +296,14 @@ def test_chromium_shows_the_text_and_times_of_every_cue(chromium, tmp_path):
         for name, cues in expected.items():
             page.goto(f"http://127.0.0.1:{server.server_port}/{name}.html")
             page.wait_for_function("document.querySelector('track').readyState === 2")
-            found = page.evaluate(
+            shown_cues = page.evaluate(
                 "[...document.querySelector('track').track.cues].map(cue => [cue.startTime, cue.endTime, "
                 "cue.getCueAsHTML().textContent, [...cue.getCueAsHTML().querySelectorAll('*')].length])"
             )
-            assert [(start, end, text) for start, end, text, _ in found] == [
+            assert [(start, end, text) for start, end, text, _ in shown_cues] == [
                 (cue.start_s, cue.end_s, "\n".join(cue.lines)) for cue in cues
             ]
-            assert all(n_elements == 0 for *_, n_elements in found)
+            assert all(n_elements == 0 for *_, n_elements in shown_cues)
     finally:
         page.close()
         server.shutdown()

@@ -484,9 +484,9 @@ def test_a_run_in_bf16_does_not_change_the_precision_of_the_next_run(tiny_model,
 
 
 def test_the_recipe_in_a_run_folder_trains_to_the_same_weights(lora_run, tmp_path):
-    again = train(str(lora_run / "recipe.yaml"), output=tmp_path / "again", changes={"train.report_to": []})
+    rerun = train(str(lora_run / "recipe.yaml"), output=tmp_path / "again", changes={"train.report_to": []})
     ours = (lora_run / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert (again.model / "adapter_model.safetensors").read_bytes() == ours
+    assert (rerun.model / "adapter_model.safetensors").read_bytes() == ours
 
 
 def test_train_uses_the_loss_augmentation_callback_and_checkpoint_function_of_the_user(tiny_model, speech, tmp_path):
@@ -524,7 +524,7 @@ def test_train_uses_the_loss_augmentation_callback_and_checkpoint_function_of_th
     assert folders == [("checkpoint-2", True), ("checkpoint-4", True)]
     plain = train(recipe, output=tmp_path / "plain")
     doubled, single = (
-        next(one["loss"] for one in runs.read_jsonl(run.run / "metrics.jsonl") if "loss" in one)
+        next(record["loss"] for record in runs.read_jsonl(run.run / "metrics.jsonl") if "loss" in record)
         for run in (result, plain)
     )
     assert doubled == pytest.approx(2 * single, rel=0.05)
@@ -542,7 +542,7 @@ def test_training_in_bf16_works_on_the_cpu(tiny_model, speech, tmp_path):
 
     changes = {"train.precision": "bf16", "train.mode": "full", "train.steps": 2}
     result = train(tiny_recipe(tiny_model, speech, **changes), output=tmp_path / "run", callbacks=[Spy()])
-    losses = [one["loss"] for one in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in one]
+    losses = [record["loss"] for record in runs.read_jsonl(result.run / "metrics.jsonl") if "loss" in record]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
     # Training and evaluation compute in bf16, but the weights stay in fp32.
     assert types == {(torch.bfloat16, torch.float32)}
@@ -593,9 +593,9 @@ def test_two_ranks_train_to_the_same_weights_as_one_rank(tiny_model, uneven, tmp
         logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob(f"{n_ranks}-*.log"))
         assert [rank.exitcode for rank in ranks] == [0] * n_ranks, logs
         results[n_ranks] = torch.load(tmp_path / f"{n_ranks}-0.pt")
-    (one, one_losses), (two, two_losses) = results[1], results[2]
+    (one_weights, one_losses), (two_weights, two_losses) = results[1], results[2]
     assert one_losses == pytest.approx(two_losses, abs=1e-5)
     # Adam divides by the size of the gradient, so rounding shows where the gradient is tiny.
-    for name, weight in one.items():
-        difference = (weight - two[name]).abs()
+    for name, weight in one_weights.items():
+        difference = (weight - two_weights[name]).abs()
         assert difference.mean() < 1e-6 and difference.max() < 2.1e-3, name

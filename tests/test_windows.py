@@ -114,10 +114,10 @@ def test_generation_encodes_the_short_window_once(window, whisper, dataset, monk
     encoder = whisper.get_encoder()
     hook = encoder.conv1.register_forward_pre_hook(lambda module, inputs: frames.append(inputs[0].shape[-1]))
     rows = [row for row in range(len(dataset)) if dataset.duration_s(row) < 1.6][:4]
-    found = transcribe_rows(whisper, dataset, rows, slack_s=0.2, max_new_tokens=8, beams=2)
+    result = transcribe_rows(whisper, dataset, rows, slack_s=0.2, max_new_tokens=8, beams=2)
     hook.remove()
     longest = max(dataset[row].input_features.shape[1] for row in rows)
-    assert len(found.transcripts) == 4
+    assert len(result.transcripts) == 4
     # The frames include the edge of silence.
     assert len(frames) == 1 and longest + 20 <= frames[0] <= longest + 30
 
@@ -128,15 +128,15 @@ def test_cached_generation_chooses_the_same_tokens_as_teacher_forcing(whisper, d
     preparation = dataset.preparation
     row = min(range(len(dataset)), key=dataset.duration_s)
     batch = batch_of(dataset, [row], 0.1)
-    found = transcribe_rows(whisper, dataset, [row], slack_s=0.1, max_new_tokens=6)
-    assert found.transcripts[0].n_tokens > 1
-    ids = [*preparation.prefix("hi"), *preparation.words.encode(found.transcripts[0].text)]
+    result = transcribe_rows(whisper, dataset, [row], slack_s=0.1, max_new_tokens=6)
+    assert result.transcripts[0].n_tokens > 1
+    ids = [*preparation.prefix("hi"), *preparation.words.encode(result.transcripts[0].text)]
     with torch.no_grad():
         logits = whisper(
             input_features=batch["input_features"], decoder_input_ids=torch.tensor([ids]), use_cache=False
         ).logits[0]
     chosen = logits[len(preparation.prefix("hi")) - 1 : -1].argmax(-1).tolist()
-    assert preparation.decode(chosen) == found.transcripts[0].text
+    assert preparation.decode(chosen) == result.transcripts[0].text
 
 
 def test_generation_in_bf16_gives_nearly_the_transcripts_of_float32(whisper, dataset):
@@ -145,8 +145,8 @@ def test_generation_in_bf16_gives_nearly_the_transcripts_of_float32(whisper, dat
 
     def heard(**options) -> list[str]:
         return [
-            one.text
-            for one in transcribe_rows(
+            transcript.text
+            for transcript in transcribe_rows(
                 whisper, dataset, range(12), slack_s=0.2, max_new_tokens=20, **options
             ).transcripts
         ]
@@ -172,7 +172,7 @@ def test_plain_attention_equals_fused_attention(kind):
     module = SimpleNamespace(is_causal=kind in ("causal", "one query"), training=False, num_key_value_groups=1)
 
     def call(dtype: torch.dtype) -> torch.Tensor:
-        some = (one.to(dtype) for one in (query, key, value))
+        some = (tensor.to(dtype) for tensor in (query, key, value))
         return attention(module, *some, None if mask is None else mask.to(dtype), scaling=0.25)[0]
 
     assert call(torch.bfloat16).dtype == torch.bfloat16
@@ -181,7 +181,7 @@ def test_plain_attention_equals_fused_attention(kind):
         later = key.clone()
         # Attention must not see the keys that come later.
         later[:, :, 12:] += 9.0
-        some = (one.bfloat16() for one in (query, later, value))
+        some = (tensor.bfloat16() for tensor in (query, later, value))
         other = attention(module, *some, None, scaling=0.25)[0]
         assert torch.equal(other[:, :12], call(torch.bfloat16)[:, :12])
 
