@@ -46,11 +46,11 @@ def found_of(seconds, sizes, speakers, names, generator) -> dict:
     row_of[first : first + MOVED] = np.roll(row_of[first : first + MOVED], -shift)
     right = wrong = 0
     hit = False
-    for one in find_mispairings(seconds, moved, speakers, list(find_name_orders(names))):
-        hit |= one.shift == shift and len(set(one.rows) & set(range(first, first + MOVED))) >= MOVED // 2
-        sure = [sound for sound, text in one.text_of.items() if not {sound, text} & one.doubtful]
-        right += sum(row_of[one.text_of[sound]] == sound for sound in sure)
-        wrong += sum(row_of[one.text_of[sound]] != sound for sound in sure)
+    for mispairing in find_mispairings(seconds, moved, speakers, list(find_name_orders(names))):
+        hit |= mispairing.shift == shift and len(set(mispairing.rows) & set(range(first, first + MOVED))) >= MOVED // 2
+        sure = [sound for sound, text in mispairing.text_of.items() if not {sound, text} & mispairing.doubtful]
+        right += sum(row_of[mispairing.text_of[sound]] == sound for sound in sure)
+        wrong += sum(row_of[mispairing.text_of[sound]] != sound for sound in sure)
     return {"found": bool(hit), "right": int(right), "wrong": int(wrong)}
 
 
@@ -83,14 +83,17 @@ def main(tries: int) -> None:
         sizes = text_sizes([row.text for row in rows], [preparation.n_tokens(row.text) for row in rows])
         header = np.array([SpeechDataset.seconds_of(row) for row in rows])
         heard = np.array(
-            [one.speech_s for one in map_in_threads(lambda row: measure_clip(row, end_s=None), rows, name, False)]
+            [
+                measure.speech_s
+                for measure in map_in_threads(lambda row: measure_clip(row, end_s=None), rows, name, False)
+            ]
         )
         known = [row.speaker for row in rows]
         for what, seconds in (("files", header), ("speech", heard)):
             for speakers in (known, [None] * len(rows)):
                 names, generator = [row.name for row in rows], np.random.default_rng(1)
-                found = [found_of(seconds, sizes, speakers, names, generator) for _ in range(tries)]
-                result = {key: sum(one[key] for one in found) for key in ("found", "right", "wrong")}
+                trials = [found_of(seconds, sizes, speakers, names, generator) for _ in range(tries)]
+                result = {key: sum(trial[key] for trial in trials) for key in ("found", "right", "wrong")}
                 result |= {"tries": tries, "false_alarms": false_alarms(seconds, sizes, speakers, names, 3 * tries)}
                 who = "known" if speakers is known else "not"
                 page[f"{name}, {what}, speakers {who}"] = result

@@ -34,16 +34,18 @@ def losses_and_rates(model: Path, source: Path, quantize: str) -> dict:
     """Return the token loss of each clip and the error rates of all clips, on full 30 s windows."""
     loaded, preparation, _ = whisper_peft.load_model(model, quantize=quantize)
     dataset = whisper_peft.SpeechDataset(whisper_peft.load_source(str(source)), preparation, language="ml")
-    found = whisper_peft.transcribe_rows(
+    transcripts = whisper_peft.transcribe_rows(
         loaded, dataset, range(len(dataset)), max_new_tokens=300, stop_loops=True, workers=2
     ).transcripts
-    rates = whisper_peft.score([dataset.text(one.row) for one in found], [one.text for one in found])
+    rates = whisper_peft.score(
+        [dataset.text(transcript.row) for transcript in transcripts], [transcript.text for transcript in transcripts]
+    )
     return {
-        "sums": [round(one.loss_sum, 5) for one in found],
-        "tokens": [one.loss_tokens for one in found],
+        "sums": [round(transcript.loss_sum, 5) for transcript in transcripts],
+        "tokens": [transcript.loss_tokens for transcript in transcripts],
         "wer": rates["wer"],
         "cer": rates["cer"],
-        "looped": sum(one.reached_limit for one in found),
+        "looped": sum(transcript.reached_limit for transcript in transcripts),
     }
 
 

@@ -64,9 +64,9 @@ def many_kernels() -> dict:
     made = session.training_arguments
 
     def arguments(*given, **named):
-        found = made(*given, **named)
-        found.optim = "adamw_torch"
-        return found
+        made_arguments = made(*given, **named)
+        made_arguments.optim = "adamw_torch"
+        return made_arguments
 
     session.training_arguments = arguments
     return {}
