@@ -44,7 +44,7 @@ class FixedRow:
 
 @dataclass(frozen=True)
 class FixPaths:
-    """Where the cleaned manifests go.
+    """The places of the cleaned manifests.
 
     Attributes:
         output: What the user named: a .jsonl file or a folder.

@@ -1,4 +1,4 @@
-"""Where the lines of a command go: progress to stderr, results to stdout."""
+"""Print the lines of a command: progress to stderr, results to stdout."""
 
 from __future__ import annotations
 
