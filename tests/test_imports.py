@@ -37,6 +37,10 @@ ROOMS = {
         "adapter_configs", "identity", "locating", "tokenizer_files", "vocabulary", "extractor", "generation_defaults",
         "generation_config", "config_fields", "configs", "loading", "lora", "weight_checks", "build",
     ),
+    "runtimes": (
+        "formats", "exports", "runtime", "faster_whisper_runtime", "whisper_cpp_runtime", "openai_whisper_runtime",
+        "onnx_runtime", "mlx_whisper_runtime", "opening",
+    ),
     "evaluation": (
         "generation", "clip_transcripts", "loading", "languages", "pieces", "stretches", "longform", "chunks",
         "word_times", "subtitle_cues", "transcript_files", "transcriber", "transcribing", "normalizers", "metrics",
@@ -52,9 +56,12 @@ ROOMS = {
         "planning", "resuming", "first_look", "prepare", "starting", "scorer", "session", "train",
     ),
     "delivery": (
-        "provenance", "merging", "card", "repository", "publishing", "pushing", "demo_page", "voices", "demo",
+        "check_clips", "provenance", "merging", "exporting.source", "exporting.ctranslate2", "exporting.ggml",
+        "exporting.openai", "exporting.onnx", "exporting.mlx", "exporting.formats", "exporting.report",
+        "exporting.proof", "exporting.export", "card", "repository", "publishing", "pushing", "demo_page", "voices",
+        "demo",
     ),
-    "cli": ("quiet", "printer", "lines", "score_lines", "options", "transcribe", "recipes", "commands"),
+    "cli": ("quiet", "printer", "lines", "score_lines", "export_lines", "options", "transcribe", "recipes", "commands"),
     "__main__": (),
 }  # fmt: skip
 HEAVY = (

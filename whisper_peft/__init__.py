@@ -45,6 +45,8 @@ _ROOMS = {
     "training.prepare": ("Prepared", "prepare"),
     "training.train": ("train", "TrainResult"),
     "delivery.merging": ("merge", "MergeReport"),
+    "delivery.exporting.export": ("export",),
+    "delivery.exporting.report": ("ExportReport",),
     "delivery.publishing": ("publish", "PublishReport"),
     "delivery.pushing": ("Push",),
     "delivery.demo": ("demo",),

@@ -14,6 +14,7 @@ import traceback
 import click
 
 from whisper_peft import __version__
+from whisper_peft.cli.export_lines import export_lines
 from whisper_peft.cli.lines import (
     check_lines,
     demo_lines,
@@ -49,6 +50,7 @@ from whisper_peft.cli.score_lines import score_lines
 from whisper_peft.errors import Interrupted, UserError
 from whisper_peft.files import printable, reason_of
 from whisper_peft.model.devices import GIB
+from whisper_peft.runtimes.formats import EXPORT_FORMATS
 
 # The exit code of a bug of ours: EX_SOFTWARE of sysexits.h.
 BUG = 70
@@ -377,6 +379,34 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 
     report = run_merge(model, output, say=out.say, **options)
     out.result({"output": output, **report.as_dict()}, merge_lines(output, report))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("output", metavar="OUT", type=click.Path())
+@click.option(
+    "--format", required=True, type=click.Choice(list(EXPORT_FORMATS)), help="Format, named after what reads it."
+)
+@click.option("--quantization", metavar="TYPE", help="Type of the weights (default: the format's usual one).")
+@click.option("--check", metavar="SRC", help="Clips to prove the export on (default: the run's).")
+@click.option("--clips", type=AT_LEAST_1, help="Largest number of clips to prove it on (default: 16).")
+@click.option("--base", help=BASE_HELP)
+@click.option("--language", help="Language of the clips, if nothing else names it.")
+@click.option("--unproved", is_flag=True, help="Export although the runtime is not installed, without a proof.")
+@output_options
+def export(out: Printer, model: str, output: str, **options) -> None:
+    """Write MODEL for another runtime, and prove there that it says the same as in transformers.
+
+    MODEL is a run, an adapter or a model folder. The runtime hears clips, and recordings of 25 s that are joined from
+    them, with its own default decoding. If it is worse than transformers, nothing is written.
+
+    Example: whisper-peft export runs/hindi hindi-ct2 --format ctranslate2
+    """
+    from whisper_peft.delivery.exporting.export import export as run_export
+
+    with out.clips_bar("proving") as outputs_done:
+        report = run_export(model, output, say=out.say, progress=outputs_done, **options)
+    out.result({"output": output, **report.as_dict()}, export_lines(output, report))
 
 
 @cli.command()

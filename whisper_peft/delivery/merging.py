@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,7 @@ from whisper_peft import runs
 from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
-from whisper_peft.data.rows import Row
-from whisper_peft.data.sources import load_source
+from whisper_peft.delivery.check_clips import find_check_rows
 from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import encode, full_limit, generate
@@ -26,7 +25,6 @@ from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.model.lora import changes_nothing, load_adapter
 from whisper_peft.model.weights import refuse_not_finite
-from whisper_peft.recipe_files import PACKAGE, load_recipe, make_paths_absolute
 from whisper_peft.training.artefacts import save_processor
 
 if TYPE_CHECKING:
@@ -461,15 +459,7 @@ def _find_check_clips(
     say: Callable[[str], None],
 ) -> CheckClips:
     """Choose usable clips to compare on: those that the user names, else the run's own, else the shipped ones."""
-    source: tuple[Sequence[Row], str] | None = None
-    if check is not None:
-        source = load_source(str(check)), f"{check} (--check)"
-    elif located.run:
-        source = _load_clips_of_run(located.run, say)
-    if source is None:
-        source = load_source(str(PACKAGE / "quickstart" / "speech" / "test")), "the shipped Hindi clips"
-        language = "hindi" if language is None else language
-    rows, named = source
+    rows, named, language = find_check_rows(located.run, check, language, say)
     # Here the rows are given their languages, by what they say or by what the model hears.
     dataset = label_rows(model, located, preparation, rows, language=language, task=None)
     most = CHECK_CLIPS
@@ -490,21 +480,3 @@ def _usable_rows(dataset: SpeechDataset, most: int) -> list[int]:
         if len(numbers) == most:
             break
     return numbers
-
-
-def _load_clips_of_run(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:
-    """Load the first of a run's sources that is still in its place, and name its split; None if all are gone."""
-    recipe = make_paths_absolute(load_recipe(run / runs.RECIPE), run)
-    sources = [("test", recipe.data.test), ("eval", recipe.data.eval)]
-    sources += [("train", part.source) for part in recipe.data.sources]
-    # The clips are heard without prompts.
-    columns: dict[str, Any] = {**recipe.data.columns, "prompt_column": None}
-    for split, source in sources:
-        if not source:
-            continue
-        try:
-            return load_source(source, **columns), f"the run's own {split} clips"
-        except UserError as error:
-            # It was moved or deleted since training. Another split does as well.
-            say(f"Note: the run's {split} clips cannot be read ({error}) Name their new place with --check SRC.")
-    return None

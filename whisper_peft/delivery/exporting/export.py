@@ -1,0 +1,224 @@
+"""export: write a model for another runtime, and prove there that it says the same, before it appears."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from whisper_peft import runs
+from whisper_peft.delivery.check_clips import find_check_rows
+from whisper_peft.delivery.exporting.formats import writer_of
+from whisper_peft.delivery.exporting.proof import PROOF_CLIPS, load_proof_clips, measure_encoder_gap, prove
+from whisper_peft.delivery.exporting.report import ExportReport, SoundComparison, find_failure
+from whisper_peft.delivery.exporting.source import ModelToExport
+from whisper_peft.delivery.merging import merge, write
+from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
+from whisper_peft.errors import UserError
+from whisper_peft.evaluation.scoring import label_rows
+from whisper_peft.model.build import load_model, whisper_of
+from whisper_peft.model.devices import to_device
+from whisper_peft.model.locating import Located, locate
+from whisper_peft.runtimes.exports import EXPORT, EXPORT_REPORT, PROCESSOR_FOLDER, Export, find_export
+from whisper_peft.runtimes.formats import format_named
+from whisper_peft.runtimes.opening import open_runtime
+from whisper_peft.training.artefacts import save_processor
+
+EXPORT_NEVER_OVERWRITES = "export never overwrites; name another OUT"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Proof:
+    """The measurements in the runtime.
+
+    Attributes:
+        checked_on: Where the clips came from, in words.
+        language: Whisper's code of the language that all clips share, or None.
+        encoder_gap: See `measure_encoder_gap`.
+        comparisons: See `prove`.
+    """
+
+    checked_on: str | None = None
+    language: str | None = None
+    encoder_gap: float | None = None
+    comparisons: tuple[SoundComparison, ...] = ()
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    format: str,
+    quantization: str | None = None,
+    check: str | Path | None = None,
+    clips: int | None = None,
+    base: str | None = None,
+    language: str | None = None,
+    unproved: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], object] = lambda outputs, total: None,
+) -> ExportReport:
+    """Write a model in the format of another runtime, and compare both before it appears.
+
+    The runtime hears clips, and recordings of 25 s that are joined from them, with its own default decoding.
+    transformers hears the same. An export whose weights are not quantised fails if its character error rate is more
+    than 1 point above that of transformers with the whole interval above zero, or if an output is empty, loops or ends
+    early where that of transformers does not. A quantised export fails above 5 points.
+
+    Args:
+        model: A run, an adapter (which is merged first) or a stand-alone model.
+        output: The new folder.
+        format: "ctranslate2", "ggml", "openai", "onnx" or "mlx".
+        quantization: Type of the weights; None takes the format's usual one. See `EXPORT_FORMATS`.
+        check: SRC with the clips to compare on. None takes the run's own test or evaluation clips, or else the clips
+            that ship with the package.
+        clips: Largest number of clips; None is 16.
+        base: The adapter's base, if it has moved.
+        language: Language of the clips, where neither they nor the model name one.
+        unproved: Write the export even if its runtime is not installed. It is not compared then.
+        say: Called with each line about what happens.
+        progress: Called with the number of outputs since its last call, and the number of all.
+
+    Returns:
+        The report, which is also written to OUT/export_report.json.
+
+    Raises:
+        UserError: There is no such format or model, something that is needed is not installed, or the comparison
+            failed. Nothing is written then.
+    """
+    output = Path(output)
+    target = format_named(format)
+    quantization = target.check_quantization(quantization)
+    target.check_writer()
+    runs.refuse_existing(output, EXPORT_NEVER_OVERWRITES)
+    runs.refuse_odd_name(output)
+    runtime_version = target.runtime_version()
+    if runtime_version is None and not unproved:
+        raise UserError(
+            f"--format {format}: {target.runtime}, which runs it, is not installed, so the export cannot be proved; "
+            f"{target.install} installs it. --unproved exports without a proof."
+        )
+    if find_export(model) is not None:
+        raise UserError(f"{model}: exported already; name the run, adapter or model that it was made from.")
+    located = locate(model)
+    known = known_provenance(located.adapter or Path(located.base), located.run)
+    warning = warning_of(known)
+    if warning:
+        say(f"Warning: {warning}")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    writer = writer_of(format)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.model.", dir=output.absolute().parent) as work:
+        source = ModelToExport(Path(work) / "model", str(model))
+        _write_stand_alone(located, source.folder, base=base, check=check, language=language, say=say)
+        writer.check(source)
+        with runs.new_folder(output, EXPORT_NEVER_OVERWRITES) as folder:
+            say(f"Writing {target.name} in {quantization}.")
+            weights = writer.write(source, folder, quantization)
+            made = Export(
+                folder=folder,
+                format=target,
+                quantization=quantization,
+                weights=weights,
+                language=getattr(source.generation_config, "language", None),
+                task=getattr(source.generation_config, "task", None) or "transcribe",
+                multilingual=source.preparation.multilingual,
+                alignment_heads=source.alignment_heads,
+            )
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            _write_companions(made, source)
+            proof = _Proof()
+            if runtime_version is not None:
+                proof = _prove(made, source, located.run, check, clips, language, say, progress)
+            else:
+                say(f"Not proved: {target.runtime} is not installed (--unproved).")
+            report = ExportReport(
+                model=str(model),
+                format=target.name,
+                quantization=quantization,
+                runtime=target.runtime,
+                runtime_version=runtime_version,
+                size=size,
+                proved=runtime_version is not None,
+                **{field.name: getattr(proof, field.name) for field in dataclasses.fields(proof)},
+                notes=tuple(writer.notes(source, weights)),
+            )
+            runs.write_json(folder / EXPORT_REPORT, report.as_dict())
+            runs.write_json(folder / PROVENANCE, known)
+            failure = find_failure(report, quantized=made.is_quantized)
+            if failure:
+                raise UserError(f"{output}: not written: {failure}. {_remedy(warning, made)}")
+    return report
+
+
+def _write_stand_alone(
+    located: Located,
+    folder: Path,
+    *,
+    base: str | None,
+    check: str | Path | None,
+    language: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """Write the model to export in float32 into a folder of its own; an adapter is merged, with merge's own checks."""
+    if located.adapter is not None:
+        say("Merging the adapter into its base.")
+        merge(located.name, folder, dtype="float32", base=base, check=check, language=language)
+        return
+    if base is not None:
+        raise UserError(f"--base {base}: only an adapter has a base, and {located.name} is none; leave --base away.")
+    model, preparation, _ = load_model(located.name)
+    folder.mkdir()
+    write(whisper_of(model), preparation.processor, folder)
+
+
+def _write_companions(made: Export, source: ModelToExport) -> None:
+    """Write export.json and, unless the format has them beside its weights, the processor and the configs."""
+    runs.write_json(made.folder / EXPORT, made.as_dict())
+    if (made.folder / "tokenizer_config.json").is_file():
+        return
+    processor = made.folder / PROCESSOR_FOLDER
+    processor.mkdir()
+    save_processor(source.preparation.processor, processor)
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(source.folder / name, processor / name)
+
+
+def _prove(
+    made: Export,
+    source: ModelToExport,
+    run: Path | None,
+    check: str | Path | None,
+    clips: int | None,
+    language: str | None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], object],
+) -> _Proof:
+    """Compare the export in its runtime with the same model in transformers."""
+    rows, named, language = find_check_rows(run, check, language, say)
+    loaded, preparation, _ = load_model(source.folder)
+    loaded = to_device(loaded)
+    dataset = label_rows(
+        loaded, Located(source.name, str(source.folder), run=run), preparation, rows, language=language, task=None
+    )
+    chosen = load_proof_clips(dataset, clips or PROOF_CLIPS)
+    if not chosen:
+        raise UserError(f"{named}: no usable clip with text to prove the export on; name some with --check SRC.")
+    say(f"Proving in {made.format.runtime} on {len(chosen)} clips of {named}.")
+    runtime = open_runtime(made)
+    return _Proof(
+        checked_on=f"{len(chosen)} clips of {named}",
+        language=dataset.language,
+        encoder_gap=measure_encoder_gap(loaded, preparation, runtime, chosen[0].wave),
+        comparisons=prove(loaded, preparation, runtime, chosen, task=dataset.task, progress=progress),
+    )
+
+
+def _remedy(warning: str | None, made: Export) -> str:
+    """Return a sentence about what to do if the proof fails."""
+    if made.is_quantized:
+        return f"Take a larger type of weights, such as --quantization {made.format.precisions[0]}."
+    if warning:
+        return warning
+    return "Look at it on more clips with --check SRC --clips 100, or take --quantization float32."

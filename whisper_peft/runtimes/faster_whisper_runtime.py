@@ -1,0 +1,59 @@
+"""CTranslate2 models in faster-whisper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from whisper_peft.errors import UserError
+from whisper_peft.runtimes.exports import Export
+from whisper_peft.runtimes.runtime import Request, RuntimeOutput, RuntimeSegment, RuntimeWord, n_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class FasterWhisper:
+    """A model in faster-whisper: times, five beams, temperature fallback and thresholds, as its defaults are.
+
+    Args:
+        export: The exported model.
+
+    Raises:
+        UserError: faster-whisper does not load it.
+    """
+
+    def __init__(self, export: Export):
+        from faster_whisper import WhisperModel
+
+        self.export = export
+        try:
+            self.whisper = WhisperModel(str(export.path), cpu_threads=n_threads(), local_files_only=True)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{export.folder}: faster-whisper does not load it ({error}); export it again.") from None
+
+    def transcribe(self, wave: np.ndarray, request: Request) -> RuntimeOutput:
+        """Transcribe a recording; see `Runtime.transcribe`."""
+        options: dict[str, Any] = {"task": request.task, "word_timestamps": request.word_times}
+        if request.prompt:
+            options["initial_prompt"] = request.prompt
+        if request.beams is not None:
+            options["beam_size"] = request.beams
+        segments, facts = self.whisper.transcribe(wave, language=request.language, **options)
+        return RuntimeOutput(tuple(_segment_of(segment) for segment in segments), facts.language)
+
+    def encode(self, wave: np.ndarray) -> np.ndarray | None:
+        """Return the encoder's output; see `Runtime.encode`."""
+        import ctranslate2
+        import numpy as np
+        from faster_whisper.audio import pad_or_trim
+
+        features = self.whisper.feature_extractor(wave)
+        window = pad_or_trim(features, self.whisper.feature_extractor.nb_max_frames)
+        output = self.whisper.encode(window)
+        in_float32 = output.to(ctranslate2.DataType.float32)
+        return np.array(in_float32)[0]
+
+
+def _segment_of(segment: Any) -> RuntimeSegment:
+    words = tuple(RuntimeWord(word.word, word.start, word.end) for word in segment.words or ())
+    return RuntimeSegment(segment.text, segment.start, segment.end, words)

@@ -1,0 +1,25 @@
+"""Open an exported model in its runtime."""
+
+from __future__ import annotations
+
+from whisper_peft.errors import UserError
+from whisper_peft.runtimes.exports import Export
+from whisper_peft.runtimes.runtime import Runtime
+
+
+def open_runtime(export: Export) -> Runtime:
+    """Load an exported model in its runtime.
+
+    Raises:
+        UserError: The runtime is not installed, or does not load the model.
+    """
+    format = export.format
+    if format.runtime_version() is None:
+        raise UserError(
+            f"{export.folder}: {format.runtime}, which runs this model, is not installed; {format.install} installs it."
+        )
+    if format.name == "ctranslate2":
+        from whisper_peft.runtimes.faster_whisper_runtime import FasterWhisper
+
+        return FasterWhisper(export)
+    raise AssertionError(f"no runtime for {format.name}")
