@@ -43,8 +43,8 @@ ROOMS = {
     ),
     "evaluation": (
         "generation", "clip_transcripts", "loading", "languages", "pieces", "stretches", "longform", "chunks",
-        "word_times", "subtitle_cues", "transcript_files", "transcriber", "transcribing", "normalizers", "metrics",
-        "recording_scores", "whole_recordings", "evaluation_result", "scoring",
+        "word_times", "subtitle_cues", "transcript_files", "transcriber", "exported", "transcribing", "normalizers",
+        "metrics", "recording_scores", "whole_recordings", "evaluation_result", "scoring",
     ),
     "checking": (
         "report", "findings", "limits", "threads", "headers", "contradictions", "texts", "sound_measures", "sound",

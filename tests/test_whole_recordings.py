@@ -17,7 +17,7 @@ from whisper_peft.data.rows import Row, Segment
 from whisper_peft.data.sources import load_uncut
 from whisper_peft.evaluation import stretches, transcriber
 from whisper_peft.evaluation.recording_scores import score_recording, uncovered_spans
-from whisper_peft.evaluation.whole_recordings import score_recordings
+from whisper_peft.evaluation.whole_recordings import score_recordings, transcriber_of_model
 
 # More than 2 s of silence lies between the segments, so each is a clip that fits into the tiny model's window of 3 s.
 SEGMENTS = (("घर पानी", 1.0, 3.0), ("लाल नीला", 35.0, 37.0), ("आज कल", 62.0, 64.0))
@@ -251,7 +251,10 @@ def test_a_recording_uses_the_cleaning_and_the_borrowed_language_of_the_clips(ti
     given = answer(monkeypatch, [("ab, cd", 0.5, 2.0)])
     (row,) = load_uncut(str(path))
     silent = Row(str(path), "", "hi", segments=(Segment("!", 0.0, 1.0),), is_recording=True)
-    result = score_recordings(model, dataset, [row, silent])
+    recordings = [row, silent]
+    result = score_recordings(
+        dataset, recordings, lambda progress: transcriber_of_model(model, dataset, recordings, progress)
+    )
     (scored,) = result.scored
     assert (scored.score.wer, scored.score.speech_s, scored.reference_text) == (0.0, 1.5, "ab, cd")
     assert [(recording.audio, reason) for recording, reason in result.failed] == [

@@ -337,7 +337,7 @@ def _free_run_name(names: list[str]) -> str:
 @click.option("--output", type=click.Path(), help="A new folder for report.json and transcripts.jsonl.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Clips at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
+@click.option("--beams", type=BEAMS, help="1 is greedy (default: 1; an export: its runtime's own number).")
 @click.option("--max-new-tokens", type=AT_LEAST_1, help="Limit on generation (default: the model's own).")
 @click.option("--max-clips", type=AT_LEAST_1, help="Score only this many clips, the first ones.")
 @PRECISION
@@ -351,8 +351,8 @@ def _free_run_name(names: list[str]) -> str:
 def evaluate(out: Printer, model: str, source: str, **options) -> None:
     """Score MODEL on SRC: word and character error rates with intervals, raw and normalised.
 
-    MODEL is a Hub id, a model folder, a run or an adapter folder. Recordings with segment times are scored in clips and
-    as a whole: their text, speech without output, times and loops.
+    MODEL is a Hub id, a model folder, a run, an adapter folder or an export. Recordings with segment times are scored
+    in clips and as a whole: their text, speech without output, times and loops.
     """
     from whisper_peft.evaluation.scoring import evaluate as run_evaluation
 
@@ -434,7 +434,7 @@ def export(out: Printer, model: str, output: str, **options) -> None:
 @click.option("--chunked", is_flag=True, help="Cut long recordings into overlapping chunks: quicker, less exact.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Recordings at a time.")
 @click.option("--window", type=WINDOWS, default="full", show_default=True, help=WINDOW_HELP)
-@click.option("--beams", type=BEAMS, default=1, show_default=True, help="1 is greedy.")
+@click.option("--beams", type=BEAMS, help="1 is greedy (default: 1; an export: its runtime's own number).")
 @PRECISION
 @click.option("--base", help=BASE_HELP)
 @QUANTIZE
@@ -442,8 +442,9 @@ def export(out: Printer, model: str, output: str, **options) -> None:
 def transcribe(out: Printer, model: str, audio: tuple[str, ...], **options) -> int:
     """Write down what is said in AUDIO.
 
-    AUDIO is any number of files of any length and format, folders, patterns, or - for a list on stdin. A file that
-    cannot be used is named and passed over; the exit code is then 1.
+    MODEL may also be an export, which its own runtime decodes. AUDIO is any number of files of any length and format,
+    folders, patterns, or - for a list on stdin. A file that cannot be used is named and passed over; the exit code is
+    then 1.
 
     Example: whisper-peft transcribe runs/hindi talks/ --format txt,srt --output texts
     """

@@ -19,11 +19,13 @@ def score_lines(result: EvaluationResult, output: str | None) -> list[str]:
     seconds = result.seconds
     if result.recordings is not None:
         seconds -= result.recordings["seconds"]
-    lines = [
-        f"{result.model} on {result.source}: {result.clips} clips{language}, {result.window} windows, {seconds:.0f} s"
-    ]
+    heard_by = f"{result.window} windows"
+    if result.runtime is not None:
+        heard_by = f"{result.runtime} ({result.precision})"
+    lines = [f"{result.model} on {result.source}: {result.clips} clips{language}, {heard_by}, {seconds:.0f} s"]
     lines += _rate_lines(result.as_dict())
-    lines.append(f"  token loss {result.token_loss:.3f}; normaliser: {result.normalizer}")
+    loss = "" if result.token_loss is None else f"token loss {result.token_loss:.3f}; "
+    lines.append(f"  {loss}normaliser: {result.normalizer}")
     if result.reached_limit:
         lines.append(f"  {result.reached_limit} transcripts reached the limit of {result.max_new_tokens} tokens")
     if result.left_out:

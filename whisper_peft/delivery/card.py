@@ -19,11 +19,21 @@ from whisper_peft.model.devices import GIB
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
+    from whisper_peft.runtimes.exports import Export
+
 CARD_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TASK = "automatic-speech-recognition"
 # The line that tells an untouched card. It has the first 16 digits of the SHA-256 of everything around it.
 UNTOUCHED_MARK = re.compile(r"^<!-- whisper-peft card ([0-9a-f]{16}) -->\n", re.MULTILINE)
 LIBRARIES = {"adapter": "peft", "finetune": "transformers", "merged": "transformers", "model": "transformers"}
+# The Hub's names for the libraries that load exports.
+EXPORT_LIBRARIES = {
+    "ctranslate2": "ctranslate2",
+    "ggml": "whisper.cpp",
+    "openai": "whisper",
+    "onnx": "transformers.js",
+    "mlx": "mlx",
+}
 # On the Hub, "merge" is a mixture of several models; an adapter folded into its base is a fine-tuned base.
 RELATIONS = {"adapter": "adapter", "finetune": "finetune", "merged": "finetune", "model": "finetune"}
 # Key in run.json, name of the rate, and how its texts are written.
@@ -74,13 +84,15 @@ class Subject:
     """The model that a card describes.
 
     Attributes:
-        kind: "adapter", "finetune", "merged", or "model" for one of which nothing more is known.
+        kind: "adapter", "finetune", "merged", "export", or "model" for one of which nothing more is known.
         repo: Name of the repository, owner/name.
         base: Hub id of the base.
         known: What is known of its making; see `provenance`. It may be empty.
         merge_report: Content of merge_report.json.
         unfinished_step: The step of the checkpoint, for a run that is still training.
         selection: The last figures of such a run on its eval clips.
+        export: The exported model, if it is one.
+        export_report: Content of export_report.json.
     """
 
     kind: str
@@ -90,6 +102,8 @@ class Subject:
     merge_report: dict[str, Any] | None = None
     unfinished_step: int | None = None
     selection: dict[str, Any] | None = None
+    export: Export | None = None
+    export_report: dict[str, Any] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -208,6 +222,8 @@ def _template_values(subject: Subject, words: CardWords, title: str) -> dict[str
         "rate_rows": _rate_rows(subject),
         "train_sources": train_sources,
         "merge_report": subject.merge_report,
+        "export": subject.export,
+        "export_report": subject.export_report,
         "license": words.license,
         "recipe_yaml": recipe_yaml,
     }
@@ -241,16 +257,30 @@ def _card_data(subject: Subject, words: CardWords, title: str) -> ModelCardData:
     return ModelCardData(
         language=_iso_language(subject, words),
         license=words.license,
-        library_name=LIBRARIES[subject.kind],
+        library_name=_library_of(subject),
         pipeline_tag=words.tasks or TASK,
         base_model=base,
-        base_model_relation=RELATIONS[subject.kind] if base else None,
+        base_model_relation=_relation_of(subject) if base else None,
         datasets=list(words.dataset_tags) or None,
         tags=[*tags, *words.tags],
         metrics=metrics,
         model_name=title,
         eval_results=_eval_results(subject, words),
     )
+
+
+def _library_of(subject: Subject) -> str:
+    """Return the Hub's name of the library that loads a model."""
+    if subject.export is not None:
+        return EXPORT_LIBRARIES[subject.export.format.name]
+    return LIBRARIES[subject.kind]
+
+
+def _relation_of(subject: Subject) -> str:
+    """Return the Hub's word for how a model relates to its base."""
+    if subject.export is not None:
+        return "quantized" if subject.export.is_quantized else "finetune"
+    return RELATIONS[subject.kind]
 
 
 def _eval_results(subject: Subject, words: CardWords) -> list[EvalResult] | None:

@@ -21,6 +21,7 @@ from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.model.weight_checks import check_weights
 from whisper_peft.recipe_files import HUB_PREFIX
+from whisper_peft.runtimes.exports import EXPORT_REPORT, Export, find_export
 
 # All that a loader asks for beside the weights. What else lies there was not made to be seen by others.
 LOADED_FILES = frozenset(
@@ -57,7 +58,7 @@ class Package:
     """All that goes up, made without any network.
 
     Attributes:
-        kind: "adapter" or "model".
+        kind: "adapter", "model" or "export".
         base: Hub id of the base.
         base_sha256: SHA-256 of the base's weights, where it is known.
         files: The files, sorted by name.
@@ -99,7 +100,7 @@ class PublishReport:
 
     Attributes:
         repo: Name of the repository, owner/name.
-        kind: "adapter" or "model".
+        kind: "adapter", "model" or "export".
         base: Hub id of the base; None for a stand-alone model whose base is not known.
         files: The files.
         card: The model card, as README.md holds it.
@@ -145,7 +146,7 @@ def publish(
     The login is huggingface_hub's. What else is in the repository stays, and so does a card that somebody has edited.
 
     Args:
-        model: A run, an adapter folder or a model folder (merged, or fully trained).
+        model: A run, an adapter folder, a model folder (merged, or fully trained) or an export.
         repo: Name of the repository, owner/name. It is made if it is not there.
         private: Whether a new repository is private. One that exists stays as it is.
         dry_run: Make the card and the list of files, and touch no network.
@@ -169,9 +170,13 @@ def publish(
     """
     check_repo_name(repo)
     words = CardWords(license, language, dataset_tags, dataset, dataset_args, model_name, finetuned_from, tasks, tags)
-    located = locate(model)
-    package = pack(located, repo, words, base=base)
-    check_weights(located.base, located.adapter, revision=located.commit)
+    exported = find_export(model)
+    if exported is not None:
+        package = pack_export(exported, repo, words, base=base)
+    else:
+        located = locate(model)
+        package = pack(located, repo, words, base=base)
+        check_weights(located.base, located.adapter, revision=located.commit)
     for note in _list_notes(package, words):
         say(f"Note: {note}")
     if package.warning:
@@ -242,6 +247,45 @@ def pack(
         base_sha256=known.get("base", {}).get("sha256"),
         files=sorted(files, key=lambda file: file.name),
         pickles=pickles,
+        warning=warning_of(known),
+    )
+
+
+def pack_export(exported: Export, repo: str, words: CardWords, *, base: str | None = None) -> Package:
+    """Make the card of an export, and collect its files in the layout that its loaders expect.
+
+    Args:
+        exported: The exported model.
+        repo: Name of the repository, owner/name.
+        words: What only the user can say.
+        base: Hub id of the model that was fine-tuned.
+
+    Raises:
+        UserError: The export has no report, so it was not finished or somebody took it apart.
+    """
+    folder = exported.folder
+    if not (folder / EXPORT_REPORT).is_file():
+        raise UserError(f"{folder / EXPORT_REPORT}: gone; export the model again.")
+    known = known_provenance(folder, None)
+    report = without_paths(runs.read_json(folder / EXPORT_REPORT))
+    base = base_on_hub(Located(str(folder), str(folder)), known, base)
+    subject = Subject(kind="export", repo=repo, base=base, known=known, export=exported, export_report=report)
+    files = [RepoFile(CARD, write_card(subject, words).encode("utf-8"))]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name in (CARD, PROVENANCE) or not path.is_file() or not path.resolve().is_relative_to(folder):
+            continue
+        content: Path | bytes = path
+        # The other JSON files hold tokens, and some of these look like paths.
+        if name.endswith(("config.json", EXPORT_REPORT)):
+            content = _as_json(without_paths(runs.read_json(path)))
+        files.append(RepoFile(name, content))
+    return Package(
+        kind="export",
+        base=base,
+        base_sha256=None,
+        files=sorted([*files, *_run_files(known, None)], key=lambda file: file.name),
+        pickles=[],
         warning=warning_of(known),
     )
 

@@ -14,10 +14,11 @@ from whisper_peft.delivery.card import is_untouched
 from whisper_peft.errors import UserError
 from whisper_peft.model.adapter_configs import ADAPTER_CONFIG
 from whisper_peft.model.identity import WEIGHTS, WEIGHTS_INDEX
+from whisper_peft.runtimes.exports import EXPORT
 
 CARD = "README.md"
 LOGIN = "log in with 'hf auth login', or set HF_TOKEN, to a token that may write"
-KIND_IN_WORDS = {"adapter": "an adapter", "model": "a stand-alone model"}
+KIND_IN_WORDS = {"adapter": "an adapter", "model": "a stand-alone model", "export": "an export for another runtime"}
 
 
 class Unreachable(UserError):
@@ -58,12 +59,14 @@ class RepoState:
 
     @property
     def kind(self) -> str | None:
-        """Either adapter or model; None where there are no weights.
+        """Either adapter, model or export; None where there are no weights.
 
         Example:
             >>> RepoState(True, frozenset({"model.safetensors", "README.md"})).kind
             'model'
         """
+        if EXPORT in self.names:
+            return "export"
         if ADAPTER_CONFIG in self.names:
             return "adapter"
         # A file in a folder of the repository is not loaded.
@@ -128,10 +131,10 @@ def look_into(repo: str, kind: str) -> RepoState:
 
     Args:
         repo: Name of the repository, owner/name.
-        kind: "adapter" or "model".
+        kind: "adapter", "model" or "export".
 
     Raises:
-        UserError: It holds weights of the other kind.
+        UserError: It holds weights of another kind.
         Unreachable: The Hub does not answer.
     """
     from huggingface_hub import HfApi

@@ -27,12 +27,13 @@ class EvaluationResult:
         left_out: Number of clips that could not be used.
         wer_interval: 95 % bootstrap interval of `wer` over clips.
         cer_interval: 95 % bootstrap interval of `cer` over clips.
-        max_new_tokens: Largest number of tokens that the model could generate for a clip.
-        beams: Number of beams; 1 is greedy.
+        max_new_tokens: Largest number of tokens that the model could generate for a clip; None if its runtime decides.
+        beams: Number of beams; 1 is greedy. None if its runtime decides.
         window: Kind of window that the clips were heard in.
-        precision: Precision that the model ran in.
+        precision: Precision that the model ran in; for an exported model, the type of its weights.
         seconds: Time that transcribing and scoring took, in seconds.
         recordings: Scores of whole recordings, as `recording_figures` returns them; None if none was scored as a whole.
+        runtime: Name and version of the program that ran an exported model; None for transformers.
     """
 
     model: str
@@ -69,16 +70,18 @@ class EvaluationResult:
     left_out: int
     wer_interval: tuple[float, float]
     cer_interval: tuple[float, float]
-    max_new_tokens: int
-    beams: int
+    max_new_tokens: int | None
+    beams: int | None
     window: str
     precision: str
     seconds: float
     recordings: dict[str, Any] | None = None
+    runtime: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the content of report.json: the attributes by name, without `recordings` where it is None."""
+        """Return the content of report.json: the attributes by name; `recordings` and `runtime` only if not None."""
         content = dataclasses.asdict(self)
-        if self.recordings is None:
-            del content["recordings"]
+        for name in ("recordings", "runtime"):
+            if content[name] is None:
+                del content[name]
         return content

@@ -21,11 +21,19 @@ from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.clip_transcripts import Transcripts, transcribe_rows
 from whisper_peft.evaluation.evaluation_result import EvaluationResult
+from whisper_peft.evaluation.exported import (
+    ExportTranscriber,
+    label_for_export,
+    open_transcriber,
+    refuse_options,
+    transcribe_rows_in_runtime,
+)
 from whisper_peft.evaluation.generation import full_limit, use_window
 from whisper_peft.evaluation.languages import listen_for_languages, resolve_language
 from whisper_peft.evaluation.loading import load_to_run
 from whisper_peft.evaluation.metrics import bootstrap_interval, score
 from whisper_peft.evaluation.normalizers import normalize
+from whisper_peft.evaluation.transcriber import Transcriber
 from whisper_peft.evaluation.whole_recordings import (
     ScoredRecordings,
     failure_records,
@@ -33,10 +41,12 @@ from whisper_peft.evaluation.whole_recordings import (
     recording_figures,
     recording_records,
     score_recordings,
+    transcriber_of_model,
 )
 from whisper_peft.model.locating import Located
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
+from whisper_peft.runtimes.exports import Export, find_export
 
 
 def figures(dataset: SpeechDataset, result: Transcripts) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def evaluate(
     output: str | Path | None = None,
     batch_size: int | str = "auto",
     window: str = "full",
-    beams: int = 1,
+    beams: int | None = None,
     max_new_tokens: int | None = None,
     max_clips: int | None = None,
     base: str | None = None,
@@ -201,7 +211,7 @@ def evaluate(
     the edges of windows, wrong times, and loops.
 
     Args:
-        model: Any MODEL: Hub id, model, adapter or run folder.
+        model: Any MODEL: Hub id, model, adapter or run folder, or an exported model, which its own runtime decodes.
         source: Any SRC with transcripts.
         language: Name or code of the language of rows that name none. None takes the one that the model was trained
             for; "auto" takes what the model hears in each clip.
@@ -210,7 +220,7 @@ def evaluate(
         batch_size: Clips at a time; "auto": as many as fill 240 s of windows, 64 at most (a CPU: 120 s, 16).
         window: "full" (30 s, as every other program runs the model). "condensed" and "tight" are quicker, and need a
             model that was trained with them.
-        beams: Number of beams; 1 is greedy.
+        beams: Number of beams; 1 is greedy. None is 1; for an exported model, the number that its runtime takes.
         max_new_tokens: Limit on the generated tokens of a clip; None takes the model's own. Transcripts that reach it
             are counted.
         max_clips: Score only this many clips, the first ones. A recording with clips behind these is not scored as a
@@ -241,34 +251,44 @@ def evaluate(
     recordings = [] if cut else _find_recordings(uncut, clips_of_rows, len(rows), say)
     if times is None:
         refuse_foreign_times(str(source), rows, read_lengths(rows))
-    loaded, preparation, located, chosen_precision = load_to_run(
-        model, base=base, quantize=quantize, precision=precision
+    listening = _Listening(
+        rows=rows,
+        recordings=recordings,
+        name=str(source),
+        language=language,
+        task=task,
+        beams=beams,
+        progress=lambda clips: progress(clips, len(rows)),
+        recordings_progress=recordings_progress,
+        say=say,
     )
-    dataset = label_rows(loaded, located, preparation, rows, language=language, task=task, name=str(source), say=say)
-    began = time.monotonic()
-    limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
-    with use_window(loaded, window) as slack_s:
-        clip_transcripts = transcribe_rows(
-            loaded,
-            dataset,
-            range(len(rows)),
+    exported = find_export(model)
+    if exported is None:
+        heard = _hear_with_model(
+            listening,
+            model,
             batch_size=batch_size,
-            slack_s=slack_s,
-            max_new_tokens=limit,
-            beams=beams,
-            progress=lambda clips: progress(clips, len(rows)),
+            window=window,
+            max_new_tokens=max_new_tokens,
+            base=base,
+            quantize=quantize,
+            precision=precision,
         )
+    else:
+        refuse_options(
+            exported,
+            window=window,
+            base=base,
+            quantize=quantize,
+            precision=precision,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        heard = _hear_in_runtime(listening, exported)
+    dataset = heard.dataset
+    clip_transcripts = heard.clip_transcripts
+    scored = heard.scored
     clip_figures = figures(dataset, clip_transcripts)
-    scored = None
-    if recordings:
-        scored = score_recordings(
-            loaded,
-            dataset,
-            _with_languages(recordings, dataset, language),
-            batch_size=batch_size,
-            beams=beams,
-            progress=recordings_progress,
-        )
     references, predictions = _paired_texts(dataset, clip_transcripts)
     result = EvaluationResult(
         model=str(model),
@@ -277,16 +297,153 @@ def evaluate(
         **clip_figures,
         wer_interval=bootstrap_interval(references, predictions, metric="wer"),
         cer_interval=bootstrap_interval(references, predictions, metric="cer"),
-        max_new_tokens=limit,
-        beams=beams,
-        window=window,
-        precision=chosen_precision,
-        seconds=round(time.monotonic() - began, 1),
+        **heard.settings,
+        seconds=round(time.monotonic() - heard.began, 1),
         recordings=None if scored is None else recording_figures(scored),
     )
     if output is not None:
         _write_report(output, result, dataset, clip_transcripts, scored)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listening:
+    """The sound to hear, and the wishes that do not depend on what hears it.
+
+    Attributes:
+        rows: The clips.
+        recordings: The recordings to score as a whole, each with the number of its first clip.
+        name: Name of the source, for messages.
+        language: Language that the user named, "auto" or None.
+        task: Task that the user named, or None.
+        beams: Number of beams that the user named, or None.
+        progress: Called with the clips that were done since its last call.
+        recordings_progress: Called with the seconds of whole recordings that were done, and the seconds of all.
+        say: Called with each line that the user should know.
+    """
+
+    rows: Sequence[Row]
+    recordings: list[tuple[Row, int]]
+    name: str
+    language: str | None
+    task: str | None
+    beams: int | None
+    progress: Callable[[int], object]
+    recordings_progress: Callable[[float, float], object]
+    say: Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeardSource:
+    """The transcripts of a source.
+
+    Attributes:
+        dataset: The clips, cleaned and labelled.
+        clip_transcripts: Their transcripts.
+        scored: The whole recordings; None if there are none.
+        settings: The fields of `EvaluationResult` that say how it was heard.
+        began: Time when the first clip was heard, by the monotonic clock, in seconds.
+    """
+
+    dataset: SpeechDataset
+    clip_transcripts: Transcripts
+    scored: ScoredRecordings | None
+    settings: dict[str, Any]
+    began: float
+
+
+def _hear_with_model(
+    listening: _Listening,
+    model: str | Path,
+    *,
+    batch_size: int | str,
+    window: str,
+    max_new_tokens: int | None,
+    base: str | None,
+    quantize: str,
+    precision: str,
+) -> _HeardSource:
+    """Let a model in transformers hear a source. The options are those of `evaluate`."""
+    loaded, preparation, located, chosen_precision = load_to_run(
+        model, base=base, quantize=quantize, precision=precision
+    )
+    dataset = label_rows(
+        loaded,
+        located,
+        preparation,
+        listening.rows,
+        language=listening.language,
+        task=listening.task,
+        name=listening.name,
+        say=listening.say,
+    )
+    began = time.monotonic()
+    limit = min(max_new_tokens or full_limit(preparation), full_limit(preparation))
+    beams = listening.beams or 1
+    with use_window(loaded, window) as slack_s:
+        clip_transcripts = transcribe_rows(
+            loaded,
+            dataset,
+            range(len(dataset)),
+            batch_size=batch_size,
+            slack_s=slack_s,
+            max_new_tokens=limit,
+            beams=beams,
+            progress=listening.progress,
+        )
+    scored = None
+    if listening.recordings:
+        recordings = _with_languages(listening.recordings, dataset, listening.language)
+
+        def open_model(progress: Callable[[float], object]) -> Transcriber:
+            return transcriber_of_model(loaded, dataset, recordings, progress, batch_size=batch_size, beams=beams)
+
+        scored = score_recordings(dataset, recordings, open_model, progress=listening.recordings_progress)
+    settings = {"max_new_tokens": limit, "beams": beams, "window": window, "precision": chosen_precision}
+    return _HeardSource(dataset, clip_transcripts, scored, settings, began)
+
+
+def _hear_in_runtime(listening: _Listening, exported: Export) -> _HeardSource:
+    """Let an exported model hear a source in its own runtime."""
+    dataset = label_for_export(
+        exported,
+        listening.rows,
+        language=listening.language,
+        task=listening.task,
+        name=listening.name,
+        say=listening.say,
+    )
+    transcriber = open_transcriber(
+        exported,
+        language=dataset.language,
+        task=dataset.task,
+        prompt=None,
+        beams=listening.beams,
+        timed=True,
+        word_times=False,
+        progress=lambda seconds: None,
+    )
+    began = time.monotonic()
+    clip_transcripts = transcribe_rows_in_runtime(
+        transcriber.runtime, dataset, beams=listening.beams, progress=listening.progress
+    )
+    scored = None
+    if listening.recordings:
+
+        def with_progress(progress: Callable[[float], object]) -> ExportTranscriber:
+            return dataclasses.replace(transcriber, progress=progress)
+
+        recordings = _with_languages(listening.recordings, dataset, listening.language)
+        scored = score_recordings(dataset, recordings, with_progress, progress=listening.recordings_progress)
+    version = exported.format.runtime_version()
+    settings = {
+        "max_new_tokens": None,
+        "beams": listening.beams,
+        "window": "full",
+        "precision": exported.quantization,
+        "runtime": f"{exported.format.runtime} {version}",
+    }
+    return _HeardSource(dataset, clip_transcripts, scored, settings, began)
 
 
 def _write_report(

@@ -12,6 +12,7 @@ from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
+from whisper_peft.evaluation.exported import open_transcriber, refuse_options
 from whisper_peft.evaluation.generation import use_window
 from whisper_peft.evaluation.languages import resolve_language
 from whisper_peft.evaluation.loading import load_to_run
@@ -25,6 +26,7 @@ from whisper_peft.evaluation.transcript_files import (
     write_transcript,
 )
 from whisper_peft.evaluation.word_times import alignment_heads
+from whisper_peft.runtimes.exports import find_export
 
 # Recordings that are sorted by length and language together. A later block starts when this one is done, so that its
 # results wait for no more than this many recordings.
@@ -39,7 +41,7 @@ def transcribe(
     task: str = "transcribe",
     batch_size: int | str = "auto",
     window: str = "full",
-    beams: int = 1,
+    beams: int | None = None,
     base: str | None = None,
     quantize: str = "as-trained",
     precision: str = "auto",
@@ -54,7 +56,7 @@ def transcribe(
     """Transcribe recordings of any length.
 
     Args:
-        model: Any MODEL: Hub id, model, adapter or run folder.
+        model: Any MODEL: Hub id, model, adapter or run folder, or an exported model, which its own runtime decodes.
         audio: Files of any format, folders, and patterns such as ``talks/*.mp3``.
         language: Name or code. None takes the language in the model's generation config, which is the one that it was
             trained for. "auto" takes the language that the model hears in each recording.
@@ -63,7 +65,7 @@ def transcribe(
             16), and 8 long ones (a CPU: 2).
         window: "full" (30 s). "condensed" and "tight" are quicker, and need a model that was trained with them. Long
             recordings, and those with times, are always heard in full windows.
-        beams: Number of beams; 1 is greedy.
+        beams: Number of beams; 1 is greedy. None is 1; for an exported model, the number that its runtime takes.
         base: The adapter's base, if it has moved.
         quantize: Load the base in "8bit", "4bit" or "none"; "as-trained": in the bits that the adapter was trained on.
         precision: "fp32", "bf16" or "fp16"; "auto": the best half precision on a GPU, fp32 on a CPU.
@@ -121,7 +123,7 @@ def transcribe_each(
     task: str = "transcribe",
     batch_size: int | str = "auto",
     window: str = "full",
-    beams: int = 1,
+    beams: int | None = None,
     base: str | None = None,
     quantize: str = "as-trained",
     precision: str = "auto",
@@ -159,12 +161,35 @@ def transcribe_each(
     yield from finished
     if not jobs:
         return
+    total_s = sum(job.seconds for job in jobs)
+    exported = find_export(model)
+    if exported is not None:
+        refuse_options(
+            exported,
+            window=window,
+            base=base,
+            quantize=quantize,
+            precision=precision,
+            chunked=chunked,
+            batch_size=batch_size,
+        )
+        in_runtime = open_transcriber(
+            exported,
+            language=language,
+            task=task,
+            prompt=prompt,
+            beams=beams,
+            timed=times or word_times or needs_times,
+            word_times=word_times,
+            progress=lambda seconds: progress(seconds, total_s),
+        )
+        yield from _finish_jobs(in_runtime.transcribe(jobs))
+        return
     loaded, preparation, _, _ = load_to_run(model, base=base, quantize=quantize, precision=precision)
     if word_times:
         # Refuse a model without alignment heads now, not after hours of work.
         alignment_heads(loaded)
-    decoding, listens = _choose_decoding(loaded, preparation, language, task, beams, prompt, say)
-    total_s = sum(job.seconds for job in jobs)
+    decoding, listens = _choose_decoding(loaded, preparation, language, task, beams or 1, prompt, say)
     with use_window(loaded, window) as slack_s:
         transcriber = Transcriber(
             loaded,
@@ -179,10 +204,15 @@ def transcribe_each(
             progress=lambda seconds: progress(seconds, total_s),
         )
         for first in range(0, len(jobs), BLOCK):
-            for job, transcript in transcriber.transcribe(jobs[first : first + BLOCK]):
-                if job.outputs and "error" not in transcript:
-                    transcript = _write_outputs(transcript, job)
-                yield job.number, transcript
+            yield from _finish_jobs(transcriber.transcribe(jobs[first : first + BLOCK]))
+
+
+def _finish_jobs(transcripts: Iterable[tuple[Job, dict]]) -> Iterator[tuple[int, dict]]:
+    """Write the files of each recording, and yield its number and its transcript."""
+    for job, transcript in transcripts:
+        if job.outputs and "error" not in transcript:
+            transcript = _write_outputs(transcript, job)
+        yield job.number, transcript
 
 
 def _choose_decoding(

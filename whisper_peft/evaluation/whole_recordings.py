@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from whisper_peft.data.dataset import SpeechDataset
 from whisper_peft.data.rows import Row, Segment
@@ -24,6 +25,14 @@ from whisper_peft.evaluation.transcriber import Job, Transcriber, long_at_once
 
 # Fewer recordings do not show how far their error rate would move with other recordings.
 LEAST_FOR_INTERVAL = 5
+
+
+class JobTranscriber(Protocol):
+    """Transcribes recordings: a `Transcriber`, or an `ExportTranscriber`."""
+
+    def transcribe(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
+        """Yield recordings with their transcripts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,30 +79,25 @@ class ScoredRecordings:
 
 
 def score_recordings(
-    model,
     dataset: SpeechDataset,
     recordings: Sequence[Row],
+    open_transcriber: Callable[[Callable[[float], object]], JobTranscriber],
     *,
-    batch_size: int | str = "auto",
-    beams: int = 1,
     progress: Callable[[float, float], object] = lambda seconds, total: None,
 ) -> ScoredRecordings:
     """Decode whole recordings with times, and score them.
 
     Args:
-        model: Whisper in eval mode, or an adapter on one, on its device.
         dataset: The clips of the same source. Recordings are decoded and cleaned as its clips are.
         recordings: Rows with `is_recording`. Each names the language that it is decoded in. If a row names none, a
             multilingual model listens for it.
-        batch_size: Recordings at a time, but never more than 8 (a CPU: 2); "auto": as many as that.
-        beams: Number of beams; 1 is greedy.
+        open_transcriber: Function that takes a progress function, which counts seconds, and returns what transcribes.
         progress: Called with the seconds of sound that were done since its last call, and with those of all recordings.
 
     Returns:
         The scores. A recording that cannot be decoded, or has no text, is named with the reason.
     """
     began = time.monotonic()
-    preparation = dataset.preparation
     jobs: list[Job] = []
     references: list[tuple[Segment, ...]] = []
     for row in recordings:
@@ -101,18 +105,7 @@ def score_recordings(
         references.append(tuple(segment for segment in segments if segment.text))
         jobs.append(Job(len(jobs), row, dataset.seconds_of(row)))
     total_s = sum(job.seconds for job in jobs)
-    transcriber = Transcriber(
-        model,
-        preparation,
-        Decoding(None, dataset.task, beams),
-        listens=preparation.multilingual and any(row.language is None for row in recordings),
-        batch_size=long_at_once() if isinstance(batch_size, str) else min(batch_size, long_at_once()),
-        slack_s=0.0,
-        timed=True,
-        word_times=False,
-        chunked=False,
-        progress=lambda seconds: progress(seconds, total_s),
-    )
+    transcriber = open_transcriber(lambda seconds: progress(seconds, total_s))
     # Show the bar before the first window is done.
     progress(0.0, total_s)
     finished: dict[int, ScoredRecording | str] = {}
@@ -130,6 +123,40 @@ def score_recordings(
             result.scored.append(recording)
     result.seconds = time.monotonic() - began
     return result
+
+
+def transcriber_of_model(
+    model,
+    dataset: SpeechDataset,
+    recordings: Sequence[Row],
+    progress: Callable[[float], object],
+    *,
+    batch_size: int | str = "auto",
+    beams: int = 1,
+) -> Transcriber:
+    """Return what transcribes whole recordings with a model, always with times.
+
+    Args:
+        model: Whisper in eval mode, or an adapter on one, on its device.
+        dataset: The clips of the same source.
+        recordings: The recordings. If one of them names no language, a multilingual model listens for it.
+        progress: Called with the seconds of sound that were done since its last call.
+        batch_size: Recordings at a time, but never more than 8 (a CPU: 2); "auto": as many as that.
+        beams: Number of beams; 1 is greedy.
+    """
+    preparation = dataset.preparation
+    return Transcriber(
+        model,
+        preparation,
+        Decoding(None, dataset.task, beams),
+        listens=preparation.multilingual and any(row.language is None for row in recordings),
+        batch_size=long_at_once() if isinstance(batch_size, str) else min(batch_size, long_at_once()),
+        slack_s=0.0,
+        timed=True,
+        word_times=False,
+        chunked=False,
+        progress=progress,
+    )
 
 
 def _score_transcript(row: Row, reference: tuple[Segment, ...], transcript: dict) -> ScoredRecording:

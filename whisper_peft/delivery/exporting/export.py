@@ -15,7 +15,7 @@ from whisper_peft.delivery.exporting.proof import PROOF_CLIPS, load_proof_clips,
 from whisper_peft.delivery.exporting.report import ExportReport, SoundComparison, find_failure
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.delivery.merging import merge, write
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of
+from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of, without_paths
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model, whisper_of
@@ -121,7 +121,7 @@ def export(
                 format=target,
                 quantization=quantization,
                 weights=weights,
-                language=getattr(source.generation_config, "language", None),
+                language=source.language,
                 task=getattr(source.generation_config, "task", None) or "transcribe",
                 multilingual=source.preparation.multilingual,
                 alignment_heads=source.alignment_heads,
@@ -197,6 +197,9 @@ def _prove(
 ) -> _Proof:
     """Compare the export in its runtime with the same model in transformers."""
     rows, named, language = find_check_rows(run, check, language, say)
+    if check is not None:
+        # The report may be published, and a path of this machine says nothing to others.
+        named = named.replace(str(check), without_paths(str(check)))
     loaded, preparation, _ = load_model(source.folder)
     loaded = to_device(loaded)
     dataset = label_rows(

@@ -17,8 +17,12 @@ ENDED_EARLY = 0.6
 CER_LIMIT = 0.01
 # The same for a quantised export.
 QUANTIZED_CER_LIMIT = 0.05
-# Faults of single outputs, as keys of the report and in words.
-FAULTS = {"empty": "empty", "looping": "looping", "ended_early": "ended early"}
+# Faults of single outputs: the key in the report, and the words for one output and for several.
+FAULTS = {
+    "empty": ("is empty", "are empty"),
+    "looping": ("loops", "loop"),
+    "ended_early": ("ends early", "end early"),
+}
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,10 @@ def find_failure(report: ExportReport, *, quantized: bool) -> str | None:
         if comparison.new_faults and not quantized:
             fault = comparison.new_faults[0]["fault"]
             n_same = sum(new["fault"] == fault for new in comparison.new_faults)
+            words = FAULTS[fault][n_same > 1]
             return (
-                f"{n_same} of {comparison.number} {comparison.sound} {_are(n_same)} {FAULTS[fault]} in "
-                "and not in transformers"
+                f"{n_same} of {comparison.number} {comparison.sound} {words} in {report.runtime} and not in "
+                "transformers"
             )
         if comparison.is_worse_by(limit):
             return (
@@ -193,10 +198,6 @@ def find_failure(report: ExportReport, *, quantized: bool) -> str | None:
                 f"{comparison.transformers.cer:.1%} in transformers (at most {100 * limit:g} points more are allowed)"
             )
     return None
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def _faults_of(reference: str, text: str) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft.data.features import Preparation
+from whisper_peft.data.text import language_code
 from whisper_peft.errors import UserError
 from whisper_peft.model.configs import load_config, load_generation_config, load_preparation
 from whisper_peft.model.loading import load_base
@@ -56,6 +57,14 @@ class ModelToExport:
     def alignment_heads(self) -> list[list[int]] | None:
         """The (layer, head) pairs that show when a word is spoken; None if the model names none."""
         return getattr(self.generation_config, "alignment_heads", None)
+
+    @property
+    def language(self) -> str | None:
+        """Whisper's code of the language that it was trained for; None if it names none."""
+        language = getattr(self.generation_config, "language", None)
+        if not isinstance(language, str) or not self.preparation.multilingual:
+            return None
+        return language_code(language.strip("<|>"))
 
     def load(self) -> WhisperForConditionalGeneration:
         """Load the weights in float32."""
