@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_recipe
+from conftest import make_tiny_model, tiny_recipe
 
 from whisper_peft.cli import commands
 from whisper_peft.recipe_files import save_recipe
@@ -34,8 +34,9 @@ def call(capfd, monkeypatch):
 
 @pytest.fixture(scope="module")
 def page(tiny_model, speech, tmp_path_factory) -> Path:
-    """A recipe file that trains one step."""
+    """A recipe file that trains one step. Beside it lies a model with the window of 30 s."""
     path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    make_tiny_model(path.parent / "30s", window_s=30, max_target_positions=448)
     save_recipe(tiny_recipe(tiny_model, speech, **QUICK), path)
     return path
 
@@ -48,6 +49,7 @@ def calls_of(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
         "plan": ["plan", page, "--gpu-memory", "8GB"],
         "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
         "merge": ["merge", run, folder / "merged", "--dtype", "float32"],
+        "export": ["export", page.parent / "30s", folder / "exported", "--format", "ctranslate2", "--clips", 1],
         "transcribe": ["transcribe", run, speech / "test" / "0.wav", speech / "test" / "1.wav"],
         "demo": ["demo", run],
         "publish": ["publish", run, "me/whisper-test", "--base", "openai/whisper-tiny", "--dry-run"],
@@ -63,6 +65,7 @@ EXPECTED = {
     "plan": {"device", "memory", "fits", "micro_batch_s", "clips_at_once", "hours_per_epoch", "remedy", "trainable"},
     "evaluate": {"model", "source", "wer", "cer", "wer_normalized", "wer_interval", "reached_limit", "left_out"},
     "merge": {"output", "dtype", "logit_gap", "logit_limit", "passed", "checked_on"},
+    "export": {"output", "format", "quantization", "runtime", "size", "proved", "comparisons", "notes"},
     "transcribe": {"transcripts"},
     "demo": {"url", "share_url", "model", "compare", "language"},
     "publish": {"repo", "kind", "base", "files", "card", "url", "commit", "card_kept", "dry_run"},
@@ -112,7 +115,9 @@ def test_the_plan_matrix_has_every_published_size_and_imports_no_torch(run_cli):
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
-def test_every_command_prints_only_its_result(name, call, page, lora_run, speech, tmp_path, brief_demo, monkeypatch):
+def test_every_command_prints_only_its_result(
+    name, call, page, lora_run, speech, tmp_path, brief_demo, any_proof, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     plain, as_json, both = (tmp_path / kind for kind in ("plain", "json", "both"))
     for folder in (plain, as_json, both):
@@ -129,7 +134,7 @@ def test_every_command_prints_only_its_result(name, call, page, lora_run, speech
     # The output is one JSON object and nothing else.
     content = json.loads(out)
     assert isinstance(content, dict) and EXPECTED[name] <= content.keys()
-    if name in ("train", "merge"):
+    if name in ("train", "merge", "export"):
         # Progress goes to stderr.
         assert err.strip()
 
@@ -137,7 +142,7 @@ def test_every_command_prints_only_its_result(name, call, page, lora_run, speech
     assert code == 0 and json.loads(out).keys() == content.keys()
 
     # Commands that write refuse to overwrite.
-    if name in ("train", "evaluate", "merge", "recipes copy"):
+    if name in ("train", "evaluate", "merge", "export", "recipes copy"):
         code, out, err = call(*calls_of(page, lora_run, speech, plain)[name])
         assert (code, out) == (1, "")
         assert one_error(err).count("exists already")

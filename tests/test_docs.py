@@ -18,11 +18,13 @@ PAGES = sorted(path for path in DOCS.glob("*.md") if "```bash" in path.read_text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_commands_and_code_of_a_page_run(page, reader_folder, tiny_model, capsys):  # noqa: F811 - the imported fixture
+def test_the_commands_and_code_of_a_page_run(page, reader_folder, tiny_model, tiny_model_30s, capsys):  # noqa: F811 - the imported fixture
     # The page cli.md uses the recipe of recipes.md.
     if page.stem == "cli":
         text = dict(blocks(DOCS / "recipes.md"))["yaml"]
         (reader_folder / "my.yaml").write_text(text.replace("openai/whisper-small", str(tiny_model)), encoding="utf-8")
+    if page.stem == "export":
+        tiny_model = tiny_model_30s
     assert run_page(page, tiny_model, capsys).strip()
 
 

@@ -69,7 +69,7 @@ def export_folder(tmp_path_factory) -> Path:
     """A tiny model in CTranslate2, without a proof."""
     work = tmp_path_factory.mktemp("export")
     patch = pytest.MonkeyPatch()
-    model = make_tiny_model(work / "model")
+    model = make_tiny_model(work / "model", window_s=30, max_target_positions=448)
     page = json.loads((model / "generation_config.json").read_text())
     (model / "generation_config.json").write_text(json.dumps({**page, "language": "<|hi|>"}))
     folder = write_unproved(model, work / "export", patch, format="ctranslate2", quantization="float32")
@@ -203,13 +203,13 @@ def test_an_export_says_what_it_is_and_where_it_came_from(export_folder):
     }
 
 
-def test_an_export_is_proved_and_its_report_has_both_sides(tiny_model, speech, tmp_path, monkeypatch):
+def test_an_export_is_proved_and_its_report_has_both_sides(tiny_model_30s, speech, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "open_runtime", lambda export: Parrot("आज"))
     monkeypatch.setattr(export_module, "find_failure", lambda report, quantized: None)
     said: list[str] = []
     done: list[int] = []
     report = whisper_peft.export(
-        tiny_model,
+        tiny_model_30s,
         tmp_path / "out",
         format="ctranslate2",
         check=speech / "test",
@@ -226,14 +226,16 @@ def test_an_export_is_proved_and_its_report_has_both_sides(tiny_model, speech, t
     assert json.loads((tmp_path / "out" / "export_report.json").read_text()) == json.loads(json.dumps(report.as_dict()))
 
 
-def test_a_failed_proof_leaves_nothing_behind(tiny_model, speech, tmp_path, monkeypatch):
+def test_a_failed_proof_leaves_nothing_behind(tiny_model_30s, speech, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "open_runtime", lambda export: Parrot(""))
     with pytest.raises(UserError, match=r"out: not written: 4 of 4 clips are empty in faster-whisper"):
-        whisper_peft.export(tiny_model, tmp_path / "out", format="ctranslate2", check=speech / "test", language="hi")
+        whisper_peft.export(
+            tiny_model_30s, tmp_path / "out", format="ctranslate2", check=speech / "test", language="hi"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(tiny_model, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(tiny_model_30s, tmp_path, monkeypatch):
     from whisper_peft.delivery.exporting.ctranslate2 import CTranslate2Writer
 
     def fill(self, source, folder, quantization):
@@ -242,11 +244,11 @@ def test_a_full_disk_leaves_nothing_behind(tiny_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CTranslate2Writer, "write", fill)
     with pytest.raises(OSError, match="No space left"):
-        whisper_peft.export(tiny_model, tmp_path / "out", format="ctranslate2")
+        whisper_peft.export(tiny_model_30s, tmp_path / "out", format="ctranslate2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_wishes_get_one_line_each(tiny_model, tmp_path, without_runtime, export_folder):
+def test_wrong_wishes_get_one_line_each(tiny_model_30s, tmp_path, without_runtime, export_folder):
     wishes = {
         "--quantization int7: ctranslate2 has float16, ": {"format": "ctranslate2", "quantization": "int7"},
         "--format gguf: expected one of ctranslate2, ggml": {"format": "gguf"},
@@ -254,18 +256,18 @@ def test_wrong_wishes_get_one_line_each(tiny_model, tmp_path, without_runtime, e
     }
     for message, options in wishes.items():
         with pytest.raises(UserError, match=message):
-            whisper_peft.export(tiny_model, tmp_path / "out", **options)
+            whisper_peft.export(tiny_model_30s, tmp_path / "out", **options)
     with pytest.raises(UserError, match="exists already; export never overwrites"):
-        whisper_peft.export(tiny_model, export_folder, format="ctranslate2")
+        whisper_peft.export(tiny_model_30s, export_folder, format="ctranslate2")
     with pytest.raises(UserError, match="exported already"):
         whisper_peft.export(export_folder, tmp_path / "out", format="ctranslate2", unproved=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["tokenizer", "weights", "other"])
-def test_a_damaged_model_is_refused_and_nothing_is_written(damage, tiny_model, tmp_path):
+def test_a_damaged_model_is_refused_and_nothing_is_written(damage, tiny_model_30s, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(tiny_model, model)
+    shutil.copytree(tiny_model_30s, model)
     if damage == "tokenizer":
         for name in ("tokenizer.json", "vocab.json"):
             (model / name).unlink(missing_ok=True)

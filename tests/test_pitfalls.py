@@ -36,7 +36,6 @@ NOT_BUILT_YET = {
     19: "hallucination on silence, noise and music",
     20: "paired comparison of two models, error rates by slice",
     22: "forgetting: English and long-form scores before and after",
-    27: "exports to faster-whisper and whisper.cpp",
 }
 QUICK = {"train.steps": 2, "evaluate.compare_clips": 0, "evaluate.max_clips": 1}
 
@@ -451,6 +450,21 @@ def closed_by_a_time(model: Path, rows) -> int:
         force_unique_generate_call=True,
     )
     return int(((tokens >= preparation.first_timestamp).sum(dim=1) >= 2).sum())
+
+
+def test_27_an_export_is_loaded_and_compared_in_the_program_that_will_use_it(tiny_model_30s, speech, tmp_path):
+    # A model with random weights says something else there, so its export is refused with one line.
+    options = {"format": "ctranslate2", "quantization": "float32", "check": speech / "test", "language": "hi"}
+    try:
+        report = whisper_peft.export(tiny_model_30s, tmp_path / "out", **options)
+    except UserError as error:
+        assert "out: not written: " in str(error) and " in faster-whisper" in str(error)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert report.proved and report.encoder_gap < 1e-3
+    # whisper.cpp has OpenAI's tokens built in, and would misread others.
+    with pytest.raises(UserError, match=r"its vocabulary has \d+ tokens, and whisper.cpp knows only those of OpenAI"):
+        whisper_peft.export(tiny_model_30s, tmp_path / "ggml", **{**options, "format": "ggml", "quantization": "f32"})
 
 
 def test_28_a_model_keeps_its_times_only_if_it_trains_on_timed_clips(tiny_model, tmp_path):

@@ -33,7 +33,7 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def reader_folder(tmp_path, tiny_model, brief_demo, monkeypatch) -> Path:
+def reader_folder(tmp_path, tiny_model, brief_demo, any_proof, monkeypatch) -> Path:
     """Make the folder of a reader who follows a page, with every file that the pages name."""
     for seed, (split, clips) in enumerate({"train": 12, "validation": 3, "test": 3}.items()):
         make_speech(tmp_path / "my-speech" / split, clips, seed=seed)

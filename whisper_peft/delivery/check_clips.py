@@ -15,6 +15,8 @@ from whisper_peft.recipe_files import PACKAGE, load_recipe, make_paths_absolute
 # The clips that ship with the package, and their language.
 SHIPPED_CLIPS = PACKAGE / "quickstart" / "speech" / "test"
 SHIPPED_LANGUAGE = "hindi"
+# What they are called in reports.
+SHIPPED_NAME = "the shipped Hindi clips"
 
 
 def find_check_rows(
@@ -41,7 +43,7 @@ def find_check_rows(
         if source is not None:
             return *source, language
     shipped = load_source(str(SHIPPED_CLIPS))
-    return shipped, "the shipped Hindi clips", SHIPPED_LANGUAGE if language is None else language
+    return shipped, SHIPPED_NAME, SHIPPED_LANGUAGE if language is None else language
 
 
 def _load_clips_of_run(run: Path, say: Callable[[str], None]) -> tuple[Sequence[Row], str] | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.errors import UserError
@@ -25,9 +28,10 @@ class FasterWhisper:
     def __init__(self, export: Export):
         from faster_whisper import WhisperModel
 
-        self.export = export
         try:
-            self.whisper = WhisperModel(str(export.path), cpu_threads=n_threads(), local_files_only=True)
+            # CTranslate2 warns that a CPU computes float16 weights in float32, which nobody has to mend.
+            with _errors_of_ctranslate2_only():
+                self.whisper = WhisperModel(str(export.path), cpu_threads=n_threads(), local_files_only=True)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{export.folder}: faster-whisper does not load it ({error}); export it again.") from None
 
@@ -52,6 +56,18 @@ class FasterWhisper:
         output = self.whisper.encode(window)
         in_float32 = output.to(ctranslate2.DataType.float32)
         return np.array(in_float32)[0]
+
+
+@contextlib.contextmanager
+def _errors_of_ctranslate2_only() -> Iterator[None]:
+    import ctranslate2
+
+    before = ctranslate2.get_log_level()
+    ctranslate2.set_log_level(logging.ERROR)
+    try:
+        yield
+    finally:
+        ctranslate2.set_log_level(before)
 
 
 def _segment_of(segment: Any) -> RuntimeSegment:

@@ -9,10 +9,11 @@ from whisper_peft.errors import UserError
 
 
 class CTranslate2Writer:
-    """Writes CTranslate2; see `Writer`. Every Whisper will do, because vocabulary and window lie beside the weights."""
+    """Writes CTranslate2; see `Writer`. Every vocabulary will do, because it lies beside the weights."""
 
     def check(self, source: ModelToExport) -> None:
-        """Accept every Whisper."""
+        """Refuse a window and a number of tokens that faster-whisper does not have built in; see `Writer.check`."""
+        source.check_limits("faster-whisper")
 
     def write(self, source: ModelToExport, folder: Path, quantization: str) -> str:
         """Write the model, and the tokenizer and the feature extractor beside it; see `Writer.write`."""

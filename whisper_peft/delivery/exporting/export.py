@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.delivery.check_clips import find_check_rows
+from whisper_peft.data.languages import LANGUAGES
+from whisper_peft.data.text import language_code
+from whisper_peft.delivery.check_clips import SHIPPED_LANGUAGE, SHIPPED_NAME, find_check_rows
 from whisper_peft.delivery.exporting.formats import writer_of
 from whisper_peft.delivery.exporting.proof import PROOF_CLIPS, load_proof_clips, measure_encoder_gap, prove
 from whisper_peft.delivery.exporting.report import ExportReport, SoundComparison, find_failure
@@ -196,14 +198,20 @@ def _prove(
     progress: Callable[[int, int], object],
 ) -> _Proof:
     """Compare the export in its runtime with the same model in transformers."""
-    rows, named, language = find_check_rows(run, check, language, say)
+    rows, named, spoken = find_check_rows(run, check, language, say)
+    is_shipped = check is None and named == SHIPPED_NAME
+    if is_shipped and source.language not in (None, language_code(SHIPPED_LANGUAGE)):
+        raise UserError(
+            f"{source.name}: the clips that ship with whisper-peft are Hindi, and this model was trained for "
+            f"{LANGUAGES[source.language]}; name clips to prove the export on with --check SRC."
+        )
     if check is not None:
         # The report may be published, and a path of this machine says nothing to others.
         named = named.replace(str(check), without_paths(str(check)))
     loaded, preparation, _ = load_model(source.folder)
     loaded = to_device(loaded)
     dataset = label_rows(
-        loaded, Located(source.name, str(source.folder), run=run), preparation, rows, language=language, task=None
+        loaded, Located(source.name, str(source.folder), run=run), preparation, rows, language=spoken, task=None
     )
     chosen = load_proof_clips(dataset, clips or PROOF_CLIPS)
     if not chosen:

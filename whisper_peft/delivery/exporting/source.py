@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OPENAI_VOCABULARIES = {51864: 0, 51865: 99, 51866: 100}
 # The window in seconds that these runtimes have built in.
 OPENAI_WINDOW_S = 30.0
+# The largest number of tokens of a window that they have built in.
+OPENAI_TOKENS = 448
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,26 @@ class ModelToExport:
         expected = n_tokens - 1501 - 1
         if self.preparation.token_id("<|notimestamps|>") != expected:
             raise UserError(f"{self.name}: its tokens have another order than those of OpenAI's models; {remedy}.")
-        if self.preparation.window_s != OPENAI_WINDOW_S:
+        self.check_limits(runtime)
+
+    def check_limits(self, runtime: str) -> None:
+        """Refuse a model for a runtime that has the window and the number of tokens of OpenAI's models built in.
+
+        Args:
+            runtime: Name of the runtime, for the message.
+
+        Raises:
+            UserError: The model has others.
+        """
+        window_s = self.preparation.window_s
+        if window_s != OPENAI_WINDOW_S:
             raise UserError(
-                f"{self.name}: its window has {self.preparation.window_s:g} s, and {runtime} always takes "
-                f"{OPENAI_WINDOW_S:g} s; --format {format} is not for it; take --format ctranslate2 or onnx."
+                f"{self.name}: its window has {window_s:g} s, and {runtime} always takes {OPENAI_WINDOW_S:g} s; take "
+                "--format onnx."
+            )
+        n_tokens = self.preparation.max_label_tokens
+        if n_tokens != OPENAI_TOKENS:
+            raise UserError(
+                f"{self.name}: it takes {n_tokens} tokens, and {runtime} always takes {OPENAI_TOKENS}; take --format "
+                "onnx."
             )
