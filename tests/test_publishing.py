@@ -120,6 +120,10 @@ def test_a_published_run_and_its_merge_load_with_plain_peft_and_transformers(hub
             "run/recipe.yaml",
             "run/run.json",
             "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "added_tokens.json",
+            "special_tokens_map.json",
             "generation_config.json",
             "preprocessor_config.json",
         } <= files.keys()
