@@ -1,8 +1,7 @@
 """vLLM serves many adapters on one Whisper. These are its limits, and the adapters that we write are held against them.
 
-vLLM is not installed here, and nothing of it runs. The limits were read in its wheels: vllm/lora/peft_helper.py,
-vllm/lora/lora_model.py, vllm/lora/utils.py, vllm/config/lora.py and vllm/model_executor/models/whisper.py in 0.18.0 and
-0.33.0; the files under vllm/lora/ops and vllm/lora/punica_wrapper only in 0.33.0. docs/many-adapters.md tells the same.
+vLLM is not installed here, and nothing of it runs. The limits were read in the wheels of 0.18.0 and 0.33.0; the file of
+each limit stands beside it. docs/many-adapters.md tells the same.
 """
 
 from __future__ import annotations
@@ -51,7 +50,9 @@ MODULES = {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
 TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 # vllm/model_executor/models/whisper.py, `hf_to_vllm_mapper`: the only renaming of modules that LoRA layers use.
 RENAMED = {".fc1": ".mlp.fc1", ".fc2": ".mlp.fc2"}
-# vllm/model_executor/models/whisper.py: layers that compute on the positions of the encoder, not on decoder tokens.
+# vllm/model_executor/models/whisper.py: layers that compute on the positions of the encoder, not on decoder tokens. The
+# map from rows to adapters is made of decoder tokens: vllm/v1/worker/gpu_model_runner.py, `_prepare_inputs`, and
+# vllm/lora/ops/triton_ops/lora_kernel_metadata.py, `prepare_tensors`.
 ON_ENCODER_POSITIONS = re.compile(r"model\.encoder\..*|.*\.encoder_attn\.[kv]_proj")
 PAGE = ROOT / "docs" / "many-adapters.md"
 
