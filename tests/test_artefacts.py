@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import transformers
+from transformers import WhisperProcessor
 
 from whisper_peft import load_model, load_source, merge, runs
 from whisper_peft.data.collator import SpeechCollator
@@ -142,6 +143,25 @@ def test_each_model_folder_holds_all_that_loading_needs(artefacts):
         assert not generation.get("_from_model_config")
         for page in folder.glob("*.json"):
             assert "whisper_peft" not in page.read_text(encoding="utf-8"), page
+
+
+def test_each_model_folder_holds_the_files_that_converters_ask_for(artefacts):
+    for name, folder in artefacts.items():
+        vocabulary, added = (runs.read_json(folder / file) for file in ("vocab.json", "added_tokens.json"))
+        tokenizer = WhisperProcessor.from_pretrained(str(folder)).tokenizer
+        assert {**vocabulary, **added} == tokenizer.get_vocab()
+        assert list(vocabulary.values()) == list(range(len(vocabulary)))
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        assert merges[0].startswith("#version") and all(line.count(" ") == 1 for line in merges[1:])
+        # transformers 4 writes each special token with its flags.
+        assert "<|endoftext|>" in str(runs.read_json(folder / "special_tokens_map.json")["eos_token"])
+        if name == "adapter":
+            continue
+        config, generation = (runs.read_json(folder / file) for file in ("config.json", "generation_config.json"))
+        assert config["max_length"] == config["max_target_positions"] == 64
+        assert config["suppress_tokens"] == generation["suppress_tokens"] != []
+        assert config["begin_suppress_tokens"] == [220, 386]
+        assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
 
 
 def test_the_adapter_config_names_the_transformers_class(artefacts):

@@ -52,8 +52,8 @@ ROOMS = {
         "neighbour_losses", "page", "check",
     ),
     "training": (
-        "loss", "callbacks", "trainer", "resolved", "arguments", "defaults", "splits", "artefacts", "facts", "fitting",
-        "planning", "resuming", "first_look", "prepare", "starting", "scorer", "session", "train",
+        "loss", "callbacks", "trainer", "resolved", "arguments", "defaults", "splits", "converter_files", "artefacts",
+        "facts", "fitting", "planning", "resuming", "first_look", "prepare", "starting", "scorer", "session", "train",
     ),
     "delivery": (
         "check_clips", "provenance", "merging", "exporting.source", "exporting.ctranslate2", "exporting.ggml",

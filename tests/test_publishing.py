@@ -17,6 +17,7 @@ from hub_server import READER, TOKEN, Hub
 from whisper_peft import UserError, load_source, merge, publish, runs
 from whisper_peft.delivery.card import CardWords, Subject, is_untouched, write_card
 from whisper_peft.delivery.provenance import provenance
+from whisper_peft.delivery.pushing import Push
 from whisper_peft.evaluation.metrics import bootstrap_interval
 from whisper_peft.recipe_files import load_recipe, save_recipe
 
@@ -120,6 +121,10 @@ def test_a_published_run_and_its_merge_load_with_plain_peft_and_transformers(hub
             "run/recipe.yaml",
             "run/run.json",
             "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "added_tokens.json",
+            "special_tokens_map.json",
             "generation_config.json",
             "preprocessor_config.json",
         } <= files.keys()
@@ -344,6 +349,19 @@ def page(hub, speech, tiny_model, tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
     save_recipe(tiny_recipe(f"hf:{BASE}", speech), path)
     return path
+
+
+def test_a_checkpoint_of_a_whole_model_goes_up_with_the_files_for_converters(full_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(Push, "_check_hub", lambda self, located: None)
+    run = shutil.copytree(full_run, tmp_path / "run")
+    checkpoint = runs.complete_checkpoints(run)[0]
+    before = (checkpoint / "config.json").read_bytes()
+    staged = Push("me/it", load_recipe(run / runs.RECIPE))._stage(checkpoint)
+    config = runs.read_json(staged.folder / "config.json")
+    assert config["max_length"] == 64 and config["suppress_tokens"]
+    assert {"config.json", "vocab.json", "added_tokens.json"} <= {file.name for file in staged.package.files}
+    # The staged files are hard links, and the checkpoint keeps its own.
+    assert (checkpoint / "config.json").read_bytes() == before
 
 
 # Slow, because it starts several processes one after the other.

@@ -20,12 +20,11 @@ from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.configs import load_config, load_generation_config, load_preparation
 from whisper_peft.model.devices import to_device
-from whisper_peft.model.from_pretrained import without_bars
 from whisper_peft.model.loading import load_base
 from whisper_peft.model.locating import Located, locate, with_base
 from whisper_peft.model.lora import changes_nothing, load_adapter
 from whisper_peft.model.weights import refuse_not_finite
-from whisper_peft.training.artefacts import save_processor
+from whisper_peft.training.artefacts import save_model, save_processor
 
 if TYPE_CHECKING:
     import torch
@@ -254,10 +253,8 @@ def fold(located: Located, dtype: torch.dtype) -> WhisperForConditionalGeneratio
 
 def write(whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
     """Write a model folder that loads alone: weights, processor and generation config."""
-    with without_bars():
-        whisper.save_pretrained(str(folder))
+    save_model(whisper, folder)
     save_processor(processor, folder)
-    whisper.generation_config.save_pretrained(str(folder))
 
 
 def verify(reference: Heard, unmerged: Heard, merged: Heard, *, exact: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from whisper_peft.model.locating import Located, locate
 from whisper_peft.recipe import Recipe
 from whisper_peft.recipe_files import load_recipe
 from whisper_peft.training.artefacts import save_processor
+from whisper_peft.training.converter_files import complete_config
 
 # Folders in the run with this name and a step hold what is on its way.
 STAGED = ".push-"
@@ -193,6 +194,7 @@ class Push:
             runs.write_json(folder / BASE_FACTS, facts["base"])
             located = Located(str(run), base, run=run, adapter=folder)
         else:
+            complete_config(folder)
             located = Located(str(run), str(folder), run=run)
         return Staged(pack(located, self.repo, CardWords(), base=self.base, unfinished_step=step), folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from whisper_peft import runs
 from whisper_peft.errors import UserError
@@ -17,7 +18,11 @@ from whisper_peft.model.locating import Located
 from whisper_peft.model.lora import fit_to_adapter
 from whisper_peft.model.tensor_matching import fit_base
 from whisper_peft.model.weights import read_header, refuse_not_finite, tensors_of
+from whisper_peft.training.converter_files import ONE_FILE, complete_config, write_tokenizer_tables
 from whisper_peft.training.splits import Speech
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 
 def set_generation_language(model, speech: Speech) -> None:
@@ -43,18 +48,28 @@ def save_artefact(folder: Path, model, located: Located, base: dict) -> None:
     whisper = whisper_of(model)
     # The Trainer switches the cache off for training; whoever loads the model wants it.
     whisper.config.use_cache = True
+    save_processor(load_processor(located.base, revision=located.commit), folder)
+    if model is whisper:
+        save_model(whisper, folder)
+        return
     with without_bars():
         model.save_pretrained(str(folder))
-    save_processor(load_processor(located.base, revision=located.commit), folder)
     whisper.generation_config.save_pretrained(str(folder))
-    if model is not whisper:
-        # peft writes an empty card.
-        (folder / "README.md").unlink(missing_ok=True)
-        runs.write_json(folder / BASE_FACTS, base)
+    # peft writes an empty card.
+    (folder / "README.md").unlink(missing_ok=True)
+    runs.write_json(folder / BASE_FACTS, base)
+
+
+def save_model(whisper: WhisperForConditionalGeneration, folder: Path) -> None:
+    """Write a whole model as one file of weights, its config and its generation config."""
+    with without_bars():
+        whisper.save_pretrained(str(folder), max_shard_size=ONE_FILE)
+    whisper.generation_config.save_pretrained(str(folder))
+    complete_config(folder)
 
 
 def save_processor(processor, folder: Path) -> None:
-    """Write the processor in the layouts of transformers 4 and 5, so that either loads it."""
+    """Write the processor in the layouts of transformers 4 and 5, so that either loads it, and for converters."""
     processor.save_pretrained(str(folder))
     # transformers 4 reads preprocessor_config.json and the tokenizer's own files.
     processor.feature_extractor.save_pretrained(str(folder))
@@ -65,6 +80,7 @@ def save_processor(processor, folder: Path) -> None:
         # transformers 5 writes a list under this name, where transformers 4 expects a mapping.
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
         runs.write_json(path, settings)
+    write_tokenizer_tables(processor.tokenizer, folder)
 
 
 def load_weights(model, checkpoint: Path) -> None:
