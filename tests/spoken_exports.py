@@ -68,9 +68,8 @@ def _spoken_tokens(kind: str) -> list[int]:
     return [*before, *tokenizer.encode(f" {SPOKEN}"), tokenizer.timestamp_begin + 50, tokenizer.eot]
 
 
-def write_export(model: Path, folder: Path, format: str, quantization: str) -> Export:
+def write_export(source: ModelToExport, folder: Path, format: str, quantization: str) -> Export:
     """Write a model with the writer of a format, after its own checks, without a proof."""
-    source = ModelToExport(model, "model")
     writer = writer_of(format)
     writer.check(source)
     folder.mkdir()

@@ -30,10 +30,17 @@ from whisper_peft.runtimes.runtime import Request
 
 
 @pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A random checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("random")
+    return {kind: ModelToExport(save_openai_checkpoint(kind, folder / kind), "model") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
 def speaking(tmp_path_factory):
     """A multilingual checkpoint that always says the same and is wide enough for groups of 64, and its export."""
     folder = tmp_path_factory.mktemp("speaking")
-    model = save_speaking_checkpoint("base", folder / "model", d_model=64)
+    model = ModelToExport(save_speaking_checkpoint("base", folder / "model", d_model=64), "model")
     return model, write_export(model, folder / "export", "mlx", "float16")
 
 
@@ -42,7 +49,7 @@ def spoken_outputs(speaking):
     """The encoder's output and the logits of the speaking checkpoint in transformers, and what it was given."""
     wave = make_wave(30.0)
     tokens = [*openai_tokenizer("base", "hi", "transcribe").sot_sequence, 300, 301]
-    return (wave, tokens, *transformers_outputs(speaking[0], wave, tokens))
+    return (wave, tokens, *transformers_outputs(speaking[0].folder, wave, tokens))
 
 
 def logits_of(runtime: MlxWhisper, tokens: list[int], encoded: np.ndarray) -> np.ndarray:
@@ -54,13 +61,12 @@ def logits_of(runtime: MlxWhisper, tokens: list[int], encoded: np.ndarray) -> np
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoder_and_logits_are_those_of_transformers(kind, tmp_path):
-    model = save_openai_checkpoint(kind, tmp_path / "model")
-    runtime = MlxWhisper(write_export(model, tmp_path / "export", "mlx", "float32"))
+def test_encoder_and_logits_are_those_of_transformers(kind, models, tmp_path):
+    runtime = MlxWhisper(write_export(models[kind], tmp_path / "export", "mlx", "float32"))
     wave = make_wave(30.0)
     tokenizer = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None, "transcribe")
     tokens = [*tokenizer.sot_sequence, *tokenizer.encode(" two words")]
-    encoded, logits = transformers_outputs(model, wave, tokens)
+    encoded, logits = transformers_outputs(models[kind].folder, wave, tokens)
     output = runtime.encode(wave)
     # mlx-whisper computes the spectrum in float32, transformers in float64.
     assert output.dtype == np.float32 and gap(output, encoded) < 1e-3
@@ -120,10 +126,9 @@ def test_types_that_mlx_whisper_refuses_by_default_are_transcribed(speaking, tmp
     import mlx_whisper
 
     writer = MlxWriter()
-    source = ModelToExport(speaking[0], "model")
     (tmp_path / "export").mkdir()
-    writer.write(source, tmp_path / "export", "float32")
-    (note,) = writer.notes(source, ".")
+    writer.write(speaking[0], tmp_path / "export", "float32")
+    (note,) = writer.notes(speaking[0], ".")
     assert "fp16=False" in note
     with pytest.raises(TypeError, match="incorrect dtype"):
         mlx_whisper.transcribe(make_wave(1.0), path_or_hf_repo=str(tmp_path / "export"), language="hi")
@@ -156,11 +161,17 @@ def test_the_request_reaches_mlx_whisper(speaking, monkeypatch):
         runtime.transcribe(make_wave(1.0), Request("ta", beams=5))
 
 
+@pytest.mark.slow
 def test_the_whole_export_is_proved(speaking, tmp_path):
     from whisper_peft import export
 
     report = export(
-        speaking[0], tmp_path / "out", format="mlx", check=make_check_source(tmp_path / "clips"), language="hi", clips=2
+        speaking[0].folder,
+        tmp_path / "out",
+        format="mlx",
+        check=make_check_source(tmp_path / "clips"),
+        language="hi",
+        clips=2,
     )
     assert report.proved and report.encoder_gap < 0.05
     assert [comparison.differing for comparison in report.comparisons] == [0, 0]
@@ -188,23 +199,21 @@ def test_a_damaged_config_is_refused_in_one_line(speaking, tmp_path, page):
         MlxWhisper(dataclasses.replace(speaking[1], folder=tmp_path))
 
 
-def test_a_model_too_narrow_for_groups_is_not_quantised(tmp_path):
-    model = save_openai_checkpoint("base", tmp_path / "model")
+def test_a_model_too_narrow_for_groups_is_not_quantised(models, tmp_path):
     with pytest.raises(UserError, match=r"--quantization q4 takes groups of 64 weights, and .* has 16 in a row"):
-        write_export(model, tmp_path / "export", "mlx", "q4")
+        write_export(models["base"], tmp_path / "export", "mlx", "q4")
 
 
-def test_other_positions_of_the_encoder_are_refused(tmp_path):
+def test_other_positions_of_the_encoder_are_refused(models, tmp_path, monkeypatch):
     import torch
-    from transformers import WhisperForConditionalGeneration
 
-    folder = save_openai_checkpoint("base", tmp_path / "model")
-    model = WhisperForConditionalGeneration.from_pretrained(str(folder))
+    source = ModelToExport(models["base"].folder, "model")
+    whisper = source.load()
     with torch.no_grad():
-        model.model.encoder.embed_positions.weight[7, 3] += 0.1
-    model.save_pretrained(str(folder))
+        whisper.model.encoder.embed_positions.weight[7, 3] += 0.1
+    monkeypatch.setattr(ModelToExport, "load", lambda self: whisper)
     with pytest.raises(UserError, match="the positions of its encoder are no sinusoids"):
-        write_export(folder, tmp_path / "export", "mlx", "bfloat16")
+        MlxWriter().write(source, tmp_path, "bfloat16")
 
 
 def test_only_quantising_needs_mlx(speaking, tmp_path, monkeypatch):
@@ -219,5 +228,7 @@ def test_only_quantising_needs_mlx(speaking, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_real_english_is_transcribed_as_in_transformers(shared, tmp_path):
-    export = write_export(shared / "models" / "whisper-base", tmp_path / "export", "mlx", "float16")
+    export = write_export(
+        ModelToExport(shared / "models" / "whisper-base", "base"), tmp_path / "export", "mlx", "float16"
+    )
     assert compare_on_english(shared, MlxWhisper(export)) < 0.1

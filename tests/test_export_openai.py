@@ -36,14 +36,14 @@ from whisper_peft.runtimes.runtime import Request
 def models(tmp_path_factory):
     """A random checkpoint of each kind."""
     folder = tmp_path_factory.mktemp("random")
-    return {kind: save_openai_checkpoint(kind, folder / kind) for kind in KINDS}
+    return {kind: ModelToExport(save_openai_checkpoint(kind, folder / kind), "model") for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def speaking(tmp_path_factory):
     """A multilingual checkpoint that always says the same, and its export."""
     folder = tmp_path_factory.mktemp("speaking")
-    model = save_speaking_checkpoint("base", folder / "model")
+    model = ModelToExport(save_speaking_checkpoint("base", folder / "model"), "model")
     return model, write_export(model, folder / "export", "openai", "float16")
 
 
@@ -56,7 +56,7 @@ def test_encoder_and_logits_are_those_of_transformers(kind, models, tmp_path):
     wave = make_wave(30.0)
     tokenizer = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None, "transcribe")
     tokens = [*tokenizer.sot_sequence, *tokenizer.encode(" two words")]
-    encoded, logits = transformers_outputs(models[kind], wave, tokens)
+    encoded, logits = transformers_outputs(models[kind].folder, wave, tokens)
     output = runtime.encode(wave)
     assert output.dtype == np.float32 and gap(output, encoded) < 1e-4
     with torch.no_grad():
@@ -82,8 +82,7 @@ def test_the_file_holds_tensors_and_integers_only(models, tmp_path):
 def test_the_note_sets_the_alignment_heads_of_the_model(models):
     import whisper
 
-    source = ModelToExport(models["large-v3"], "model")
-    (note,) = OpenAIWriter().notes(source, "model.pt")
+    (note,) = OpenAIWriter().notes(models["large-v3"], "model.pt")
     dump = re.search(r"set_alignment_heads\(b'(.*)'\)", note)[1].encode()
     sizes = whisper.ModelDimensions(128, 1500, 8, 2, 1, 51866, 448, 40, 20, 32)
     loaded = whisper.Whisper(sizes)
@@ -92,11 +91,10 @@ def test_the_note_sets_the_alignment_heads_of_the_model(models):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("beams", [None, 2])
-def test_it_transcribes_without_a_word_of_its_own(speaking, capfd, beams):
+def test_it_transcribes_without_a_word_of_its_own(speaking, capfd):
     runtime = OpenAIWhisper(speaking[1])
     capfd.readouterr()
-    output = runtime.transcribe(make_wave(2.0), Request(None, word_times=True, beams=beams))
+    output = runtime.transcribe(make_wave(2.0), Request(None, word_times=True))
     assert capfd.readouterr() == ("", "")
     assert output.text == SPOKEN and output.language == HEARD_LANGUAGE
     (segment,) = output.segments
@@ -107,6 +105,8 @@ def test_it_transcribes_without_a_word_of_its_own(speaking, capfd, beams):
 
 def test_the_request_reaches_openai_whisper(speaking, monkeypatch):
     runtime = OpenAIWhisper(speaking[1])
+    wave = make_wave(1.0)
+    assert runtime.transcribe(wave, Request("hi", beams=2)).text == SPOKEN
     asked = {}
 
     def transcribe(wave, **options):
@@ -114,15 +114,15 @@ def test_the_request_reaches_openai_whisper(speaking, monkeypatch):
         return {"segments": [], "language": "ta"}
 
     monkeypatch.setattr(runtime.whisper, "transcribe", transcribe)
-    runtime.transcribe(make_wave(1.0), Request("ta", "translate", prompt="Wangari Maathai"))
+    runtime.transcribe(wave, Request("ta", "translate", prompt="Wangari Maathai", beams=3))
     assert asked == {
         "language": "ta", "task": "translate", "word_timestamps": False, "initial_prompt": "Wangari Maathai",
-        "fp16": False,
+        "beam_size": 3, "fp16": False,
     }  # fmt: skip
 
 
 def test_an_english_only_model_speaks_english(tmp_path):
-    model = save_speaking_checkpoint("base.en", tmp_path / "model")
+    model = ModelToExport(save_speaking_checkpoint("base.en", tmp_path / "model"), "model")
     output = OpenAIWhisper(write_export(model, tmp_path / "export", "openai", "float16")).transcribe(
         make_wave(1.0), Request(None)
     )
@@ -133,7 +133,12 @@ def test_the_whole_export_is_proved(speaking, tmp_path):
     from whisper_peft import export
 
     report = export(
-        speaking[0], tmp_path / "out", format="openai", check=make_check_source(tmp_path / "clips"), language="hi"
+        speaking[0].folder,
+        tmp_path / "out",
+        format="openai",
+        check=make_check_source(tmp_path / "clips"),
+        language="hi",
+        clips=2,
     )
     assert report.proved and report.encoder_gap < 1e-2
     assert [comparison.sound for comparison in report.comparisons] == ["clips", "recordings"]
@@ -185,7 +190,7 @@ def test_wrong_alignment_heads_are_refused(speaking):
 
 @pytest.mark.parametrize("format", ["openai", "mlx"])
 def test_models_that_the_runtime_would_misread_are_refused(tmp_path, format):
-    model = make_tiny_model(tmp_path / "quickstart")
+    model = ModelToExport(make_tiny_model(tmp_path / "quickstart"), "model")
     with pytest.raises(UserError, match=r"its vocabulary has .* take --format ctranslate2 or onnx"):
         write_export(model, tmp_path / "export", format, "float32")
 
@@ -195,7 +200,7 @@ def test_models_that_the_runtime_would_misread_are_refused(tmp_path, format):
     [("encoder_ffn_dim", 8), ("decoder_ffn_dim", 8), ("activation_function", "relu"), ("scale_embedding", True)],
 )
 def test_models_that_the_runtime_computes_otherwise_are_refused(models, field, value):
-    source = ModelToExport(models["base"], "model")
+    source = ModelToExport(models["base"].folder, "model")
     refuse_other_architecture(source, "openai-whisper")
     setattr(source.config, field, value)
     with pytest.raises(UserError, match=f"model: {field} is {value}, and openai-whisper always computes with"):
@@ -212,7 +217,7 @@ def source_with(model, **tensors):
             whisper.state_dict = lambda: state
             return whisper
 
-    return Changed(model, "model")
+    return Changed(model.folder, "model")
 
 
 def test_no_tensor_is_lost(models):
@@ -227,7 +232,9 @@ def test_no_tensor_is_lost(models):
         openai_tensors(source_with(models["base"], model__decoder__layer_norm__bias=large), "float16")
 
 
-@pytest.mark.parametrize(("format", "module"), [("openai", "whisper"), ("mlx", "mlx_whisper")])
+@pytest.mark.parametrize(
+    ("format", "module"), [("openai", "whisper"), pytest.param("mlx", "mlx_whisper", marks=pytest.mark.slow)]
+)
 def test_without_the_runtime_only_unproved_exports(speaking, tmp_path, monkeypatch, format, module):
     from whisper_peft import export
 
@@ -236,14 +243,16 @@ def test_without_the_runtime_only_unproved_exports(speaking, tmp_path, monkeypat
         importlib.util, "find_spec", lambda name, *rest: None if name == module else find_spec(name, *rest)
     )
     with pytest.raises(UserError, match=rf"not installed.*whisper-peft\[{format}\].*--unproved"):
-        export(speaking[0], tmp_path / "out", format=format)
+        export(speaking[0].folder, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()
-    report = export(speaking[0], tmp_path / "out", format=format, unproved=True)
+    report = export(speaking[0].folder, tmp_path / "out", format=format, unproved=True)
     assert not report.proved and report.runtime_version is None and report.comparisons == ()
     assert not json.loads((tmp_path / "out" / "export_report.json").read_text())["proved"]
 
 
 @pytest.mark.slow
 def test_real_english_is_transcribed_as_in_transformers(shared, tmp_path):
-    export = write_export(shared / "models" / "whisper-base", tmp_path / "export", "openai", "float16")
+    export = write_export(
+        ModelToExport(shared / "models" / "whisper-base", "base"), tmp_path / "export", "openai", "float16"
+    )
     assert compare_on_english(shared, OpenAIWhisper(export)) < 0.1

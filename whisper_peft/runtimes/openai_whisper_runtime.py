@@ -107,12 +107,12 @@ def alignment_dump(heads: Sequence[Sequence[int]], n_layers: int, n_heads: int) 
 def openai_segments(segments: Sequence[dict[str, Any]]) -> tuple[RuntimeSegment, ...]:
     """Turn the segments of openai-whisper or mlx-whisper into ours."""
     return tuple(
-        RuntimeSegment(segment["text"], float(segment["start"]), float(segment["end"]), _words_of(segment))
+        RuntimeSegment(segment["text"], float(segment["start"]), float(segment["end"]), _openai_words(segment))
         for segment in segments
     )
 
 
-def _words_of(segment: dict[str, Any]) -> tuple[RuntimeWord, ...]:
+def _openai_words(segment: dict[str, Any]) -> tuple[RuntimeWord, ...]:
     return tuple(
         RuntimeWord(word["word"], float(word["start"]), float(word["end"])) for word in segment.get("words", ())
     )
