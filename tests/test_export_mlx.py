@@ -16,7 +16,6 @@ from spoken_exports import (
     compare_on_english,
     gap,
     make_check_source,
-    save_openai_checkpoint,
     save_speaking_checkpoint,
     transformers_outputs,
     write_export,
@@ -27,13 +26,6 @@ from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
 from whisper_peft.runtimes.mlx_whisper_runtime import MlxWhisper
 from whisper_peft.runtimes.runtime import Request
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A random checkpoint of each kind."""
-    folder = tmp_path_factory.mktemp("random")
-    return {kind: ModelToExport(save_openai_checkpoint(kind, folder / kind), "model") for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +53,12 @@ def logits_of(runtime: MlxWhisper, tokens: list[int], encoded: np.ndarray) -> np
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoder_and_logits_are_those_of_transformers(kind, models, tmp_path):
-    runtime = MlxWhisper(write_export(models[kind], tmp_path / "export", "mlx", "float32"))
+def test_encoder_and_logits_are_those_of_transformers(kind, openai_models, tmp_path):
+    runtime = MlxWhisper(write_export(openai_models[kind], tmp_path / "export", "mlx", "float32"))
     wave = make_wave(30.0)
     tokenizer = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None, "transcribe")
     tokens = [*tokenizer.sot_sequence, *tokenizer.encode(" two words")]
-    encoded, logits = transformers_outputs(models[kind].folder, wave, tokens)
+    encoded, logits = transformers_outputs(openai_models[kind].folder, wave, tokens)
     output = runtime.encode(wave)
     # mlx-whisper computes the spectrum in float32, transformers in float64.
     assert output.dtype == np.float32 and gap(output, encoded) < 1e-3
@@ -199,15 +191,15 @@ def test_a_damaged_config_is_refused_in_one_line(speaking, tmp_path, page):
         MlxWhisper(dataclasses.replace(speaking[1], folder=tmp_path))
 
 
-def test_a_model_too_narrow_for_groups_is_not_quantised(models, tmp_path):
+def test_a_model_too_narrow_for_groups_is_not_quantised(openai_models, tmp_path):
     with pytest.raises(UserError, match=r"--quantization q4 takes groups of 64 weights, and .* has 16 in a row"):
-        write_export(models["base"], tmp_path / "export", "mlx", "q4")
+        write_export(openai_models["base"], tmp_path / "export", "mlx", "q4")
 
 
-def test_other_positions_of_the_encoder_are_refused(models, tmp_path, monkeypatch):
+def test_other_positions_of_the_encoder_are_refused(openai_models, tmp_path, monkeypatch):
     import torch
 
-    source = ModelToExport(models["base"].folder, "model")
+    source = ModelToExport(openai_models["base"].folder, "model")
     whisper = source.load()
     with torch.no_grad():
         whisper.model.encoder.embed_positions.weight[7, 3] += 0.1

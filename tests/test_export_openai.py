@@ -18,7 +18,6 @@ from spoken_exports import (
     compare_on_english,
     gap,
     make_check_source,
-    save_openai_checkpoint,
     save_speaking_checkpoint,
     transformers_outputs,
     write_export,
@@ -33,13 +32,6 @@ from whisper_peft.runtimes.runtime import Request
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A random checkpoint of each kind."""
-    folder = tmp_path_factory.mktemp("random")
-    return {kind: ModelToExport(save_openai_checkpoint(kind, folder / kind), "model") for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
 def speaking(tmp_path_factory):
     """A multilingual checkpoint that always says the same, and its export."""
     folder = tmp_path_factory.mktemp("speaking")
@@ -48,15 +40,15 @@ def speaking(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoder_and_logits_are_those_of_transformers(kind, models, tmp_path):
+def test_encoder_and_logits_are_those_of_transformers(kind, openai_models, tmp_path):
     import torch
 
-    export = write_export(models[kind], tmp_path / "export", "openai", "float32")
+    export = write_export(openai_models[kind], tmp_path / "export", "openai", "float32")
     runtime = OpenAIWhisper(export)
     wave = make_wave(30.0)
     tokenizer = openai_tokenizer(kind, "hi" if KINDS[kind].multilingual else None, "transcribe")
     tokens = [*tokenizer.sot_sequence, *tokenizer.encode(" two words")]
-    encoded, logits = transformers_outputs(models[kind].folder, wave, tokens)
+    encoded, logits = transformers_outputs(openai_models[kind].folder, wave, tokens)
     output = runtime.encode(wave)
     assert output.dtype == np.float32 and gap(output, encoded) < 1e-4
     with torch.no_grad():
@@ -67,10 +59,10 @@ def test_encoder_and_logits_are_those_of_transformers(kind, models, tmp_path):
     assert runtime.whisper.alignment_heads.indices().T.tolist() == alignment_heads(kind)
 
 
-def test_the_file_holds_tensors_and_integers_only(models, tmp_path):
+def test_the_file_holds_tensors_and_integers_only(openai_models, tmp_path):
     import torch
 
-    export = write_export(models["base"], tmp_path / "export", "openai", "float16")
+    export = write_export(openai_models["base"], tmp_path / "export", "openai", "float16")
     page = torch.load(export.path, weights_only=True)
     assert set(page) == {"dims", "model_state_dict"}
     assert {type(size) for size in page["dims"].values()} == {int}
@@ -79,10 +71,10 @@ def test_the_file_holds_tensors_and_integers_only(models, tmp_path):
     assert export.path.stat().st_size < 2 * n_numbers + 200_000, "the file holds each number once"
 
 
-def test_the_note_sets_the_alignment_heads_of_the_model(models):
+def test_the_note_sets_the_alignment_heads_of_the_model(openai_models):
     import whisper
 
-    (note,) = OpenAIWriter().notes(models["large-v3"], "model.pt")
+    (note,) = OpenAIWriter().notes(openai_models["large-v3"], "model.pt")
     dump = re.search(r"set_alignment_heads\(b'(.*)'\)", note)[1].encode()
     sizes = whisper.ModelDimensions(128, 1500, 8, 2, 1, 51866, 448, 40, 20, 32)
     loaded = whisper.Whisper(sizes)
@@ -199,8 +191,8 @@ def test_models_that_the_runtime_would_misread_are_refused(tmp_path, format):
     ("field", "value"),
     [("encoder_ffn_dim", 8), ("decoder_ffn_dim", 8), ("activation_function", "relu"), ("scale_embedding", True)],
 )
-def test_models_that_the_runtime_computes_otherwise_are_refused(models, field, value):
-    source = ModelToExport(models["base"].folder, "model")
+def test_models_that_the_runtime_computes_otherwise_are_refused(openai_models, field, value):
+    source = ModelToExport(openai_models["base"].folder, "model")
     refuse_other_architecture(source, "openai-whisper")
     setattr(source.config, field, value)
     with pytest.raises(UserError, match=f"model: {field} is {value}, and openai-whisper always computes with"):
@@ -220,16 +212,16 @@ def source_with(model, **tensors):
     return Changed(model.folder, "model")
 
 
-def test_no_tensor_is_lost(models):
+def test_no_tensor_is_lost(openai_models):
     import torch
 
     with pytest.raises(UserError, match=r"its tensor model\.encoder\.gate\.weight has no place"):
-        openai_tensors(source_with(models["base"], model__encoder__gate__weight=torch.zeros(2)), "float32")
+        openai_tensors(source_with(openai_models["base"], model__encoder__gate__weight=torch.zeros(2)), "float32")
     with pytest.raises(UserError, match="its output layer differs from its token embedding"):
-        openai_tensors(source_with(models["base"], proj_out__weight=torch.zeros(51865, 16)), "float32")
+        openai_tensors(source_with(openai_models["base"], proj_out__weight=torch.zeros(51865, 16)), "float32")
     large = torch.full((16,), 1e6)
     with pytest.raises(UserError, match=r"layer_norm\.bias is too large for float16; take --quantization float32"):
-        openai_tensors(source_with(models["base"], model__decoder__layer_norm__bias=large), "float16")
+        openai_tensors(source_with(openai_models["base"], model__decoder__layer_norm__bias=large), "float16")
 
 
 @pytest.mark.parametrize(
