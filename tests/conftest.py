@@ -90,6 +90,18 @@ def make_wave(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * wave + 0.01 * rng.standard_normal(len(time_s))).astype(np.float32)
 
 
+@pytest.fixture(scope="session")
+def openai_models(tmp_path_factory) -> dict:
+    """A narrow random model to export of each kind of OpenAI's checkpoints."""
+    from openai_vocabulary import KINDS
+    from spoken_exports import save_openai_checkpoint
+
+    from whisper_peft.delivery.exporting.source import ModelToExport
+
+    folder = tmp_path_factory.mktemp("openai")
+    return {kind: ModelToExport(save_openai_checkpoint(kind, folder / kind), "model") for kind in KINDS}
+
+
 WORDS = "घर पानी किताब सड़क लाल नीला बड़ा छोटा आज कल रात दिन चलो रुको देखो सुनो".split()  # noqa: SIM905 - readable
 
 

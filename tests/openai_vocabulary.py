@@ -173,8 +173,14 @@ def whisper_config(kind: str, **changes):
     )
 
 
-def save_checkpoint(kind: str, folder: Path) -> Path:
-    """Write a narrow checkpoint with random weights, and the processor and generation config of its kind."""
+def save_checkpoint(kind: str, folder: Path, **changes) -> Path:
+    """Write a narrow checkpoint with random weights, and the processor and generation config of its kind.
+
+    Args:
+        kind: A key of `KINDS`.
+        folder: The new folder.
+        changes: Fields of its config that differ from `whisper_config`.
+    """
     import torch
     from transformers import GenerationConfig, WhisperForConditionalGeneration
 
@@ -197,7 +203,7 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
         fields["lang_to_id"] = {f"<|{code}|>": number for code, number in codes}
         fields["task_to_id"] = {"transcribe": openai.transcribe, "translate": openai.translate}
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(whisper_config(kind))
+    model = WhisperForConditionalGeneration(whisper_config(kind, **changes))
     model.generation_config = GenerationConfig(**fields)
     model.save_pretrained(str(folder))
     return folder

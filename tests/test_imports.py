@@ -57,9 +57,9 @@ ROOMS = {
     ),
     "delivery": (
         "check_clips", "provenance", "merging", "exporting.source", "exporting.ctranslate2", "exporting.ggml",
-        "exporting.openai", "exporting.onnx", "exporting.mlx", "exporting.formats", "exporting.report",
-        "exporting.proof", "exporting.export", "card", "repository", "publishing", "pushing", "demo_page", "voices",
-        "demo",
+        "exporting.openai_names", "exporting.openai", "exporting.onnx", "exporting.mlx", "exporting.formats",
+        "exporting.report", "exporting.proof", "exporting.export", "card", "repository", "publishing", "pushing",
+        "demo_page", "voices", "demo",
     ),
     "cli": ("quiet", "printer", "lines", "score_lines", "export_lines", "options", "transcribe", "recipes", "commands"),
     "__main__": (),

@@ -22,4 +22,12 @@ def open_runtime(export: Export) -> Runtime:
         from whisper_peft.runtimes.faster_whisper_runtime import FasterWhisper
 
         return FasterWhisper(export)
+    if format.name == "openai":
+        from whisper_peft.runtimes.openai_whisper_runtime import OpenAIWhisper
+
+        return OpenAIWhisper(export)
+    if format.name == "mlx":
+        from whisper_peft.runtimes.mlx_whisper_runtime import MlxWhisper
+
+        return MlxWhisper(export)
     raise AssertionError(f"no runtime for {format.name}")

@@ -51,4 +51,12 @@ def writer_of(format: str) -> Writer:
         from whisper_peft.delivery.exporting.ctranslate2 import CTranslate2Writer
 
         return CTranslate2Writer()
+    if format == "openai":
+        from whisper_peft.delivery.exporting.openai import OpenAIWriter
+
+        return OpenAIWriter()
+    if format == "mlx":
+        from whisper_peft.delivery.exporting.mlx import MlxWriter
+
+        return MlxWriter()
     raise AssertionError(f"no writer of {format}")
