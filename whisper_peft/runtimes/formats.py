@@ -88,7 +88,7 @@ EXPORT_FORMATS = {
             module="pywhispercpp",
             extra="ggml",
             writer=("gguf",),
-            precisions=("f16", "f32"),
+            precisions=("f16",),
             quantizations=("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
         ),
         Format(

@@ -22,4 +22,8 @@ def open_runtime(export: Export) -> Runtime:
         from whisper_peft.runtimes.faster_whisper_runtime import FasterWhisper
 
         return FasterWhisper(export)
+    if format.name == "ggml":
+        from whisper_peft.runtimes.whisper_cpp_runtime import WhisperCpp
+
+        return WhisperCpp(export)
     raise AssertionError(f"no runtime for {format.name}")

@@ -51,4 +51,8 @@ def writer_of(format: str) -> Writer:
         from whisper_peft.delivery.exporting.ctranslate2 import CTranslate2Writer
 
         return CTranslate2Writer()
+    if format == "ggml":
+        from whisper_peft.delivery.exporting.ggml import GgmlWriter
+
+        return GgmlWriter()
     raise AssertionError(f"no writer of {format}")
