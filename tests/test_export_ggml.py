@@ -115,8 +115,8 @@ class ContextParameters(ctypes.Structure):
     )
 
 
-def logits_of_whisper_cpp(path: Path, wave: np.ndarray, tokens: list[int], n_vocab: int) -> np.ndarray:
-    """Return the logits behind the last token.
+def logits_of_whisper_cpp(path: Path, inputs: list[tuple[np.ndarray, list[int]]], n_vocab: int) -> list[np.ndarray]:
+    """Return the logits behind the last token for some sounds and tokens.
 
     Flash attention is off: whisper.cpp's counts 36 empty positions with the 1,500 of the encoder.
     """
@@ -130,12 +130,13 @@ def logits_of_whisper_cpp(path: Path, wave: np.ndarray, tokens: list[int], n_voc
     parameters.flash_attn = False
     context = ctypes.c_void_p(library.whisper_init_from_file_with_params(str(path).encode(), parameters))
     assert context
-    samples = (ctypes.c_float * len(wave))(*wave.tolist())
-    assert library.whisper_pcm_to_mel(context, samples, len(wave), 1) == 0
-    assert library.whisper_encode(context, 0, 1) == 0
-    assert library.whisper_decode(context, (ctypes.c_int * len(tokens))(*tokens), len(tokens), 0, 1) == 0
-    rows = np.ctypeslib.as_array(library.whisper_get_logits(context), shape=(len(tokens), n_vocab))
-    logits = rows[-1].copy()
+    logits = []
+    for wave, tokens in inputs:
+        assert library.whisper_pcm_to_mel(context, wave.ctypes.data_as(ctypes.c_void_p), len(wave), 1) == 0
+        assert library.whisper_encode(context, 0, 1) == 0
+        assert library.whisper_decode(context, (ctypes.c_int * len(tokens))(*tokens), len(tokens), 0, 1) == 0
+        rows = np.ctypeslib.as_array(library.whisper_get_logits(context), shape=(len(tokens), n_vocab))
+        logits.append(rows[-1].copy())
     library.whisper_free(context)
     return logits
 
@@ -174,20 +175,21 @@ def relative_gap(logits: np.ndarray, expected_logits: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whisper_cpp_computes_what_transformers_computes(sources, written, expected, kind):
+def test_whisper_cpp_computes_what_transformers_computes(written, expected, kind):
     sound, tokens, logits = expected(kind)
-    path = written(kind).path
-    assert relative_gap(logits_of_whisper_cpp(path, sound, tokens, len(logits)), logits) < 0.1
+    inputs = [(sound, tokens), (sound[:8000], tokens), (sound, [tokens[-1], *tokens[1:]])]
+    same, short_sound, other_token = logits_of_whisper_cpp(written(kind).path, inputs, len(logits))
+    assert relative_gap(same, logits) < 0.1
     # The sound and every token count, so a mistake in the encoder or in the vocabulary would show.
-    assert relative_gap(logits_of_whisper_cpp(path, sound[:8000], tokens, len(logits)), logits) > 0.3
-    assert relative_gap(logits_of_whisper_cpp(path, sound, [tokens[-1], *tokens[1:]], len(logits)), logits) > 0.3
+    assert relative_gap(short_sound, logits) > 0.3
+    assert relative_gap(other_token, logits) > 0.3
 
 
 @pytest.mark.parametrize(("quantization", "limit"), [("q8_0", 0.15), ("q5_0", 0.9), ("q4_1", 1.5)])
 def test_quantised_weights_stay_near(written, expected, quantization, limit):
     sound, tokens, logits = expected("base")
-    path = written("base", quantization).path
-    assert relative_gap(logits_of_whisper_cpp(path, sound, tokens, len(logits)), logits) < limit
+    (quantised,) = logits_of_whisper_cpp(written("base", quantization).path, [(sound, tokens)], len(logits))
+    assert relative_gap(quantised, logits) < limit
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
@@ -256,24 +258,23 @@ def test_tokens_and_mel_filters_are_those_of_openai(sources, written, kind):
     np.testing.assert_allclose(filters, mel_filters("cpu", n_mels).numpy(), atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["base.en", "large-v3"])
-def test_transcribes_in_silence(written, capfd, kind):
+def test_transcribes_in_silence(written, capfd):
     """The runtime says nothing of its own, gives times inside the recording, and takes every wish."""
-    runtime = WhisperCpp(written(kind))
-    wave = make_wave(1.5)
+    runtime = WhisperCpp(written("base.en"))
+    wave = make_wave(0.5)
     output = runtime.transcribe(wave, Request("en", beams=1, word_times=True, prompt="Wangari"))
     assert output.language == "en"
     for segment in output.segments:
-        assert 0 <= segment.start_s <= segment.end_s <= 1.5
+        assert 0 <= segment.start_s <= segment.end_s <= 0.5
         for word in segment.words:
-            assert 0 <= word.start_s <= word.end_s <= 1.5
+            assert 0 <= word.start_s <= word.end_s <= 0.5
     assert runtime.transcribe(wave[:1000], Request("en")).text == ""
     assert runtime.encode(wave) is None
     assert capfd.readouterr() == ("", "")
 
 
 def test_listens_for_the_language(written, sources):
-    heard = WhisperCpp(written("base")).transcribe(make_wave(1.0), Request(None, beams=1)).language
+    heard = WhisperCpp(written("base")).transcribe(make_wave(0.3), Request(None, beams=1)).language
     assert f"<|{heard}|>" in sources["base"].preparation.tokenizer.get_vocab()
 
 
@@ -473,6 +474,17 @@ def test_words_keep_characters_together():
     han = "你好".encode()
     tokens = [(han[:1], 0, 10), (han[1:3], 10, 20), (han[3:], 20, 30)]
     assert list(join_words(tokens, spaced=False)) == [("你", 0, 20), ("好", 20, 30)]
+    thai = [
+        ("ก".encode(), 0, 10),
+        ("ิ".encode(), 10, 20),
+        ("「".encode(), 20, 30),
+        ("ก".encode(), 30, 40),
+        (b".", 40, 50),
+    ]
+    assert list(join_words(thai, spaced=False)) == [("กิ", 0, 20), ("「ก.", 20, 50)]
+    # Bytes that are no character at all do not swallow the words behind them.
+    broken = [(b" \xff", 0, 10), (b" a", 10, 20), (b" \xe0", 20, 30)]
+    assert list(join_words(broken, spaced=True)) == [(" \ufffd", 0, 10), (" a", 10, 20), (" \ufffd", 20, 30)]
 
 
 def test_a_character_that_is_spread_over_two_segments():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import threading
+import unicodedata
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from whisper_peft.data.text import begins_with_space
+from whisper_peft.data.text import has_spaces
 from whisper_peft.errors import UserError
 from whisper_peft.runtimes.exports import Export
 from whisper_peft.runtimes.ggml_file import check_ggml_file
@@ -27,6 +28,8 @@ _MOST_BEAMS = 8
 _BEST_OF = 5
 # Units of whisper.cpp's times in a second.
 _TICKS_PER_S = 100
+# Unicode's categories of opening marks.
+_OPENING = ("Ps", "Pi")
 # The level of errors in whisper.cpp's log.
 _ERROR_LEVEL = 4
 
@@ -146,10 +149,10 @@ class WhisperCpp:
             end = self._binding.whisper_full_get_segment_t1(self._context, number)
             words: tuple[RuntimeWord, ...] = ()
             if word_times:
-                words = tuple(self._words(number, text, language, length_s))
+                words = tuple(self._words(number, language, length_s))
             yield RuntimeSegment(text, _seconds(start, length_s), _seconds(end, length_s), words)
 
-    def _words(self, segment: int, text: str, language: str, length_s: float) -> Iterator[RuntimeWord]:
+    def _words(self, segment: int, language: str, length_s: float) -> Iterator[RuntimeWord]:
         """Yield the words of a segment with their times."""
         tokens = []
         for number in range(self._binding.whisper_full_n_tokens(self._context, segment)):
@@ -157,8 +160,7 @@ class WhisperCpp:
             if token.id < self._binding.whisper_token_eot(self._context):
                 written = self._binding.whisper_token_to_bytes(self._context, token.id)
                 tokens.append((written, token.t0, token.t1))
-        spaced = begins_with_space(text, language)
-        for word, start, end in join_words(tokens, spaced=spaced):
+        for word, start, end in join_words(tokens, spaced=has_spaces(language)):
             yield RuntimeWord(word, _seconds(start, length_s), _seconds(end, length_s))
 
 
@@ -167,34 +169,57 @@ def join_words(tokens: list[tuple[bytes, int, int]], *, spaced: bool) -> Iterato
 
     Args:
         tokens: For each its bytes, its start and its end.
-        spaced: The script puts spaces between words. Without, a word is the smallest run of whole characters.
+        spaced: The script puts spaces between words. Without, a word is the smallest run of whole characters. A vowel
+            sign or a punctuation mark goes with the word before it, and an opening mark with the word behind it.
 
     Yields:
         The text of a word with the space before it, its start and its end.
     """
-    word = b""
+    word = ""
     start = 0
     end = 0
-    for written, token_start, token_end in tokens:
-        begins = written.startswith(b" ") if spaced else _is_whole(word)
+    for text, unit_start, unit_end in _whole_units(tokens):
+        begins = text.startswith(" ") if spaced else not _belongs_together(word, text)
         if word.strip() and begins:
-            yield word.decode("utf-8", "replace"), start, end
-            word = b""
+            yield word, start, end
+            word = ""
         if not word:
-            start = token_start
-        word += written
-        end = max(start, token_end)
+            start = unit_start
+        word += text
+        end = max(start, unit_end)
     if word.strip():
-        yield word.decode("utf-8", "replace"), start, end
+        yield word, start, end
+
+
+def _whole_units(tokens: list[tuple[bytes, int, int]]) -> Iterator[tuple[str, int, int]]:
+    """Yield the smallest runs of tokens that hold whole characters, with their start and end."""
+    waiting = b""
+    start = 0
+    for number, (written, token_start, token_end) in enumerate(tokens):
+        if not waiting:
+            start = token_start
+        waiting += written
+        if _is_whole(waiting) or number == len(tokens) - 1:
+            yield waiting.decode("utf-8", "replace"), start, token_end
+            waiting = b""
 
 
 def _is_whole(written: bytes) -> bool:
-    """Tell whether bytes end with a whole character."""
+    """Tell whether bytes are whole characters, or can never become some."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        written.decode("utf-8")
+        decoder.decode(written)
     except UnicodeDecodeError:
-        return False
-    return True
+        return True
+    return not decoder.getstate()[0]
+
+
+def _belongs_together(word: str, text: str) -> bool:
+    """Tell whether a text goes with the word before it, in a script without spaces."""
+    first = unicodedata.category(text.strip()[:1] or " ")
+    last = unicodedata.category(word.strip()[-1:] or " ")
+    is_mark = first[0] in "MP" and first not in _OPENING
+    return is_mark or last in _OPENING
 
 
 def _seconds(ticks: int, length_s: float) -> float:
