@@ -311,6 +311,8 @@ def test_truncated_file(written, tmp_path, share):
         (struct.pack("<iii", 2, 29, 1), struct.pack("<iii", 2, 29, 30)),
         # The file says that it is float32.
         (struct.pack("<iii", 80, 1, 80), struct.pack("<iii", 80, 0, 80)),
+        # The layers of the decoder.
+        (struct.pack("<iii", 4, 3, 80), struct.pack("<iii", 4, 2_000_000, 80)),
         (struct.pack("<ii", 80, 201), struct.pack("<ii", -80, 201)),
     ],
 )
@@ -500,6 +502,12 @@ def test_a_character_that_is_spread_over_two_segments():
     segments = list(runtime._segments(1.5, "ml", word_times=False))
     assert [segment.text for segment in segments] == ["ഒരു ", "നദി"]
     assert segments[1].end_s == 1.5
+
+
+def test_the_version_is_that_of_the_package():
+    """whisper.cpp has a version of its own, which its package does not tell."""
+    assert EXPORT_FORMATS["ggml"].runtime_version().startswith("pywhispercpp ")
+    assert EXPORT_FORMATS["ctranslate2"].runtime_version()[0].isdigit()
 
 
 @pytest.mark.slow

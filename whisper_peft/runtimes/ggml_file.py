@@ -32,6 +32,8 @@ GGML_FREQUENCIES = 201
 GGML_BLOCK = 32
 # No name of a tensor and no token of text is so long.
 _MOST_NAME_BYTES = 1000
+# No Whisper has so many layers. A false number of them would cost much memory.
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,7 @@ def _read_and_check(file: BinaryIO, size: int) -> GgmlHeader:
     for _ in range(n_tokens):
         (n_bytes,) = _read_numbers(file, 1)
         _skip(file, n_bytes, size, most=_MOST_NAME_BYTES)
-    # The layers that the header names must all be in the file, so a false number of them cannot cost much memory.
-    if header.n_audio_layer + header.n_text_layer > size:
+    if max(header.n_audio_layer, header.n_text_layer) > _MOST_LAYERS:
         raise _Damage("its header is damaged")
     waiting = expected_tensors(header, weights)
     for name, shape, number in _read_tensor_heads(file, size):
