@@ -484,6 +484,9 @@ def test_words_keep_characters_together():
         (b".", 40, 50),
     ]
     assert list(join_words(thai, spaced=False)) == [("กิ", 0, 20), ("「ก.", 20, 50)]
+    latin = [(b"OUT", 0, 10), (b"SIDE", 10, 20), (b" O", 20, 30), ("好".encode(), 30, 40), (b"4", 40, 50)]
+    words = [("OUTSIDE", 0, 20), (" O", 20, 30), ("好", 30, 40), ("4", 40, 50)]
+    assert list(join_words(latin, spaced=False)) == words
     # Bytes that are no character at all do not swallow the words behind them.
     broken = [(b" \xff", 0, 10), (b" a", 10, 20), (b" \xe0", 20, 30)]
     assert list(join_words(broken, spaced=True)) == [(" \ufffd", 0, 10), (" a", 10, 20), (" \ufffd", 20, 30)]

@@ -170,7 +170,8 @@ def join_words(tokens: list[tuple[bytes, int, int]], *, spaced: bool) -> Iterato
     Args:
         tokens: For each its bytes, its start and its end.
         spaced: The script puts spaces between words. Without, a word is the smallest run of whole characters. A vowel
-            sign or a punctuation mark goes with the word before it, and an opening mark with the word behind it.
+            sign or a punctuation mark goes with the word before it, and an opening mark with the word behind it. Latin
+            letters and digits stay together.
 
     Yields:
         The text of a word with the space before it, its start and its end.
@@ -219,7 +220,12 @@ def _belongs_together(word: str, text: str) -> bool:
     first = unicodedata.category(text.strip()[:1] or " ")
     last = unicodedata.category(word.strip()[-1:] or " ")
     is_mark = first[0] in "MP" and first not in _OPENING
-    return is_mark or last in _OPENING
+    return is_mark or last in _OPENING or (_is_latin(word[-1:]) and _is_latin(text[:1]))
+
+
+def _is_latin(character: str) -> bool:
+    """Tell whether a character is a plain letter or digit, which forms words in every language."""
+    return character.isascii() and character.isalnum()
 
 
 def _seconds(ticks: int, length_s: float) -> float:

@@ -91,11 +91,13 @@ class GgmlWriter:
 
     def notes(self, source: ModelToExport, weights: str) -> list[str]:
         """Say which command runs the file, and how to get good times of words."""
-        language = getattr(source.generation_config, "language", None) or "auto"
-        if not source.preparation.multilingual:
-            language = "en"
-        command = f"whisper-cli -m {weights} -l {language} -f AUDIO"
-        notes = [f"{command} transcribes with it; without -l, whisper-cli takes every recording for English."]
+        notes = [f"whisper-cli -m {weights} -f AUDIO transcribes with it."]
+        if source.preparation.multilingual:
+            language = getattr(source.generation_config, "language", None) or "auto"
+            notes = [
+                f"whisper-cli -m {weights} -l {language} -f AUDIO transcribes with it; without -l, whisper-cli takes "
+                "every recording for English."
+            ]
         preset = _dtw_preset_of(source)
         if preset is not None:
             notes.append(
