@@ -38,8 +38,8 @@ ROOMS = {
         "generation_config", "config_fields", "configs", "loading", "lora", "weight_checks", "build",
     ),
     "runtimes": (
-        "formats", "exports", "runtime", "faster_whisper_runtime", "whisper_cpp_runtime", "openai_whisper_runtime",
-        "onnx_runtime", "mlx_whisper_runtime", "opening",
+        "formats", "exports", "runtime", "faster_whisper_runtime", "ggml_file", "whisper_cpp_runtime",
+        "openai_whisper_runtime", "onnx_runtime", "mlx_whisper_runtime", "opening",
     ),
     "evaluation": (
         "generation", "clip_transcripts", "loading", "languages", "pieces", "stretches", "longform", "chunks",

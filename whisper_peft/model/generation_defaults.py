@@ -45,7 +45,7 @@ def make_decoding_fields(config: WhisperConfig, vocabulary: Mapping[str, int], m
         "suppress_tokens": _suppressed_tokens(config, vocabulary, multilingual),
         "begin_suppress_tokens": begin_suppressed,
     }
-    heads = _alignment_heads(config)
+    heads = published_alignment_heads(config)
     if heads:
         decoding["alignment_heads"] = heads
     return decoding
@@ -76,7 +76,7 @@ def _suppressed_tokens(config: WhisperConfig, vocabulary: Mapping[str, int], mul
     return sorted(ids)
 
 
-def _alignment_heads(config: WhisperConfig) -> list[list[int]] | None:
+def published_alignment_heads(config: WhisperConfig) -> list[list[int]] | None:
     """Return the published heads, as pairs of layer and head, for a model of this shape; None if they are not known."""
     import numpy as np
 

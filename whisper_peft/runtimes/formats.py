@@ -39,10 +39,16 @@ class Format:
         return f'pip install "whisper-peft[{self.extra}]"'
 
     def runtime_version(self) -> str | None:
-        """Return the version of the installed runtime; None if it is not installed."""
+        """Return the version of the installed runtime; None if it is not installed.
+
+        Where a package of another name brings the runtime, its name stands before the version, which is its own.
+        """
         if importlib.util.find_spec(self.module) is None:
             return None
-        return importlib.metadata.version(self.distribution)
+        version = importlib.metadata.version(self.distribution)
+        if self.distribution == self.runtime:
+            return version
+        return f"{self.distribution} {version}"
 
     def check_quantization(self, quantization: str | None) -> str:
         """Return the type of weights: the one that is named, or else the default.
@@ -88,7 +94,7 @@ EXPORT_FORMATS = {
             module="pywhispercpp",
             extra="ggml",
             writer=("gguf",),
-            precisions=("f16", "f32"),
+            precisions=("f16",),
             quantizations=("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
         ),
         Format(

@@ -30,4 +30,8 @@ def open_runtime(export: Export) -> Runtime:
         from whisper_peft.runtimes.mlx_whisper_runtime import MlxWhisper
 
         return MlxWhisper(export)
+    if format.name == "ggml":
+        from whisper_peft.runtimes.whisper_cpp_runtime import WhisperCpp
+
+        return WhisperCpp(export)
     raise AssertionError(f"no runtime for {format.name}")

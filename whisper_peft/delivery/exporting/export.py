@@ -232,4 +232,7 @@ def _remedy(warning: str | None, made: Export) -> str:
         return f"Take a larger type of weights, such as --quantization {made.format.precisions[0]}."
     if warning:
         return warning
-    return "Look at it on more clips with --check SRC --clips 100, or take --quantization float32."
+    remedy = "Look at it on more clips with --check SRC --clips 100"
+    if "float32" in made.format.precisions:
+        return f"{remedy}, or take --quantization float32."
+    return f"{remedy}, or take --format ctranslate2."

@@ -59,4 +59,8 @@ def writer_of(format: str) -> Writer:
         from whisper_peft.delivery.exporting.mlx import MlxWriter
 
         return MlxWriter()
+    if format == "ggml":
+        from whisper_peft.delivery.exporting.ggml import GgmlWriter
+
+        return GgmlWriter()
     raise AssertionError(f"no writer of {format}")
