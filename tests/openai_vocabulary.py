@@ -173,8 +173,11 @@ def whisper_config(kind: str, **changes):
     )
 
 
-def save_checkpoint(kind: str, folder: Path) -> Path:
-    """Write a narrow checkpoint with random weights, and the processor and generation config of its kind."""
+def save_checkpoint(kind: str, folder: Path, **changes) -> Path:
+    """Write a narrow checkpoint with random weights, and the processor and generation config of its kind.
+
+    Fields of the config can be changed.
+    """
     import torch
     from transformers import GenerationConfig, WhisperForConditionalGeneration
 
@@ -197,7 +200,7 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
         fields["lang_to_id"] = {f"<|{code}|>": number for code, number in codes}
         fields["task_to_id"] = {"transcribe": openai.transcribe, "translate": openai.translate}
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(whisper_config(kind))
+    model = WhisperForConditionalGeneration(whisper_config(kind, **changes))
     model.generation_config = GenerationConfig(**fields)
     model.save_pretrained(str(folder))
     return folder

@@ -22,4 +22,8 @@ def open_runtime(export: Export) -> Runtime:
         from whisper_peft.runtimes.faster_whisper_runtime import FasterWhisper
 
         return FasterWhisper(export)
+    if format.name == "onnx":
+        from whisper_peft.runtimes.onnx_runtime import OnnxWhisper
+
+        return OnnxWhisper(export)
     raise AssertionError(f"no runtime for {format.name}")

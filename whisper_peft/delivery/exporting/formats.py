@@ -51,4 +51,8 @@ def writer_of(format: str) -> Writer:
         from whisper_peft.delivery.exporting.ctranslate2 import CTranslate2Writer
 
         return CTranslate2Writer()
+    if format == "onnx":
+        from whisper_peft.delivery.exporting.onnx import OnnxWriter
+
+        return OnnxWriter()
     raise AssertionError(f"no writer of {format}")

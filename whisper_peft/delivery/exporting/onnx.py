@@ -1,0 +1,162 @@
+"""Write a model as ONNX with optimum's own exporter, in the layout that transformers.js and optimum load."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisper_peft import runs
+from whisper_peft.delivery.exporting.source import ModelToExport
+from whisper_peft.errors import UserError
+from whisper_peft.model.from_pretrained import errors_only
+from whisper_peft.runtimes.onnx_runtime import DECODER, ENCODER, ONNX_FOLDER, QUANTIZED_SUFFIX, cross_attention_name
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
+
+# Operators whose weights become int8. Convolutions stay in float32: they hold little, and browsers run none in int8.
+_QUANTIZED_OPERATORS = ["MatMul", "Gather"]
+
+
+class OnnxWriter:
+    """Writes ONNX; see `Writer`. Vocabulary and window lie beside the weights, so any will do."""
+
+    def check(self, source: ModelToExport) -> None:
+        """Refuse a model whose decoder has another number of attention heads than its encoder."""
+        config = source.config
+        if config.decoder_attention_heads != config.encoder_attention_heads:
+            raise UserError(
+                f"{source.name}: {config.encoder_attention_heads} attention heads in the encoder and "
+                f"{config.decoder_attention_heads} in the decoder, and optimum takes them to be equally many; take "
+                "--format ctranslate2."
+            )
+
+    def write(self, source: ModelToExport, folder: Path, quantization: str) -> str:
+        """Write encoder and decoder to `onnx/`, and configs, tokenizer and feature extractor above; see `Writer.write`.
+
+        The decoder has one file for the first step and for all others, as transformers.js loads it. It returns its
+        cross-attentions, too, from which word times are found.
+        """
+        models = folder / ONNX_FOLDER
+        models.mkdir()
+        # On the same disk as the result, so that large files are moved and not copied.
+        with tempfile.TemporaryDirectory(prefix=".onnx.", dir=folder.parent) as work:
+            exported = Path(work)
+            _export(source, exported)
+            for name in (ENCODER, DECODER):
+                if quantization == "int8":
+                    _quantize(exported / f"{name}.onnx", models / f"{name}{QUANTIZED_SUFFIX}.onnx")
+                else:
+                    _move(exported, name, models)
+        _copy_companions(source.folder, folder)
+        return "."
+
+    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+        """Return nothing: optimum and transformers.js read all that they need from the folder."""
+        return []
+
+
+def _export(source: ModelToExport, folder: Path) -> None:
+    """Write encoder, decoder and merged decoder in float32 with optimum."""
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    model = source.load()
+    # The other implementations of attention do not return the attention.
+    model.set_attn_implementation("eager")
+    try:
+        with _quiet():
+            onnx_export_from_model(
+                model,
+                output=folder,
+                task="automatic-speech-recognition-with-past",
+                custom_onnx_configs=_onnx_configs(source.config),
+                model_kwargs={"output_attentions": True},
+                nb_max_frames=source.preparation.window_frames,
+                # The proof compares the outputs, on speech.
+                do_validation=False,
+            )
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise UserError(f"{source.name}: optimum does not export it: {error}.") from None
+
+
+def _onnx_configs(config: WhisperConfig) -> dict[str, Any]:
+    """Return optimum's description of the three parts, with the cross-attentions of the decoder as outputs."""
+    from optimum.exporters.onnx.model_configs import WhisperOnnxConfig
+
+    class WithCrossAttentions(WhisperOnnxConfig):
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            outputs = super().outputs
+            if self._behavior == "decoder":
+                axes = {0: "batch_size", 2: "decoder_sequence_length", 3: "encoder_sequence_length"}
+                outputs |= {cross_attention_name(layer): axes for layer in range(config.decoder_layers)}
+            return outputs
+
+    whole = WithCrossAttentions(config, task="automatic-speech-recognition")
+    return {
+        "encoder_model": whole.with_behavior("encoder"),
+        "decoder_model": whole.with_behavior("decoder", use_past=True, use_past_in_inputs=False),
+        "decoder_with_past_model": whole.with_behavior("decoder", use_past=True, use_past_in_inputs=True),
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's tracer, which warns of every branch, and optimum."""
+    from optimum.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), errors_only():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _move(exported: Path, name: str, models: Path) -> None:
+    """Move a part, and its weights if they lie in a file beside it."""
+    for file in exported.glob(f"{name}.onnx*"):
+        shutil.move(file, models / file.name)
+
+
+def _quantize(part: Path, target: Path) -> None:
+    """Write a part again with weights of 8 bits.
+
+    The weights are unsigned. Signed ones overflow on processors without instructions for dot products of 8 bits, so
+    what the proof finds on one computer would not hold on another.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        part,
+        target,
+        op_types_to_quantize=_QUANTIZED_OPERATORS,
+        weight_type=QuantType.QUInt8,
+        use_external_data_format=_data_of(part).is_file(),
+        # The two ways through the merged decoder are subgraphs.
+        extra_options={"EnableSubgraph": True},
+    )
+
+
+def _data_of(part: Path) -> Path:
+    """Return the file for the weights of a part that is too large for one file (2 GB)."""
+    return part.with_name(f"{part.name}_data")
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Copy everything but the weights, and tell transformers.js which parts have their weights in another file."""
+    for file in source.iterdir():
+        if ".safetensors" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    apart = [part.name for part in (folder / ONNX_FOLDER).glob("*.onnx") if _data_of(part).is_file()]
+    if apart:
+        config = runs.read_json(folder / "config.json")
+        config["transformers.js_config"] = {"use_external_data_format": dict.fromkeys(sorted(apart), 1)}
+        runs.write_json(folder / "config.json", config)
