@@ -170,7 +170,8 @@ class OnnxWhisper:
             self.preparation.tokenizer, [ids[place] for place in places], LANGUAGES.get(language or "en")
         )
         for text, tokens in zip(texts, tokens_of_words, strict=True):
-            first, last = places[tokens[0]], places[tokens[-1]]
+            first = places[tokens[0]]
+            last = places[tokens[-1]]
             yield RuntimeWord(text, times_s[first], times_s[last + 1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import warnings
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from whisper_peft import runs
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
-from whisper_peft.model.from_pretrained import errors_only
 from whisper_peft.runtimes.onnx_runtime import DECODER, ENCODER, ONNX_FOLDER, QUANTIZED_SUFFIX, cross_attention_name
 
 if TYPE_CHECKING:
@@ -107,17 +107,15 @@ def _onnx_configs(config: WhisperConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's tracer, which warns of every branch, and optimum."""
-    from optimum.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    """Silence torch's tracer, which warns of every branch, and the advice of optimum and onnxruntime."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), errors_only():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(before)
+        logging.disable(before)
 
 
 def _move(exported: Path, name: str, models: Path) -> None:
@@ -134,15 +132,45 @@ def _quantize(part: Path, target: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(
-        part,
-        target,
-        op_types_to_quantize=_QUANTIZED_OPERATORS,
-        weight_type=QuantType.QUInt8,
-        use_external_data_format=_data_of(part).is_file(),
-        # The two ways through the merged decoder are subgraphs.
-        extra_options={"EnableSubgraph": True},
-    )
+    quantized = part.with_name("quantized.onnx")
+    is_large = _data_of(part).is_file()
+    _untie_output_layer(part)
+    with _quiet():
+        quantize_dynamic(
+            part,
+            quantized,
+            op_types_to_quantize=_QUANTIZED_OPERATORS,
+            weight_type=QuantType.QUInt8,
+            use_external_data_format=is_large,
+            # The two ways through the merged decoder are subgraphs.
+            extra_options={"EnableSubgraph": True},
+        )
+    _rewrite(quantized, target, is_large=is_large)
+
+
+def _untie_output_layer(part: Path) -> None:
+    """Give the output layer weights of its own, because onnxruntime quantises no product with a transposed weight."""
+    import onnx
+
+    model = onnx.load(str(part))
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    ways = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    transposed: dict[str, Any] = {}
+    for way in ways:
+        for node in list(way.node):
+            if node.op_type == "Transpose" and node.input[0] in weights:
+                array = onnx.numpy_helper.to_array(weights[node.input[0]]).T
+                transposed[node.output[0]] = onnx.numpy_helper.from_array(array.copy(), node.output[0])
+                way.node.remove(node)
+    model.graph.initializer.extend(transposed.values())
+    onnx.save(model, str(part), save_as_external_data=_data_of(part).is_file(), location="untied.data")
+
+
+def _rewrite(part: Path, target: Path, *, is_large: bool) -> None:
+    """Write a part in another place, with its weights in the file beside it that transformers.js expects."""
+    import onnx
+
+    onnx.save(onnx.load(str(part)), str(target), save_as_external_data=is_large, location=_data_of(target).name)
 
 
 def _data_of(part: Path) -> Path:
