@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_speech, make_tiny_model, make_wave
@@ -81,7 +82,7 @@ class Exported:
 
     folder: Path
     source: ModelToExport
-    model: object
+    model: Any
     preparation: Preparation
     runtime: OnnxWhisper
 
@@ -135,6 +136,8 @@ def test_the_folder_has_the_layout_of_transformers_js(exported):
     assert models == ["decoder_model_merged.onnx", "encoder_model.onnx"]
     page = json.loads((exported.folder / "generation_config.json").read_text())
     assert page["alignment_heads"] == [[2, 1], [3, 0]]
+    config = json.loads((exported.folder / "config.json").read_text())
+    assert config["transformers.js_config"] == {"dtype": "fp32"}
 
 
 @pytest.mark.onnx
@@ -237,7 +240,11 @@ def test_weights_in_a_file_of_their_own_move_with_the_folder(small, tmp_path, mo
     on_disk = {file.name for file in (made.folder / "onnx").iterdir()}
     assert on_disk == names | {f"{name}_data" for name in names}
     page = json.loads((made.folder / "config.json").read_text())
-    assert page["transformers.js_config"] == {"use_external_data_format": dict.fromkeys(names, 1)}
+    dtype = {"float32": "fp32", "int8": "q8"}[quantization]
+    assert page["transformers.js_config"] == {
+        "dtype": dtype,
+        "use_external_data_format": dict.fromkeys(sorted(names), 1),
+    }
     moved = Path(shutil.move(made.folder, tmp_path / "moved"))
     runtime = OnnxWhisper(Export(moved, FORMAT, quantization, ".", None, "transcribe", True, None))
     model, preparation, _ = load_model(small.folder)

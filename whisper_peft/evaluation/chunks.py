@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from whisper_peft.data.features import Preparation
-from whisper_peft.evaluation.generation import encode, generate
+from whisper_peft.evaluation.generation import encode, errors_only, generate
 from whisper_peft.evaluation.pieces import Decoding, finish_transcript, tokens_left
 from whisper_peft.model.build import whisper_of
-from whisper_peft.model.from_pretrained import errors_only
 
 # A chunk has a stride at either end, where its words are trusted least. It is this part of a window: 5 s of 30 s.
 STRIDES_IN_WINDOW = 6

@@ -11,7 +11,6 @@ from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.errors import UserError
 from whisper_peft.model.build import condense_silence, whisper_of
 from whisper_peft.model.devices import best_device
-from whisper_peft.model.from_pretrained import errors_only
 from whisper_peft.model.head import states_at, token_losses
 
 if TYPE_CHECKING:
@@ -224,3 +223,16 @@ def _text_tokens(ids: list[int], prefix: list[int], eot: int) -> list[int]:
     if eot in ids:
         ids = ids[: ids.index(eot)]
     return ids
+
+
+@contextlib.contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence transformers' warnings: at every batch, `generate` warns of limits and processors that it sets itself."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

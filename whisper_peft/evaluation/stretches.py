@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from whisper_peft.data.features import Preparation
+from whisper_peft.evaluation.generation import errors_only
 from whisper_peft.evaluation.pieces import Decoding, Piece, tokens_left
-from whisper_peft.model.from_pretrained import errors_only
 
 if TYPE_CHECKING:
     import numpy as np

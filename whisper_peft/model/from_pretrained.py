@@ -26,19 +26,6 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def errors_only() -> Iterator[None]:
-    """Silence transformers' warnings: at every batch, `generate` warns of limits and processors that it sets itself."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def load_or_explain(load: Callable[..., Any], source: str, what: str, **options: object) -> Any:
     """Call a from_pretrained function, and turn each failure that a user can cause into one clear line.
 

@@ -123,7 +123,7 @@ EXPORT_FORMATS = {
         Format(
             name="onnx",
             runtime="onnxruntime",
-            distribution="optimum-onnx",
+            distribution="onnxruntime",
             module="optimum.onnxruntime",
             extra="onnx",
             writer=("optimum.onnxruntime",),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.data.languages import LANGUAGES
 from whisper_peft.errors import UserError
-from whisper_peft.model.from_pretrained import errors_only
 from whisper_peft.runtimes.exports import Export
 from whisper_peft.runtimes.runtime import Request, RuntimeOutput, RuntimeSegment, RuntimeWord, n_threads
 
@@ -27,6 +29,19 @@ QUANTIZED_SUFFIX = "_quantized"
 def cross_attention_name(layer: int) -> str:
     """Return the name of the decoder's output with the cross-attention of a layer."""
     return f"cross_attentions.{layer}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence optimum, transformers and torch, which warn of file names, of branches and of their own defaults."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class OnnxWhisper:
@@ -51,7 +66,7 @@ class OnnxWhisper:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads()
         try:
-            with errors_only():
+            with quiet():
                 self.whisper = ORTModelForSpeechSeq2Seq.from_pretrained(
                     export.path,
                     use_merged=True,
@@ -80,7 +95,7 @@ class OnnxWhisper:
         if language is None and self.preparation.multilingual:
             language = self._detect_language(features["input_features"])
         options = self._options(request, language)
-        with errors_only():
+        with quiet():
             if request.word_times or len(wave) > self.preparation.window_samples:
                 output = self.whisper.generate(
                     **features,
@@ -118,7 +133,7 @@ class OnnxWhisper:
     def _detect_language(self, log_mel: torch.Tensor) -> str:
         """Return Whisper's code of the language of the first window."""
         n_frames = self.preparation.window_frames
-        with errors_only():
+        with quiet():
             (token,) = self.whisper.detect_language(log_mel[..., :n_frames], num_segment_frames=n_frames)
         return self.preparation.tokenizer.convert_ids_to_tokens(int(token))[2:-2]
 

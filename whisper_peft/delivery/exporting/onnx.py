@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft import runs
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
-from whisper_peft.runtimes.onnx_runtime import DECODER, ENCODER, ONNX_FOLDER, QUANTIZED_SUFFIX, cross_attention_name
+from whisper_peft.runtimes.onnx_runtime import (
+    DECODER,
+    ENCODER,
+    ONNX_FOLDER,
+    QUANTIZED_SUFFIX,
+    cross_attention_name,
+    quiet,
+)
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
@@ -54,6 +57,7 @@ class OnnxWriter:
                 else:
                     _move(exported, name, models)
         _copy_companions(source.folder, folder)
+        _configure_transformers_js(folder, "q8" if quantization == "int8" else "fp32")
         return "."
 
     def notes(self, source: ModelToExport, weights: str) -> list[str]:
@@ -69,7 +73,7 @@ def _export(source: ModelToExport, folder: Path) -> None:
     # The other implementations of attention do not return the attention.
     model.set_attn_implementation("eager")
     try:
-        with _quiet():
+        with quiet():
             onnx_export_from_model(
                 model,
                 output=folder,
@@ -105,19 +109,6 @@ def _onnx_configs(config: WhisperConfig) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's tracer, which warns of every branch, and the advice of optimum and onnxruntime."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _move(exported: Path, name: str, models: Path) -> None:
     """Move a part, and its weights if they lie in a file beside it."""
     for file in exported.glob(f"{name}.onnx*"):
@@ -125,22 +116,24 @@ def _move(exported: Path, name: str, models: Path) -> None:
 
 
 def _quantize(part: Path, target: Path) -> None:
-    """Write a part again with weights of 8 bits.
+    """Write a part again with int8 weights: 7 bits of each, with a scale for each column of a matrix.
 
-    The weights are unsigned. Signed ones overflow on processors without instructions for dot products of 8 bits, so
-    what the proof finds on one computer would not hold on another.
+    Products of 8 bits overflow on processors without instructions for them, so what the proof finds on one computer
+    would not hold on another. With 7 bits nothing overflows.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = part.with_name("quantized.onnx")
     is_large = _data_of(part).is_file()
     _untie_output_layer(part)
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             part,
             quantized,
             op_types_to_quantize=_QUANTIZED_OPERATORS,
-            weight_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
             use_external_data_format=is_large,
             # The two ways through the merged decoder are subgraphs.
             extra_options={"EnableSubgraph": True},
@@ -179,12 +172,24 @@ def _data_of(part: Path) -> Path:
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
-    """Copy everything but the weights, and tell transformers.js which parts have their weights in another file."""
+    """Copy everything but the weights."""
     for file in source.iterdir():
         if ".safetensors" not in file.name:
             shutil.copyfile(file, folder / file.name)
+
+
+def _configure_transformers_js(folder: Path, dtype: str) -> None:
+    """Tell transformers.js in config.json which files there are.
+
+    By itself it looks for int8 in a browser and for float32 in Node, and it expects no weights in files of their own.
+
+    Args:
+        folder: The export.
+        dtype: The name that transformers.js has for the type of the weights.
+    """
+    settings: dict[str, Any] = {"dtype": dtype}
     apart = [part.name for part in (folder / ONNX_FOLDER).glob("*.onnx") if _data_of(part).is_file()]
     if apart:
-        config = runs.read_json(folder / "config.json")
-        config["transformers.js_config"] = {"use_external_data_format": dict.fromkeys(sorted(apart), 1)}
-        runs.write_json(folder / "config.json", config)
+        settings["use_external_data_format"] = dict.fromkeys(sorted(apart), 1)
+    config = runs.read_json(folder / "config.json")
+    runs.write_json(folder / "config.json", {**config, "transformers.js_config": settings})
