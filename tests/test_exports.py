@@ -343,7 +343,7 @@ def test_evaluate_scores_an_export_in_its_runtime(export_folder, tmp_path, parro
     make_speech(tmp_path / "speech", 3)
     result = whisper_peft.evaluate(export_folder, tmp_path / "speech", output=tmp_path / "report")
     assert result.clips == 3 and result.cer > 0 and result.token_loss is None
-    assert result.runtime.startswith("faster-whisper 1.") and result.precision == "float32" and result.beams is None
+    assert result.runtime.startswith("faster-whisper (1.") and result.precision == "float32" and result.beams is None
     assert all(request == Request("hi") for request in parrot.requests)
     page = json.loads((tmp_path / "report" / "report.json").read_text())
     assert page["runtime"] == result.runtime

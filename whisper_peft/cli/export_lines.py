@@ -21,20 +21,13 @@ def export_lines(output: str, report: ExportReport) -> list[str]:
     if not report.proved:
         lines.append(f"  not proved: {report.runtime} is not installed")
     else:
-        lines.append(f"  proved in {_runtime_name(report)}, default decoding, on {report.checked_on}")
+        runtime = f"{report.runtime} ({report.runtime_version})"
+        lines.append(f"  proved in {runtime}, default decoding, on {report.checked_on}")
     for comparison in report.comparisons:
         lines += _comparison_lines(comparison, report.runtime)
     if report.encoder_gap is not None:
         lines.append(f"  largest difference of an encoder output: {report.encoder_gap:.1e} of the largest output")
     return lines + [f"  {note}" for note in report.notes]
-
-
-def _runtime_name(report: ExportReport) -> str:
-    """Return the runtime with its version, or with the package that brings it."""
-    version = report.runtime_version or ""
-    if version[:1].isdigit():
-        return f"{report.runtime} {version}"
-    return f"{report.runtime} ({version})"
 
 
 def _comparison_lines(comparison: SoundComparison, runtime: str) -> list[str]:

@@ -441,7 +441,7 @@ def _hear_in_runtime(listening: _Listening, exported: Export) -> _HeardSource:
         "beams": listening.beams,
         "window": "full",
         "precision": exported.quantization,
-        "runtime": f"{exported.format.runtime} {version}",
+        "runtime": f"{exported.format.runtime} ({version})",
     }
     return _HeardSource(dataset, clip_transcripts, scored, settings, began)
 

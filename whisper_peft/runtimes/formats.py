@@ -22,6 +22,8 @@ class Format:
         writer: Modules that write the format, beside those that whisper-peft always needs.
         precisions: Types of weights that are not quantised. The first one is the default.
         quantizations: Types of weights that are quantised.
+        holds: The package that the extra holds at an old version, in words; such an extra wants an environment of its
+            own. None if it holds none.
     """
 
     name: str
@@ -32,18 +34,26 @@ class Format:
     writer: tuple[str, ...]
     precisions: tuple[str, ...]
     quantizations: tuple[str, ...]
+    holds: str | None = None
 
     @property
-    def install(self) -> str:
-        """The command that installs everything that the format needs."""
-        return f'pip install "whisper-peft[{self.extra}]"'
+    def remedy(self) -> str:
+        """The end of a sentence about something that is missing: how to install everything that the format needs."""
+        package = f'"whisper-peft[{self.extra}]"'
+        if self.holds is None:
+            return f"pip install {package} installs it"
+        folder = f"{self.extra}-env"
+        return (
+            f"it wants an environment of its own, because it holds {self.holds}: python -m venv {folder}; "
+            f"{folder}/bin/pip install {package}"
+        )
 
     def runtime_version(self) -> str | None:
         """Return the version of the installed runtime; None if it is not installed.
 
         Where a package of another name brings the runtime, its name stands before the version, which is its own.
         """
-        if importlib.util.find_spec(self.module) is None:
+        if not _is_installed(self.module):
             return None
         version = importlib.metadata.version(self.distribution)
         if self.distribution == self.runtime:
@@ -69,9 +79,18 @@ class Format:
         Raises:
             UserError: It is not installed.
         """
-        missing = [module for module in self.writer if importlib.util.find_spec(module) is None]
+        missing = [module for module in self.writer if not _is_installed(module)]
         if missing:
-            raise UserError(f"--format {self.name}: {missing[0]} is not installed; {self.install} installs it.")
+            raise UserError(f"--format {self.name}: {missing[0]} is not installed; {self.remedy}.")
+
+
+def _is_installed(module: str) -> bool:
+    """Tell whether a module can be imported, or at least whether it is there."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # The package that the module would be in is missing.
+        return False
 
 
 EXPORT_FORMATS = {
@@ -110,12 +129,13 @@ EXPORT_FORMATS = {
         Format(
             name="onnx",
             runtime="onnxruntime",
-            distribution="optimum-onnx",
+            distribution="onnxruntime",
             module="optimum.onnxruntime",
             extra="onnx",
             writer=("optimum.onnxruntime",),
             precisions=("float32",),
             quantizations=("int8",),
+            holds="transformers below 4.58",
         ),
         Format(
             name="mlx",

@@ -15,9 +15,7 @@ def open_runtime(export: Export) -> Runtime:
     """
     format = export.format
     if format.runtime_version() is None:
-        raise UserError(
-            f"{export.folder}: {format.runtime}, which runs this model, is not installed; {format.install} installs it."
-        )
+        raise UserError(f"{export.folder}: {format.runtime}, which runs this model, is not installed; {format.remedy}.")
     if format.name == "ctranslate2":
         from whisper_peft.runtimes.faster_whisper_runtime import FasterWhisper
 
@@ -34,4 +32,8 @@ def open_runtime(export: Export) -> Runtime:
         from whisper_peft.runtimes.whisper_cpp_runtime import WhisperCpp
 
         return WhisperCpp(export)
+    if format.name == "onnx":
+        from whisper_peft.runtimes.onnx_runtime import OnnxWhisper
+
+        return OnnxWhisper(export)
     raise AssertionError(f"no runtime for {format.name}")

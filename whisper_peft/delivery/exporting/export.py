@@ -100,7 +100,7 @@ def export(
     if runtime_version is None and not unproved:
         raise UserError(
             f"--format {format}: {target.runtime}, which runs it, is not installed, so the export cannot be proved; "
-            f"{target.install} installs it. --unproved exports without a proof."
+            f"{target.remedy}. --unproved exports without a proof."
         )
     if find_export(model) is not None:
         raise UserError(f"{model}: exported already; name the run, adapter or model that it was made from.")

@@ -63,4 +63,8 @@ def writer_of(format: str) -> Writer:
         from whisper_peft.delivery.exporting.ggml import GgmlWriter
 
         return GgmlWriter()
+    if format == "onnx":
+        from whisper_peft.delivery.exporting.onnx import OnnxWriter
+
+        return OnnxWriter()
     raise AssertionError(f"no writer of {format}")

@@ -73,8 +73,7 @@ class MlxWriter:
 def _refuse_missing_mlx(quantization: str) -> None:
     if importlib.util.find_spec("mlx") is None:
         raise UserError(
-            f"--quantization {quantization}: mlx, which quantises, is not installed; {EXPORT_FORMATS['mlx'].install} "
-            "installs it."
+            f"--quantization {quantization}: mlx, which quantises, is not installed; {EXPORT_FORMATS['mlx'].remedy}."
         )
 
 
