@@ -34,7 +34,7 @@ TRANSFORMERS = "transformers"
 # The types of weights that are measured, the usual one of each format first.
 PLAN = {
     "ctranslate2": ("float16", "float32", "int8"),
-    "ggml": ("f16", "f32", "q8_0", "q5_0"),
+    "ggml": ("f16", "q8_0", "q5_0"),
     "openai": ("float16", "float32"),
     "onnx": ("float32", "int8"),
     "mlx": ("float16", "float32", "q8", "q4"),

@@ -145,6 +145,7 @@ def test_the_request_reaches_mlx_whisper(speaking, monkeypatch):
     monkeypatch.setattr(ModelHolder, "model_path", str(speaking[1].path))
     runtime = MlxWhisper(speaking[1])
     runtime.transcribe(make_wave(1.0), Request("ta", "translate", prompt="Wangari Maathai", beams=1))
+    assert asked.pop("fp16", True) is runtime.in_float16
     assert asked == {
         "language": "ta", "task": "translate", "word_timestamps": False, "initial_prompt": "Wangari Maathai"
     }  # fmt: skip

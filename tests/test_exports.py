@@ -113,6 +113,13 @@ def test_a_worse_error_rate_fails_if_its_interval_lies_above_zero():
     assert "at most 5 points" in find_failure(report_of(compared(SENTENCES, SENTENCES, much_worse)), quantized=True)
 
 
+def test_the_error_rate_of_a_few_outputs_does_not_fail():
+    few = SENTENCES[:4]
+    comparison = compared(few, few, [text.replace("sentence", "sentense") for text in few])
+    assert comparison.cer_difference[0] > 0
+    assert find_failure(report_of(comparison), quantized=False) is None
+
+
 def test_one_worse_clip_does_not_fail_because_the_interval_reaches_zero():
     worse = [*SENTENCES[:-1], SENTENCES[-1].replace("sentence", "s")]
     comparison = compared(SENTENCES, SENTENCES, worse)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class MlxWhisper:
     """A model in mlx-whisper: times, temperature fallback and thresholds, as the defaults of `transcribe` are.
 
-    The default computes in float16. mlx-whisper refuses float32 and bfloat16 there, so those compute in float32. On a
-    CPU, quantised models compute in float32, too, because mlx multiplies them 40 times slower in float16.
+    The default computes in float16. mlx-whisper refuses float32 and bfloat16 weights there, so those compute in
+    float32. On a CPU all models compute in float32, as in openai-whisper, because mlx has no fast float16 there.
 
     Args:
         export: The exported model.
@@ -34,7 +34,7 @@ class MlxWhisper:
 
         self.export = export
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
-        self.in_float16 = export.quantization == "float16" or (export.is_quantized and not on_cpu)
+        self.in_float16 = not on_cpu and export.quantization not in ("float32", "bfloat16")
         self.dtype = mx.float16 if self.in_float16 else mx.float32
         try:
             self.whisper = load_model(str(export.path), dtype=self.dtype)

@@ -17,6 +17,8 @@ ENDED_EARLY = 0.6
 CER_LIMIT = 0.01
 # The same for a quantised export.
 QUANTIZED_CER_LIMIT = 0.05
+# With fewer outputs, an interval says nothing about other clips, and only the faults of single outputs count.
+LEAST_FOR_ERROR_RATE = 5
 # Faults of single outputs: the key in the report, and the words for one output and for several.
 FAULTS = {
     "empty": ("is empty", "are empty"),
@@ -81,8 +83,11 @@ class SoundComparison:
         return self.runtime.cer - self.transformers.cer
 
     def is_worse_by(self, limit: float) -> bool:
-        """Tell whether the runtime's CER is worse by more than a limit, with the whole interval above zero."""
-        return self.cer_gap > limit and self.cer_difference[0] > 0
+        """Tell whether the runtime's CER is worse by more than a limit, with the whole interval above zero.
+
+        Fewer than `LEAST_FOR_ERROR_RATE` outputs do not tell.
+        """
+        return self.number >= LEAST_FOR_ERROR_RATE and self.cer_gap > limit and self.cer_difference[0] > 0
 
 
 @dataclass(frozen=True)
