@@ -15,7 +15,8 @@ import pytest
 from conftest import make_wave
 from openai_vocabulary import openai_tokenizer, save_checkpoint, save_processor_files, whisper_config
 
-from whisper_peft.delivery.exporting.ggml import GgmlWriter, ggml_name, pack_values
+from whisper_peft.delivery.exporting.ggml import GgmlWriter, pack_values
+from whisper_peft.delivery.exporting.openai_names import openai_name
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
 from whisper_peft.runtimes.exports import Export
@@ -458,12 +459,12 @@ def test_a_width_that_no_block_fits(sources, tmp_path):
     ],
 )
 def test_names_of_tensors(name, written_name):
-    assert ggml_name(name) == written_name
+    assert openai_name(name) == written_name
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_notes_name_the_heads_only_if_they_are_openai_s(sources, kind):
-    notes = GgmlWriter().notes(sources[kind], "ggml-model.bin")
+    notes = GgmlWriter().notes(sources[kind], "f16")
     assert "whisper-cli" in notes[0]
     assert not any("--dtw" in note for note in notes)
 
@@ -518,7 +519,7 @@ def test_published_heads_are_named_for_whisper_cli(tmp_path):
     source = ModelToExport(save_checkpoint("large-v3", tmp_path), "narrow")
     # The shape decides which heads are the published ones.
     source.config.d_model = 1280
-    assert any("--dtw large.v3," in note for note in GgmlWriter().notes(source, "ggml-model.bin"))
+    assert any("--dtw large.v3," in note for note in GgmlWriter().notes(source, "f16"))
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_types_that_mlx_whisper_refuses_by_default_are_transcribed(speaking, tmp
     writer = MlxWriter()
     (tmp_path / "export").mkdir()
     writer.write(speaking[0], tmp_path / "export", "float32")
-    (note,) = writer.notes(speaking[0], ".")
+    (note,) = writer.notes(speaking[0], "float32")
     assert "fp16=False" in note
     with pytest.raises(TypeError, match="incorrect dtype"):
         mlx_whisper.transcribe(make_wave(1.0), path_or_hf_repo=str(tmp_path / "export"), language="hi")

@@ -464,7 +464,7 @@ def test_27_an_export_is_loaded_and_compared_in_the_program_that_will_use_it(tin
         assert report.proved and report.encoder_gap < 1e-3
     # whisper.cpp has OpenAI's tokens built in, and would misread others.
     with pytest.raises(UserError, match=r"its vocabulary has \d+ tokens, and whisper.cpp knows only those of OpenAI"):
-        whisper_peft.export(tiny_model_30s, tmp_path / "ggml", **{**options, "format": "ggml", "quantization": "f32"})
+        whisper_peft.export(tiny_model_30s, tmp_path / "ggml", **{**options, "format": "ggml", "quantization": "f16"})
 
 
 def test_28_a_model_keeps_its_times_only_if_it_trains_on_timed_clips(tiny_model, tmp_path):

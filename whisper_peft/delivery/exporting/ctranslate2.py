@@ -27,6 +27,6 @@ class CTranslate2Writer:
             raise UserError(f"{source.name}: CTranslate2 does not convert it: {error}.") from None
         return "."
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Return nothing: faster-whisper reads all that it needs from the folder."""
         return []

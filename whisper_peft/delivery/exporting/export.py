@@ -144,7 +144,7 @@ def export(
                 size=size,
                 proved=runtime_version is not None,
                 **{field.name: getattr(proof, field.name) for field in dataclasses.fields(proof)},
-                notes=tuple(writer.notes(source, weights)),
+                notes=tuple(writer.notes(source, quantization)),
             )
             runs.write_json(folder / EXPORT_REPORT, report.as_dict())
             runs.write_json(folder / PROVENANCE, known)

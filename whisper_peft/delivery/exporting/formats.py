@@ -35,12 +35,12 @@ class Writer(Protocol):
         """
         ...
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Return what the user should know when running the export, one sentence each.
 
         Args:
             source: The model.
-            weights: What `write` returned.
+            quantization: The type of the weights.
         """
         ...
 

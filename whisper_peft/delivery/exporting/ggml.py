@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from whisper_peft.delivery.exporting.openai_names import openai_name
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
 from whisper_peft.model.generation_defaults import published_alignment_heads
@@ -26,24 +26,6 @@ if TYPE_CHECKING:
 
 # The name that whisper.cpp's own converters give to their file.
 GGML_WEIGHTS = "ggml-model.bin"
-# Parts of transformers' names and of those in a ggml file. The first one that matches is replaced.
-_LAYER_PARTS = {
-    r"self_attn_layer_norm\.": "attn_ln.",
-    r"encoder_attn_layer_norm\.": "cross_attn_ln.",
-    r"final_layer_norm\.": "mlp_ln.",
-    r"self_attn\.": "attn.",
-    r"encoder_attn\.": "cross_attn.",
-    r"fc1\.": "mlp.0.",
-    r"fc2\.": "mlp.2.",
-}
-_PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
-_OUTER_PARTS = {
-    "encoder.layer_norm.": "encoder.ln_post.",
-    "decoder.layer_norm.": "decoder.ln.",
-    "encoder.embed_positions.weight": "encoder.positional_embedding",
-    "decoder.embed_positions.weight": "decoder.positional_embedding",
-    "decoder.embed_tokens.": "decoder.token_embedding.",
-}
 # The --dtw of whisper-cli for each of OpenAI's shapes: width, decoder layers, vocabulary.
 _DTW_PRESETS = {
     (384, 4, 51864): "tiny.en",
@@ -89,15 +71,12 @@ class GgmlWriter:
             _write_tensors(file, source, expected_tensors(header, weights))
         return GGML_WEIGHTS
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Say which command runs the file, and how to get good times of words."""
-        notes = [f"whisper-cli -m {weights} -f AUDIO transcribes with it."]
+        notes = [f"whisper-cli -m {GGML_WEIGHTS} -f AUDIO transcribes with it."]
         if source.preparation.multilingual:
-            language = getattr(source.generation_config, "language", None) or "auto"
-            notes = [
-                f"whisper-cli -m {weights} -l {language} -f AUDIO transcribes with it; without -l, whisper-cli takes "
-                "every recording for English."
-            ]
+            command = f"whisper-cli -m {GGML_WEIGHTS} -l {source.language or 'auto'} -f AUDIO"
+            notes = [f"{command} transcribes with it; without -l, whisper-cli takes every recording for English."]
         preset = _dtw_preset_of(source)
         if preset is not None:
             notes.append(
@@ -157,7 +136,7 @@ def _write_tensors(file: BinaryIO, source: ModelToExport, expected: dict[str, Gg
     Raises:
         UserError: The model has other tensors than whisper.cpp, one with another shape, or a value beyond float16.
     """
-    tensors = {ggml_name(name): tensor for name, tensor in source.tensors().items()}
+    tensors = {openai_name(name) or name: tensor for name, tensor in source.tensors().items()}
     odd = sorted(tensors.keys() ^ expected.keys())
     if odd:
         raise UserError(f"{source.name}: whisper.cpp and the model do not both have a tensor {odd[0]}.")
@@ -178,30 +157,6 @@ def _write_tensors(file: BinaryIO, source: ModelToExport, expected: dict[str, Gg
         file.write(np.array(target.shape[::-1], dtype="<i4").tobytes())
         file.write(encoded)
         file.write(data)
-
-
-def ggml_name(name: str) -> str:
-    """Return the name that a tensor of transformers has in a ggml file.
-
-    Example:
-        >>> ggml_name("model.decoder.layers.3.encoder_attn.k_proj.weight")
-        'decoder.blocks.3.cross_attn.key.weight'
-    """
-    name = name.removeprefix("model.")
-    parts = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", name)
-    if parts is None:
-        for before, after in _OUTER_PARTS.items():
-            if name.startswith(before):
-                return after + name.removeprefix(before)
-        return name
-    inner = parts[3]
-    for before, after in _LAYER_PARTS.items():
-        inner, n_replaced = re.subn(f"^{before}", after, inner)
-        if n_replaced:
-            break
-    for before, after in _PROJECTIONS.items():
-        inner = inner.replace(before, after)
-    return f"{parts[1]}.blocks.{parts[2]}.{inner}"
 
 
 def _as_array(tensor: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray | None:

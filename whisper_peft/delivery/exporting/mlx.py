@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_peft import runs
-from whisper_peft.delivery.exporting.openai_names import openai_sizes, openai_tensors, refuse_other_architecture
+from whisper_peft.delivery.exporting.openai_names import openai_sizes, openai_tensors
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.errors import UserError
 from whisper_peft.runtimes.formats import EXPORT_FORMATS
@@ -30,15 +30,10 @@ _SINUSOID_TOLERANCE = 0.01
 class MlxWriter:
     """Writes the format of mlx-whisper; see `Writer`. The runtime has tokens and window built in."""
 
-    def __init__(self) -> None:
-        # The type of the weights that were written last.
-        self._quantization: str | None = None
-
     def check(self, source: ModelToExport) -> None:
         """Refuse a model that mlx-whisper would misread, or computes in another way; see `Writer.check`."""
         format = EXPORT_FORMATS["mlx"]
         source.check_openai_layout(format.name, format.runtime)
-        refuse_other_architecture(source, format.runtime)
 
     def write(self, source: ModelToExport, folder: Path, quantization: str) -> str:
         """Write config and weights; see `Writer.write`.
@@ -49,13 +44,12 @@ class MlxWriter:
         from safetensors.numpy import save as save_arrays
         from safetensors.torch import save as save_tensors
 
-        self._quantization = quantization
         config: dict[str, object] = {"model_type": "whisper", **openai_sizes(source.config)}
         if quantization in _BITS:
             _refuse_missing_mlx(quantization)
             arrays = {name: tensor.numpy() for name, tensor in _mlx_tensors(source, _REST).items()}
             config["quantization"] = {"group_size": _GROUP_SIZE, "bits": _BITS[quantization]}
-            content = save_arrays(_quantize(arrays, source.name, quantization))
+            content = save_arrays(_quantize_arrays(arrays, source.name, quantization))
         else:
             content = save_tensors(_mlx_tensors(source, quantization))
         runs.write_json(folder / "config.json", config)
@@ -63,11 +57,11 @@ class MlxWriter:
         (folder / "weights.safetensors").write_bytes(content)
         return "."
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Say which argument float32 and bfloat16 need, which mlx-whisper refuses by default; see `Writer.notes`."""
-        if self._quantization not in ("float32", "bfloat16"):
+        if quantization not in ("float32", "bfloat16"):
             return []
-        return [f"mlx-whisper takes {self._quantization} with fp16=False, and with --fp16 False on its command line."]
+        return [f"mlx-whisper takes {quantization} with fp16=False, and with --fp16 False on its command line."]
 
 
 def _refuse_missing_mlx(quantization: str) -> None:
@@ -117,7 +111,7 @@ def _refuse_other_sinusoids(source: ModelToExport, positions: torch.Tensor) -> N
         )
 
 
-def _quantize(arrays: dict[str, np.ndarray], name: str, quantization: str) -> dict[str, np.ndarray]:
+def _quantize_arrays(arrays: dict[str, np.ndarray], name: str, quantization: str) -> dict[str, np.ndarray]:
     """Quantise the token embedding and all linear layers, as `mlx.nn.quantize` does.
 
     Args:

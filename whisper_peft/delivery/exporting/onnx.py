@@ -53,14 +53,14 @@ class OnnxWriter:
             _export(source, exported)
             for name in (ENCODER, DECODER):
                 if quantization == "int8":
-                    _quantize(exported / f"{name}.onnx", models / f"{name}{QUANTIZED_SUFFIX}.onnx")
+                    _quantize_part(exported / f"{name}.onnx", models / f"{name}{QUANTIZED_SUFFIX}.onnx")
                 else:
                     _move(exported, name, models)
         _copy_companions(source.folder, folder)
         _configure_transformers_js(folder, "q8" if quantization == "int8" else "fp32")
         return "."
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Return nothing: optimum and transformers.js read all that they need from the folder."""
         return []
 
@@ -115,7 +115,7 @@ def _move(exported: Path, name: str, models: Path) -> None:
         shutil.move(file, models / file.name)
 
 
-def _quantize(part: Path, target: Path) -> None:
+def _quantize_part(part: Path, target: Path) -> None:
     """Write a part again with int8 weights: 7 bits of each, with a scale for each column of a matrix.
 
     Products of 8 bits overflow on processors without instructions for them, so what the proof finds on one computer

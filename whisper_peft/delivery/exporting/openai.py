@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whisper_peft.delivery.exporting.openai_names import openai_sizes, openai_tensors, refuse_other_architecture
+from whisper_peft.delivery.exporting.openai_names import openai_sizes, openai_tensors
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.runtimes.formats import EXPORT_FORMATS
 from whisper_peft.runtimes.openai_whisper_runtime import alignment_dump
@@ -20,7 +20,6 @@ class OpenAIWriter:
         """Refuse a model that openai-whisper would misread, or computes in another way; see `Writer.check`."""
         format = EXPORT_FORMATS["openai"]
         source.check_openai_layout(format.name, format.runtime)
-        refuse_other_architecture(source, format.runtime)
 
     def write(self, source: ModelToExport, folder: Path, quantization: str) -> str:
         """Write the sizes as integers and the weights as tensors, and nothing else; see `Writer.write`."""
@@ -32,7 +31,7 @@ class OpenAIWriter:
             torch.save(page, file)
         return MODEL_FILE
 
-    def notes(self, source: ModelToExport, weights: str) -> list[str]:
+    def notes(self, source: ModelToExport, quantization: str) -> list[str]:
         """Say how to set the alignment heads, which the file cannot hold; see `Writer.notes`."""
         heads = source.alignment_heads
         if not heads:

@@ -1,4 +1,4 @@
-"""A Whisper in the layout of openai-whisper, which mlx-whisper shares: its sizes, and the names of its tensors."""
+"""A Whisper in the layout of openai-whisper: its sizes, and the names of its tensors. ggml and MLX share them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import WhisperConfig
 
-# The feed-forward layers are so many times as wide as the model; openai-whisper has the factor built in.
-_FEED_FORWARD_FACTOR = 4
 _EMBEDDING = "model.decoder.embed_tokens.weight"
 # Modules and tensors outside of the layers.
 _OUTSIDE = {
@@ -59,33 +57,6 @@ def openai_sizes(config: WhisperConfig) -> dict[str, int]:
         "n_text_head": config.decoder_attention_heads,
         "n_text_layer": config.decoder_layers,
     }
-
-
-def refuse_other_architecture(source: ModelToExport, runtime: str) -> None:
-    """Refuse a model whose config asks for something that openai-whisper computes in another way.
-
-    Args:
-        source: The model.
-        runtime: Name of the runtime, for the message.
-
-    Raises:
-        UserError: The feed-forward layers have another width, or the activation or the embedding is another one.
-    """
-    config = source.config
-    width = _FEED_FORWARD_FACTOR * config.d_model
-    built_in = {
-        "encoder_ffn_dim": width,
-        "decoder_ffn_dim": width,
-        "activation_function": "gelu",
-        "scale_embedding": False,
-    }
-    for field, expected in built_in.items():
-        value = getattr(config, field)
-        if value != expected:
-            raise UserError(
-                f"{source.name}: {field} is {value}, and {runtime} always computes with {expected}; take --format "
-                "ctranslate2 or onnx."
-            )
 
 
 def openai_name(name: str) -> str | None:
