@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -190,7 +191,8 @@ def test_ctranslate2_hears_what_transformers_hears(kind, tmp_path, monkeypatch):
     assert gap < 1e-3
     page = json.loads((folder / "config.json").read_text())
     assert [list(pair) for pair in page["alignment_heads"]] == export.alignment_heads
-    assert len(page["lang_ids"]) == {"base": 99, "base.en": 0, "large-v3": 100}[kind]
+    if kind != "base.en":
+        assert len(page["lang_ids"]) == {"base": 99, "large-v3": 100}[kind]
     prompt = preparation.prefix(None if kind == "base.en" else "hi")
     expected = first_tokens_in_transformers(loaded, preparation, prompt, make_wave(2.0))
     assert first_tokens_in_ctranslate2(runtime.whisper, prompt, preparation, make_wave(2.0)) == expected
@@ -289,12 +291,10 @@ def test_a_damaged_model_is_refused_and_nothing_is_written(damage, tiny_model_30
 
 
 def test_every_format_has_an_extra_of_its_own():
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    needed = importlib.metadata.requires("whisper-peft")
     for format in EXPORT_FORMATS.values():
-        names = " ".join(project["optional-dependencies"][format.extra])
-        assert format.distribution in names
+        of_extra = [line for line in needed if f'extra == "{format.extra}"' in line or f"'{format.extra}'" in line]
+        assert any(format.module.split(".")[0] in line.replace("-", "_") for line in of_extra), of_extra
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from whisper_peft.errors import UserError
+from whisper_peft.model.weights import read_header
 from whisper_peft.runtimes.exports import Export
 from whisper_peft.runtimes.openai_whisper_runtime import first_sentence, openai_segments
 from whisper_peft.runtimes.runtime import Request, RuntimeOutput
@@ -37,8 +38,10 @@ class MlxWhisper:
         self.in_float16 = not on_cpu and export.quantization not in ("float32", "bfloat16")
         self.dtype = mx.float16 if self.in_float16 else mx.float32
         try:
+            # Older versions of mlx do not notice that a file is cut off.
+            read_header([export.path / "weights.safetensors"])
             self.whisper = load_model(str(export.path), dtype=self.dtype)
-        except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        except (UserError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
             raise UserError(
                 f"{export.folder}: mlx-whisper does not load it ({first_sentence(error)}); export it again."
             ) from None
