@@ -313,8 +313,8 @@ def table() -> None:
             continue
         line = f"{setting.name:44} loss {result['token_loss']:.3f}"
         for part in ("single", "joined"):
-            for name, found in result[part].items():
-                line += f" | {part} {name}: {100 * found['cer']:.1f} ({found['stopped_early']})"
+            for name, scores in result[part].items():
+                line += f" | {part} {name}: {100 * scores['cer']:.1f} ({scores['stopped_early']})"
         baseline = results.get(Setting(setting.data, 0.0, 0.0, setting.seed).name)
         if baseline and baseline is not result:
             low, high = whisper_peft.paired_interval(
@@ -340,13 +340,15 @@ def table() -> None:
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--table", "only_table", is_flag=True)
-@click.option("--only", default="", help="Run the settings whose names begin so.")
+@click.option("--only", default="", help="Run the setting of this name, or else those whose names begin so.")
 def main(work: Path, only_table: bool, only: str) -> None:
     shared = Path(os.environ.get("WHISPER_PEFT_SHARED", HERE.parent.parent / "shared")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     if not only_table:
+        names = {setting.name for setting in planned()}
         for setting in planned():
-            if setting.name.startswith(only) and not (RESULTS / f"{setting.name}.json").exists():
+            is_chosen = setting.name == only if only in names else setting.name.startswith(only)
+            if is_chosen and not (RESULTS / f"{setting.name}.json").exists():
                 one_run(work, shared, setting)
     table()
 
