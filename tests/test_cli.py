@@ -49,7 +49,10 @@ def calls_of(page: Path, run: Path, speech: Path, folder: Path) -> dict[str, lis
         "plan": ["plan", page, "--gpu-memory", "8GB"],
         "evaluate": ["evaluate", run, speech / "test", "--max-clips", 2, "--output", folder / "report"],
         "merge": ["merge", run, folder / "merged", "--dtype", "float32"],
-        "export": ["export", page.parent / "30s", folder / "exported", "--format", "ctranslate2", "--clips", 1],
+        "export": [
+            *("export", page.parent / "30s", folder / "exported", "--format", "ctranslate2"),
+            *("--clips", 5, "--check", speech / "test", "--language", "hi"),
+        ],
         "transcribe": ["transcribe", run, speech / "test" / "0.wav", speech / "test" / "1.wav"],
         "demo": ["demo", run],
         "publish": ["publish", run, "me/whisper-test", "--base", "openai/whisper-tiny", "--dry-run"],

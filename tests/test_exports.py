@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -15,8 +16,11 @@ from openai_vocabulary import save_checkpoint
 
 import whisper_peft
 from whisper_peft import UserError
+from whisper_peft.delivery.card import CardWords
 from whisper_peft.delivery.exporting import export as export_module
+from whisper_peft.delivery.exporting.proof import load_recordings
 from whisper_peft.delivery.exporting.report import ExportReport, compare, find_failure
+from whisper_peft.delivery.publishing import pack_export
 from whisper_peft.evaluation import exported
 from whisper_peft.runtimes.exports import find_export
 from whisper_peft.runtimes.formats import EXPORT_FORMATS
@@ -114,11 +118,14 @@ def test_a_worse_error_rate_fails_if_its_interval_lies_above_zero():
     assert "at most 5 points" in find_failure(report_of(compared(SENTENCES, SENTENCES, much_worse)), quantized=True)
 
 
-def test_the_error_rate_of_a_few_outputs_does_not_fail():
+def test_the_error_rate_of_a_few_outputs_fails_only_above_ten_points():
     few = SENTENCES[:4]
     comparison = compared(few, few, [text.replace("sentence", "sentense") for text in few])
     assert comparison.cer_difference[0] > 0
     assert find_failure(report_of(comparison), quantized=False) is None
+    comparison = compared(few, few, [text.replace("sentence", "sen") for text in few])
+    assert comparison.new_faults == []
+    assert "at most 10 points" in find_failure(report_of(comparison), quantized=False)
 
 
 def test_one_worse_clip_does_not_fail_because_the_interval_reaches_zero():
@@ -228,11 +235,26 @@ def test_an_export_is_proved_and_its_report_has_both_sides(tiny_model_30s, speec
     )
     clips, *recordings = report.comparisons
     assert report.proved and clips.number == 4 and clips.sound == "clips"
-    assert report.checked_on == "4 clips of test (--check)" and report.language == "hi"
+    assert report.checked_on == "4 clips and 1 joined recordings of test (--check)" and report.language == "hi"
     assert [recording.sound for recording in recordings] == ["recordings"]
     assert set(done) == {len(done)}
-    assert "Proving in faster-whisper on 4 clips of test (--check)." in said
+    assert "Proving in faster-whisper on 4 clips and 1 joined recordings of test (--check)." in said
     assert json.loads((tmp_path / "out" / "export_report.json").read_text()) == json.loads(json.dumps(report.as_dict()))
+
+
+def test_recordings_are_filled_with_clips_of_one_speaker_as_long_as_there_are_enough(tiny_model_30s, tmp_path):
+    make_speech(tmp_path / "speech", 24, seconds=(2.0, 4.0))
+    rows = whisper_peft.load_source(str(tmp_path / "speech"))
+    voices = ["a"] * 10 + ["b"] * 10 + [f"voice {number}" for number in range(4)]
+    rows = [dataclasses.replace(row, speaker=voice) for row, voice in zip(rows, voices, strict=True)]
+    dataset = whisper_peft.SpeechDataset(rows, whisper_peft.load_preparation(tiny_model_30s), language="hi")
+    recordings = load_recordings(dataset, 6)
+    lengths_s = [len(recording.wave) / 16000 for recording in recordings]
+    assert len(recordings) >= 3 and max(lengths_s) <= 25 and all(length_s > 15 for length_s in lengths_s[:2])
+    numbers = [[int(text) for text in recording.text.split() if text.isdigit()][1::2] for recording in recordings]
+    assert {voices[number] for number in numbers[0]} == {"a"} and {voices[number] for number in numbers[1]} == {"b"}
+    spoken = [number for of_recording in numbers for number in of_recording]
+    assert len(spoken) == len(set(spoken)) >= 20
 
 
 def test_a_failed_proof_leaves_nothing_behind(tiny_model_30s, speech, tmp_path, monkeypatch):
@@ -260,6 +282,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny_model_30s, tmp_path, monkeypatch
 def test_wrong_wishes_get_one_line_each(tiny_model_30s, tmp_path, without_runtime, export_folder):
     wishes = {
         "--quantization int7: ctranslate2 has float16, ": {"format": "ctranslate2", "quantization": "int7"},
+        "--clips 4: at least 5 clips make a proof": {"format": "ctranslate2", "clips": 4},
         "--format gguf: expected one of ctranslate2, ggml": {"format": "gguf"},
         "faster-whisper, which runs it, is not installed, so the export cannot be proved": {"format": "ctranslate2"},
     }
@@ -316,7 +339,7 @@ def test_transcribe_runs_an_export_in_its_runtime(export_folder, tmp_path, parro
         "reached_limit": False,
         "language": "hi",
     }
-    assert parrot.requests == [Request("hi", "transcribe", "Asha", False, None)]
+    assert parrot.requests == [Request("hi", "transcribe", "Asha")]
     (timed,) = whisper_peft.transcribe(
         export_folder, [tmp_path / "a.wav"], word_times=True, beams=3, language="auto", output=tmp_path / "texts"
     )
@@ -328,7 +351,7 @@ def test_transcribe_runs_an_export_in_its_runtime(export_folder, tmp_path, parro
     }
     assert timed["language"] == "ta"
     assert (tmp_path / "texts" / "a.txt").read_text(encoding="utf-8").split() == ["एक", "दो"]
-    assert parrot.requests[1] == Request(None, "transcribe", None, True, 3)
+    assert parrot.requests[1] == Request(None, "transcribe", None, True, 3, times=True)
 
 
 def test_options_that_only_transformers_has_are_refused_for_an_export(export_folder, speech, tmp_path, parrot):
@@ -358,14 +381,52 @@ def test_evaluate_scores_an_export_in_its_runtime(export_folder, tmp_path, parro
     assert [json.loads(line)["prediction"] for line in lines] == ["एक दो"] * 3
 
 
+def test_evaluate_takes_the_languages_of_the_rows_for_an_export_of_several_languages(export_folder, tmp_path, parrot):
+    folder = tmp_path / "export"
+    shutil.copytree(export_folder, folder)
+    page = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**page, "language": None}))
+    make_speech(tmp_path / "speech", 2)
+    with pytest.raises(UserError, match="does not say which language"):
+        whisper_peft.evaluate(folder, tmp_path / "speech")
+    rows = [{"audio": str(tmp_path / "speech" / f"{n}.wav"), "text": "एक दो", "language": "ta"} for n in range(2)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    assert whisper_peft.evaluate(folder, tmp_path / "rows.jsonl").cer == 0
+    assert parrot.requests == [Request("ta"), Request("ta")]
+
+
+def test_evaluate_cleans_references_of_an_export_as_in_its_run(export_folder, tmp_path, parrot):
+    folder = tmp_path / "export"
+    shutil.copytree(export_folder, folder)
+    (folder / "whisper_peft.json").write_text(json.dumps({"recipe": {"data": {"text": {"remove_punctuation": True}}}}))
+    make_speech(tmp_path / "speech", 1)
+    (tmp_path / "speech" / "metadata.csv").write_text("file_name,transcription\n0.wav,एक! दो?\n", encoding="utf-8")
+    assert whisper_peft.evaluate(folder, tmp_path / "speech").cer == 0
+
+
 def test_a_damaged_export_gets_one_line(export_folder, tmp_path):
     folder = tmp_path / "export"
     shutil.copytree(export_folder, folder)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(tokenizer[:1000])
+    with pytest.raises(UserError, match="faster-whisper does not load it"):
+        open_runtime(find_export(folder))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer.json: gone"):
+        open_runtime(find_export(folder))
+    (folder / "tokenizer.json").write_bytes(tokenizer)
     (folder / "model.bin").write_bytes(b"none")
     with pytest.raises(UserError, match="faster-whisper does not load it"):
         open_runtime(find_export(folder))
-    (folder / "export.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match="damaged; export the model again"):
+    page = json.loads((folder / "export.json").read_text())
+    strange = [{"format": "other"}, {"language": 5}, {"weights": "a\0b"}, {"alignment_heads": [[1]]}, {"task": "sing"}]
+    for change in strange:
+        (folder / "export.json").write_text(json.dumps({**page, **change}))
+        with pytest.raises(UserError, match="damaged; export the model again"):
+            find_export(folder)
+    (folder / "export.json").write_text(json.dumps({**page, "weights": "../../model.bin"}))
+    with pytest.raises(UserError, match="gone; export the model again"):
         find_export(folder)
 
 
@@ -375,10 +436,18 @@ def test_an_export_is_published_in_the_layout_of_its_loader_with_the_proof(expor
     comparison = compared(SENTENCES, SENTENCES, SENTENCES)
     report = json.loads((folder / "export_report.json").read_text())
     report |= report_of(comparison).as_dict() | {"runtime": "faster-whisper", "runtime_version": "1.2.1"}
+    report["comparisons"][0]["texts"] = [{"reference": "a secret"}]
     (folder / "export_report.json").write_text(json.dumps(report))
+    (folder / "eval").mkdir()
+    (folder / "eval" / "transcripts.jsonl").write_text("a secret")
+    (folder / "notes.txt").write_text("a secret")
     published = whisper_peft.publish(folder, "me/hindi-ct2", dry_run=True, base="openai/whisper-tiny")
     names = {file.name for file in published.files}
     assert published.kind == "export"
+    assert not names & {"notes.txt", "eval/transcripts.jsonl", "whisper_peft.json"}
+    package = pack_export(find_export(folder), "me/hindi-ct2", CardWords(), base="openai/whisper-tiny")
+    (public,) = (file.content for file in package.files if file.name == "export_report.json")
+    assert b"secret" not in public and b"cer_difference" in public
     assert {"model.bin", "config.json", "tokenizer.json", "export.json", "README.md"} <= names
     assert 'WhisperModel("me/hindi-ct2").transcribe("recording.wav", language="hi")' in published.card
     assert "library_name: ctranslate2" in published.card and "| 16 clips | faster-whisper | 0.0% | 0.0% |" in (

@@ -56,7 +56,7 @@ ROOMS = {
         "facts", "fitting", "planning", "resuming", "first_look", "prepare", "starting", "scorer", "session", "train",
     ),
     "delivery": (
-        "check_clips", "provenance", "merging", "exporting.source", "exporting.ctranslate2",
+        "check_clips", "provenance", "merging", "loaded_files", "exporting.source", "exporting.ctranslate2",
         "exporting.openai_names", "exporting.ggml", "exporting.openai", "exporting.onnx", "exporting.mlx",
         "exporting.formats",
         "exporting.report", "exporting.proof", "exporting.export", "card", "repository", "publishing", "pushing",

@@ -34,6 +34,8 @@ METRICS = "metrics.jsonl"
 LEFT_OUT = "left_out.jsonl"
 # The scored clips, each with its reference and its prediction. An evaluation writes this file, too.
 TRANSCRIPTS = "transcripts.jsonl"
+# In a merged folder or an export: how the model was trained. Its card is written from it.
+PROVENANCE = "whisper_peft.json"
 CHECKPOINTS = "checkpoints"
 # The result of a run: one of these two.
 ADAPTER = "adapter"

@@ -389,7 +389,7 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 )
 @click.option("--quantization", metavar="TYPE", help="Type of the weights (default: the format's usual one).")
 @click.option("--check", metavar="SRC", help="Clips to prove the export on (default: the run's).")
-@click.option("--clips", type=AT_LEAST_1, help="Largest number of clips to prove it on (default: 16).")
+@click.option("--clips", type=AT_LEAST_1, help="Largest number of clips to prove it on, 5 or more (default: 16).")
 @click.option("--base", help=BASE_HELP)
 @click.option("--language", help="Language of the clips, if nothing else names it.")
 @click.option("--unproved", is_flag=True, help="Export although the runtime is not installed, without a proof.")
@@ -429,7 +429,9 @@ def export(out: Printer, model: str, output: str, **options) -> None:
 )
 @click.option("--word-times", is_flag=True, help="Find out when each word is spoken.")
 @click.option(
-    "--prompt", metavar="TEXT", help="Names and jargon as they are spelt. The model reads it at every window."
+    "--prompt",
+    metavar="TEXT",
+    help="Names and jargon as they are spelt. The model reads it at every window; an export, at the first one.",
 )
 @click.option("--chunked", is_flag=True, help="Cut long recordings into overlapping chunks: quicker, less exact.")
 @click.option("--batch-size", type=ClipsAtOnce(), default="auto", show_default=True, help="Recordings at a time.")

@@ -12,7 +12,7 @@ from whisper_peft.data.collator import SpeechCollator
 from whisper_peft.data.dataset import Example, SpeechDataset
 from whisper_peft.data.features import IGNORED, Preparation
 from whisper_peft.delivery.check_clips import find_check_rows
-from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of
+from whisper_peft.delivery.provenance import MERGE_REPORT, known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.generation import encode, full_limit, generate
 from whisper_peft.evaluation.metrics import score
@@ -219,7 +219,7 @@ def merge(
             quantized=quantized,
         )
         runs.write_json(folder / MERGE_REPORT, report.as_dict())
-        runs.write_json(folder / PROVENANCE, known)
+        runs.write_json(folder / runs.PROVENANCE, known)
         if not report.passed:
             raise UserError(
                 f"{output}: not written: merged and unmerged differ by {report.logit_gap:.2e} in logits "

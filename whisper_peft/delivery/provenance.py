@@ -12,8 +12,6 @@ from whisper_peft.recipe_dicts import as_dict
 from whisper_peft.recipe_files import PACKAGE, PACKAGE_PREFIX, load_recipe
 from whisper_peft.training.facts import warn_of_recordings
 
-# In a merged folder: how the adapter was trained. Its card is written from it.
-PROVENANCE = "whisper_peft.json"
 # In a merged folder: how close the merged model is to the adapter.
 MERGE_REPORT = "merge_report.json"
 
@@ -44,8 +42,8 @@ def known_provenance(folder: Path, run: Path | None) -> dict[str, Any]:
         run = folder.parent
     if run is not None:
         return provenance(run)
-    if (folder / PROVENANCE).is_file():
-        return runs.read_json(folder / PROVENANCE)
+    if (folder / runs.PROVENANCE).is_file():
+        return runs.read_json(folder / runs.PROVENANCE)
     if (folder / BASE_FACTS).is_file():
         return {"base": without_paths(runs.read_json(folder / BASE_FACTS))}
     return {}

@@ -11,42 +11,36 @@ from typing import Any
 
 from whisper_peft import runs
 from whisper_peft.delivery.card import CardWords, Subject, write_card
-from whisper_peft.delivery.provenance import MERGE_REPORT, PROVENANCE, known_provenance, warning_of, without_paths
+from whisper_peft.delivery.loaded_files import LOADED_FILES
+from whisper_peft.delivery.provenance import MERGE_REPORT, known_provenance, warning_of, without_paths
 from whisper_peft.delivery.repository import CARD, RepoFile, check_base, check_login, check_repo_name, look_into, send
 from whisper_peft.errors import UserError
 from whisper_peft.model.adapter_configs import ADAPTER_CONFIG
-from whisper_peft.model.configs import GENERATION_CONFIG
 from whisper_peft.model.extractor import PREPROCESSOR, PROCESSOR
-from whisper_peft.model.identity import BASE_FACTS, WEIGHTS_INDEX
+from whisper_peft.model.identity import BASE_FACTS
 from whisper_peft.model.locating import Located, locate
 from whisper_peft.model.weight_checks import check_weights
 from whisper_peft.recipe_files import HUB_PREFIX
-from whisper_peft.runtimes.exports import EXPORT_REPORT, Export, find_export
+from whisper_peft.runtimes.exports import EXPORT, EXPORT_REPORT, PROCESSOR_FOLDER, Export, find_export
 
-# All that a loader asks for beside the weights. What else lies there was not made to be seen by others.
-LOADED_FILES = frozenset(
-    {
-        "config.json",
-        GENERATION_CONFIG,
-        ADAPTER_CONFIG,
-        BASE_FACTS,
-        PREPROCESSOR,
-        PROCESSOR,
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "merges.txt",
-        "normalizer.json",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        WEIGHTS_INDEX,
-    }
-)
 # A folder needs one file of each pair to load alone.
 NEEDED_FILES = {
     "feature extractor": {PREPROCESSOR, PROCESSOR},
     "tokenizer": {"tokenizer.json", "vocab.json"},
 }
+# Files at the top of an export, beside those of its model in the layout of transformers.
+EXPORT_FILES = frozenset(
+    {
+        EXPORT,
+        EXPORT_REPORT,
+        "model.bin",
+        "vocabulary.json",
+        "vocabulary.txt",
+        "ggml-model.bin",
+        "model.pt",
+        "weights.safetensors",
+    }
+)
 # Files of these kinds can run code where they are loaded.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 # The repository's folder for how the model was made. Beside the weights these files would look like a run's.
@@ -267,17 +261,19 @@ def pack_export(exported: Export, repo: str, words: CardWords, *, base: str | No
     if not (folder / EXPORT_REPORT).is_file():
         raise UserError(f"{folder / EXPORT_REPORT}: gone; export the model again.")
     known = known_provenance(folder, None)
-    report = without_paths(runs.read_json(folder / EXPORT_REPORT))
+    report = _public_report(runs.read_json(folder / EXPORT_REPORT))
     base = base_on_hub(Located(str(folder), str(folder)), known, base)
     subject = Subject(kind="export", repo=repo, base=base, known=known, export=exported, export_report=report)
     files = [RepoFile(CARD, write_card(subject, words).encode("utf-8"))]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name in (CARD, PROVENANCE) or not path.is_file() or not path.resolve().is_relative_to(folder):
+        if not _is_of_export(name) or not path.is_file() or not path.resolve().is_relative_to(folder):
             continue
         content: Path | bytes = path
         # The other JSON files hold tokens, and some of these look like paths.
-        if name.endswith(("config.json", EXPORT_REPORT)):
+        if name == EXPORT_REPORT:
+            content = _as_json(report)
+        elif name.endswith("config.json"):
             content = _as_json(without_paths(runs.read_json(path)))
         files.append(RepoFile(name, content))
     return Package(
@@ -288,6 +284,29 @@ def pack_export(exported: Export, repo: str, words: CardWords, *, base: str | No
         pickles=[],
         warning=warning_of(known),
     )
+
+
+def _is_of_export(name: str) -> bool:
+    """Tell whether a file in the folder of an export was written by `export`, and is for its loaders.
+
+    Args:
+        name: Its path in the folder, with slashes.
+    """
+    folder, _, last = name.rpartition("/")
+    if folder == "onnx":
+        return last.endswith((".onnx", ".onnx_data"))
+    if folder == PROCESSOR_FOLDER:
+        return last in LOADED_FILES
+    return not folder and (last in LOADED_FILES or last in EXPORT_FILES)
+
+
+def _public_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report of an export without transcripts, which stay on this machine, and without paths."""
+    page = without_paths(report)
+    for comparison in page.get("comparisons", []):
+        comparison.pop("texts", None)
+        comparison.pop("new_faults", None)
+    return page
 
 
 def base_on_hub(located: Located, known: dict[str, Any], base: str | None) -> str | None:
@@ -322,7 +341,7 @@ def base_on_hub(located: Located, known: dict[str, Any], base: str | None) -> st
 def _card_kind(located: Located, folder: Path, known: dict[str, Any]) -> str:
     if located.adapter:
         return "adapter"
-    if (folder / PROVENANCE).is_file():
+    if (folder / runs.PROVENANCE).is_file():
         return "merged"
     if known:
         return "finetune"

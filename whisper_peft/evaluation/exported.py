@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from whisper_peft import runs
 from whisper_peft.data.audio import AudioError, load_audio
 from whisper_peft.data.dataset import Example, LeftOut, SpeechDataset
 from whisper_peft.data.rows import Row
 from whisper_peft.data.spoken import settle_languages
-from whisper_peft.data.text import AUTO_LANGUAGE, language_code
+from whisper_peft.data.text import AUTO_LANGUAGE, clean_text, language_code
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.clip_transcripts import Transcript, Transcripts
 from whisper_peft.evaluation.pieces import finish_transcript
 from whisper_peft.evaluation.transcriber import Job
+from whisper_peft.recipe import Recipe
+from whisper_peft.recipe_dicts import from_dict
 from whisper_peft.runtimes.exports import Export
 from whisper_peft.runtimes.opening import open_runtime
 from whisper_peft.runtimes.runtime import Request, Runtime, RuntimeOutput
@@ -88,6 +93,7 @@ class ExportTranscriber:
         request: The wishes of the user. A job that names its language is decoded in that.
         timed: Give every recording segments with times, not only the long ones.
         window_s: Length of the model's window, in seconds.
+        fallback: Language of a transcript if nobody names one: "en" for an English-only model, else None.
         progress: Called with the seconds of sound that were done since its last call.
     """
 
@@ -95,6 +101,7 @@ class ExportTranscriber:
     request: Request
     timed: bool
     window_s: float
+    fallback: str | None
     progress: Callable[[float], object]
 
     def transcribe(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict]]:
@@ -111,23 +118,23 @@ class ExportTranscriber:
             return {"audio": row.name, "error": str(error)}
         language = row.language or self.request.language
         output = self.runtime.transcribe(wave, _replace_language(self.request, language))
-        transcript = _transcript_of(output, len(wave) / RATE_HZ)
+        transcript = _transcript_of(output, len(wave) / RATE_HZ, word_times=self.request.word_times)
         if not self.timed and len(wave) <= self.window_s * RATE_HZ:
             del transcript["segments"]
-        return {"audio": row.name, **transcript, "language": output.language or language or "en"}
+        return {"audio": row.name, **transcript, "language": output.language or language or self.fallback}
 
 
 def _replace_language(request: Request, language: str | None) -> Request:
-    return Request(language, request.task, request.prompt, request.word_times, request.beams)
+    return dataclasses.replace(request, language=language)
 
 
-def _transcript_of(output: RuntimeOutput, length_s: float) -> dict:
+def _transcript_of(output: RuntimeOutput, length_s: float, *, word_times: bool) -> dict:
     """Turn a runtime's answer into a transcript as `transcribe` returns it. No runtime says that it hit a limit."""
     timed_texts = [(segment.start_s, segment.end_s, segment.text) for segment in output.segments]
     transcript = finish_transcript(timed_texts, length_s, reached_limit=False)
     spoken = [segment for segment in output.segments if segment.text.strip() and segment.start_s < length_s]
     for segment, kept in zip(spoken, transcript["segments"], strict=True):
-        if segment.words:
+        if word_times:
             kept["words"] = [
                 {"word": word.text.strip(), "start": round(word.start_s, 2), "end": round(word.end_s, 2)}
                 for word in segment.words
@@ -150,7 +157,7 @@ def open_transcriber(
 
     Args:
         export: The exported model.
-        language: Name, code, "auto" or None; see `language_of_export`.
+        language: Whisper's code; None lets the runtime listen for it, or is for an English-only model.
         task: "transcribe" or "translate".
         prompt: Names and jargon; None for none.
         beams: Number of beams; None takes the runtime's own.
@@ -159,14 +166,13 @@ def open_transcriber(
         progress: Called with the seconds of sound that were done since its last call.
 
     Raises:
-        UserError: The runtime is not installed or does not load the export, or the language is not clear.
+        UserError: The runtime is not installed or does not load the export, or the model does not know the language.
     """
-    code = language_of_export(export, language)
     preparation = export.preparation()
-    known_code = None if code == AUTO_LANGUAGE else code
-    preparation.check_languages([(known_code, "--language")] if known_code else [], task)
-    request = Request(known_code, task, (prompt or "").strip() or None, word_times, beams)
-    return ExportTranscriber(open_runtime(export), request, timed, preparation.window_s, progress)
+    preparation.check_languages([(language, "--language")] if language else [], task)
+    request = Request(language, task, (prompt or "").strip() or None, word_times, beams, times=timed)
+    fallback = None if export.multilingual else "en"
+    return ExportTranscriber(open_runtime(export), request, timed, preparation.window_s, fallback, progress)
 
 
 def label_for_export(
@@ -192,6 +198,7 @@ def label_for_export(
         UserError: A row names a language that Whisper or this model does not know, or none is named.
         UserError: The language is "auto", which only transformers can score.
     """
+    recipe = _recipe_of(export)
     code = None
     if language is not None or any(row.language is None for row in rows):
         code = language_of_export(export, language)
@@ -200,10 +207,27 @@ def label_for_export(
             "--language auto: an export is scored in a language that is known before; name it with --language."
         )
     preparation = export.preparation()
-    rows = settle_languages(rows, name, language=code, say=say)
-    dataset = SpeechDataset(rows, preparation, language=code, task=task or export.task)
+    borrowed_token = recipe.model.language_token
+    named_code = code if language is not None else None
+    rows = settle_languages(rows, name, language=named_code, borrowed=bool(borrowed_token), say=say)
+    dataset = SpeechDataset(
+        rows,
+        preparation,
+        language=code,
+        task=task or export.task,
+        language_token=borrowed_token,
+        clean=partial(clean_text, **dataclasses.asdict(recipe.data.text)),
+    )
     preparation.check_languages([(dataset.language_of(row), row.place or row.name) for row in rows], dataset.task)
     return dataset
+
+
+def _recipe_of(export: Export) -> Recipe:
+    """Return the recipe of the run that the model comes from; the default one if it is not known."""
+    file = export.folder / runs.PROVENANCE
+    if not file.is_file():
+        return Recipe()
+    return from_dict(runs.read_json(file).get("recipe") or {})
 
 
 def transcribe_rows_in_runtime(

@@ -12,7 +12,7 @@ from whisper_peft.data.features import Preparation
 from whisper_peft.data.rows import Row
 from whisper_peft.data.text import AUTO_LANGUAGE
 from whisper_peft.errors import UserError
-from whisper_peft.evaluation.exported import open_transcriber, refuse_options
+from whisper_peft.evaluation.exported import language_of_export, open_transcriber, refuse_options
 from whisper_peft.evaluation.generation import use_window
 from whisper_peft.evaluation.languages import resolve_language
 from whisper_peft.evaluation.loading import load_to_run
@@ -173,9 +173,10 @@ def transcribe_each(
             chunked=chunked,
             batch_size=batch_size,
         )
+        code = language_of_export(exported, language)
         in_runtime = open_transcriber(
             exported,
-            language=language,
+            language=None if code == AUTO_LANGUAGE else code,
             task=task,
             prompt=prompt,
             beams=beams,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whisper_peft import runs
 from whisper_peft.data.features import Preparation
+from whisper_peft.data.languages import LANGUAGES
 from whisper_peft.errors import UserError
 from whisper_peft.model.configs import load_preparation
 from whisper_peft.recipe_files import expand_home
@@ -90,15 +92,39 @@ def find_export(model: str | Path) -> Export | None:
         export = Export(
             folder=folder.resolve(),
             format=EXPORT_FORMATS[page["format"]],
-            quantization=str(page["quantization"]),
+            quantization=EXPORT_FORMATS[page["format"]].check_quantization(page["quantization"]),
             weights=str(page["weights"]),
-            language=page["language"],
-            task=str(page["task"]),
+            language=_known_value(page["language"], (None, *LANGUAGES)),
+            task=_known_value(page["task"], ("transcribe", "translate")),
             multilingual=bool(page["multilingual"]),
-            alignment_heads=page["alignment_heads"],
+            alignment_heads=_heads_of(page["alignment_heads"]),
         )
-    except (KeyError, TypeError):
+        is_inside = export.path.resolve().is_relative_to(export.folder) and export.path.exists()
+    except (KeyError, TypeError, ValueError, UserError):
         raise UserError(f"{folder / EXPORT}: damaged; export the model again.") from None
-    if not export.path.resolve().is_relative_to(export.folder) or not export.path.exists():
+    if not is_inside:
         raise UserError(f"{export.path}: gone; export the model again.")
     return export
+
+
+def _known_value(value: Any, known: Collection[Any]) -> Any:
+    """Return a value that is one of the known ones.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if value not in known:
+        raise ValueError(value)
+    return value
+
+
+def _heads_of(value: Any) -> list[list[int]] | None:
+    """Return (layer, head) pairs, or None.
+
+    Raises:
+        TypeError: The value is something else.
+        ValueError: A pair has not two numbers.
+    """
+    if value is None:
+        return None
+    return [[int(layer), int(head)] for layer, head in value]

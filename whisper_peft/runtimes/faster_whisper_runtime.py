@@ -28,12 +28,17 @@ class FasterWhisper:
     def __init__(self, export: Export):
         from faster_whisper import WhisperModel
 
+        if not (export.path / "tokenizer.json").is_file():
+            # Without it, faster-whisper would look for the tokenizer of another model on the Hub.
+            raise UserError(f"{export.path / 'tokenizer.json'}: gone; export the model again.")
         try:
             # CTranslate2 warns that a CPU computes float16 weights in float32, which nobody has to mend.
             with _errors_of_ctranslate2_only():
                 self.whisper = WhisperModel(str(export.path), cpu_threads=n_threads(), local_files_only=True)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{export.folder}: faster-whisper does not load it ({error}); export it again.") from None
+        # The library that reads the tokenizer raises Exception itself.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{export.folder}: faster-whisper does not load it ({reason}); export it again.") from None
 
     def transcribe(self, wave: np.ndarray, request: Request) -> RuntimeOutput:
         """Transcribe a recording; see `Runtime.transcribe`."""

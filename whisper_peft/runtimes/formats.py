@@ -55,7 +55,11 @@ class Format:
         """
         if not _is_installed(self.module):
             return None
-        version = importlib.metadata.version(self.distribution)
+        try:
+            version = importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            # Another package has a module of the same name.
+            return None
         if self.distribution == self.runtime:
             return version
         return f"{self.distribution} {version}"

@@ -32,6 +32,10 @@ GGML_FREQUENCIES = 201
 GGML_BLOCK = 32
 # No name of a tensor and no token of text is so long.
 _MOST_NAME_BYTES = 1000
+# What whisper.cpp has built in: the sizes of the vocabularies, the encoder's positions and the decoder's tokens.
+_VOCABULARIES = (51864, 51865, 51866)
+_N_POSITIONS = 1500
+_N_TOKENS = 448
 # No Whisper has so many layers. A false number of them would cost much memory.
 _MOST_LAYERS = 1000
 
@@ -245,6 +249,7 @@ def _read_and_check(file: BinaryIO, size: int) -> GgmlHeader:
         raise _Damage("its weights are float32, which whisper.cpp does not run")
     if weights is None or not all(0 < number < 10_000_000 for number in dataclasses.astuple(header)[:-1]):
         raise _Damage("its header is damaged")
+    _check_sizes(header)
     if _read_numbers(file, 2) != (header.n_mels, GGML_FREQUENCIES):
         raise _Damage("its mel filters do not fit its header")
     _skip(file, 4 * header.n_mels * GGML_FREQUENCIES, size)
@@ -267,6 +272,25 @@ def _read_and_check(file: BinaryIO, size: int) -> GgmlHeader:
     if waiting:
         raise _Damage(f"cut short or damaged: {len(waiting)} tensors are missing")
     return header
+
+
+def _check_sizes(header: GgmlHeader) -> None:
+    """Refuse sizes that whisper.cpp would read past the end of its buffers with.
+
+    Raises:
+        _Damage: There is such a size.
+    """
+    state = header.n_audio_state
+    is_sound = (
+        header.n_vocab in _VOCABULARIES
+        and header.n_audio_ctx == _N_POSITIONS
+        and header.n_text_ctx == _N_TOKENS
+        and header.n_text_state == state
+        and state % header.n_audio_head == 0
+        and state % header.n_text_head == 0
+    )
+    if not is_sound:
+        raise _Damage("its sizes are not those of a Whisper")
 
 
 def _read_tensor_heads(file: BinaryIO, size: int) -> Iterator[tuple[str, tuple[int, ...], int]]:

@@ -96,7 +96,7 @@ class OnnxWhisper:
             language = self._detect_language(features["input_features"])
         options = self._options(request, language)
         with quiet():
-            if request.word_times or len(wave) > self.preparation.window_samples:
+            if request.times or request.word_times or len(wave) > self.preparation.window_samples:
                 output = self.whisper.generate(
                     **features,
                     **options,

@@ -20,6 +20,7 @@ class Request:
         prompt: Names and jargon, as they are spelt; None for none.
         word_times: Whether to find the times of words.
         beams: Number of beams; None takes the runtime's own number.
+        times: Whether to give times also where the runtime would give none, because a recording is short.
     """
 
     language: str | None
@@ -27,6 +28,7 @@ class Request:
     prompt: str | None = None
     word_times: bool = False
     beams: int | None = None
+    times: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whisper_peft import runs
-from whisper_peft.data.languages import LANGUAGES
+from whisper_peft.data.rows import Row
 from whisper_peft.data.text import language_code
 from whisper_peft.delivery.check_clips import SHIPPED_LANGUAGE, SHIPPED_NAME, find_check_rows
 from whisper_peft.delivery.exporting.formats import writer_of
-from whisper_peft.delivery.exporting.proof import PROOF_CLIPS, load_proof_clips, measure_encoder_gap, prove
-from whisper_peft.delivery.exporting.report import ExportReport, SoundComparison, find_failure
+from whisper_peft.delivery.exporting.proof import (
+    PROOF_CLIPS,
+    PROOF_RECORDINGS,
+    load_proof_clips,
+    load_recordings,
+    measure_encoder_gap,
+    prove,
+)
+from whisper_peft.delivery.exporting.report import LEAST_FOR_INTERVAL, ExportReport, SoundComparison, find_failure
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.delivery.merging import merge, write
-from whisper_peft.delivery.provenance import PROVENANCE, known_provenance, warning_of, without_paths
+from whisper_peft.delivery.provenance import known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import label_rows
 from whisper_peft.model.build import load_model, whisper_of
@@ -48,6 +55,23 @@ class _Proof:
     comparisons: tuple[SoundComparison, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class _FoundClips:
+    """The clips to compare on.
+
+    Attributes:
+        rows: The rows of the source.
+        named: Where they came from, in words.
+        language: Their language, if the user names it or they are the shipped ones.
+        is_shipped: Whether they are the clips that ship with the package.
+    """
+
+    rows: Sequence[Row]
+    named: str
+    language: str | None
+    is_shipped: bool
+
+
 def export(
     model: str | Path,
     output: str | Path,
@@ -76,7 +100,7 @@ def export(
         quantization: Type of the weights; None takes the format's usual one. See `EXPORT_FORMATS`.
         check: SRC with the clips to compare on. None takes the run's own test or evaluation clips, or else the clips
             that ship with the package.
-        clips: Largest number of clips; None is 16.
+        clips: Largest number of clips, at least 5; None is 16.
         base: The adapter's base, if it has moved.
         language: Language of the clips, where neither they nor the model name one.
         unproved: Write the export even if its runtime is not installed. It is not compared then.
@@ -90,6 +114,8 @@ def export(
         UserError: There is no such format or model, something that is needed is not installed, or the comparison
             failed. Nothing is written then.
     """
+    if clips is not None and clips < LEAST_FOR_INTERVAL:
+        raise UserError(f"--clips {clips}: at least {LEAST_FOR_INTERVAL} clips make a proof.")
     output = Path(output)
     target = format_named(format)
     quantization = target.check_quantization(quantization)
@@ -109,6 +135,9 @@ def export(
     warning = warning_of(known)
     if warning:
         say(f"Warning: {warning}")
+    found = None
+    if runtime_version is not None:
+        found = _find_clips(located.run, check, language, say)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     writer = writer_of(format)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.model.", dir=output.absolute().parent) as work:
@@ -131,12 +160,12 @@ def export(
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             _write_companions(made, source)
             proof = _Proof()
-            if runtime_version is not None:
-                proof = _prove(made, source, located.run, check, clips, language, say, progress)
+            if found is not None:
+                proof = _prove(made, source, located.run, found, clips, say, progress)
             else:
                 say(f"Not proved: {target.runtime} is not installed (--unproved).")
             report = ExportReport(
-                model=str(model),
+                model=Path(model).name,
                 format=target.name,
                 quantization=quantization,
                 runtime=target.runtime,
@@ -147,7 +176,7 @@ def export(
                 notes=tuple(writer.notes(source, quantization)),
             )
             runs.write_json(folder / EXPORT_REPORT, report.as_dict())
-            runs.write_json(folder / PROVENANCE, known)
+            runs.write_json(folder / runs.PROVENANCE, known)
             failure = find_failure(report, quantized=made.is_quantized)
             if failure:
                 raise UserError(f"{output}: not written: {failure}. {_remedy(warning, made)}")
@@ -187,42 +216,55 @@ def _write_companions(made: Export, source: ModelToExport) -> None:
         shutil.copyfile(source.folder / name, processor / name)
 
 
+def _find_clips(
+    run: Path | None, check: str | Path | None, language: str | None, say: Callable[[str], None]
+) -> _FoundClips:
+    """Find the clips to compare on, before any work is done."""
+    rows, named, spoken = find_check_rows(run, check, language, say)
+    is_shipped = named == SHIPPED_NAME
+    if check is not None:
+        # The report may be published, and a path of this machine says nothing to others.
+        named = named.replace(str(check), Path(check).name)
+    return _FoundClips(rows, named, spoken, is_shipped)
+
+
 def _prove(
     made: Export,
     source: ModelToExport,
     run: Path | None,
-    check: str | Path | None,
+    found: _FoundClips,
     clips: int | None,
-    language: str | None,
     say: Callable[[str], None],
     progress: Callable[[int, int], object],
 ) -> _Proof:
     """Compare the export in its runtime with the same model in transformers."""
-    rows, named, spoken = find_check_rows(run, check, language, say)
-    is_shipped = check is None and named == SHIPPED_NAME
-    if is_shipped and source.language not in (None, language_code(SHIPPED_LANGUAGE)):
+    if found.is_shipped and source.language != language_code(SHIPPED_LANGUAGE):
         raise UserError(
-            f"{source.name}: the clips that ship with whisper-peft are Hindi, and this model was trained for "
-            f"{LANGUAGES[source.language]}; name clips to prove the export on with --check SRC."
+            f"{source.name}: the clips that ship with whisper-peft are Hindi, and the model was not trained for Hindi "
+            "alone; name clips to prove the export on with --check SRC."
         )
-    if check is not None:
-        # The report may be published, and a path of this machine says nothing to others.
-        named = named.replace(str(check), without_paths(str(check)))
     loaded, preparation, _ = load_model(source.folder)
     loaded = to_device(loaded)
     dataset = label_rows(
-        loaded, Located(source.name, str(source.folder), run=run), preparation, rows, language=spoken, task=None
+        loaded,
+        Located(source.name, str(source.folder), run=run),
+        preparation,
+        found.rows,
+        language=found.language,
+        task=made.task,
     )
     chosen = load_proof_clips(dataset, clips or PROOF_CLIPS)
     if not chosen:
-        raise UserError(f"{named}: no usable clip with text to prove the export on; name some with --check SRC.")
-    say(f"Proving in {made.format.runtime} on {len(chosen)} clips of {named}.")
+        raise UserError(f"{found.named}: no usable clip with text to prove the export on; name some with --check SRC.")
+    recordings = load_recordings(dataset, PROOF_RECORDINGS)
+    checked_on = f"{len(chosen)} clips and {len(recordings)} joined recordings of {found.named}"
+    say(f"Proving in {made.format.runtime} on {checked_on}.")
     runtime = open_runtime(made)
     return _Proof(
-        checked_on=f"{len(chosen)} clips of {named}",
+        checked_on=checked_on,
         language=dataset.language,
         encoder_gap=measure_encoder_gap(loaded, preparation, runtime, chosen[0].wave),
-        comparisons=prove(loaded, preparation, runtime, chosen, task=dataset.task, progress=progress),
+        comparisons=prove(loaded, preparation, runtime, chosen, recordings, task=dataset.task, progress=progress),
     )
 
 
@@ -232,7 +274,7 @@ def _remedy(warning: str | None, made: Export) -> str:
         return f"Take a larger type of weights, such as --quantization {made.format.precisions[0]}."
     if warning:
         return warning
-    remedy = "Look at it on more clips with --check SRC --clips 100"
-    if "float32" in made.format.precisions:
+    remedy = "Prove it on other clips with --check SRC"
+    if "float32" in made.format.precisions and made.quantization != "float32":
         return f"{remedy}, or take --quantization float32."
-    return f"{remedy}, or take --format ctranslate2."
+    return f"{remedy}, or take another --format."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_peft import runs
 from whisper_peft.delivery.exporting.source import ModelToExport
+from whisper_peft.delivery.loaded_files import LOADED_FILES
 from whisper_peft.errors import UserError
 from whisper_peft.runtimes.onnx_runtime import (
     DECODER,
@@ -172,9 +173,9 @@ def _data_of(part: Path) -> Path:
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
-    """Copy everything but the weights."""
+    """Copy the configs, the tokenizer and the feature extractor."""
     for file in source.iterdir():
-        if ".safetensors" not in file.name:
+        if file.name in LOADED_FILES and ".safetensors" not in file.name:
             shutil.copyfile(file, folder / file.name)
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PROOF_CLIPS = 16
 # Length of the joined recordings in seconds: most of a window, as real recordings fill it.
 RECORDING_S = 25.0
+# Recordings that are compared, where the source has enough clips.
+PROOF_RECORDINGS = 6
+# Length of a pause between two joined clips, in seconds, in the mean.
+_MEAN_GAP_S = 0.6
 # The seed of the gaps in the joined recordings, so that every export hears the same ones.
 _SEED = 0
 
@@ -39,13 +43,11 @@ class ProofClip:
         wave: float32 (n_samples,), mono, at 16 kHz.
         text: What is spoken.
         language: Whisper's code; None for an English-only model.
-        speaker: Who speaks; None if nobody knows.
     """
 
     wave: np.ndarray
     text: str
     language: str | None
-    speaker: str | None
 
 
 def load_proof_clips(dataset: SpeechDataset, most: int) -> list[ProofClip]:
@@ -58,18 +60,25 @@ def load_proof_clips(dataset: SpeechDataset, most: int) -> list[ProofClip]:
     Returns:
         The clips, in the order of the data set. Rows that cannot be used are passed over.
     """
-    preparation = dataset.preparation
     clips: list[ProofClip] = []
     for number in _spread(len(dataset), most):
-        row = dataset.rows[number]
-        text = dataset.text(number)
-        if not text.strip() or not isinstance(dataset[number], Example):
-            continue
-        wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s, sample_rate_hz=preparation.sample_rate_hz)
-        clips.append(ProofClip(wave, text, dataset.language_of(number), row.speaker))
+        clip = _load_clip(dataset, number)
+        if clip is not None:
+            clips.append(clip)
         if len(clips) == most:
             break
     return clips
+
+
+def _load_clip(dataset: SpeechDataset, number: int) -> ProofClip | None:
+    """Read the sound of a row; None if it has no text or cannot be used."""
+    row = dataset.rows[number]
+    text = dataset.text(number)
+    if not text.strip() or not isinstance(dataset[number], Example):
+        return None
+    rate_hz = dataset.preparation.sample_rate_hz
+    wave = load_audio(row.sound(), start_s=row.start_s, end_s=row.end_s, sample_rate_hz=rate_hz)
+    return ProofClip(wave, text, dataset.language_of(number))
 
 
 def _spread(n_rows: int, most: int) -> list[int]:
@@ -84,27 +93,70 @@ def _spread(n_rows: int, most: int) -> list[int]:
     return first + [number for number in range(n_rows) if number not in chosen]
 
 
-def join_recordings(clips: Sequence[ProofClip], preparation: Preparation) -> list[ProofClip]:
-    """Join clips of one speaker and one language to recordings of about 25 s, with pauses of their own noise.
+def load_recordings(dataset: SpeechDataset, most: int) -> list[ProofClip]:
+    """Join clips of a data set to recordings of about 25 s, with pauses of their own noise between them.
 
-    A speaker with less sound gives one shorter recording, if it has at least two clips.
+    The clips of a recording come from one speaker, as long as speakers have enough of them. After that, clips of
+    several speakers are joined. All clips of a recording are in one language.
+
+    Args:
+        dataset: The clips, with cleaned texts and languages.
+        most: Largest number of recordings.
+
+    Returns:
+        The recordings. A data set with little sound gives fewer, and the last one may be shorter.
     """
-    by_voice: dict[tuple, list[ProofClip]] = defaultdict(list)
-    for clip in clips:
-        by_voice[(clip.speaker, clip.language)].append(clip)
-    rate_hz = preparation.sample_rate_hz
-    most_samples = int(min(RECORDING_S, preparation.window_s) * rate_hz)
+    preparation = dataset.preparation
+    longest_s = min(RECORDING_S, preparation.window_s)
     rng = np.random.default_rng(_SEED)
     recordings = []
-    for (speaker, language), waiting in by_voice.items():
-        while len(waiting) > 1:
-            wave, starts_s = join([clip.wave for clip in waiting], most_samples, rate_hz, rng)
-            part = waiting[: len(starts_s)]
-            waiting = waiting[len(starts_s) :]
-            if len(part) > 1:
-                text = join_segments(clip.text for clip in part)
-                recordings.append(ProofClip(wave, text, language, speaker))
+    for numbers in _plan_recordings(dataset, longest_s)[:most]:
+        clips = [clip for clip in (_load_clip(dataset, number) for number in numbers) if clip is not None]
+        if len(clips) < 2:
+            continue
+        most_samples = int(longest_s * preparation.sample_rate_hz)
+        wave, starts_s = join([clip.wave for clip in clips], most_samples, preparation.sample_rate_hz, rng)
+        joined = clips[: len(starts_s)]
+        text = join_segments(clip.text for clip in joined)
+        recordings.append(ProofClip(wave, text, clips[0].language))
     return recordings
+
+
+def _plan_recordings(dataset: SpeechDataset, longest_s: float) -> list[list[int]]:
+    """Return the numbers of the rows of each recording: full ones of one speaker first, then mixed ones."""
+    by_voice: dict[tuple[str | None, str | None], list[int]] = defaultdict(list)
+    for number, row in enumerate(dataset.rows):
+        if dataset.text(number).strip():
+            by_voice[(row.speaker, dataset.language_of(number))].append(number)
+    full: list[list[int]] = []
+    left_over: dict[str | None, list[int]] = defaultdict(list)
+    for (_, language), numbers in by_voice.items():
+        groups, rest = _fill(dataset, numbers, longest_s)
+        full += groups
+        left_over[language] += rest
+    mixed: list[list[int]] = []
+    for numbers in left_over.values():
+        groups, rest = _fill(dataset, numbers, longest_s)
+        mixed += groups
+        if len(rest) > 1:
+            mixed.append(rest)
+    return full + mixed
+
+
+def _fill(dataset: SpeechDataset, numbers: Sequence[int], longest_s: float) -> tuple[list[list[int]], list[int]]:
+    """Cut rows into groups that fill a recording. Return the groups, and the rows that fill none."""
+    groups: list[list[int]] = []
+    group: list[int] = []
+    seconds = 0.0
+    for number in numbers:
+        length_s = dataset.duration_s(number) + _MEAN_GAP_S
+        if group and seconds + length_s > longest_s:
+            groups.append(group)
+            group = []
+            seconds = 0.0
+        group.append(number)
+        seconds += length_s
+    return [group for group in groups if len(group) > 1], group
 
 
 def prove(
@@ -112,21 +164,23 @@ def prove(
     preparation: Preparation,
     runtime: Runtime,
     clips: Sequence[ProofClip],
+    recordings: Sequence[ProofClip],
     *,
     task: str,
     progress: Callable[[int, int], object] = lambda outputs, total: None,
 ) -> tuple[SoundComparison, ...]:
-    """Let transformers and a runtime hear clips, and recordings joined from them, and compare what they write.
+    """Transcribe clips and recordings in transformers and in a runtime, and compare the texts.
 
     Args:
         model: The same model in transformers, in float32.
         preparation: Its preparation.
         runtime: The export in its runtime.
         clips: The clips.
+        recordings: The recordings.
         task: "transcribe" or "translate".
         progress: Called with the number of outputs since its last call, and the number of all.
     """
-    sounds = {"clips": list(clips), "recordings": join_recordings(clips, preparation)}
+    sounds = {"clips": clips, "recordings": recordings}
     total = 2 * sum(len(heard) for heard in sounds.values())
     comparisons = []
     for sound, heard in sounds.items():

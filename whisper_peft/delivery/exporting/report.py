@@ -17,8 +17,9 @@ ENDED_EARLY = 0.6
 CER_LIMIT = 0.01
 # The same for a quantised export.
 QUANTIZED_CER_LIMIT = 0.05
-# With fewer outputs, an interval says nothing about other clips, and only the faults of single outputs count.
-LEAST_FOR_ERROR_RATE = 5
+# With fewer outputs, an interval says nothing about other clips. Then only a CER above this limit fails.
+LEAST_FOR_INTERVAL = 5
+FEW_CER_LIMIT = 0.1
 # Faults of single outputs: the key in the report, and the words for one output and for several.
 FAULTS = {
     "empty": ("is empty", "are empty"),
@@ -85,9 +86,11 @@ class SoundComparison:
     def is_worse_by(self, limit: float) -> bool:
         """Tell whether the runtime's CER is worse by more than a limit, with the whole interval above zero.
 
-        Fewer than `LEAST_FOR_ERROR_RATE` outputs do not tell.
+        For fewer than `LEAST_FOR_INTERVAL` outputs, the limit is `FEW_CER_LIMIT`, without an interval.
         """
-        return self.number >= LEAST_FOR_ERROR_RATE and self.cer_gap > limit and self.cer_difference[0] > 0
+        if self.number < LEAST_FOR_INTERVAL:
+            return self.cer_gap > FEW_CER_LIMIT
+        return self.cer_gap > limit and self.cer_difference[0] > 0
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,10 @@ def find_failure(report: ExportReport, *, quantized: bool) -> str | None:
                 "transformers"
             )
         if comparison.is_worse_by(limit):
+            allowed = limit if comparison.number >= LEAST_FOR_INTERVAL else FEW_CER_LIMIT
             return (
                 f"the CER of {comparison.sound} is {comparison.runtime.cer:.1%} in {report.runtime} and "
-                f"{comparison.transformers.cer:.1%} in transformers (at most {100 * limit:g} points more are allowed)"
+                f"{comparison.transformers.cer:.1%} in transformers (at most {100 * allowed:g} points more are allowed)"
             )
     return None
 
