@@ -21,12 +21,13 @@ from whisper_peft.delivery.exporting.proof import (
     measure_encoder_gap,
     prove,
 )
-from whisper_peft.delivery.exporting.report import LEAST_FOR_INTERVAL, ExportReport, SoundComparison, find_failure
+from whisper_peft.delivery.exporting.report import ExportReport, SoundComparison, find_failure
 from whisper_peft.delivery.exporting.source import ModelToExport
 from whisper_peft.delivery.merging import merge, write
 from whisper_peft.delivery.provenance import known_provenance, warning_of
 from whisper_peft.errors import UserError
 from whisper_peft.evaluation.scoring import label_rows
+from whisper_peft.evaluation.whole_recordings import LEAST_FOR_INTERVAL
 from whisper_peft.model.build import load_model, whisper_of
 from whisper_peft.model.devices import to_device
 from whisper_peft.model.locating import Located, locate
@@ -56,7 +57,7 @@ class _Proof:
 
 
 @dataclasses.dataclass(frozen=True)
-class _FoundClips:
+class _ClipSource:
     """The clips to compare on.
 
     Attributes:
@@ -135,9 +136,9 @@ def export(
     warning = warning_of(known)
     if warning:
         say(f"Warning: {warning}")
-    found = None
+    clip_source = None
     if runtime_version is not None:
-        found = _find_clips(located.run, check, language, say)
+        clip_source = _find_clips(located.run, check, language, say)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     writer = writer_of(format)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.model.", dir=output.absolute().parent) as work:
@@ -160,8 +161,8 @@ def export(
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             _write_companions(made, source)
             proof = _Proof()
-            if found is not None:
-                proof = _prove(made, source, located.run, found, clips, say, progress)
+            if clip_source is not None:
+                proof = _prove(made, source, located.run, clip_source, clips, say, progress)
             else:
                 say(f"Not proved: {target.runtime} is not installed (--unproved).")
             report = ExportReport(
@@ -218,27 +219,27 @@ def _write_companions(made: Export, source: ModelToExport) -> None:
 
 def _find_clips(
     run: Path | None, check: str | Path | None, language: str | None, say: Callable[[str], None]
-) -> _FoundClips:
+) -> _ClipSource:
     """Find the clips to compare on, before any work is done."""
     rows, named, spoken = find_check_rows(run, check, language, say)
     is_shipped = named == SHIPPED_NAME
     if check is not None:
         # The report may be published, and a path of this machine says nothing to others.
         named = named.replace(str(check), Path(check).name)
-    return _FoundClips(rows, named, spoken, is_shipped)
+    return _ClipSource(rows, named, spoken, is_shipped)
 
 
 def _prove(
     made: Export,
     source: ModelToExport,
     run: Path | None,
-    found: _FoundClips,
+    clip_source: _ClipSource,
     clips: int | None,
     say: Callable[[str], None],
     progress: Callable[[int, int], object],
 ) -> _Proof:
     """Compare the export in its runtime with the same model in transformers."""
-    if found.is_shipped and source.language != language_code(SHIPPED_LANGUAGE):
+    if clip_source.is_shipped and source.language != language_code(SHIPPED_LANGUAGE):
         raise UserError(
             f"{source.name}: the clips that ship with whisper-peft are Hindi, and the model was not trained for Hindi "
             "alone; name clips to prove the export on with --check SRC."
@@ -249,15 +250,17 @@ def _prove(
         loaded,
         Located(source.name, str(source.folder), run=run),
         preparation,
-        found.rows,
-        language=found.language,
+        clip_source.rows,
+        language=clip_source.language,
         task=made.task,
     )
     chosen = load_proof_clips(dataset, clips or PROOF_CLIPS)
     if not chosen:
-        raise UserError(f"{found.named}: no usable clip with text to prove the export on; name some with --check SRC.")
+        raise UserError(
+            f"{clip_source.named}: no usable clip with text to prove the export on; name some with --check SRC."
+        )
     recordings = load_recordings(dataset, PROOF_RECORDINGS)
-    checked_on = f"{len(chosen)} clips and {len(recordings)} joined recordings of {found.named}"
+    checked_on = f"{len(chosen)} clips and {len(recordings)} joined recordings of {clip_source.named}"
     say(f"Proving in {made.format.runtime} on {checked_on}.")
     runtime = open_runtime(made)
     return _Proof(

@@ -62,7 +62,7 @@ def load_proof_clips(dataset: SpeechDataset, most: int) -> list[ProofClip]:
     """
     clips: list[ProofClip] = []
     for number in _spread(len(dataset), most):
-        clip = _load_clip(dataset, number)
+        clip = _read_proof_clip(dataset, number)
         if clip is not None:
             clips.append(clip)
         if len(clips) == most:
@@ -70,7 +70,7 @@ def load_proof_clips(dataset: SpeechDataset, most: int) -> list[ProofClip]:
     return clips
 
 
-def _load_clip(dataset: SpeechDataset, number: int) -> ProofClip | None:
+def _read_proof_clip(dataset: SpeechDataset, number: int) -> ProofClip | None:
     """Read the sound of a row; None if it has no text or cannot be used."""
     row = dataset.rows[number]
     text = dataset.text(number)
@@ -111,7 +111,7 @@ def load_recordings(dataset: SpeechDataset, most: int) -> list[ProofClip]:
     rng = np.random.default_rng(_SEED)
     recordings = []
     for numbers in _plan_recordings(dataset, longest_s)[:most]:
-        clips = [clip for clip in (_load_clip(dataset, number) for number in numbers) if clip is not None]
+        clips = [clip for clip in (_read_proof_clip(dataset, number) for number in numbers) if clip is not None]
         if len(clips) < 2:
             continue
         most_samples = int(longest_s * preparation.sample_rate_hz)

@@ -9,6 +9,7 @@ from typing import Any
 
 from whisper_peft.evaluation.metrics import paired_interval, score
 from whisper_peft.evaluation.recording_scores import count_loops
+from whisper_peft.evaluation.whole_recordings import LEAST_FOR_INTERVAL
 
 # An output with less than this share of the characters of its reference has ended early.
 ENDED_EARLY = 0.6
@@ -17,8 +18,7 @@ ENDED_EARLY = 0.6
 CER_LIMIT = 0.01
 # The same for a quantised export.
 QUANTIZED_CER_LIMIT = 0.05
-# With fewer outputs, an interval says nothing about other clips. Then only a CER above this limit fails.
-LEAST_FOR_INTERVAL = 5
+# With fewer outputs than an interval needs, a CER fails only above this limit.
 FEW_CER_LIMIT = 0.1
 # Faults of single outputs: the key in the report, and the words for one output and for several.
 FAULTS = {
