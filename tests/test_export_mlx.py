@@ -164,7 +164,6 @@ def test_the_whole_export_is_proved(speaking, tmp_path):
         format="mlx",
         check=make_check_source(tmp_path / "clips"),
         language="hi",
-        clips=2,
     )
     assert report.proved and report.encoder_gap < 0.05
     assert [comparison.differing for comparison in report.comparisons] == [0, 0]

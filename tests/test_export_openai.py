@@ -130,7 +130,6 @@ def test_the_whole_export_is_proved(speaking, tmp_path):
         format="openai",
         check=make_check_source(tmp_path / "clips"),
         language="hi",
-        clips=2,
     )
     assert report.proved and report.encoder_gap < 1e-2
     assert [comparison.sound for comparison in report.comparisons] == ["clips", "recordings"]
