@@ -266,7 +266,7 @@ def test_a_failed_proof_leaves_nothing_behind(tiny_model_30s, speech, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(tiny_model_30s, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(tiny_model_30s, speech, tmp_path, monkeypatch):
     from whisper_peft.delivery.exporting.ctranslate2 import CTranslate2Writer
 
     def fill(self, source, folder, quantization):
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny_model_30s, tmp_path, monkeypatch
 
     monkeypatch.setattr(CTranslate2Writer, "write", fill)
     with pytest.raises(OSError, match="No space left"):
-        whisper_peft.export(tiny_model_30s, tmp_path / "out", format="ctranslate2")
+        whisper_peft.export(tiny_model_30s, tmp_path / "out", format="ctranslate2", check=speech / "test")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -453,3 +453,14 @@ def test_an_export_is_published_in_the_layout_of_its_loader_with_the_proof(expor
     assert "library_name: ctranslate2" in published.card and "| 16 clips | faster-whisper | 0.0% | 0.0% |" in (
         published.card
     )
+
+
+def test_the_shipped_clips_prove_only_a_model_of_their_language(tiny_model_30s, tmp_path, monkeypatch):
+    written: list[Path] = []
+    monkeypatch.setattr(
+        "whisper_peft.delivery.exporting.ctranslate2.CTranslate2Writer.write",
+        lambda self, source, folder, quantization: written.append(folder),
+    )
+    with pytest.raises(UserError, match="not trained for Hindi alone; name clips"):
+        whisper_peft.export(tiny_model_30s, tmp_path / "out", format="ctranslate2")
+    assert not written and list(tmp_path.iterdir()) == []

@@ -397,8 +397,8 @@ def merge(out: Printer, model: str, output: str, **options) -> None:
 def export(out: Printer, model: str, output: str, **options) -> None:
     """Write MODEL for another runtime, and prove there that it says the same as in transformers.
 
-    MODEL is a run, an adapter or a model folder. The runtime hears clips, and recordings of 25 s that are joined from
-    them, with its own default decoding. If it is worse than transformers, nothing is written.
+    MODEL is a run, an adapter or a model folder. The runtime transcribes clips, and recordings of about 25 s that are
+    joined from clips, with its own default decoding. If it is worse than transformers, nothing is written.
 
     Example: whisper-peft export runs/hindi hindi-ct2 --format ctranslate2
     """

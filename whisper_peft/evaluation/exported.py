@@ -117,15 +117,11 @@ class ExportTranscriber:
         except AudioError as error:
             return {"audio": row.name, "error": str(error)}
         language = row.language or self.request.language
-        output = self.runtime.transcribe(wave, _replace_language(self.request, language))
+        output = self.runtime.transcribe(wave, dataclasses.replace(self.request, language=language))
         transcript = _transcript_of(output, len(wave) / RATE_HZ, word_times=self.request.word_times)
         if not self.timed and len(wave) <= self.window_s * RATE_HZ:
             del transcript["segments"]
         return {"audio": row.name, **transcript, "language": output.language or language or self.fallback}
-
-
-def _replace_language(request: Request, language: str | None) -> Request:
-    return dataclasses.replace(request, language=language)
 
 
 def _transcript_of(output: RuntimeOutput, length_s: float, *, word_times: bool) -> dict:

@@ -89,10 +89,11 @@ def export(
 ) -> ExportReport:
     """Write a model in the format of another runtime, and compare both before it appears.
 
-    The runtime hears clips, and recordings of 25 s that are joined from them, with its own default decoding.
-    transformers hears the same. An export whose weights are not quantised fails if its character error rate is more
-    than 1 point above that of transformers with the whole interval above zero, or if an output is empty, loops or ends
-    early where that of transformers does not. A quantised export fails above 5 points.
+    The runtime transcribes clips, and recordings of about 25 s that are joined from clips of the same source, with its
+    own default decoding. transformers transcribes the same sound. An export whose weights are not quantised fails if
+    its character error rate is more than 1 point above that of transformers with the whole interval above zero, or if
+    an output is empty, loops or ends early where that of transformers does not. A quantised export fails above 5
+    points.
 
     Args:
         model: A run, an adapter (which is merged first) or a stand-alone model.
@@ -145,6 +146,8 @@ def export(
         source = ModelToExport(Path(work) / "model", str(model))
         _write_stand_alone(located, source.folder, base=base, check=check, language=language, say=say)
         writer.check(source)
+        if clip_source is not None:
+            _refuse_shipped_clips(clip_source, source)
         with runs.new_folder(output, EXPORT_NEVER_OVERWRITES) as folder:
             say(f"Writing {target.name} in {quantization}.")
             weights = writer.write(source, folder, quantization)
@@ -220,13 +223,26 @@ def _write_companions(made: Export, source: ModelToExport) -> None:
 def _find_clips(
     run: Path | None, check: str | Path | None, language: str | None, say: Callable[[str], None]
 ) -> _ClipSource:
-    """Find the clips to compare on, before any work is done."""
+    """Find the clips to compare on."""
     rows, named, spoken = find_check_rows(run, check, language, say)
     is_shipped = named == SHIPPED_NAME
     if check is not None:
         # The report may be published, and a path of this machine says nothing to others.
         named = named.replace(str(check), Path(check).name)
     return _ClipSource(rows, named, spoken, is_shipped)
+
+
+def _refuse_shipped_clips(clip_source: _ClipSource, source: ModelToExport) -> None:
+    """Refuse to prove a model on the clips that ship with the package if it was not trained for their language.
+
+    Raises:
+        UserError: It was trained for another language, or names none.
+    """
+    if clip_source.is_shipped and source.language != language_code(SHIPPED_LANGUAGE):
+        raise UserError(
+            f"{source.name}: the clips that ship with whisper-peft are Hindi, and the model was not trained for Hindi "
+            "alone; name clips to prove the export on with --check SRC."
+        )
 
 
 def _prove(
@@ -239,11 +255,6 @@ def _prove(
     progress: Callable[[int, int], object],
 ) -> _Proof:
     """Compare the export in its runtime with the same model in transformers."""
-    if clip_source.is_shipped and source.language != language_code(SHIPPED_LANGUAGE):
-        raise UserError(
-            f"{source.name}: the clips that ship with whisper-peft are Hindi, and the model was not trained for Hindi "
-            "alone; name clips to prove the export on with --check SRC."
-        )
     loaded, preparation, _ = load_model(source.folder)
     loaded = to_device(loaded)
     dataset = label_rows(
